@@ -1,0 +1,72 @@
+package record
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Names in a pool's root. Nothing of Quarry's own is outside MetaDir but the volumes' directories.
+const (
+	MetaDir     = ".quarry"
+	PoolFile    = "pool.json" // in MetaDir
+	TmpDir      = "tmp"       // in MetaDir: volumes being built
+	TrashDir    = "trash"     // in MetaDir: deleted volumes
+	ByClaimDir  = "by-claim"  // in MetaDir: links for people
+	DataDir     = "data"      // in a volume, and in a loop volume's filesystem: the root of what its user sees
+	ImageFile   = "image"     // in a loop volume
+	MountDir    = "mount"     // in a loop volume: where its filesystem is mounted
+	TrashedFile = "trash.json"
+)
+
+// Pool is the identity of a pool.
+type Pool struct {
+	UID       string    `json:"uid"`
+	CreatedAt time.Time `json:"createdAt"`
+	// ClusterID is the UID of the cluster's kube-system namespace, so that a disk of another cluster is recognised. Empty: made without a cluster.
+	ClusterID string `json:"clusterID,omitempty"`
+	// Node and Name are where the pool was made, for people who find the disk in a drawer.
+	Node string `json:"node,omitempty"`
+	Name string `json:"name,omitempty"`
+}
+
+// EncodePool writes p in the format of PoolFile.
+func EncodePool(p *Pool) ([]byte, error) {
+	return seal(p, func(e *envelope) *json.RawMessage { return &e.Pool })
+}
+
+// DecodePool reads what EncodePool wrote. It returns an *UnreadableError for anything else.
+func DecodePool(data []byte) (*Pool, error) {
+	p := &Pool{}
+	if err := unseal(data, p, func(e *envelope) *json.RawMessage { return &e.Pool }); err != nil {
+		return nil, err
+	}
+	if p.UID == "" {
+		return nil, &UnreadableError{Reason: "the pool has no identity"}
+	}
+	return p, nil
+}
+
+// Trash says that a volume was deleted on purpose, and when its space is to be freed.
+type Trash struct {
+	DeletedAt time.Time `json:"deletedAt"`
+	Deletion  Deletion  `json:"deletion"`
+	// ElapsedSeconds of the retention were seen to pass by an agent whose clock was synchronised.
+	ElapsedSeconds int64 `json:"elapsedSeconds,omitempty"`
+	// Purge: free it now, whatever is left of the retention.
+	Purge bool `json:"purge,omitempty"`
+}
+
+// EncodeTrash writes t in the format of TrashedFile.
+func EncodeTrash(t *Trash) ([]byte, error) {
+	return seal(t, func(e *envelope) *json.RawMessage { return &e.Trash })
+}
+
+// DecodeTrash reads what EncodeTrash wrote. It returns an *UnreadableError for anything else.
+func DecodeTrash(data []byte) (*Trash, error) {
+	t := &Trash{}
+	err := unseal(data, t, func(e *envelope) *json.RawMessage { return &e.Trash })
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}

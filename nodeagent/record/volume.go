@@ -1,0 +1,123 @@
+package record
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// VolumeFile is the name of a volume's record in its directory.
+const VolumeFile = "volume.json"
+
+// Backends and filesystem modes as they stand in records. They are the words of the API, kept apart from it so that the
+// format on disk does not change with an API version.
+const (
+	BackendDirectory = "directory"
+	BackendLoop      = "loop"
+
+	ModeFilesystem = "Filesystem"
+	ModeBlock      = "Block"
+
+	AllocationThick = "thick"
+	AllocationThin  = "thin"
+
+	EnforcementStrict = "strict"
+	EnforcementQuota  = "quota"
+	EnforcementNone   = "none"
+)
+
+// Quota kinds: what holds a directory volume's size.
+const (
+	QuotaProject = "project" // project id of ext4 and xfs
+	QuotaBtrfs   = "btrfs"   // level-1 qgroup under simple quotas
+)
+
+// Volume is everything about a volume that must outlive the cluster.
+type Volume struct {
+	ID        string    `json:"id"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// What was carved. SizeBytes is the size in force; GrowingTo, when not 0, a size that is being gone to: after a crash the
+	// growth is carried on.
+	Backend     string `json:"backend"`
+	Enforcement string `json:"enforcement"`
+	VolumeMode  string `json:"volumeMode"`
+	SizeBytes   int64  `json:"sizeBytes"`
+	GrowingTo   int64  `json:"growingTo,omitempty"`
+	Inodes      int64  `json:"inodes,omitempty"`
+
+	// Directory volumes: the quota that holds the size.
+	QuotaKind string `json:"quotaKind,omitempty"`
+	QuotaID   uint64 `json:"quotaID,omitempty"`
+
+	// Loop volumes. The filesystem's UUID is chosen before it is made; the logical block size is part of the data's format
+	// and must be the same at every attach. EverRaw is set before the image is first handed out as a block device: its
+	// content is then the tenant's, and it is never mounted by us.
+	Allocation       string   `json:"allocation,omitempty"`
+	FSType           string   `json:"fsType,omitempty"`
+	FSUUID           string   `json:"fsUUID,omitempty"`
+	LogicalBlockSize uint32   `json:"logicalBlockSize,omitempty"`
+	MkfsOptions      []string `json:"mkfsOptions,omitempty"`
+	MountOptions     []string `json:"mountOptions,omitempty"`
+	EverRaw          bool     `json:"everRaw,omitempty"`
+
+	// The root directory's owner and permissions at creation.
+	Owner int64  `json:"owner,omitempty"`
+	Group int64  `json:"group,omitempty"`
+	Mode  uint32 `json:"mode,omitempty"`
+
+	// Everything else that is needed to write the objects of the cluster again.
+	Source *Source `json:"source,omitempty"`
+	Origin Origin  `json:"origin"`
+}
+
+// Source is what a volume's first content was taken from.
+type Source struct {
+	Volume   string `json:"volume,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// Origin is the cluster's view of a volume: no part of the disk depends on it.
+type Origin struct {
+	// Wish is a digest of the request the volume was made for: the same request again is the same volume, another one is refused.
+	Wish             string            `json:"wish,omitempty"`
+	Node             string            `json:"node,omitempty"`
+	PVName           string            `json:"pvName,omitempty"`
+	Provisioner      string            `json:"provisioner,omitempty"`
+	StorageClass     string            `json:"storageClass,omitempty"`
+	ReclaimPolicy    string            `json:"reclaimPolicy,omitempty"`
+	AccessModes      []string          `json:"accessModes,omitempty"`
+	ClaimNamespace   string            `json:"claimNamespace,omitempty"`
+	ClaimName        string            `json:"claimName,omitempty"`
+	ClaimUID         string            `json:"claimUID,omitempty"`
+	ClaimLabels      map[string]string `json:"claimLabels,omitempty"`
+	RequestedBackend string            `json:"requestedBackend,omitempty"`
+	Deletion         Deletion          `json:"deletion"`
+	Attributes       map[string]string `json:"attributes,omitempty"`
+}
+
+// Deletion is what deleting the volume is to mean, in the words of the API.
+type Deletion struct {
+	OnDelete         string `json:"onDelete,omitempty"`
+	RetentionSeconds int64  `json:"retentionSeconds,omitempty"`
+	Scrub            string `json:"scrub,omitempty"`
+}
+
+// Promise is how many bytes the pool owes the volume.
+func (v *Volume) Promise() int64 { return max(v.SizeBytes, v.GrowingTo) }
+
+// EncodeVolume writes v in the format of VolumeFile.
+func EncodeVolume(v *Volume) ([]byte, error) {
+	return seal(v, func(e *envelope) *json.RawMessage { return &e.Volume })
+}
+
+// DecodeVolume reads what EncodeVolume wrote. It returns an *UnreadableError for anything else.
+func DecodeVolume(data []byte) (*Volume, error) {
+	v := &Volume{}
+	if err := unseal(data, v, func(e *envelope) *json.RawMessage { return &e.Volume }); err != nil {
+		return nil, err
+	}
+	if CheckID(v.ID) != nil {
+		return nil, &UnreadableError{Reason: "it names no volume"}
+	}
+	return v, nil
+}
