@@ -1,0 +1,66 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"golang.org/x/sys/unix"
+)
+
+// DamagedError says that a filesystem has damage that cannot be repaired
+// without the risk of losing data. A person has to look at it.
+type DamagedError struct {
+	Device string
+	Output string // the last lines of fsck
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("the filesystem on %s is damaged, and repairing it by itself is not safe: %s", e.Device, e.Output)
+}
+
+// Check makes a filesystem fit to be mounted, and reports whether something was
+// repaired. The device must not be in use, and is open for reading and writing,
+// without O_EXCL.
+//
+// Nothing is done in the usual case, also after a power cut: a journal is
+// replayed by the mount. An ext4 whose superblock says that errors were seen
+// gets `e2fsck -p`, which repairs what it can without asking; what it cannot is
+// a [*DamagedError], as is a superblock that is itself damaged. xfs and btrfs
+// are not checked before a mount, as fsck.xfs(8) and btrfs-check(8) say; they
+// refuse to be mounted if that is not safe.
+func Check(ctx context.Context, device *os.File) (repaired bool, err error) {
+	info, err := Identify(device)
+	var corrupt *CorruptError
+	if errors.As(err, &corrupt) {
+		return false, &DamagedError{Device: device.Name(), Output: err.Error()}
+	}
+	if err != nil {
+		return false, fmt.Errorf("check %s: %w", device.Name(), err)
+	}
+	if info.Type != Ext4 || info.Clean {
+		return false, nil
+	}
+	cmd := exec.CommandContext(ctx, "e2fsck", "-p", "/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{device}
+	var exit *exec.ExitError
+	out, err := run(cmd)
+	if err != nil && !errors.As(err, &exit) {
+		return false, fmt.Errorf("check %s: %w", device.Name(), errors.Join(err, ctx.Err()))
+	}
+	// Exit status of e2fsck(8), a sum of bits.
+	const corrected, reboot, uncorrected = 1, 2, 4
+	switch code := cmd.ProcessState.ExitCode(); {
+	case code == 0:
+		return false, nil
+	case code > 0 && code&^(corrected|reboot) == 0:
+		_ = unix.Fadvise(int(device.Fd()), 0, headBytes, unix.FADV_DONTNEED)
+		return true, nil
+	case code > 0 && code&uncorrected != 0:
+		return false, &DamagedError{Device: device.Name(), Output: out}
+	default:
+		return false, fmt.Errorf("check %s: e2fsck: %w: %s", device.Name(), errors.Join(err, ctx.Err()), out)
+	}
+}
