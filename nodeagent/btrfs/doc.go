@@ -1,0 +1,37 @@
+// Package btrfs enforces the size of directory volumes on btrfs: a volume is a
+// subvolume in a level-1 qgroup of its own, with simple quotas.
+//
+//	ioctl.go      the ioctls and their structures
+//	search.go     reading the filesystem's trees
+//	subvolume.go  make, snapshot and describe subvolumes
+//	delete.go     delete a subvolume with all that a tenant made inside
+//	quota.go      which kind of quotas, and are they in force? Proven by doing
+//	group.go      level-1 groups: the limit of a volume
+//
+// # Why simple quotas and a level-1 group
+//
+// A limit on a subvolume's own (level-0) group is no limit for a tenant: any
+// user can make another subvolume inside and write there. With simple quotas
+// (Linux 6.7) a subvolume made inside another one joins the level-1 groups of
+// the one it is made in, so that a limit on such a group holds for the volume
+// and everything made in it (qgroup_auto_inherit in fs/btrfs/qgroup.c). Full
+// qgroups do not do that, and cost a walk of the back references for each
+// extent freed.
+//
+// Simple quotas charge an extent to the subvolume that wrote it first, for as
+// long as anybody refers to it: a snapshot is free until it is written to, and
+// keeps what it shares charged to its origin after that is deleted.
+//
+// # What it holds against
+//
+// Everybody who writes in the volume, root too, blocks and metadata alike:
+// there is no limit on inodes, for they are charged as metadata. It does not
+// hold against a tenant who hands the kernel a qgroup list of its own with
+// BTRFS_IOC_SUBVOL_CREATE_V2: the kernel then puts the new subvolume into
+// those groups, or none, and asks for no privilege. Strays finds such
+// subvolumes afterwards. The outcome of each attempt is asserted in
+// enforcement_test.go.
+//
+// Everything works on descriptors of the filesystem, never on path strings, and
+// on subvolume ids: a path inside a volume is its user's to change.
+package btrfs

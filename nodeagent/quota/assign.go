@@ -1,0 +1,86 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report counts what a walk met.
+type Report struct {
+	Inodes    uint64 // directories and regular files looked at, the top included
+	Changed   uint64 // of them given the id, by Assign
+	Immutable uint64 // of them left, by Assign: the kernel refuses while the flag is set
+	HardLinks uint64 // regular files with a second name, which may be elsewhere
+	Special   uint64 // links, FIFOs, sockets and devices: skipped, opening them is not safe
+	Mounts    uint64 // mount points: skipped
+	Busy      uint64 // files with a lease (fcntl(2)): skipped, try again
+	Strays    []Stray
+}
+
+// Stray is an inode whose project is not the volume's.
+type Stray struct {
+	Path      string // relative to the volume; for people, shortened if very long
+	Inode     uint64
+	ID        uint32 // its project
+	Directory bool   // a directory may also just have lost its inherit flag
+}
+
+// maxStrays is how many Check reports of one call: enough to say what happened.
+const maxStrays = 64
+
+// Assign gives every directory and regular file of a tree the project id, and
+// every directory the inherit flag, the top first, so that what is made from
+// then on has it. It is for the adoption of a tree nobody uses meanwhile: a new
+// volume needs SetProject on its empty directory only.
+//
+// It can be repeated after a crash and changes only what is not right yet. A
+// hard link to an inode outside the tree takes that inode along; Report counts
+// them. Special files keep their id: they occupy an inode and no space.
+func Assign(ctx context.Context, tree *os.File, id uint32) (Report, error) {
+	return walk(ctx, tree, new(Cursor), 0, func(in inode, count *Report) error {
+		changed, err := setProject(in.fd, id, in.isDir())
+		if errors.Is(err, unix.EPERM) && isImmutable(in.fd) {
+			count.Immutable++
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("set project id %d on %q: %w", id, in.path(), err)
+		}
+		if changed {
+			count.Changed++
+		}
+		return nil
+	})
+}
+
+// Check looks for inodes of a volume that are not in its project: a tenant may
+// have moved them out of its quota. It looks at up to budget entries (all if 0)
+// from the cursor on and leaves the cursor where the next call goes on, so that
+// a volume of any size is checked in small steps; the cursor says when it is
+// done. It changes nothing: what to do about it is the caller's to decide.
+func Check(ctx context.Context, tree *os.File, id uint32, at *Cursor, budget int) (Report, error) {
+	return walk(ctx, tree, at, budget, func(in inode, count *Report) error {
+		attr, err := getFSXattr(in.fd)
+		if err != nil {
+			return fmt.Errorf("get project id of %q: %w", in.path(), err)
+		}
+		if attr.ProjectID == id && attr.inherits() == in.isDir() || len(count.Strays) == maxStrays {
+			return nil
+		}
+		count.Strays = append(count.Strays, Stray{
+			Path: in.path(), Inode: in.stat.Ino, ID: attr.ProjectID, Directory: in.isDir(),
+		})
+		return nil
+	})
+}
+
+func (in inode) isDir() bool { return in.stat.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+func isImmutable(fd int) bool {
+	attr, err := getFSXattr(fd)
+	return err == nil && attr.XFlags&(xflagImmutable|xflagAppend) != 0
+}
