@@ -1,0 +1,124 @@
+# `make` or `make help` lists the targets. Only Go, git and make are needed to build; tests and the demo also want root on
+# a Debian machine, and install the packages they need.
+
+# The chart's appVersion too; a test compares them.
+VERSION ?= 0.1.0
+# Below its own name the image has no registry: what runs it decides where it is kept.
+IMAGE ?= quarry-storage/quarry:$(VERSION)
+# Passed to every `go test`, for instance GOTESTFLAGS=-v.
+GOTESTFLAGS ?=
+# Nodes of the demo's cluster.
+NODES ?= 3
+
+# Static binaries, and one way of compiling for programs and tests alike: what one target compiled, the next one finds.
+export CGO_ENABLED := 0
+
+BIN := $(CURDIR)/bin
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# The modules of the repository: the product, and what tests it (kept apart, so that none of that is in the product's go.mod).
+MODULES := . test
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+##### Build
+
+.PHONY: build
+build: ## Build bin/quarry (static) and bin/kubectl-quarry
+	go build -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
+
+.PHONY: image
+image: build ## Make dist/quarry-image.tar, without any daemon or registry
+	go -C test run ./cmd/mkimage -binary $(BIN)/quarry -tag $(IMAGE) -version $(VERSION) -o $(CURDIR)/dist/quarry-image.tar
+
+.PHONY: generate
+generate: ## Generate deepcopy functions and CRDs from api/
+	go tool controller-gen object paths=./api/...
+	go tool controller-gen crd paths=./api/... output:crd:dir=charts/quarry/crds
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf $(BIN) dist
+
+##### Check
+
+.PHONY: lint
+lint: $(BIN)/staticcheck ## gofmt, go vet and staticcheck over all modules
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	@set -e; for m in $(MODULES); do echo "lint $$m"; (cd $$m && go vet ./... && $(BIN)/staticcheck ./...); done
+
+# Pinned in a module of its own.
+$(BIN)/staticcheck: test/lint/go.mod test/lint/go.sum
+	go -C test/lint build -o $@ honnef.co/go/tools/cmd/staticcheck
+
+.PHONY: verify-generate
+verify-generate: ## Check that what is generated is what is committed
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	cp -r api charts/quarry/crds "$$dir" && $(MAKE) --no-print-directory generate && \
+	if ! diff -r api "$$dir/api" || ! diff -r charts/quarry/crds "$$dir/crds"; then \
+	  echo "generated files were out of date; they are current now: look at them and commit them"; exit 1; fi
+
+##### Test
+
+# A stage: its name, and what to do when it fails. In one line, so that the list of stages can be read below.
+define stage
+@printf '\n==> %s\n' '$(1)'
+@$(MAKE) --no-print-directory $(2) || { printf '\n==> FAILED: %s\n    alone again: make %s\n    %s\n' '$(1)' '$(2)' '$(3)'; exit 1; }
+endef
+
+.PHONY: test
+test: root ## Everything: lint, unit, root, image, chart, other kernels, a real Kubernetes (needs root)
+	$(call stage,gofmt go vet staticcheck,lint,the lines above say where)
+	$(call stage,generated files,verify-generate,commit what make generate writes)
+	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-v -run NAME" for one test)
+	$(call stage,tests on this kernel,test-root,losetup -l and findmnt show what a test left behind)
+	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
+	$(call stage,image,test-image,apt-get install e2fsprogs xfsprogs btrfs-progs)
+	$(call stage,tests on other kernels,test-vm,go -C test run ./cmd/machine setup prepares the machine)
+	$(call stage,a real Kubernetes,test-e2e,go -C test run ./cmd/testbed logs shows the programs' logs)
+	@printf '\n==> all tests passed\n'
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root (loop devices, mounts, namespaces): sudo make"; exit 1; }
+
+.PHONY: test-unit
+test-unit: ## Tests that need no root
+	go test $(GOTESTFLAGS) $$(go list ./... | grep -v /nodeagent)
+
+.PHONY: test-root
+test-root: root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
+	go test $(GOTESTFLAGS) -count=1 ./nodeagent/...
+
+.PHONY: test-chart
+test-chart: ## Tests of the Helm chart and the examples
+	go -C test test $(GOTESTFLAGS) -count=1 ./chart # Go's cache does not see files outside the module
+
+.PHONY: test-image
+test-image: ## Tests of the container image and its tools
+	go -C test test $(GOTESTFLAGS) ./cmd/mkimage
+
+.PHONY: test-vm
+test-vm: root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 30m ./machine/...
+
+.PHONY: test-e2e
+test-e2e: root image ## End-to-end tests in a real Kubernetes on this machine
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m ./e2e/...
+
+##### Run
+
+.PHONY: demo
+demo: root image ## A cluster of NODES nodes on this machine with Quarry and the EaseMesh example; stays up
+	go -C test run ./cmd/demo --nodes $(NODES) --image $(CURDIR)/dist/quarry-image.tar
+
+.PHONY: demo-down
+demo-down: root ## End the demo's cluster; nothing is left behind
+	go -C test run ./cmd/testbed down
+
+.PHONY: bench
+bench: root image ## Measure provisioning and I/O in a real Kubernetes
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -run '^$$' -bench . ./bench/...

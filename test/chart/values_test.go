@@ -1,0 +1,167 @@
+package chart
+
+import (
+	"bytes"
+	"regexp"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+func TestUnknownValuesAreRefused(t *testing.T) {
+	pool := func(field string, value any) values {
+		return values{"pools": []any{values{"name": "a", "path": "/a", field: value}}}
+	}
+	for name, v := range map[string]values{
+		"top":                {"replicas": 3},
+		"controller":         {"controller": values{"replica": 3}},
+		"agent":              {"agent": values{"hostNetwork": true}},
+		"pool":               pool("requireMountPoint", true),
+		"pool name":          pool("name", "a.b"),
+		"pool path relative": pool("path", "volumes"),
+		"pool path dotdot":   pool("path", "/a/../etc"),
+		"pool path slash":    pool("path", "/a/"),
+		"pool root":          pool("path", "/"),
+		"pool filesystem":    pool("defaultFilesystem", "ntfs"),
+		"pool reserve":       pool("reserve", "lots"),
+		"node":               {"nodes": values{"n": values{"pool": []any{}}}},
+		"node name":          {"nodes": values{"N_1": values{"pools": []any{}}}},
+		"class":              {"storageClass": values{"reclaim": "Delete"}},
+		"class policy":       {"extraStorageClasses": []any{values{"name": "a", "reclaimPolicy": "Recycle"}}},
+		"class provisioner":  {"extraStorageClasses": []any{values{"name": "a", "provisioner": "quarry.storage"}}},
+		"class name":         {"extraStorageClasses": []any{values{"reclaimPolicy": "Delete"}}},
+		"jobs":               {"heavyJobs": 0},
+		"log level":          {"logLevel": "loud"},
+		"image":              {"image": values{"registry": "example"}},
+		"sidecar":            {"csi": values{"provisioner": values{"image": values{"digest": "x"}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := renderFiles(t, v)
+			require.Error(t, err)
+		})
+	}
+}
+
+func TestCSINeedsToKnowWhereItsSidecarsAre(t *testing.T) {
+	_, err := renderFiles(t, values{"csi": values{"enabled": true}})
+	require.ErrorContains(t, err, "csi.sidecarRegistry")
+}
+
+func TestDefaultStorageClass(t *testing.T) {
+	class := only[*storagev1.StorageClass](t, render(t, nil))
+	require.Equal(t, "quarry", class.Name)
+	require.Equal(t, "local.quarry.storage", class.Provisioner)
+	require.Equal(t, storagev1.VolumeBindingWaitForFirstConsumer, *class.VolumeBindingMode)
+	require.Equal(t, corev1.PersistentVolumeReclaimDelete, *class.ReclaimPolicy)
+	require.True(t, *class.AllowVolumeExpansion)
+	require.Equal(t, map[string]string{"backend": "auto"}, class.Parameters)
+	require.NotContains(t, class.Annotations, "storageclass.kubernetes.io/is-default-class")
+}
+
+func TestStorageClasses(t *testing.T) {
+	classes := of[*storagev1.StorageClass](render(t, values{
+		"storageClass": values{"default": true},
+		"csi":          values{"enabled": true, "sidecarRegistry": "localhost"},
+		"extraStorageClasses": []any{values{
+			"name": "kept", "reclaimPolicy": "Retain", "allowVolumeExpansion": false, "volumeBindingMode": "Immediate",
+			"mountOptions": []any{"noatime"}, "parameters": values{"inodes": 1000, "enforcement": "none"},
+		}},
+	}))
+	require.Len(t, classes, 3)
+	byName := map[string]*storagev1.StorageClass{}
+	for _, c := range classes {
+		byName[c.Name] = c
+	}
+	require.Equal(t, "true", byName["quarry"].Annotations["storageclass.kubernetes.io/is-default-class"])
+	require.Equal(t, "csi.quarry.storage", byName["quarry-csi"].Provisioner)
+	kept := byName["kept"]
+	require.Equal(t, "local.quarry.storage", kept.Provisioner)
+	require.Equal(t, corev1.PersistentVolumeReclaimRetain, *kept.ReclaimPolicy)
+	require.False(t, *kept.AllowVolumeExpansion)
+	require.Equal(t, storagev1.VolumeBindingImmediate, *kept.VolumeBindingMode)
+	require.Equal(t, []string{"noatime"}, kept.MountOptions)
+	require.Equal(t, map[string]string{"inodes": "1000", "enforcement": "none"}, kept.Parameters, "numbers become the strings they look like")
+	require.Empty(t, of[*storagev1.StorageClass](render(t, values{"storageClass": values{"create": false}})))
+}
+
+func TestCSIDrivers(t *testing.T) {
+	drivers := of[*storagev1.CSIDriver](render(t, withCSI()))
+	require.Len(t, drivers, 2)
+	for _, d := range drivers {
+		require.False(t, *d.Spec.AttachRequired, d.Name)
+		require.True(t, *d.Spec.PodInfoOnMount, d.Name)
+		require.ElementsMatch(t, []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral}, d.Spec.VolumeLifecycleModes)
+		require.Equal(t, storagev1.FileFSGroupPolicy, *d.Spec.FSGroupPolicy, d.Name)
+		require.False(t, *d.Spec.SELinuxMount, d.Name)
+		require.Nil(t, d.Spec.StorageCapacity, "the controller turns it on, and an upgrade must not turn it off again")
+	}
+	require.Equal(t, "local.quarry.storage", only[*storagev1.CSIDriver](t, render(t, nil)).Name)
+}
+
+// TestAgentConfig: what the values say about pools reaches the agent's file as it is, and a change restarts the agents.
+func TestAgentConfig(t *testing.T) {
+	config := func(v values) (text string) {
+		return only[*corev1.ConfigMap](t, render(t, v)).Data["agent.yaml"]
+	}
+	v := values{
+		"pools":        []any{values{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0", "labels": values{"disk": "nvme"}}},
+		"nodes":        values{"n1": values{"pools": []any{}}},
+		"byClaimIndex": false, "heavyJobs": 3,
+	}
+	var got map[string]any
+	require.NoError(t, yaml.Unmarshal([]byte(config(v)), &got))
+	require.Equal(t, map[string]any{
+		"pools":        []any{map[string]any{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0", "labels": map[string]any{"disk": "nvme"}}},
+		"nodes":        map[string]any{"n1": map[string]any{"pools": []any{}}},
+		"byClaimIndex": false, "heavyJobs": float64(3),
+	}, got)
+}
+
+func TestEveryObjectHasItsPlace(t *testing.T) {
+	for _, o := range render(t, withCSI()) {
+		m, err := meta.Accessor(o)
+		require.NoError(t, err)
+		require.Equal(t, "q", m.GetLabels()["app.kubernetes.io/instance"], m.GetName())
+		switch o.GetObjectKind().GroupVersionKind().Kind {
+		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service":
+			require.Equal(t, namespace, m.GetNamespace(), m.GetName())
+		default:
+			require.Equal(t, metav1.NamespaceNone, m.GetNamespace(), m.GetName())
+		}
+	}
+}
+
+func TestRenderingIsDeterministic(t *testing.T) {
+	v := withCSI()
+	v["nodes"] = values{"n1": values{"pools": []any{values{"name": "a", "path": "/x"}}}, "n2": values{"pools": []any{values{"name": "a", "path": "/y"}}}}
+	first, err := renderFiles(t, v)
+	require.NoError(t, err)
+	for range 5 {
+		again, err := renderFiles(t, v)
+		require.NoError(t, err)
+		require.Equal(t, first, again)
+	}
+}
+
+// TestCRDsStay: Helm installs what is in crds/ and never deletes it; in templates/ an uninstall would take every record along.
+func TestCRDsStay(t *testing.T) {
+	c := load(t)
+	require.Len(t, c.CRDObjects(), 3)
+	for _, f := range c.Templates {
+		require.False(t, bytes.Contains(f.Data, []byte("kind: CustomResourceDefinition")), f.Name)
+	}
+}
+
+// TestVersions: `make image` tags what the chart asks for.
+func TestVersions(t *testing.T) {
+	c := load(t)
+	require.Equal(t, c.Metadata.Version, c.Metadata.AppVersion)
+	version := regexp.MustCompile(`(?m)^VERSION \?= (\S+)$`).FindStringSubmatch(readFile(t, "Makefile"))
+	require.NotNil(t, version)
+	require.Equal(t, c.Metadata.AppVersion, version[1])
+}
