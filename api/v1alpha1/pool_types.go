@@ -24,15 +24,20 @@ type PoolSpec struct {
 // PoolFeatures is what was found by trying it, not by looking at versions.
 type PoolFeatures struct {
 	// ProjectQuota: project quotas (ext4, xfs) are in force on the pool's filesystem.
-	ProjectQuota bool `json:"projectQuota"`
+	// +optional
+	ProjectQuota bool `json:"projectQuota,omitempty"`
 	// SimpleQuota: btrfs simple quotas are in force.
-	SimpleQuota bool `json:"simpleQuota"`
+	// +optional
+	SimpleQuota bool `json:"simpleQuota,omitempty"`
 	// Reflink: files can share blocks (FICLONE).
-	Reflink bool `json:"reflink"`
+	// +optional
+	Reflink bool `json:"reflink,omitempty"`
 	// DirectIO: loop devices over files of the pool bypass the page cache.
-	DirectIO bool `json:"directIO"`
+	// +optional
+	DirectIO bool `json:"directIO,omitempty"`
 	// QuotactlFD: quotactl_fd(2) is there.
-	QuotactlFD bool `json:"quotactlFD"`
+	// +optional
+	QuotactlFD bool `json:"quotactlFD,omitempty"`
 }
 
 // PoolStatus is what there is.

@@ -237,27 +237,17 @@ func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
 	return b, nil
 }
 
-// PutFile puts data into the file name, in place and without syncing: for notes that need not outlive a power cut.
-func (d *Dir) PutFile(name string, data []byte, perm os.FileMode) error {
-	if err := CheckName(name); err != nil {
-		return err
-	}
-	f, err := d.OpenFile(name, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, perm)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Close())
-}
+// Temporary is the name of the file in which WriteFile prepares the file name.
+func Temporary(name string) string { return "." + name + ".tmp" }
 
 // WriteFile puts data into the file name so that after a crash at any instant name holds either its former content or all
 // of data: a temporary file in the same directory is written and synced, renamed over name, and the directory synced.
-// A temporary file that a crash leaves behind ("." + name + ".tmp") is overwritten by the next call.
+// A temporary file that a crash leaves behind is overwritten by the next call.
 func (d *Dir) WriteFile(name string, data []byte, perm os.FileMode) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	tmp := "." + name + ".tmp"
+	tmp := Temporary(name)
 	// Not O_EXCL: the left-over of a crash is ours; O_NOFOLLOW keeps a link from being written through.
 	f, err := d.OpenFile(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, perm)
 	if err != nil {

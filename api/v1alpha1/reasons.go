@@ -1,0 +1,117 @@
+package v1alpha1
+
+// Reasons of a Volume's conditions. The agent sets them, the provisioner decides by them what becomes of the attempt,
+// and people read them in `kubectl get volumes.quarry.storage`. They are part of the API: none is ever renamed.
+
+// Reasons of ConditionReady with phase Refused: the agent will not make this volume and holds nothing of it.
+// An agent writes its Pools' status before it refuses for want of room, so that whoever looks elsewhere next sees why.
+const (
+	// ReasonInsufficientCapacity: no pool that matches has room for the volume now.
+	ReasonInsufficientCapacity = "InsufficientCapacity"
+	// ReasonGroupRefused: the volume would fit, but another claim of the same pod does not (spec.admission).
+	ReasonGroupRefused = "GroupRefused"
+	// ReasonUnsupported: no pool of this node can enforce or make what the class asks for; another node's might.
+	ReasonUnsupported = "Unsupported"
+	// ReasonPoolNotFound: the node has no pool of that name, or none whose labels match.
+	ReasonPoolNotFound = "PoolNotFound"
+	// ReasonPoolOffline: the pool's disk is missing, is another one, or is read-only.
+	ReasonPoolOffline = "PoolOffline"
+	// ReasonTooSmall: the filesystem cannot be made that small; the message names the minimum.
+	ReasonTooSmall = "TooSmall"
+	// ReasonInvalidOptions: mkfs or mount options, owner or mode that no node would take.
+	ReasonInvalidOptions = "InvalidOptions"
+	// ReasonSourceNotFound: the volume or snapshot to start from is not on this node.
+	ReasonSourceNotFound = "SourceNotFound"
+	// ReasonIDConflict: another volume is on disk under this record's name. It was not touched.
+	ReasonIDConflict = "IDConflict"
+)
+
+// Reasons of ConditionReady that say where the work stands.
+const (
+	// ReasonReady goes with True.
+	ReasonReady = "Ready"
+	// ReasonCreating: the agent has begun.
+	ReasonCreating = "Creating"
+	// ReasonWaitingForGroup: the other claims of the same pod have not arrived yet.
+	ReasonWaitingForGroup = "WaitingForGroup"
+	// ReasonFailed: an operation failed in a way that may pass; the agent tries again. The message is the error.
+	ReasonFailed = "Failed"
+	// ReasonMismatch: what is on disk does not match the record. It was not touched.
+	ReasonMismatch = "Mismatch"
+	// ReasonLost: the volume was ready once, and its pool is there without it.
+	ReasonLost = "Lost"
+	// ReasonRemoved: the volume was trashed or deleted, as its spec asks.
+	ReasonRemoved = "Removed"
+)
+
+// Reasons of ConditionInUse.
+const (
+	// ReasonMounted: a mount of the volume exists in some mount namespace of the node.
+	ReasonMounted = "Mounted"
+	// ReasonDeviceHeld: something holds the volume's loop device open.
+	ReasonDeviceHeld = "DeviceHeld"
+	// ReasonUnused goes with False.
+	ReasonUnused = "Unused"
+)
+
+// Reasons of ConditionResized.
+const (
+	// ReasonResized goes with True: status.capacity is spec.capacity.
+	ReasonResized = "Resized"
+	// ReasonResizing goes with False: the agent is at it, or will try again.
+	ReasonResizing = "Resizing"
+	// ReasonResizeInfeasible goes with False: the pool has no room for the growth, or the volume cannot grow.
+	// Only a lower spec.capacity, or room made in the pool, changes that. The volume is as it was.
+	ReasonResizeInfeasible = "ResizeInfeasible"
+)
+
+// Reasons of errors that no agent's refusal causes: what a front door found out by itself. They are the reasons of events,
+// the labels of metrics, and what package csi translates into a caller's code.
+const (
+	// ReasonInvalidParameter: a parameter of the StorageClass is unknown, not allowed, or contradicts another one.
+	ReasonInvalidParameter = "InvalidParameter"
+	// ReasonUnsupportedClaim: the claim asks for something that is not given.
+	ReasonUnsupportedClaim = "UnsupportedClaim"
+	// ReasonAgentNotReady: nobody on the node would do the work now.
+	ReasonAgentNotReady = "AgentNotReady"
+	// ReasonNodeGone: the Node object does not exist (any more).
+	ReasonNodeGone = "NodeGone"
+	// ReasonNoSuitableNode: no node can take the volume.
+	ReasonNoSuitableNode = "NoSuitableNode"
+	// ReasonPending: the wish is recorded, and its outcome is not known yet.
+	ReasonPending = "Pending"
+	// ReasonVolumeUnavailable: the volume exists and can not be used now; its data is not touched.
+	ReasonVolumeUnavailable = "VolumeUnavailable"
+	// ReasonClaimGone: nobody waits for the volume any more.
+	ReasonClaimGone = "ClaimGone"
+	// ReasonNotOurs: something names a volume that is not its own. Nothing was done.
+	ReasonNotOurs = "NotOurs"
+	// ReasonVolumeInUse: the volume is to go, and something still uses it.
+	ReasonVolumeInUse = "VolumeInUse"
+	// ReasonDeletePending: the wish to delete is recorded, and not confirmed yet.
+	ReasonDeletePending = "DeletePending"
+	// ReasonAPIError: a call of the API server failed.
+	ReasonAPIError = "APIError"
+	// ReasonAlreadyExists: the volume exists with other properties than those asked for now.
+	ReasonAlreadyExists = "AlreadyExists"
+	// ReasonVolumeNotFound: there is no such volume (here).
+	ReasonVolumeNotFound = "VolumeNotFound"
+)
+
+// Reasons of errors of publishing a volume at a path of its node.
+const (
+	// ReasonNotActive: the volume is not up, so that what is in its place is not proven to be it. Staging brings it up.
+	ReasonNotActive = "NotActive"
+	// ReasonInvalidTarget: the path can not be published at: a symlink, a file where a directory is due, no parent.
+	ReasonInvalidTarget = "InvalidTarget"
+	// ReasonTargetTaken: something else is mounted at the path. It was not touched.
+	ReasonTargetTaken = "TargetTaken"
+	// ReasonTargetBusy: the path can not be unmounted because something uses it.
+	ReasonTargetBusy = "TargetBusy"
+	// ReasonPublishedOtherwise: the volume is published at that very path with other options.
+	ReasonPublishedOtherwise = "PublishedOtherwise"
+	// ReasonPublishedElsewhere: the volume is published at another path already, and its access mode allows one.
+	ReasonPublishedElsewhere = "PublishedElsewhere"
+	// ReasonNotPublished: the volume is not published at that path.
+	ReasonNotPublished = "NotPublished"
+)

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/quarry-storage/quarry/nodeagent"
+	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+type agentFlags struct {
+	logs                        logging
+	kube                        kubeconfig
+	config, node                string
+	healthAddress, metricsAddrs string
+}
+
+func newAgentCommand() *cobra.Command {
+	var o agentFlags
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the agent of one node: it keeps the node's pools and volumes",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
+	}
+	o.logs.flag(cmd)
+	o.kube.flag(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration: pools and what is particular to nodes")
+	f.StringVar(&o.node, "node-name", "", "the name of the node")
+	f.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
+	f.StringVar(&o.metricsAddrs, "metrics-address", ":8080", "where /metrics is served")
+	if err := cmd.MarkFlagRequired("node-name"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return cmd
+}
+
+func (o *agentFlags) run(ctx context.Context) error {
+	log, err := o.logs.setUp()
+	if err != nil {
+		return err
+	}
+	file, err := os.Open(o.config)
+	if err != nil {
+		return err
+	}
+	c, err := config.Load(file)
+	file.Close()
+	if err != nil {
+		return err
+	}
+	kube, err := o.kube.load()
+	if err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	disks := store.New(store.Options{Node: o.node, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs, ByClaimIndex: c.ByClaimIndex, Log: log})
+	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, Store: disks, Config: kube, Registry: registry, Log: log})
+	if err != nil {
+		return err
+	}
+	metrics := http.NewServeMux()
+	metrics.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveHTTP(ctx, o.healthAddress, agent.Health()) })
+	group.Go(func() error { return serveHTTP(ctx, o.metricsAddrs, metrics) })
+	group.Go(func() error { return agent.Run(ctx) })
+	return group.Wait()
+}
+
+// serveHTTP serves until ctx ends. An empty address serves nothing.
+func serveHTTP(ctx context.Context, address string, handler http.Handler) error {
+	if address == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/quarry-storage/quarry/provisioner"
+)
+
+func newControllerCommand() *cobra.Command {
+	var (
+		logs     logging
+		kube     kubeconfig
+		o        provisioner.Options
+		selector string
+	)
+	cmd := &cobra.Command{
+		Use:   "controller",
+		Short: "Run the cluster-wide controller: claims become volumes, volumes PersistentVolumes",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := logs.setUp(); err != nil {
+				return err
+			}
+			config, err := kube.load()
+			if err != nil {
+				return err
+			}
+			if o.AgentLabels, err = labels.ConvertSelectorToLabelsMap(selector); err != nil {
+				return fmt.Errorf("--agent-selector: %w", err)
+			}
+			return provisioner.Run(cmd.Context(), config, o)
+		},
+	}
+	logs.flag(cmd)
+	kube.flag(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.Namespace, "namespace", "", "the namespace Quarry is installed in")
+	f.StringVar(&selector, "agent-selector", "app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
+	f.StringVar(&o.LeaseName, "lease-name", "quarry-controller", "the lease that the replicas elect their leader with")
+	f.IntVar(&o.Workers, "workers", 100, "how many claims, and how many PersistentVolumes, are worked on at a time")
+	f.DurationVar(&o.ProvisionTimeout, "provision-timeout", 0, "how long one try of one claim may take (0: 60s)")
+	f.StringVar(&o.HealthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
+	f.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "where /metrics is served")
+	if err := cmd.MarkFlagRequired("namespace"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return cmd
+}

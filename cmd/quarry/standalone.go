@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/quarry-storage/quarry/csi"
+	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/publish"
+	"github.com/quarry-storage/quarry/nodeagent/standalone"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/provisioner"
+)
+
+// lookAgain is how often the pools' disks are looked at, when one may have come or gone.
+const lookAgain = 30 * time.Second
+
+type standaloneFlags struct {
+	logs                logging
+	pools               []string
+	endpoint, node      string
+	filesystem          string
+	reserve, overcommit string
+	enableQuota         bool
+	inline              bool
+	maxVolumes          int64
+	deviceDir           string
+}
+
+func newStandaloneCommand() *cobra.Command {
+	var o standaloneFlags
+	cmd := &cobra.Command{
+		Use:   "standalone",
+		Short: "Serve all of CSI on one machine, without Kubernetes: records are on disk only",
+		Example: `  quarry standalone --pool /volumes --endpoint unix:///run/quarry/csi.sock
+  csc -e unix:///run/quarry/csi.sock controller new --cap SINGLE_NODE_WRITER,mount --req-bytes 1073741824 data`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
+	}
+	o.logs.flag(cmd)
+	host, _ := os.Hostname()
+	f := cmd.Flags()
+	f.StringArrayVar(&o.pools, "pool", nil, "a directory that volumes are carved out of, or name=directory; may be repeated")
+	f.StringVar(&o.endpoint, "endpoint", "unix:///run/quarry/csi.sock", "the unix socket that is served")
+	f.StringVar(&o.node, "node-id", strings.ToLower(host), "what this machine is called: the CSI node id")
+	f.StringVar(&o.filesystem, "default-filesystem", config.DefaultFilesystem, "what is made in images when nobody says: ext4, xfs or btrfs")
+	f.StringVar(&o.reserve, "reserve", config.DefaultReserve, "what of each pool's filesystem is never promised: a percentage or a size")
+	f.StringVar(&o.overcommit, "overcommit", config.DefaultOvercommit, "how many times over the rest may be promised")
+	f.BoolVar(&o.enableQuota, "enable-quota", false, "switch simple quotas on where a pool is on a btrfs that has none")
+	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline volumes that pods ask for at publish")
+	f.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes may be published here (0: no limit)")
+	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir, "where links to the devices of Block volumes are made; must be emptied at boot")
+	if err := cmd.MarkFlagRequired("pool"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return cmd
+}
+
+func (o *standaloneFlags) run(ctx context.Context) error {
+	log, err := o.logs.setUp()
+	if err != nil {
+		return err
+	}
+	if errs := validation.IsValidLabelValue(o.node); o.node == "" || len(errs) > 0 {
+		return fmt.Errorf("--node-id %q: %s", o.node, strings.Join(append(errs, "it is the value of a topology"), "; "))
+	}
+	pools, err := o.config()
+	if err != nil {
+		return err
+	}
+	listener, err := csi.Listen(o.endpoint) // first: it proves that no other process has these pools by this endpoint
+	if err != nil {
+		return err
+	}
+	disks := store.New(store.Options{Node: o.node, Pools: pools, ByClaimIndex: true, Log: log, DeviceDir: o.deviceDir})
+	for _, p := range pools {
+		disks.Expect(p.Name, store.Expectation{MayCreate: true})
+	}
+	disks.Refresh(ctx)
+	log.InfoContext(ctx, "volumes are up", "node", o.node, "volumes", len(disks.List()))
+	publisher := &publish.Publisher{Store: disks}
+	if err := publisher.Sweep(ctx); err != nil {
+		log.WarnContext(ctx, "take away what a crash left", "error", err)
+	}
+	volumes := &standalone.Volumes{Store: disks, Node: o.node}
+	server := &csi.Server{
+		Identity:   &csi.Identity{Version: version, Controller: true, Ready: func(context.Context) error { return anyOnline(disks) }},
+		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: provisioner.ApplyParameters},
+		Node:       &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: provisioner.ApplyParameters},
+		Log:        log,
+	}
+	if o.inline {
+		server.Node.Inline = &publish.Inline{Store: disks}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(ctx, listener) })
+	group.Go(func() error { disks.Run(ctx); return nil })
+	group.Go(func() error { return refreshEvery(ctx, disks, lookAgain) })
+	return group.Wait()
+}
+
+// config is what the flags say of the pools.
+func (o *standaloneFlags) config() ([]config.Pool, error) {
+	reserve, err := config.ParseReserve(o.reserve)
+	if err != nil {
+		return nil, fmt.Errorf("--reserve: %w", err)
+	}
+	overcommit, err := config.ParseOvercommit(o.overcommit)
+	if err != nil {
+		return nil, fmt.Errorf("--overcommit: %w", err)
+	}
+	var pools []config.Pool
+	for _, text := range o.pools {
+		name, path, named := strings.Cut(text, "=")
+		if !named {
+			name, path = "default", text
+		}
+		// One at a time, so that the checks of the configuration file hold here too.
+		c, err := config.Default(path)
+		if err != nil {
+			return nil, fmt.Errorf("--pool %s: %w", text, err)
+		}
+		p := c.Pools[0]
+		if errs := validation.IsDNS1123Label(name); len(errs) > 0 {
+			return nil, fmt.Errorf("--pool %s: the name: %s", text, strings.Join(errs, "; "))
+		}
+		for _, other := range pools {
+			if other.Name == name || other.Path == p.Path {
+				return nil, fmt.Errorf("--pool %s: there is pool %s=%s already", text, other.Name, other.Path)
+			}
+		}
+		p.Name, p.Reserve, p.Overcommit, p.DefaultFilesystem, p.EnableQuota = name, reserve, overcommit, o.filesystem, o.enableQuota
+		pools = append(pools, p)
+	}
+	return pools, nil
+}
+
+// anyOnline returns nil when at least one pool can be used.
+func anyOnline(s *store.Store) error {
+	var errs []error
+	for _, p := range s.Pools() {
+		if p.Offline == nil {
+			return nil
+		}
+		errs = append(errs, p.Offline)
+	}
+	return errors.Join(errs...)
+}
+
+func refreshEvery(ctx context.Context, s *store.Store, every time.Duration) error {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			s.Refresh(ctx)
+		}
+	}
+}

@@ -1,0 +1,306 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+// workers is how many Volumes are worked on at a time. Most of that is waiting for the disk; heavy work is bounded by the store.
+const workers = 32
+
+// Options are the agent's settings.
+type Options struct {
+	// Node is the name of the node the agent runs on.
+	Node string
+	// Store holds the node's volumes. It must be new.
+	Store *store.Store
+	// Config reaches the API server.
+	Config *rest.Config
+	// Registry takes the metrics; nil: none are kept.
+	Registry prometheus.Registerer
+	// Log receives what no object can carry. Nil: slog.Default.
+	Log *slog.Logger
+}
+
+// Agent is the agent of one node.
+type Agent struct {
+	opts   Options
+	log    *slog.Logger
+	store  *store.Store
+	cache  cache.Cache
+	client client.Client
+	live   client.Reader
+	queue  workqueue.TypedRateLimitingInterface[string]
+	groups groups
+	pools  *poolReporter
+	meter  *meter
+	// inUse are the volumes that could not be deleted because something uses them; a change of the node's mounts wakes them.
+	inUse sync.Map
+	ready atomic.Bool
+}
+
+// NewScheme knows the kinds an agent deals with.
+func NewScheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(v1alpha1.AddToScheme(s), corev1.AddToScheme(s))
+}
+
+// mapper knows where the agent's kinds are in the API, so that nothing has to be discovered: an agent starts without the API server.
+func mapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper(nil)
+	for _, kind := range []string{"Volume", "Snapshot", "Pool"} {
+		m.Add(v1alpha1.GroupVersion.WithKind(kind), meta.RESTScopeRoot)
+	}
+	m.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
+	return m
+}
+
+// New makes an agent. Nothing happens before Run.
+func New(o Options) (*Agent, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	scheme, err := NewScheme()
+	if err != nil {
+		return nil, err
+	}
+	config := rest.CopyConfig(o.Config)
+	if config.QPS == 0 {
+		// The library's default of 5 a second would make a burst of volumes wait; the API server protects itself.
+		config.QPS, config.Burst = 100, 200
+	}
+	mine := cache.ByObject{Field: fields.OneTermEqualSelector("spec.nodeName", o.Node)}
+	kinds := mapper()
+	informers, err := cache.New(config, cache.Options{Scheme: scheme, Mapper: kinds, DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{&v1alpha1.Volume{}: mine, &v1alpha1.Pool{}: mine}})
+	if err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	cached, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds, Cache: &client.CacheOptions{Reader: informers}})
+	if err != nil {
+		return nil, fmt.Errorf("make the client: %w", err)
+	}
+	live, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds})
+	if err != nil {
+		return nil, fmt.Errorf("make the client: %w", err)
+	}
+	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live,
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, time.Minute))}
+	a.groups.admitted = map[string]*store.Admission{}
+	a.pools = &poolReporter{agent: a, wake: make(chan struct{}, 1)}
+	if a.meter, err = newMeter(o.Registry, o.Store); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Run brings the node's volumes up and then serves the records until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	// The disk first: pools that are pools already. Whether a directory that is none may become one, the API server knows.
+	a.store.Refresh(ctx)
+	a.log.InfoContext(ctx, "volumes are up", "node", a.opts.Node, "volumes", len(a.store.List()))
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer a.queue.ShutDown()
+
+	wg.Go(func() { a.store.Run(ctx) })
+	changed, err := watchMounts(ctx)
+	if err != nil {
+		return err
+	}
+	wg.Go(func() { a.followMounts(ctx, changed) })
+	wg.Go(func() { a.followStore(ctx) })
+
+	if err := a.watch(ctx); err != nil {
+		return err
+	}
+	wg.Go(func() {
+		if err := a.cache.Start(ctx); err != nil {
+			cancel(fmt.Errorf("watch the API server: %w", err))
+		}
+	})
+	if !a.cache.WaitForCacheSync(ctx) {
+		return context.Cause(ctx)
+	}
+	if err := a.pools.identify(ctx); err != nil {
+		return err
+	}
+	wg.Go(func() { a.pools.run(ctx) })
+	for range workers {
+		wg.Go(func() { a.work(ctx) })
+	}
+	a.ready.Store(true)
+	a.log.InfoContext(ctx, "serving", "node", a.opts.Node)
+	<-ctx.Done()
+	a.queue.ShutDown()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// watch connects the informers to the queue.
+func (a *Agent) watch(ctx context.Context) error {
+	volumes, err := a.cache.GetInformer(ctx, &v1alpha1.Volume{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch Volumes: %w", err)
+	}
+	_, err = volumes.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
+		UpdateFunc: func(_, obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if v, ok := obj.(*v1alpha1.Volume); ok {
+				a.queue.Add(v.Name)
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watch Volumes: %w", err)
+	}
+	pools, err := a.cache.GetInformer(ctx, &v1alpha1.Pool{}, cache.BlockUntilSynced(false))
+	if err == nil {
+		_, err = pools.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			UpdateFunc: func(any, any) { a.pools.poke() },
+			DeleteFunc: func(any) { a.pools.poke() },
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("watch Pools: %w", err)
+	}
+	return nil
+}
+
+// enqueue puts a Volume into the queue, and with it those that wait for it.
+func (a *Agent) enqueue(v *v1alpha1.Volume) {
+	a.queue.Add(v.Name)
+	for _, name := range a.groups.waitingFor(v) {
+		a.queue.Add(name)
+	}
+}
+
+func (a *Agent) work(ctx context.Context) {
+	for {
+		name, stop := a.queue.Get()
+		if stop {
+			return
+		}
+		if err := a.reconcile(ctx, name); err != nil && ctx.Err() == nil {
+			a.log.WarnContext(ctx, "volume", "volume", name, "error", err)
+			a.queue.AddRateLimited(name)
+		} else {
+			a.queue.Forget(name)
+		}
+		a.queue.Done(name)
+	}
+}
+
+// followMounts looks at the pools, and at volumes that were in use, whenever a mount of the node changed.
+func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
+	for range changed {
+		a.store.Refresh(ctx)
+		a.inUse.Range(func(name, _ any) bool { a.queue.Add(name.(string)); return true })
+	}
+}
+
+// followStore reports what changed on the disks: pools' room, volumes that became available or not, trash that was freed.
+func (a *Agent) followStore(ctx context.Context) {
+	for {
+		changed := a.store.Changed()
+		a.pools.poke()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		a.requeueMoved(ctx)
+	}
+}
+
+// requeueMoved puts into the queue the Volumes whose status does not say what the store says.
+func (a *Agent) requeueMoved(ctx context.Context) {
+	var list v1alpha1.VolumeList
+	if !a.ready.Load() {
+		return
+	}
+	if err := a.client.List(ctx, &list); err != nil {
+		return
+	}
+	trashed := map[string]bool{}
+	for _, t := range a.store.Trash() {
+		if t.Volume != nil {
+			trashed[t.Volume.ID] = true
+		}
+	}
+	for i := range list.Items {
+		v := &list.Items[i]
+		there, err := a.store.Get(v.Name)
+		available := err == nil && there.Unavailable == nil
+		switch v.Status.Phase {
+		case v1alpha1.VolumeReady:
+			if !available {
+				a.queue.Add(v.Name)
+			}
+		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
+			if available || err != nil {
+				a.queue.Add(v.Name)
+			}
+		case v1alpha1.VolumeTrashed:
+			if !trashed[v.Name] {
+				a.queue.Add(v.Name)
+			}
+		}
+	}
+}
+
+// Ready tells whether the agent serves records: its pod's readiness, by which the controller knows.
+func (a *Agent) Ready() bool { return a.ready.Load() }
+
+// Health serves /healthz and /readyz.
+func (a *Agent) Health() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !a.Ready() {
+			http.Error(w, "the API server has not been reached yet", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// groups holds what is known of volumes that are admitted together.
+type groups struct {
+	locks keylock.Set
+
+	mu       sync.Mutex
+	admitted map[string]*store.Admission // by volume: promised, and not made yet
+	waiting  map[string]string           // by volume: the group whose other members it waits for
+}

@@ -1,0 +1,182 @@
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+// The claims of one pod are provisioned one by one, by as many calls, but they are of use only together: the scheduler
+// decided for the node once, for all of them. So each record names all claims of its group, and the first one that finds
+// all of them here promises space to all of them in one step, or to none.
+
+// waitingError says that other members of a volume's group have no record yet.
+type waitingError struct{ have, want int }
+
+func (e *waitingError) Error() string {
+	return fmt.Sprintf("%d of the %d volumes of the same pod are here; they are admitted together", e.have, e.want)
+}
+
+// admit promises space to the volume, and to all of its group with it.
+func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission, error) {
+	group := v.Name
+	if v.Spec.Admission != nil {
+		group = "group " + v.Spec.Admission.Name
+	}
+	unlock, err := a.groups.locks.Lock(ctx, group)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if adm := a.groups.get(v.Name); adm != nil {
+		return adm, nil
+	}
+	members, err := a.members(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	var requests []store.Request
+	for _, m := range members {
+		if a.groups.get(m.Name) != nil {
+			continue
+		}
+		r, err := requestOf(m)
+		if err != nil {
+			return nil, a.refuseOthers(ctx, v, members, err)
+		}
+		requests = append(requests, r)
+	}
+	admitted, err := a.store.Admit(ctx, requests...)
+	if err != nil {
+		return nil, a.refuseOthers(ctx, v, members, err)
+	}
+	a.groups.put(requests, admitted)
+	return a.groups.get(v.Name), nil
+}
+
+// members returns the records of the volume's group, its own first. One that is refused already refuses all.
+func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Volume, error) {
+	members := []*v1alpha1.Volume{v}
+	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
+		return members, nil
+	}
+	var list v1alpha1.VolumeList
+	if err := a.client.List(ctx, &list); err != nil {
+		return nil, err
+	}
+	byClaim := map[types.UID]*v1alpha1.Volume{}
+	for i := range list.Items {
+		m := &list.Items[i]
+		if m.Spec.Claim == nil || m.Spec.DesiredState != v1alpha1.DesiredPresent || m.DeletionTimestamp != nil || m.Status.Phase == v1alpha1.VolumeRefused {
+			continue
+		}
+		byClaim[m.Spec.Claim.UID] = m
+	}
+	have := 1
+	for _, uid := range v.Spec.Admission.Claims {
+		m := byClaim[uid]
+		if uid == v.Spec.Claim.UID {
+			continue
+		}
+		if m == nil {
+			continue
+		}
+		have++
+		members = append(members, m)
+	}
+	if have < len(v.Spec.Admission.Claims) {
+		a.groups.wait(v)
+		return nil, &waitingError{have: have, want: len(v.Spec.Admission.Claims)}
+	}
+	return members, nil
+}
+
+// refuseOthers tells the other members of the group that the group was refused, so that none of them is made.
+func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []*v1alpha1.Volume, cause error) error {
+	if _, refused := store.Reason(cause); !refused || len(members) == 1 {
+		return cause
+	}
+	a.pools.flush(ctx)
+	for _, m := range members {
+		if m.Name == v.Name {
+			continue
+		}
+		if _, err := a.store.Get(m.Name); err == nil {
+			continue // made already, by an earlier admission of the group
+		}
+		a.groups.cancel(m.Name)
+		status := m.Status.DeepCopy()
+		status.ObservedGeneration = m.Generation
+		group := &store.GroupError{Err: cause}
+		setReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused, group.Error())
+		if err := a.writeStatus(ctx, m, status); err != nil {
+			return err // all of it is tried again
+		}
+	}
+	return cause
+}
+
+func (g *groups) get(id string) *store.Admission {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.admitted[id]
+}
+
+func (g *groups) put(requests []store.Request, admitted []*store.Admission) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range requests {
+		g.admitted[requests[i].ID] = admitted[i]
+		delete(g.waiting, requests[i].ID)
+	}
+}
+
+// done forgets an admission that Create has used up.
+func (g *groups) done(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.admitted, id)
+}
+
+// cancel takes back what was promised to a volume that will not be made.
+func (g *groups) cancel(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if adm := g.admitted[id]; adm != nil {
+		adm.Cancel()
+	}
+	delete(g.admitted, id)
+	delete(g.waiting, id)
+}
+
+// wait notes that a volume waits for the other members of its group.
+func (g *groups) wait(v *v1alpha1.Volume) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting == nil {
+		g.waiting = map[string]string{}
+	}
+	g.waiting[v.Name] = v.Spec.Admission.Name
+}
+
+// waitingFor returns the volumes that wait for others of the group v is in.
+func (g *groups) waitingFor(v *v1alpha1.Volume) []string {
+	if v.Spec.Admission == nil {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var names []string
+	for name, group := range g.waiting {
+		if group == v.Spec.Admission.Name && name != v.Name {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,62 @@
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long mounts must be quiet before somebody is told: a pod's start changes several at once.
+const settle = 50 * time.Millisecond
+
+// watchMounts tells when a mount of the agent's mount namespace was made, moved or taken away: a disk that appeared or went, a
+// pod that let go of its volume. The kernel marks /proc/self/mountinfo with an exceptional condition then (proc_pid_mountinfo(5)
+// and poll(2): POLLERR and POLLPRI). The channel is closed when ctx ends.
+func watchMounts(ctx context.Context) (<-chan struct{}, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	changed := make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		<-ctx.Done()
+		unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		<-done
+		unix.Close(stop)
+	}()
+	go func() {
+		defer f.Close()
+		defer close(done)
+		defer close(changed)
+		for {
+			fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}, {Fd: int32(stop), Events: unix.POLLIN}}
+			timeout := -1
+			for quiet := false; !quiet; {
+				n, err := unix.Poll(fds, timeout)
+				switch {
+				case err == unix.EINTR:
+				case err != nil, fds[1].Revents != 0:
+					return
+				case n == 0:
+					quiet = true
+				default:
+					timeout = int(settle.Milliseconds())
+				}
+			}
+			select {
+			case changed <- struct{}{}:
+			default: // it has been told and has not looked yet
+			}
+		}
+	}()
+	return changed, nil
+}

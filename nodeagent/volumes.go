@@ -1,0 +1,305 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+// reconcile brings one volume from what there is to what is wanted, and says so in its status. It can be called at any time
+// and any number of times. An error means that it has to be called again.
+func (a *Agent) reconcile(ctx context.Context, name string) error {
+	v := &v1alpha1.Volume{}
+	if err := a.client.Get(ctx, client.ObjectKey{Name: name}, v); err != nil {
+		if apierrors.IsNotFound(err) {
+			// No record is no wish. What was promised and never begun is let go; what is on disk stays, as an orphan.
+			a.groups.cancel(name)
+			a.inUse.Delete(name)
+			a.pools.poke()
+			return nil
+		}
+		return err
+	}
+	if v.DeletionTimestamp != nil && v.Spec.DesiredState == v1alpha1.DesiredPresent {
+		a.groups.cancel(name)
+		return nil
+	}
+	status := v.Status.DeepCopy()
+	status.ObservedGeneration = v.Generation
+	var err error
+	start := time.Now()
+	switch v.Spec.DesiredState {
+	case v1alpha1.DesiredTrashed, v1alpha1.DesiredDeleted:
+		err = a.remove(ctx, v, status)
+	default:
+		err = a.present(ctx, v, status)
+	}
+	a.meter.observe(v.Status.Phase, status.Phase, time.Since(start))
+	return errors.Join(err, a.writeStatus(ctx, v, status))
+}
+
+// writeStatus writes only news.
+func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	if equality.Semantic.DeepEqual(&v.Status, status) {
+		return nil
+	}
+	changed := v.DeepCopy()
+	changed.Status = *status
+	err := a.client.Status().Patch(ctx, changed, client.MergeFrom(v))
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write the status of volume %s: %w", v.Name, err)
+	}
+	return nil
+}
+
+// setReady sets the condition Ready, and with it the phase.
+func setReady(status *v1alpha1.VolumeStatus, phase v1alpha1.VolumePhase, reason, message string) {
+	status.Phase = phase
+	truth := metav1.ConditionFalse
+	if phase == v1alpha1.VolumeReady {
+		truth = metav1.ConditionTrue
+	}
+	setCondition(status, v1alpha1.ConditionReady, truth, reason, message)
+}
+
+func setCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.ConditionStatus, reason, message string) {
+	const longest = 32 << 10 // of a condition's message, as the API has it
+	if len(message) > longest {
+		message = message[:longest]
+	}
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: kind, Status: truth, Reason: reason, Message: message, ObservedGeneration: status.ObservedGeneration})
+}
+
+// present makes the volume, or brings up the one that is there.
+func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	a.inUse.Delete(v.Name)
+	_, err := a.store.Get(v.Name)
+	var missing *store.NotFoundError
+	switch {
+	case err == nil:
+		a.groups.done(v.Name) // its promise has become the volume's
+		return a.keep(ctx, v, status)
+	case !errors.As(err, &missing):
+		return err
+	case status.Phase == v1alpha1.VolumeRefused:
+		// Final for this attempt: the controller has been told, and makes another.
+		a.groups.cancel(v.Name)
+		return nil
+	case status.Phase == v1alpha1.VolumeTrashed || a.inTrash(v.Name):
+		if _, err := a.store.Restore(ctx, v.Name); err != nil && !errors.As(err, &missing) {
+			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed, err.Error())
+			return err
+		} else if err == nil {
+			status.ExpiresAt = nil
+			return a.keep(ctx, v, status)
+		}
+		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
+		return nil
+	case wasReady(v):
+		return a.absent(v, status)
+	}
+	return a.create(ctx, v, status)
+}
+
+// wasReady tells a volume that somebody may have data in. It is never made anew, empty.
+func wasReady(v *v1alpha1.Volume) bool {
+	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable || v.Status.Phase == v1alpha1.VolumeLost
+}
+
+// absent says why a volume that was there once is not.
+func (a *Agent) absent(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	if offline := a.offline(v); offline != nil {
+		setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+		return nil
+	}
+	setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
+	return nil
+}
+
+// offline returns why a pool that may hold the volume can not be looked at, or nil.
+func (a *Agent) offline(v *v1alpha1.Volume) error {
+	pool := v.Status.Pool
+	if pool == "" {
+		pool = v.Spec.Pool
+	}
+	known := false
+	for _, p := range a.store.Pools() {
+		if pool != "" && p.Name != pool {
+			continue
+		}
+		known = true
+		if p.Offline != nil {
+			return p.Offline
+		}
+	}
+	if !known {
+		return fmt.Errorf("the agent's configuration has no pool %q on this node", pool)
+	}
+	return nil
+}
+
+func (a *Agent) inTrash(id string) bool {
+	for _, t := range a.store.Trash() {
+		if t.Volume != nil && t.Volume.ID == id && t.Remaining > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// create makes a volume that is not there.
+func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	adm, err := a.admit(ctx, v)
+	var waiting *waitingError
+	if errors.As(err, &waiting) {
+		setReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup, waiting.Error())
+		return nil
+	}
+	if err == nil {
+		_, err = a.store.Create(ctx, adm)
+		a.groups.done(v.Name)
+	}
+	if err == nil {
+		return a.keep(ctx, v, status)
+	}
+	reason, refused := store.Reason(err)
+	if !refused {
+		setReady(status, v1alpha1.VolumePending, reason, err.Error())
+		return err
+	}
+	// Whoever is told that there is no room looks at the pools next.
+	a.pools.flush(ctx)
+	setReady(status, v1alpha1.VolumeRefused, reason, err.Error())
+	return nil
+}
+
+// keep brings up a volume that is there, grows it if that is wanted, and describes it.
+func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	there, err := a.store.Activate(ctx, v.Name)
+	if err != nil {
+		reason, _ := store.Reason(err)
+		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		if reason == v1alpha1.ReasonPoolOffline {
+			return nil // the pool's return wakes it
+		}
+		return err
+	}
+	growErr := a.grow(ctx, v, status, &there)
+	describe(status, &there, a.filesystemOf(there.Pool))
+	status.ExpiresAt = nil
+	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
+	setReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
+	return growErr
+}
+
+func (a *Agent) filesystemOf(pool string) string {
+	for _, p := range a.store.Pools() {
+		if p.Name == pool {
+			return p.Features.Filesystem
+		}
+	}
+	return ""
+}
+
+// grow raises the volume's size where the spec asks for more than there is.
+func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there *store.Volume) error {
+	want := v.Spec.Capacity.Value()
+	if want <= there.SizeBytes && there.GrowingTo == 0 {
+		if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionResized) != nil {
+			setCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+		}
+		return nil
+	}
+	grown, err := a.store.Grow(ctx, v.Name, want)
+	var full *store.CapacityError
+	switch {
+	case err == nil:
+		*there = grown
+		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+		return nil
+	case errors.As(err, &full):
+		a.pools.flush(ctx)
+		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, err.Error())
+		return nil
+	default:
+		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizing, err.Error())
+		return err
+	}
+}
+
+// remove trashes or deletes the volume. That it is gone is said only of a pool that can be looked at.
+func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	a.groups.cancel(v.Name)
+	_, err := a.store.Get(v.Name)
+	var missing *store.NotFoundError
+	if errors.As(err, &missing) {
+		if offline := a.offline(v); offline != nil {
+			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+			return nil
+		}
+	}
+	err = a.store.Delete(ctx, v.Name, removalOf(v))
+	var inUse *store.InUseError
+	var offline *store.OfflineError
+	switch {
+	case errors.As(err, &inUse):
+		a.inUse.Store(v.Name, true)
+		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, inUse.Reason, inUse.Error())
+		// Not every mount namespace tells us when it changes, so it is also tried again now and then.
+		a.queue.AddAfter(v.Name, inUseRetry)
+		return nil
+	case errors.As(err, &offline):
+		setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+		return nil
+	case err != nil:
+		reason, _ := store.Reason(err)
+		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		return err
+	}
+	a.inUse.Delete(v.Name)
+	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
+	status.Path = ""
+	status.ExpiresAt = nil
+	if v.Spec.DesiredState == v1alpha1.DesiredTrashed {
+		if left, ok := a.retention(v.Name); ok {
+			if v.Status.ExpiresAt != nil && v.Status.Phase == v1alpha1.VolumeTrashed {
+				status.ExpiresAt = v.Status.ExpiresAt // it moves only with the retention, not with every look
+			} else {
+				at := metav1.NewTime(time.Now().Add(left).Truncate(time.Second))
+				status.ExpiresAt = &at
+			}
+			setReady(status, v1alpha1.VolumeTrashed, v1alpha1.ReasonRemoved, "in the trash")
+			return nil
+		}
+	}
+	status.Capacity = resource.NewQuantity(0, resource.BinarySI)
+	setReady(status, v1alpha1.VolumeDeleted, v1alpha1.ReasonRemoved, "")
+	return nil
+}
+
+// inUseRetry is how often a volume that was in use is looked at without being told of a change.
+const inUseRetry = 10 * time.Second
+
+// retention is how long the volume is still kept in the trash; ok is false when it is not there.
+func (a *Agent) retention(id string) (left time.Duration, ok bool) {
+	for _, t := range a.store.Trash() {
+		if t.Volume != nil && t.Volume.ID == id && t.Deletion.OnDelete == string(v1alpha1.OnDeleteTrash) {
+			left, ok = max(left, t.Remaining), true
+		}
+	}
+	return left, ok
+}

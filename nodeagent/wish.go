@@ -1,0 +1,103 @@
+package nodeagent
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+// requestOf puts a Volume's wish into the store's words. An error is one in the wish: *store.RefusedError.
+func requestOf(v *v1alpha1.Volume) (store.Request, error) {
+	s := &v.Spec
+	r := store.Request{
+		ID: v.Name, Pool: s.Pool,
+		Backend: string(s.Backend), Enforcement: string(s.Enforcement), VolumeMode: string(s.VolumeMode), Allocation: string(s.Allocation),
+		SizeBytes: s.Capacity.Value(), Inodes: s.Inodes,
+		FSType: s.FSType, MkfsOptions: s.MkfsOptions, MountOptions: s.MountOptions,
+		Origin: originOf(v),
+	}
+	if s.PoolSelector != nil {
+		selector, err := metav1.LabelSelectorAsSelector(s.PoolSelector)
+		if err != nil {
+			return r, &store.RefusedError{Reason: v1alpha1.ReasonInvalidOptions, Message: "poolSelector: " + err.Error()}
+		}
+		r.PoolSelector = selector
+	}
+	if s.Owner != nil {
+		r.Owner = *s.Owner
+	}
+	if s.Group != nil {
+		r.Group = *s.Group
+	}
+	if s.Mode != "" {
+		mode, err := strconv.ParseUint(s.Mode, 8, 32)
+		if err != nil {
+			return r, &store.RefusedError{Reason: v1alpha1.ReasonInvalidOptions, Message: fmt.Sprintf("mode %q is not an octal number", s.Mode)}
+		}
+		r.Mode = uint32(mode)
+	}
+	if s.Source != nil {
+		r.Source = &record.Source{Volume: s.Source.Volume, Snapshot: s.Source.Snapshot}
+	}
+	return r, nil
+}
+
+// originOf is what of a Volume is kept on disk so that the cluster's objects can be written again.
+func originOf(v *v1alpha1.Volume) record.Origin {
+	s := &v.Spec
+	o := record.Origin{
+		Node: s.NodeName, PVName: v.Labels[v1alpha1.LabelPVName], Provisioner: s.Provisioner,
+		StorageClass: s.StorageClassName, ReclaimPolicy: string(s.ReclaimPolicy), RequestedBackend: string(s.Backend),
+		Deletion: deletionOf(s.Deletion), Attributes: s.Attributes,
+	}
+	for _, m := range s.AccessModes {
+		o.AccessModes = append(o.AccessModes, string(m))
+	}
+	if c := s.Claim; c != nil {
+		o.ClaimNamespace, o.ClaimName, o.ClaimUID, o.ClaimLabels = c.Namespace, c.Name, string(c.UID), c.Labels
+	}
+	return o
+}
+
+func deletionOf(d v1alpha1.DeletionPolicy) record.Deletion {
+	out := record.Deletion{OnDelete: string(d.OnDelete), Scrub: string(d.Scrub)}
+	if d.TrashRetention != nil {
+		out.RetentionSeconds = int64(d.TrashRetention.Duration / time.Second)
+	}
+	return out
+}
+
+// removalOf is what the desired state makes of the deletion policy: a volume that is to be Deleted is freed at once, whatever
+// its class says about trash.
+func removalOf(v *v1alpha1.Volume) record.Deletion {
+	d := deletionOf(v.Spec.Deletion)
+	if v.Spec.DesiredState == v1alpha1.DesiredTrashed {
+		d.OnDelete = string(v1alpha1.OnDeleteTrash)
+	} else {
+		d.OnDelete = string(v1alpha1.OnDeletePurge)
+	}
+	return d
+}
+
+// describe fills in what the store says of a volume.
+func describe(status *v1alpha1.VolumeStatus, there *store.Volume, poolFilesystem string) {
+	status.Pool, status.PoolUID = there.Pool, there.PoolUID
+	status.Backend = v1alpha1.Backend(there.Backend)
+	status.Path = there.Path
+	status.Capacity = resource.NewQuantity(there.SizeBytes, resource.BinarySI)
+	status.FSType = there.FSType
+	if there.Backend == record.BackendDirectory {
+		status.FSType = poolFilesystem
+	}
+	if there.VolumeMode == string(corev1.PersistentVolumeBlock) {
+		status.FSType = ""
+	}
+}
