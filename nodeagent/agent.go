@@ -57,6 +57,8 @@ type Agent struct {
 	meter  *meter
 	// inUse are the volumes that could not be deleted because something uses them; a change of the node's mounts wakes them.
 	inUse sync.Map
+	// up is closed when the volumes were brought up.
+	up    chan struct{}
 	ready atomic.Bool
 }
 
@@ -105,7 +107,7 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the client: %w", err)
 	}
-	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live,
+	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live, up: make(chan struct{}),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, time.Minute))}
 	a.groups.admitted = map[string]*store.Admission{}
 	a.pools = &poolReporter{agent: a, wake: make(chan struct{}, 1)}
@@ -119,6 +121,7 @@ func New(o Options) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	// The disk first: pools that are pools already. Whether a directory that is none may become one, the API server knows.
 	a.store.Refresh(ctx)
+	close(a.up)
 	a.log.InfoContext(ctx, "volumes are up", "node", a.opts.Node, "volumes", len(a.store.List()))
 
 	var wg sync.WaitGroup
@@ -278,6 +281,9 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 		}
 	}
 }
+
+// Up is closed once the pools that are there were opened and their volumes brought up, API server or not.
+func (a *Agent) Up() <-chan struct{} { return a.up }
 
 // Ready tells whether the agent serves records: its pod's readiness, by which the controller knows.
 func (a *Agent) Ready() bool { return a.ready.Load() }

@@ -231,7 +231,7 @@ func (p *poolReporter) orphans(ctx context.Context, pool string) []string {
 	}
 	var out []string
 	for _, v := range p.agent.store.List() {
-		if v.Pool == pool && !known[v.ID] {
+		if v.Pool == pool && !known[v.ID] && !IsInline(&v.Volume) {
 			out = append(out, v.ID)
 		}
 	}

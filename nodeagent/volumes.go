@@ -146,7 +146,8 @@ func (a *Agent) offline(v *v1alpha1.Volume) error {
 			return p.Offline
 		}
 	}
-	if !known {
+	// A volume that never was cannot be in a pool that is not here.
+	if !known && (v.Spec.Published || v.Status.Pool != "") {
 		return fmt.Errorf("the agent's configuration has no pool %q on this node", pool)
 	}
 	return nil
@@ -246,7 +247,8 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	a.groups.cancel(v.Name)
 	_, err := a.store.Get(v.Name)
 	var missing *store.NotFoundError
-	if errors.As(err, &missing) {
+	// What was refused was never on disk, whatever pools there are.
+	if errors.As(err, &missing) && v.Status.Phase != v1alpha1.VolumeRefused {
 		if offline := a.offline(v); offline != nil {
 			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
 			return nil

@@ -48,6 +48,12 @@ func VolumeOf(there *store.Volume, poolFilesystem string) *v1alpha1.Volume {
 	return v
 }
 
+// InlineAttribute marks, in the record on disk, a volume that lives and dies with one pod. No Volume object speaks of it.
+const InlineAttribute = "quarry.storage/inline"
+
+// IsInline tells a volume that lives and dies with one pod.
+func IsInline(v *record.Volume) bool { return v.Origin.Attributes[InlineAttribute] == "true" }
+
 // Error is an error with one of the API's reasons.
 type Error struct {
 	Code string // a v1alpha1.Reason*

@@ -57,15 +57,30 @@ type btrfsUse struct {
 // the kernel (PROC_PID_INIT_INO in linux/proc_ns.h).
 const initPIDNamespace = 0xEFFFFFFC
 
+// seesMachine tells whether /proc shows the processes of the whole machine, or of
+// the whole node where nodes are containers themselves. It does in the first pid
+// namespace; and where process 1 lives in another mount namespace than we do:
+// then it is not our own container's, since hostPID is how a container gets to
+// see a process 1 that is not its own.
+func seesMachine() bool {
+	if ino, err := inode("/proc/self/ns/pid"); err == nil && ino == initPIDNamespace {
+		return true
+	}
+	own, err := inode("/proc/self/ns/mnt")
+	if err != nil {
+		return false
+	}
+	first, err := inode("/proc/1/ns/mnt")
+	return err == nil && first != own
+}
+
 // Scan reads the mounts of every mount namespace that a process is in.
 //
 // Threads count: one can have a mount namespace of its own (containerd and
 // runc do that). What ends while it is looked at is left out.
 func Scan() (*Table, error) {
 	t := &Table{byDev: map[Dev][]Use{}}
-	if ino, err := inode("/proc/self/ns/pid"); err == nil {
-		t.HostPID = ino == initPIDNamespace
-	}
+	t.HostPID = seesMachine()
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("scan mounts: %w", err)

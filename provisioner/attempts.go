@@ -1,0 +1,122 @@
+package provisioner
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// A volume's id is the name of its PersistentVolume and the number of the attempt: "pvc-<claim UID>-1". It follows
+// from what is known, so two controllers that make the same attempt collide in the API server instead of making two
+// volumes. A number whose record still exists, as a tombstone or otherwise, is never taken again.
+
+// MaxIDLength bounds ids, which are directory names on disk and values of labels are not.
+const MaxIDLength = 100
+
+var idGrammar = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
+// ValidID reports whether a name may be a volume's id. Nothing else ever reaches a path.
+func ValidID(id string) bool { return len(id) <= MaxIDLength && idGrammar.MatchString(id) }
+
+// attemptID is the id of the nth attempt for a PersistentVolume; the first is 1.
+func attemptID(pvName string, n int) string { return fmt.Sprintf("%s-%d", pvName, n) }
+
+// attemptNumber is the inverse of attemptID.
+func attemptNumber(pvName, id string) (n int, ok bool) {
+	digits, found := strings.CutPrefix(id, pvName+"-")
+	if !found || !ValidID(id) {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 1 || attemptID(pvName, n) != id { // "01" is not 1
+		return 0, false
+	}
+	return n, true
+}
+
+// plan is how to go on with a claim, given the records that exist for its PersistentVolume.
+type plan struct {
+	// use is the record to go on with; nil: make one called next.
+	use  *v1alpha1.Volume
+	next string
+	// abandon are records to give up first: never published, and on another node, refused, or made for another wish.
+	abandon []*v1alpha1.Volume
+}
+
+// planAttempt decides. A published record is always gone on with, wherever it is: it may hold data, and its
+// PersistentVolume only has to be written (again).
+func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.Volume) plan {
+	var p plan
+	highest := 0
+	for i := range existing {
+		v := &existing[i]
+		if n, ok := attemptNumber(pvName, v.Name); ok {
+			highest = max(highest, n)
+		}
+		switch {
+		case v.Spec.DesiredState != v1alpha1.DesiredPresent:
+			// A tombstone. It holds its number until the agent confirmed and the record is gone.
+		case v.Spec.Published:
+			if p.use == nil || !p.use.Spec.Published {
+				if p.use != nil {
+					p.abandon = append(p.abandon, p.use)
+				}
+				p.use = v
+			}
+		case p.use == nil && v.Spec.NodeName == want.NodeName && !isRefused(v) && sameWish(&v.Spec, want):
+			p.use = v
+		default:
+			p.abandon = append(p.abandon, v)
+		}
+	}
+	p.next = attemptID(pvName, highest+1)
+	return p
+}
+
+// sameWish compares what is fixed at creation.
+func sameWish(have, want *v1alpha1.VolumeSpec) bool {
+	fixed := func(s *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
+		c := *s
+		c.DesiredState, c.Published = "", false
+		c.Claim, c.Admission, c.Attributes = nil, nil, nil
+		c.ReclaimPolicy, c.Deletion = "", v1alpha1.DeletionPolicy{}
+		return c
+	}
+	return equality.Semantic.DeepEqual(fixed(have), fixed(want))
+}
+
+// isReady reports whether the volume can be used.
+func isReady(v *v1alpha1.Volume) bool {
+	return meta.IsStatusConditionTrue(v.Status.Conditions, v1alpha1.ConditionReady)
+}
+
+// isRefused reports whether the attempt is over and the agent holds nothing of it.
+func isRefused(v *v1alpha1.Volume) bool {
+	return v.Status.Phase == v1alpha1.VolumeRefused || v.Status.Phase == v1alpha1.VolumeLost || v.Status.Phase == v1alpha1.VolumeDeleted
+}
+
+// condition returns a condition's reason and message, both empty if it is not there.
+func condition(conditions []metav1.Condition, kind string) (reason, message string) {
+	if c := meta.FindStatusCondition(conditions, kind); c != nil {
+		return c.Reason, c.Message
+	}
+	return "", ""
+}
+
+// isGone reports whether the agent has done what desiredState asks: trashed or deleted.
+func isGone(v *v1alpha1.Volume) bool {
+	switch v.Spec.DesiredState {
+	case v1alpha1.DesiredDeleted:
+		return v.Status.Phase == v1alpha1.VolumeDeleted
+	case v1alpha1.DesiredTrashed:
+		return v.Status.Phase == v1alpha1.VolumeTrashed || v.Status.Phase == v1alpha1.VolumeDeleted
+	}
+	return false
+}

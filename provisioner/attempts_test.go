@@ -1,0 +1,77 @@
+package provisioner
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+func TestAttemptNames(t *testing.T) {
+	const pv = "pvc-5f3c"
+	for id, want := range map[string]int{
+		"pvc-5f3c-1": 1, "pvc-5f3c-12": 12, "pvc-5f3c-0": 0, "pvc-5f3c-01": 0, "pvc-5f3c--1": 0, "pvc-5f3c-": 0,
+		"pvc-5f3c": 0, "pvc-5f3c-1x": 0, "pvc-5f3d-1": 0, "pvc-5f3c-1/..": 0, "pvc-5f3c-+1": 0,
+	} {
+		n, ok := attemptNumber(pv, id)
+		require.Equal(t, want, n, id)
+		require.Equal(t, want > 0, ok, id)
+	}
+	for _, id := range []string{"", ".", "..", "a/b", "A", "a_b", "-a", "a-", "a.b", "a\x00", "ä"} {
+		require.False(t, ValidID(id), id)
+	}
+}
+
+func TestPlanAttempt(t *testing.T) {
+	const pv = "pvc-1"
+	want := v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent, Capacity: resource.MustParse("1Gi")}
+	record := func(n int, change func(*v1alpha1.Volume)) v1alpha1.Volume {
+		v := *newRecord(pv, attemptID(pv, n), &want)
+		if change != nil {
+			change(&v)
+		}
+		return v
+	}
+	elsewhere := func(v *v1alpha1.Volume) { v.Spec.NodeName = "there" }
+	published := func(v *v1alpha1.Volume) { v.Spec.NodeName = "there"; v.Spec.Published = true }
+	tombstone := func(v *v1alpha1.Volume) { v.Spec.DesiredState = v1alpha1.DesiredDeleted }
+	refused := func(v *v1alpha1.Volume) { v.Status.Phase = v1alpha1.VolumeRefused }
+	larger := func(v *v1alpha1.Volume) { v.Spec.Capacity = resource.MustParse("2Gi") }
+	equal := func(v *v1alpha1.Volume) { v.Spec.Capacity = resource.MustParse("1073741824") }
+
+	for _, test := range []struct {
+		name     string
+		existing []v1alpha1.Volume
+		use      string
+		next     string
+		abandon  []string
+	}{
+		{"nothing there", nil, "", "pvc-1-1", nil},
+		{"one under way", []v1alpha1.Volume{record(1, equal)}, "pvc-1-1", "pvc-1-2", nil},
+		{"one on another node", []v1alpha1.Volume{record(1, elsewhere)}, "", "pvc-1-2", []string{"pvc-1-1"}},
+		{"published on another node", []v1alpha1.Volume{record(1, published)}, "pvc-1-1", "pvc-1-2", nil},
+		{"published there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, published)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
+		{"a tombstone keeps its number", []v1alpha1.Volume{record(3, tombstone)}, "", "pvc-1-4", nil},
+		{"refused", []v1alpha1.Volume{record(1, refused)}, "", "pvc-1-2", []string{"pvc-1-1"}},
+		{"another size", []v1alpha1.Volume{record(1, larger)}, "", "pvc-1-2", []string{"pvc-1-1"}},
+		{"two under way", []v1alpha1.Volume{record(1, nil), record(2, nil)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := planAttempt(pv, &want, test.existing)
+			use := ""
+			if p.use != nil {
+				use = p.use.Name
+			}
+			var abandon []string
+			for _, v := range p.abandon {
+				abandon = append(abandon, v.Name)
+				require.False(t, v.Spec.Published, "what was published is never given up")
+			}
+			require.Equal(t, test.use, use)
+			require.Equal(t, test.next, p.next)
+			require.Equal(t, test.abandon, abandon)
+		})
+	}
+}

@@ -1,0 +1,317 @@
+package provisioner
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// capacityPublisher tells the scheduler what fits where: one CSIStorageCapacity for every node and every class that
+// waits for the scheduler, of either front door. The scheduler looks for a CSIDriver named like the class's
+// provisioner and asks no further, so this serves local PersistentVolumes as well (KEP-1472).
+//
+// It is driven by the watches of nodes, pools, classes and agents, and writes nothing without news. It does not
+// reserve: several claims may race for the same room, and the agent decides.
+type capacityPublisher struct {
+	client    client.Client
+	live      client.Reader
+	agents    AgentReadiness
+	namespace string
+	owner     *metav1.OwnerReference
+	metrics   *Metrics
+
+	// queue takes nodes to publish while the loop runs; nil before.
+	queue atomic.Pointer[workQueue]
+
+	mu    sync.Mutex
+	fresh map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
+	nodes keyedLocks
+}
+
+const (
+	// indexCapacityNode is the cache's index of CSIStorageCapacity objects by the node they are about.
+	indexCapacityNode = "node"
+	// managedBy marks the objects that are ours, by the convention of external-provisioner.
+	labelManagedBy  = "csi.storage.k8s.io/managed-by"
+	labelDriverName = "csi.storage.k8s.io/drivername"
+	managedBy       = "quarry-controller"
+
+	// anySize is published for a class whose parameters are wrong. With nothing published the scheduler would say that
+	// every node is full; so it chooses one, and the claim gets the event that says what is wrong.
+	anySize = math.MaxInt64
+)
+
+// indexPoolNode is the cache's index of Pools by their node.
+const indexPoolNode = "spec.nodeName"
+
+func indexPool(o client.Object) []string {
+	if pool, ok := o.(*v1alpha1.Pool); ok {
+		return []string{pool.Spec.NodeName}
+	}
+	return nil
+}
+
+// indexCapacity is the function of that index. A node's name may be longer than a label's value, so it is an annotation.
+func indexCapacity(o client.Object) []string {
+	if o.GetLabels()[labelManagedBy] != managedBy {
+		return nil
+	}
+	return []string{o.GetAnnotations()[v1alpha1.AnnotationNode]}
+}
+
+// PublishNode implements CapacityPublisher: it reads the node's pools live.
+func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error {
+	var cached v1alpha1.PoolList
+	if err := c.client.List(ctx, &cached, client.MatchingFields{indexPoolNode: node}); err != nil {
+		return &APIError{"listing the pools of node " + node, err}
+	}
+	for i := range cached.Items {
+		pool := &v1alpha1.Pool{}
+		if err := c.live.Get(ctx, client.ObjectKeyFromObject(&cached.Items[i]), pool); client.IgnoreNotFound(err) != nil {
+			return &APIError{"reading Pool " + cached.Items[i].Name, err}
+		} else if err == nil {
+			c.mu.Lock()
+			if c.fresh == nil {
+				c.fresh = map[string]*v1alpha1.Pool{}
+			}
+			c.fresh[pool.Name] = pool
+			c.mu.Unlock()
+		}
+	}
+	return c.publish(ctx, node)
+}
+
+// Reconcile publishes one node, named by the request.
+func (c *capacityPublisher) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	return reconcile.Result{}, c.publish(ctx, req.Name)
+}
+
+// pools are a node's, in the newest state that is known: the cache may be behind what PublishNode has read.
+func (c *capacityPublisher) pools(ctx context.Context, node string) ([]v1alpha1.Pool, error) {
+	var all v1alpha1.PoolList
+	if err := c.client.List(ctx, &all, client.MatchingFields{indexPoolNode: node}); err != nil {
+		return nil, &APIError{"listing the pools of node " + node, err}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var pools []v1alpha1.Pool
+	for _, pool := range all.Items {
+		if fresh, ok := c.fresh[pool.Name]; ok {
+			if fresh.UID == pool.UID && newer(fresh, &pool) {
+				pool = *fresh
+			} else {
+				delete(c.fresh, pool.Name)
+			}
+		}
+		pools = append(pools, pool)
+	}
+	return pools, nil
+}
+
+// newer compares resource versions, which are ordered numbers (KEP-5504).
+func newer(a, b *v1alpha1.Pool) bool {
+	x, errX := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	y, errY := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return errX == nil && errY == nil && x > y
+}
+
+// publish makes a node's objects what they have to be. It is serialised by node, so that an older state is never
+// written over a newer one.
+func (c *capacityPublisher) publish(ctx context.Context, name string) error {
+	defer c.nodes.lock(name)()
+	want, err := c.wanted(ctx, name)
+	if err != nil {
+		return err
+	}
+	var have storagev1.CSIStorageCapacityList
+	if err := c.client.List(ctx, &have, client.InNamespace(c.namespace), client.MatchingFields{indexCapacityNode: name}); err != nil {
+		return &APIError{"listing the capacity objects of node " + name, err}
+	}
+	var errs []error
+	for i := range have.Items {
+		old := &have.Items[i]
+		wish, keep := want[old.Name]
+		delete(want, old.Name)
+		switch {
+		case !keep:
+			err = client.IgnoreNotFound(c.client.Delete(ctx, old))
+		case sameCapacity(old, wish):
+			continue
+		default:
+			changed := old.DeepCopy()
+			changed.Capacity, changed.MaximumVolumeSize = wish.Capacity, wish.MaximumVolumeSize
+			err = c.client.Patch(ctx, changed, client.MergeFrom(old))
+		}
+		c.metrics.capacity.Inc()
+		errs = append(errs, err)
+	}
+	for _, object := range want {
+		err := c.client.Create(ctx, object)
+		if apierrors.IsAlreadyExists(err) { // made by the other replica, or not in the cache yet
+			err = c.client.Patch(ctx, object, client.Merge)
+		}
+		c.metrics.capacity.Inc()
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &APIError{"publishing the capacity of node " + name, err}
+	}
+	return nil
+}
+
+func sameCapacity(a, b *storagev1.CSIStorageCapacity) bool {
+	return bytesOf(a.Capacity) == bytesOf(b.Capacity) && bytesOf(a.MaximumVolumeSize) == bytesOf(b.MaximumVolumeSize)
+}
+
+// wanted is the objects a node should have, by name. A node that is gone, or has no pool, has none, and the scheduler
+// passes it by.
+func (c *capacityPublisher) wanted(ctx context.Context, name string) (map[string]*storagev1.CSIStorageCapacity, error) {
+	var node corev1.Node
+	if err := c.client.Get(ctx, client.ObjectKey{Name: name}, &node); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	host := node.Labels[corev1.LabelHostname]
+	pools, err := c.pools(ctx, name)
+	if err != nil || len(pools) == 0 || host == "" {
+		return nil, err
+	}
+	var classes storagev1.StorageClassList
+	if err := c.client.List(ctx, &classes); err != nil {
+		return nil, &APIError{"listing classes", err}
+	}
+	ready, _ := c.agents.Ready(name)
+	want := map[string]*storagev1.CSIStorageCapacity{}
+	for i := range classes.Items {
+		class := &classes.Items[i]
+		if !isOurClass(class) || !waitsForConsumer(class) {
+			continue
+		}
+		free := room{Available: anySize, Largest: anySize}
+		if params, err := ParseParameters(class.Parameters); err == nil {
+			free = roomIn(pools, params)
+		} else {
+			log.FromContext(ctx).V(1).Info("A class cannot be served", "class", class.Name, "why", err.Error())
+		}
+		if !ready {
+			free = room{}
+		}
+		object := c.object(class, name, host, free)
+		want[object.Name] = object
+	}
+	return want, nil
+}
+
+// object is one CSIStorageCapacity. Its name follows from what in it cannot be changed.
+func (c *capacityPublisher) object(class *storagev1.StorageClass, node, host string, free room) *storagev1.CSIStorageCapacity {
+	sum := sha256.Sum256([]byte(class.Name + "\x00" + node + "\x00" + host))
+	object := &storagev1.CSIStorageCapacity{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "quarry-" + hex.EncodeToString(sum[:10]), Namespace: c.namespace,
+			Labels:      map[string]string{labelManagedBy: managedBy, labelDriverName: class.Provisioner},
+			Annotations: map[string]string{v1alpha1.AnnotationNode: node},
+		},
+		StorageClassName:  class.Name,
+		NodeTopology:      &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelHostname: host}},
+		Capacity:          resource.NewQuantity(free.Available, resource.BinarySI),
+		MaximumVolumeSize: resource.NewQuantity(free.Largest, resource.BinarySI),
+	}
+	if c.owner != nil {
+		object.OwnerReferences = []metav1.OwnerReference{*c.owner}
+	}
+	return object
+}
+
+// isOurClass reports whether a class is served through one of the two front doors.
+func isOurClass(class *storagev1.StorageClass) bool {
+	return class.Provisioner == v1alpha1.LocalProvisioner || class.Provisioner == v1alpha1.CSIDriver
+}
+
+// switchOn has the scheduler heed the objects, once those of every node were published: from then on a node without
+// an object is passed by. CSIDriver objects come with the chart; one that is not there is not made.
+func (c *capacityPublisher) switchOn(ctx context.Context) error {
+	for _, name := range []string{v1alpha1.LocalProvisioner, v1alpha1.CSIDriver} {
+		var driver storagev1.CSIDriver
+		if err := c.client.Get(ctx, client.ObjectKey{Name: name}, &driver); err != nil {
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			return fmt.Errorf("reading CSIDriver %s: %w", name, err)
+		}
+		if driver.Spec.StorageCapacity != nil && *driver.Spec.StorageCapacity {
+			continue
+		}
+		base := driver.DeepCopy()
+		driver.Spec.StorageCapacity = new(true)
+		if err := c.client.Patch(ctx, &driver, client.MergeFrom(base)); err != nil {
+			return fmt.Errorf("switching on the capacity of CSIDriver %s: %w", name, err)
+		}
+		log.FromContext(ctx).Info("The scheduler heeds published capacity from now on", "driver", name)
+	}
+	return nil
+}
+
+// publishAll publishes every node.
+func (c *capacityPublisher) publishAll(ctx context.Context) error {
+	var nodes corev1.NodeList
+	if err := c.client.List(ctx, &nodes); err != nil {
+		return fmt.Errorf("listing nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		if err := c.publish(ctx, nodes.Items[i].Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyedLocks is one lock for each key. The zero value is ready to use.
+type keyedLocks struct {
+	mu    sync.Mutex
+	locks map[string]*keyedLock
+}
+
+type keyedLock struct {
+	sync.Mutex
+	users int
+}
+
+// lock takes a key's lock and returns what gives it back.
+func (k *keyedLocks) lock(key string) (unlock func()) {
+	k.mu.Lock()
+	if k.locks == nil {
+		k.locks = map[string]*keyedLock{}
+	}
+	l := k.locks[key]
+	if l == nil {
+		l = &keyedLock{}
+		k.locks[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.locks, key)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package provisioner
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// checkClaim finds what a classic volume cannot give. The error is a *ClaimError, or a *controller.IgnoredError where
+// somebody else will serve the claim; that one must reach the library as it is, because it asserts the type.
+func checkClaim(claim *corev1.PersistentVolumeClaim) error {
+	for _, mode := range claim.Spec.AccessModes {
+		// kubelet's local plugin lists ReadWriteOnce only, and nothing on one node's disk can be shared by nodes.
+		if mode != corev1.ReadWriteOnce && mode != corev1.ReadWriteOncePod {
+			return &ClaimError{"accessModes", fmt.Sprintf("%s is not possible for a volume on one node's disk; "+
+				"use ReadWriteOnce or ReadWriteOncePod", mode)}
+		}
+	}
+	if claim.Spec.Selector != nil {
+		return &ClaimError{"selector", "is not served for new volumes; choose pools with the class's parameters pool or poolSelector"}
+	}
+	if name := claim.Spec.VolumeAttributesClassName; name != nil && *name != "" {
+		return &ClaimError{"volumeAttributesClassName", fmt.Sprintf("%q: only volumes of %s have attributes that change",
+			*name, v1alpha1.CSIDriver)}
+	}
+	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	if size.Sign() <= 0 {
+		return &ClaimError{"resources.requests.storage", "must be more than 0"}
+	}
+	return checkSource(claim)
+}
+
+// checkSource looks at what the volume's first content is to be. Without this a claim for a copy would get an empty
+// volume. Kinds that are not Kubernetes' own are left to their populators, as KEP-1495 asks.
+func checkSource(claim *corev1.PersistentVolumeClaim) error {
+	refuse := func(group *string, kind, name string) error {
+		switch {
+		case (group == nil || *group == "") && kind == "PersistentVolumeClaim":
+			return &ClaimError{"dataSource", fmt.Sprintf("a copy of claim %q: classic volumes are made empty; use %s", name, v1alpha1.CSIDriver)}
+		case group != nil && *group == "snapshot.storage.k8s.io" && kind == "VolumeSnapshot":
+			return &ClaimError{"dataSource", fmt.Sprintf("a copy of snapshot %q: classic volumes are made empty; use %s", name, v1alpha1.CSIDriver)}
+		}
+		return &controller.IgnoredError{Reason: fmt.Sprintf("a data source of kind %s is somebody else's to populate", kind)}
+	}
+	if ref := claim.Spec.DataSourceRef; ref != nil {
+		return refuse(ref.APIGroup, ref.Kind, ref.Name)
+	}
+	if ref := claim.Spec.DataSource; ref != nil {
+		return refuse(ref.APIGroup, ref.Kind, ref.Name)
+	}
+	return nil
+}
+
+// claimMode is the claim's volumeMode, which the API server sets but hand-made objects may lack.
+func claimMode(claim *corev1.PersistentVolumeClaim) corev1.PersistentVolumeMode {
+	if claim.Spec.VolumeMode == nil {
+		return corev1.PersistentVolumeFilesystem
+	}
+	return *claim.Spec.VolumeMode
+}
+
+// reclaimPolicy is the class's, which may be unset; the API's own default is Delete.
+func reclaimPolicy(class *storagev1.StorageClass) corev1.PersistentVolumeReclaimPolicy {
+	if class.ReclaimPolicy == nil {
+		return corev1.PersistentVolumeReclaimDelete
+	}
+	return *class.ReclaimPolicy
+}
+
+// waitsForConsumer reports whether the scheduler chooses the node.
+func waitsForConsumer(class *storagev1.StorageClass) bool {
+	return class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
+}
+
+// wishOf is the spec of the volume that the claim asks for, but for the node.
+func wishOf(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, p Parameters) v1alpha1.VolumeSpec {
+	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	spec := v1alpha1.VolumeSpec{
+		DesiredState:     v1alpha1.DesiredPresent,
+		VolumeMode:       claimMode(claim),
+		AccessModes:      claim.Spec.AccessModes,
+		Capacity:         *resource.NewQuantity(size.Value(), resource.BinarySI), // whole bytes, rounded up
+		MountOptions:     class.MountOptions,
+		Claim:            &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, Labels: claim.Labels},
+		StorageClassName: class.Name,
+		ReclaimPolicy:    reclaimPolicy(class),
+		Provisioner:      class.Provisioner,
+	}
+	p.Apply(&spec)
+	return spec
+}

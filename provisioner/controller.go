@@ -1,0 +1,339 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// Options are the provisioner's settings; the zero value of each gives the default named in its comment.
+type Options struct {
+	// Namespace is Quarry's own: of the agents' pods, of the lease and of the capacity objects. Required.
+	Namespace string
+	// AgentLabels select the agents' pods in it. Default: app.kubernetes.io/name=quarry, app.kubernetes.io/component=agent.
+	AgentLabels map[string]string
+	// LeaseName names the lease of the leader election. Default: quarry-controller.
+	LeaseName string
+	// NoLeaderElection is for tests and for a single process on a workbench.
+	NoLeaderElection bool
+	// Workers is how many claims, and how many PersistentVolumes, are worked on at a time. Default: 100.
+	Workers int
+	// ProvisionTimeout bounds one try of one claim. Default: 60 s.
+	ProvisionTimeout time.Duration
+	// DeletionTimeout bounds one try of one PersistentVolume, DeleteWait the wait for the agent in it. Default: 2 min, 10 s.
+	DeletionTimeout time.Duration
+	DeleteWait      time.Duration
+	// SweepGrace is how old an unpublished attempt is before the sweep looks at it. Default: 1 min.
+	SweepGrace time.Duration
+	// CapacityOwner, if set, owns the capacity objects, so that they go with it: the controller's Deployment.
+	CapacityOwner *metav1.OwnerReference
+	// MetricsAddress and HealthAddress are where those are served. Default: not at all.
+	MetricsAddress string
+	HealthAddress  string
+	// Registry takes the metrics. Default: controller-runtime's, which MetricsAddress serves.
+	Registry prometheus.Registerer
+	// ServeCSI, if set, serves the CSI front door. It runs on every replica, leader or not, until ctx ends.
+	ServeCSI func(ctx context.Context, door *CSI) error
+
+	// limiter replaces the delays between tries, for tests.
+	limiter workqueue.TypedRateLimiter[any]
+}
+
+func (o Options) withDefaults() Options {
+	if len(o.AgentLabels) == 0 {
+		o.AgentLabels = map[string]string{"app.kubernetes.io/name": "quarry", "app.kubernetes.io/component": "agent"}
+	}
+	orDefault(&o.LeaseName, "quarry-controller")
+	orDefault(&o.Workers, 100)
+	orDefault(&o.ProvisionTimeout, time.Minute)
+	orDefault(&o.DeletionTimeout, 2*time.Minute)
+	orDefault(&o.DeleteWait, DefaultDeleteWait)
+	orDefault(&o.SweepGrace, DefaultSweepGrace)
+	if o.limiter == nil {
+		o.limiter = retryLimiter()
+	}
+	if o.Registry == nil {
+		o.Registry = ctrlmetrics.Registry
+	}
+	return o
+}
+
+func orDefault[T comparable](field *T, value T) {
+	if zero := *new(T); *field == zero {
+		*field = value
+	}
+}
+
+// NewScheme knows the kinds of Kubernetes and of Quarry.
+func NewScheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// ManagerOptions are the options of the manager that Setup needs: what is cached, and how the leader is elected.
+func ManagerOptions(o Options) (manager.Options, error) {
+	o = o.withDefaults()
+	if o.Namespace == "" {
+		return manager.Options{}, fmt.Errorf("the provisioner's options lack a namespace")
+	}
+	scheme, err := NewScheme()
+	if err != nil {
+		return manager.Options{}, err
+	}
+	metrics := o.MetricsAddress
+	if metrics == "" {
+		metrics = "0" // the manager's word for none
+	}
+	return manager.Options{
+		Scheme: scheme,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				// Only the agents' pods; the pods of a claim are read live when they matter.
+				&corev1.Pod{}: {Namespaces: map[string]cache.Config{
+					o.Namespace: {LabelSelector: labels.SelectorFromSet(o.AgentLabels)},
+				}},
+				&storagev1.CSIStorageCapacity{}: {Namespaces: map[string]cache.Config{o.Namespace: {}}},
+			},
+		},
+		LeaderElection:                !o.NoLeaderElection,
+		LeaderElectionID:              o.LeaseName,
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true, // the process ends when the manager does; the other replica takes over at once
+		Metrics:                       metricsserver.Options{BindAddress: metrics},
+		HealthProbeBindAddress:        o.HealthAddress,
+	}, nil
+}
+
+// Controller is the provisioner of one process. What it offers works on every replica; its loops run on the leader.
+type Controller struct {
+	// Records is what the CSI front door makes and deletes volumes with.
+	Records *Records
+	// Agents knows which agents are ready.
+	Agents *Agents
+	// Local is the classic front door.
+	Local *Local
+	// Capacity publishes a node's capacity before the scheduler is asked to choose again; the CSI front door calls it
+	// before it answers RESOURCE_EXHAUSTED.
+	Capacity CapacityPublisher
+}
+
+// Run makes a manager, sets the provisioner up in it and runs it until ctx ends. An error means that the process should
+// end; losing the lease is one.
+func Run(ctx context.Context, config *rest.Config, o Options) error {
+	options, err := ManagerOptions(o)
+	if err != nil {
+		return err
+	}
+	mgr, err := manager.New(Throughput(config), options)
+	if err != nil {
+		return fmt.Errorf("making the manager: %w", err)
+	}
+	c, err := Setup(ctx, mgr, o)
+	if err != nil {
+		return err
+	}
+	if o.ServeCSI != nil {
+		if err := mgr.Add(everyReplica(func(ctx context.Context) error { return o.ServeCSI(ctx, c.CSI()) })); err != nil {
+			return err
+		}
+	}
+	return mgr.Start(ctx)
+}
+
+// Throughput returns the config with client-side limits that a burst of a few hundred claims does not meet, unless it
+// has limits already; the API server protects itself by priority and fairness.
+func Throughput(config *rest.Config) *rest.Config {
+	c := rest.CopyConfig(config)
+	if c.QPS == 0 {
+		c.QPS, c.Burst = 500, 1000
+	}
+	return c
+}
+
+// Setup registers everything with a manager that was made with ManagerOptions. Nothing runs before the manager starts.
+func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, error) {
+	o = o.withDefaults()
+	metrics, err := NewMetrics(o.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
+	kube, err := kubernetes.NewForConfig(mgr.GetConfig())
+	if err != nil {
+		return nil, fmt.Errorf("making the client of the library: %w", err)
+	}
+	for _, index := range []struct {
+		object client.Object
+		field  string
+		of     client.IndexerFunc
+	}{
+		{&v1alpha1.Volume{}, indexPVName, IndexPVName},
+		{&v1alpha1.Pool{}, indexPoolNode, indexPool},
+		{&storagev1.CSIStorageCapacity{}, indexCapacityNode, indexCapacity},
+	} {
+		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.field, index.of); err != nil {
+			return nil, fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
+		}
+	}
+	recorder := mgr.GetEventRecorder("quarry-controller")
+	agents := &Agents{}
+	c := &Controller{
+		Agents: agents,
+		Records: &Records{
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Agents: agents, agentChanged: &agents.changed,
+		},
+	}
+	c.Local = &Local{
+		Records: c.Records, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Agents: agents,
+		Events: recorder, Metrics: metrics, DeleteWait: o.DeleteWait,
+		waiting: newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
+	}
+	capacity := &capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
+		namespace: o.Namespace, owner: o.CapacityOwner, metrics: metrics}
+	c.Capacity, c.Local.Capacity = capacity, capacity
+	agents.OnChange = func(node string, ready bool) {
+		capacity.agentChanged(node)
+		if ready {
+			c.Local.waiting.nodeChanged(node)
+		}
+	}
+	in, err := c.watch(ctx, mgr)
+	if err != nil {
+		return nil, err
+	}
+	// Runnables need the lease unless they say otherwise.
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		return runLibrary(ctx, kube, c.Local, in, o)
+	})); err != nil {
+		return nil, err
+	}
+	heal := &healer{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, metrics: metrics}
+	sweep := &sweeper{records: c.Records, grace: o.SweepGrace, now: time.Now, metrics: metrics}
+	if err := addLoops(mgr, heal, sweep); err != nil {
+		return nil, err
+	}
+	if err := addCapacity(mgr, capacity); err != nil {
+		return nil, err
+	}
+	if err := addAdvice(mgr, &adviser{local: c.Local, now: time.Now}); err != nil {
+		return nil, err
+	}
+	if err := addExpansion(mgr, &expander{client: mgr.GetClient(), events: recorder}); err != nil {
+		return nil, err
+	}
+	for _, add := range []func(string, healthz.Checker) error{mgr.AddHealthzCheck, mgr.AddReadyzCheck} {
+		if err := add("ping", healthz.Ping); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// addLoops registers the loops that are driven by watches.
+func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
+	// A missing CRD fails every try; it may come back any minute, so tries never get far apart.
+	options := ctrlcontroller.Options{
+		MaxConcurrentReconciles: 4,
+		SkipNameValidation:      new(true),
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second),
+	}
+	vanished := predicate.Funcs{
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		UpdateFunc:  func(event.UpdateEvent) bool { return false },
+		GenericFunc: func(event.GenericEvent) bool { return false },
+	}
+	toPV := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		if name := o.GetLabels()[v1alpha1.LabelPVName]; name != "" {
+			return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: name}}}
+		}
+		return nil
+	})
+	if err := builder.ControllerManagedBy(mgr).Named("heal").For(&corev1.PersistentVolume{}).
+		Watches(&v1alpha1.Volume{}, toPV, builder.WithPredicates(vanished)).
+		WithOptions(options).Complete(heal); err != nil {
+		return fmt.Errorf("setting up the healer: %w", err)
+	}
+	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second)
+	if err := builder.ControllerManagedBy(mgr).Named("sweep").For(&v1alpha1.Volume{}).
+		WithOptions(options).Complete(sweep); err != nil {
+		return fmt.Errorf("setting up the sweep: %w", err)
+	}
+	return nil
+}
+
+// watch connects the informers: who waits for a record or a node is woken by them, and the library shares them.
+func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers, error) {
+	var in informers
+	for object, to := range map[client.Object]*toolscache.SharedIndexInformer{
+		&corev1.PersistentVolumeClaim{}: &in.claims, &corev1.PersistentVolume{}: &in.volumes,
+		&storagev1.StorageClass{}: &in.classes, &corev1.Node{}: &in.nodes,
+	} {
+		informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
+		if err != nil {
+			return in, fmt.Errorf("watching %T: %w", object, err)
+		}
+		shared, ok := informer.(toolscache.SharedIndexInformer)
+		if !ok {
+			return in, fmt.Errorf("the cache's informer of %T is a %T, which the library cannot share", object, informer)
+		}
+		*to = shared
+	}
+	waiting := c.Local.waiting
+	handlers := map[client.Object]toolscache.ResourceEventHandler{
+		&corev1.Pod{}:                   c.Agents,
+		&v1alpha1.Volume{}:              c.Records,
+		&corev1.Node{}:                  onNode(waiting.nodeChanged),
+		&storagev1.StorageClass{}:       onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
+		&corev1.PersistentVolumeClaim{}: onDelete(func(p *corev1.PersistentVolumeClaim) { waiting.removeClaim(string(p.UID)) }),
+		&corev1.PersistentVolume{}:      onDelete(func(p *corev1.PersistentVolume) { waiting.removeVolume(p.Name) }),
+		&v1alpha1.Pool{}: toolscache.ResourceEventHandlerFuncs{
+			AddFunc: func(obj any) { waiting.poolChanged(nil, obj.(*v1alpha1.Pool)) },
+			UpdateFunc: func(before, after any) {
+				waiting.poolChanged(before.(*v1alpha1.Pool), after.(*v1alpha1.Pool))
+			},
+		},
+	}
+	for object, h := range handlers {
+		informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
+		if err != nil {
+			return in, fmt.Errorf("watching %T: %w", object, err)
+		}
+		if _, err := informer.AddEventHandler(h); err != nil {
+			return in, fmt.Errorf("watching %T: %w", object, err)
+		}
+	}
+	c.Records.onChange = waiting.recordChanged
+	return in, nil
+}

@@ -1,0 +1,384 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// CSI is the CSI front door: what package csi asks of whoever makes volumes, over the records. It keeps nothing, so every
+// replica serves it to the sidecars beside it. What it shares with the classic front door it takes from there.
+type CSI struct{ Local *Local }
+
+// CSI returns the CSI front door of this process.
+func (c *Controller) CSI() *CSI { return &CSI{Local: c.Local} }
+
+// everyReplica is a part of the program that runs whether this replica leads or not, once the caches are filled.
+type everyReplica func(context.Context) error
+
+// Start implements manager.Runnable.
+func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (everyReplica) NeedLeaderElection() bool { return false }
+
+func (c *CSI) records() *Records { return c.Local.Records }
+
+// explained is an error with the advice that belongs to its reason.
+type explained struct{ error }
+
+func (e explained) Error() string { return Explain(e.error) }
+func (e explained) Unwrap() error { return e.error }
+
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	return explained{err}
+}
+
+// Ensure makes the volume called name, which is its PersistentVolume's name, and returns it ready and published. The same
+// name on another node is another attempt: one that was never published is given up first.
+func (c *CSI) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
+	v, err := c.ensure(ctx, name, wish, nodes)
+	if err != nil {
+		c.publishCapacity(ctx, err)
+	}
+	return v, explain(err)
+}
+
+func (c *CSI) ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
+	if err := c.fromClaim(ctx, &wish); err != nil {
+		return nil, err
+	}
+	var err error
+	if wish.NodeName, err = c.node(ctx, name, &wish, nodes); err != nil {
+		return nil, err
+	}
+	v, err := c.records().Ensure(ctx, name, wish)
+	if err != nil {
+		return nil, err
+	}
+	if !sameVolume(&v.Spec, &wish) {
+		return nil, &ExistsError{v.Name, "it was made with other parameters than those given now"}
+	}
+	return v, nil
+}
+
+// sameVolume compares a volume that is there with what is asked for now, but for its size, which may have grown, and for what
+// follows from a claim that may be gone by now.
+func sameVolume(have, want *v1alpha1.VolumeSpec) bool {
+	comparable := func(s *v1alpha1.VolumeSpec) *v1alpha1.VolumeSpec {
+		n := s.DeepCopy()
+		n.NodeName, n.Capacity, n.AccessModes, n.StorageClassName = "", resource.Quantity{}, nil, ""
+		return n
+	}
+	return sameWish(comparable(have), comparable(want))
+}
+
+// fromClaim adds what only the cluster knows of the claim a volume is for: its class, its labels and the other claims of its
+// pod. A claim that is gone, or another one of that name, adds nothing: the sidecar knows best whether it still wants it.
+func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
+	ref := wish.Claim
+	if ref == nil {
+		return nil
+	}
+	var claim corev1.PersistentVolumeClaim
+	err := c.Local.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	if apierrors.IsNotFound(err) || err == nil && ref.UID != "" && claim.UID != ref.UID {
+		return nil
+	}
+	if err != nil {
+		return &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+	}
+	ref.UID, ref.Labels = claim.UID, claim.Labels
+	if claim.Spec.StorageClassName != nil {
+		wish.StorageClassName = *claim.Spec.StorageClassName
+		var class storagev1.StorageClass
+		if err := c.Local.Client.Get(ctx, client.ObjectKey{Name: wish.StorageClassName}, &class); err == nil {
+			wish.ReclaimPolicy = reclaimPolicy(&class)
+		}
+	}
+	wish.Admission, err = (podReader{c.Local.Live}).admissionGroup(ctx, &claim, c.Local.claimsIn, c.Local.isOurs)
+	return err
+}
+
+// node chooses where the volume is made: where an attempt is under way already, or on the one node asked for, or on the one
+// with the most room among those that will do.
+func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, nodes []string) (string, error) {
+	if len(nodes) == 1 {
+		if _, err := getNode(ctx, c.Local.Client, c.Local.Live, nodes[0]); err != nil {
+			return "", err
+		}
+		return nodes[0], nil
+	}
+	existing, err := c.records().Of(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	for i := range existing {
+		v := &existing[i]
+		allowed := len(nodes) == 0 || slices.Contains(nodes, v.Spec.NodeName)
+		if v.Spec.DesiredState == v1alpha1.DesiredPresent && (v.Spec.Published || allowed && !isRefused(v)) {
+			return v.Spec.NodeName, nil
+		}
+	}
+	var list corev1.NodeList
+	if err := c.Local.Client.List(ctx, &list); err != nil {
+		return "", &APIError{"listing nodes", err}
+	}
+	pools, err := c.pools(ctx)
+	if err != nil {
+		return "", err
+	}
+	pl := placement{ready: c.Local.Agents.Ready, pools: pools}
+	for _, n := range list.Items {
+		if len(nodes) == 0 || slices.Contains(nodes, n.Name) {
+			pl.nodes = append(pl.nodes, n)
+		}
+	}
+	return pl.pick(&storagev1.StorageClass{}, parametersOf(wish), wish.Capacity.Value())
+}
+
+// pools are all pools by node, from the cache.
+func (c *CSI) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
+	var list v1alpha1.PoolList
+	if err := c.Local.Client.List(ctx, &list); err != nil {
+		return nil, &APIError{"listing pools", err}
+	}
+	byNode := map[string][]v1alpha1.Pool{}
+	for _, pool := range list.Items {
+		byNode[pool.Spec.NodeName] = append(byNode[pool.Spec.NodeName], pool)
+	}
+	return byNode, nil
+}
+
+// parametersOf are the parameters that decide which pools will do.
+func parametersOf(wish *v1alpha1.VolumeSpec) Parameters {
+	return Parameters{Backend: wish.Backend, Enforcement: wish.Enforcement, Pool: wish.Pool, PoolSelector: wish.PoolSelector}
+}
+
+// publishCapacity tells the scheduler what a node that refused still has, before the sidecar asks it to choose again.
+func (c *CSI) publishCapacity(ctx context.Context, err error) {
+	refused := (*RefusedError)(nil)
+	if c.Local.Capacity == nil || !errors.As(err, &refused) || Judge(err).State != controller.ProvisioningReschedule {
+		return
+	}
+	if err := c.Local.Capacity.PublishNode(ctx, refused.Node); err != nil {
+		log.FromContext(ctx).Error(err, "Cannot publish the capacity of a node that refused a volume", "node", refused.Node)
+	}
+}
+
+// Room returns how much can be promised to volumes such as wish on a node, or on all, and the largest one, in bytes.
+func (c *CSI) Room(ctx context.Context, node string, wish v1alpha1.VolumeSpec) (available, largest int64, err error) {
+	pools, err := c.pools(ctx)
+	if err != nil {
+		return 0, 0, explain(err)
+	}
+	for name, of := range pools {
+		if ready, _ := c.Local.Agents.Ready(name); !ready || node != "" && name != node {
+			continue
+		}
+		r := roomIn(of, parametersOf(&wish))
+		available += r.Available
+		largest = max(largest, r.Largest)
+	}
+	return available, largest, nil
+}
+
+// notFoundError: there is no volume of that id.
+type notFoundError struct{ id string }
+
+func (e *notFoundError) Error() string  { return "there is no volume " + e.id }
+func (e *notFoundError) Reason() string { return v1alpha1.ReasonVolumeNotFound }
+
+// Get returns a volume of this door that can be used, or could if its disk were there.
+func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
+	v := &v1alpha1.Volume{}
+	for _, reader := range []client.Reader{c.Local.Client, c.Local.Live} {
+		err := reader.Get(ctx, client.ObjectKey{Name: id}, v)
+		if err == nil && isCSI(v) {
+			return v, nil
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, explain(&APIError{"reading Volume " + id, err})
+		}
+	}
+	return nil, &notFoundError{id}
+}
+
+// isCSI tells volumes that callers of this door know of.
+func isCSI(v *v1alpha1.Volume) bool {
+	return v.Spec.Provisioner == v1alpha1.CSIDriver && v.Spec.Published && v.Spec.DesiredState == v1alpha1.DesiredPresent
+}
+
+// List returns the volumes of this door, from the cache.
+func (c *CSI) List(ctx context.Context) ([]v1alpha1.Volume, error) {
+	var list v1alpha1.VolumeList
+	if err := c.Local.Client.List(ctx, &list); err != nil {
+		return nil, explain(&APIError{"listing Volumes", err})
+	}
+	return slices.DeleteFunc(list.Items, func(v v1alpha1.Volume) bool { return !isCSI(&v) }), nil
+}
+
+// Expand asks for a size and waits until the volume's node has grown it, or says that it can not. A smaller size than one
+// that could not be had takes the wish back.
+func (c *CSI) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
+	v, err := c.expand(ctx, id, bytes)
+	return v, explain(err)
+}
+
+func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
+	changes := c.records().changed.subscribe(id)
+	defer changes.Close()
+	v := &v1alpha1.Volume{}
+	for {
+		if err := c.Local.Live.Get(ctx, client.ObjectKey{Name: id}, v); apierrors.IsNotFound(err) || err == nil && !isCSI(v) {
+			return nil, &notFoundError{id}
+		} else if err != nil {
+			return nil, &APIError{"reading Volume " + id, err}
+		}
+		if have := v.Status.Capacity; have != nil && have.Value() >= bytes && v.Spec.Capacity.Cmp(*have) <= 0 {
+			return v, nil
+		}
+		if v.Spec.Capacity.Value() == bytes {
+			break
+		}
+		base := v.DeepCopy()
+		v.Spec.Capacity = *resource.NewQuantity(bytes, resource.BinarySI)
+		err := c.Local.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+		if err == nil {
+			break
+		}
+		if !apierrors.IsConflict(err) {
+			return nil, &APIError{"asking for another size of Volume " + id, err}
+		}
+	}
+	for {
+		resized := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
+		answered := resized != nil && max(resized.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
+		switch {
+		case v.Status.Capacity != nil && v.Status.Capacity.Value() >= bytes && v.Status.ObservedGeneration >= v.Generation:
+			return v, nil
+		case answered && resized.Status == metav1.ConditionFalse && resized.Reason == v1alpha1.ReasonResizeInfeasible:
+			return nil, &RefusedError{Node: v.Spec.NodeName, Code: resized.Reason, Message: resized.Message}
+		}
+		if ready, why := c.Local.Agents.Ready(v.Spec.NodeName); !ready {
+			return nil, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+		}
+		select {
+		case newer := <-changes.C:
+			if newer.UID == v.UID && newer.Generation >= v.Generation {
+				v = newer.DeepCopy()
+			}
+		case <-ctx.Done():
+			return nil, &PendingError{v.Spec.NodeName, "it is still growing"}
+		}
+	}
+}
+
+// Delete has a volume deleted, or trashed, and returns once its node confirmed. A volume that does not exist is no error,
+// unless its PersistentVolume does: then the record was lost, and the data may be there.
+func (c *CSI) Delete(ctx context.Context, id string) error { return explain(c.delete(ctx, id)) }
+
+func (c *CSI) delete(ctx context.Context, id string) error {
+	if !ValidID(id) {
+		return nil
+	}
+	v := &v1alpha1.Volume{}
+	err := c.Local.Live.Get(ctx, client.ObjectKey{Name: id}, v)
+	lost := apierrors.IsNotFound(err)
+	if err != nil && !lost {
+		return &APIError{"reading Volume " + id, err}
+	}
+	pvName := v.Labels[v1alpha1.LabelPVName]
+	if lost {
+		if pvName = pvOf(id); pvName == "" {
+			return nil
+		}
+	}
+	pv, err := c.persistentVolume(ctx, pvName, id)
+	if err != nil {
+		return err
+	}
+	switch {
+	case pv != nil && lost:
+		o, ok := originOf(pv)
+		if !ok {
+			return nil
+		}
+		if v, err = c.records().forDeletion(ctx, pv, o); err != nil {
+			return err
+		}
+	case lost:
+		return nil
+	case v.Spec.Provisioner != v1alpha1.CSIDriver:
+		return &NotOursError{pvName, fmt.Sprintf("volume %s came in by %s", id, v.Spec.Provisioner)}
+	case pv != nil && pv.Status.Phase == corev1.VolumeBound:
+		// Whoever may write PersistentVolumes could otherwise have this one's volume deleted by naming it in another.
+		return &InUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s is bound to a claim", pv.Name)}
+	default:
+		if v, err = c.records().desire(ctx, v, wishToDelete(v)); err != nil {
+			return err
+		}
+	}
+	return c.awaitDeleted(ctx, v)
+}
+
+func (c *CSI) awaitDeleted(ctx context.Context, v *v1alpha1.Volume) error {
+	exists, err := nodeExists(ctx, c.Local.Live, v.Spec.NodeName)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		log.FromContext(ctx).Info("The node of a deleted volume does not exist any more; the record stays, so that the data is removed if the node comes back",
+			"volume", v.Name, "node", v.Spec.NodeName)
+		return nil
+	}
+	return c.records().awaitGone(ctx, v)
+}
+
+// pvOf is the PersistentVolume's name in an id, "" if there is none.
+func pvOf(id string) string {
+	i := strings.LastIndexByte(id, '-')
+	if i < 0 {
+		return ""
+	}
+	if _, ok := attemptNumber(id[:i], id); !ok {
+		return ""
+	}
+	return id[:i]
+}
+
+// persistentVolume returns the PersistentVolume of that name if it is the one of the volume, read live; nil if there is none.
+func (c *CSI) persistentVolume(ctx context.Context, name, id string) (*corev1.PersistentVolume, error) {
+	if name == "" {
+		return nil, nil
+	}
+	pv := &corev1.PersistentVolume{}
+	err := c.Local.Live.Get(ctx, client.ObjectKey{Name: name}, pv)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &APIError{"reading PersistentVolume " + name, err}
+	}
+	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriver || pv.Spec.CSI.VolumeHandle != id {
+		return nil, nil
+	}
+	return pv, nil
+}

@@ -1,0 +1,46 @@
+package provisioner
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+func TestJudge(t *testing.T) {
+	for _, test := range []struct {
+		err    error
+		state  controller.ProvisioningState
+		reason string
+	}{
+		{&RefusedError{"n", v1alpha1.ReasonInsufficientCapacity, "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
+		{&RefusedError{"n", v1alpha1.ReasonTooSmall, "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
+		{&RefusedError{"n", "FromTomorrow", "?"}, controller.ProvisioningFinished, "FromTomorrow"},
+		{&AgentNotReadyError{Node: "n"}, controller.ProvisioningNoChange, ReasonAgentNotReady},
+		{&AgentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground, ReasonAgentNotReady},
+		{&PendingError{"n", "?"}, controller.ProvisioningInBackground, ReasonPending},
+		{&APIError{"reading", errors.New("timeout")}, controller.ProvisioningNoChange, ReasonAPI},
+		{errors.New("what?"), controller.ProvisioningInBackground, "InternalError"},
+	} {
+		v := Judge(fmt.Errorf("wrapped: %w", test.err))
+		require.Equal(t, test.state, v.State, test.err.Error())
+		require.Equal(t, test.reason, v.Reason, test.err.Error())
+	}
+}
+
+// Every reason an agent may refuse for has its row.
+func TestVerdictsAreComplete(t *testing.T) {
+	for _, reason := range []string{
+		v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused, v1alpha1.ReasonUnsupported, v1alpha1.ReasonPoolNotFound,
+		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions, v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
+	} {
+		require.Contains(t, verdicts, reason)
+	}
+	for reason, v := range verdicts {
+		require.NotEmpty(t, v.State, reason)
+	}
+}

@@ -1,0 +1,201 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// expander grows classic volumes. Kubernetes has no resizer for local PersistentVolumes: the controller manager says
+// that it waits for an external one, and kubelet would only finish what it finds begun. The agent grows image,
+// filesystem and quota in one go, with and without a running pod, so nothing is left for kubelet.
+//
+// What of the claim's status is set, and when, is kubelet's contract (node_expander.go in Kubernetes): with
+// allocatedResources set and the status ControllerResizeInProgress kubelet leaves the volume alone, also while the
+// PersistentVolume is larger than status.capacity already. The last write takes both away and raises status.capacity.
+type expander struct {
+	client client.Client
+	events events.EventRecorder
+}
+
+// Reconcile looks at one claim.
+func (e *expander) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var claim corev1.PersistentVolumeClaim
+	if err := e.client.Get(ctx, req.NamespacedName, &claim); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if claim.Status.Phase != corev1.ClaimBound || claim.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil
+	}
+	want, have := claim.Spec.Resources.Requests[corev1.ResourceStorage], claim.Status.Capacity[corev1.ResourceStorage]
+	if want.Cmp(have) <= 0 && !expanding(&claim) {
+		return reconcile.Result{}, nil
+	}
+	pv, v, err := e.volumeOf(ctx, &claim)
+	if pv == nil || err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, e.expand(ctx, &claim, pv, v, *resource.NewQuantity(want.Value(), resource.BinarySI))
+}
+
+// expanding reports whether a growth was begun and not finished.
+func expanding(claim *corev1.PersistentVolumeClaim) bool {
+	_, status := claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
+	_, allocated := claim.Status.AllocatedResources[corev1.ResourceStorage]
+	return status || allocated
+}
+
+// volumeOf finds what is behind a claim; nil if it is not a classic volume of ours that is there to be used.
+func (e *expander) volumeOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, *v1alpha1.Volume, error) {
+	pv, v := &corev1.PersistentVolume{}, &v1alpha1.Volume{}
+	if err := e.client.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, pv); err != nil {
+		return nil, nil, client.IgnoreNotFound(err)
+	}
+	o, ok := originOf(pv)
+	if !ok || o.Provisioner != v1alpha1.LocalProvisioner || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != claim.UID {
+		return nil, nil, nil
+	}
+	if err := e.client.Get(ctx, client.ObjectKey{Name: o.Volume}, v); err != nil {
+		return nil, nil, client.IgnoreNotFound(err) // the healer writes it again, and that wakes us
+	}
+	if matches(v, pv, o) != "" || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		return nil, nil, nil
+	}
+	return pv, v, nil
+}
+
+// expand takes the next step. Every step is a write whose watch event brings the following one.
+func (e *expander) expand(ctx context.Context, claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, v *v1alpha1.Volume, want resource.Quantity) error {
+	if v.Spec.Capacity.Cmp(want) != 0 {
+		// The claim says first what is going on, so that kubelet keeps away from the beginning.
+		if err := e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInProgress, ""); err != nil {
+			return err
+		}
+		e.events.Eventf(claim, nil, corev1.EventTypeNormal, "Resizing", "Expand", "The agent of node %s resizes volume %s to %s", v.Spec.NodeName, v.Name, want.String())
+		base := v.DeepCopy()
+		v.Spec.Capacity = want
+		if err := e.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+			return fmt.Errorf("asking for %s of Volume %s: %w", want.String(), v.Name, err)
+		}
+		return nil
+	}
+	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
+	answered := c != nil && max(c.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
+	switch {
+	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0 && v.Status.ObservedGeneration >= v.Generation:
+		return e.finish(ctx, claim, pv, *v.Status.Capacity)
+	case answered && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible:
+		if claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible {
+			e.events.Eventf(claim, nil, corev1.EventTypeWarning, "VolumeResizeFailed", "Expand",
+				"Volume %s cannot be resized to %s: %s (lower the claim's request, or make room)", v.Name, want.String(), c.Message)
+		}
+		return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInfeasible, c.Message)
+	default:
+		return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInProgress, "")
+	}
+}
+
+// mark writes into the claim's status how far a growth is; why is given with an infeasible one.
+func (e *expander) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim, want resource.Quantity, status corev1.ClaimResourceStatus, why string) error {
+	base := claim.DeepCopy()
+	claim.Status.AllocatedResources = corev1.ResourceList{corev1.ResourceStorage: want}
+	claim.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: status}
+	if status == corev1.PersistentVolumeClaimControllerResizeInfeasible {
+		dropCondition(claim, corev1.PersistentVolumeClaimResizing)
+		setCondition(claim, corev1.PersistentVolumeClaimControllerResizeError, why)
+	} else {
+		dropCondition(claim, corev1.PersistentVolumeClaimControllerResizeError)
+		setCondition(claim, corev1.PersistentVolumeClaimResizing, "")
+	}
+	return e.write(ctx, claim, base)
+}
+
+// finish tells Kubernetes that the volume has grown: the PersistentVolume first, then the claim, all at once.
+func (e *expander) finish(ctx context.Context, claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume, size resource.Quantity) error {
+	if have := pv.Spec.Capacity[corev1.ResourceStorage]; have.Cmp(size) < 0 {
+		base := pv.DeepCopy()
+		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
+		if err := e.client.Patch(ctx, pv, client.MergeFrom(base)); err != nil {
+			return fmt.Errorf("raising the capacity of PersistentVolume %s: %w", pv.Name, err)
+		}
+	}
+	base := claim.DeepCopy()
+	claim.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
+	claim.Status.AllocatedResources, claim.Status.AllocatedResourceStatuses = nil, nil
+	for _, kind := range []corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimResizing,
+		corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimFileSystemResizePending} {
+		dropCondition(claim, kind)
+	}
+	if err := e.write(ctx, claim, base); err != nil {
+		return err
+	}
+	if had := base.Status.Capacity[corev1.ResourceStorage]; had.Cmp(size) < 0 {
+		e.events.Eventf(claim, nil, corev1.EventTypeNormal, "VolumeResizeSuccessful", "Expand", "The volume is %s now", size.String())
+	}
+	return nil
+}
+
+// write patches the claim's status where it changed.
+func (e *expander) write(ctx context.Context, claim, base *corev1.PersistentVolumeClaim) error {
+	if equality.Semantic.DeepEqual(claim.Status, base.Status) {
+		return nil
+	}
+	if err := e.client.Status().Patch(ctx, claim, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("writing the status of claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	return nil
+}
+
+func setCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVolumeClaimConditionType, message string) {
+	for i := range claim.Status.Conditions {
+		if c := &claim.Status.Conditions[i]; c.Type == kind {
+			c.Status, c.Message = corev1.ConditionTrue, message
+			return
+		}
+	}
+	claim.Status.Conditions = append(claim.Status.Conditions, corev1.PersistentVolumeClaimCondition{
+		Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(), Message: message})
+}
+
+func dropCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVolumeClaimConditionType) {
+	claim.Status.Conditions = slices.DeleteFunc(claim.Status.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool { return c.Type == kind })
+}
+
+// addExpansion drives the expander by claims and by the records behind them.
+func addExpansion(mgr manager.Manager, e *expander) error {
+	toClaim := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		v, ok := o.(*v1alpha1.Volume)
+		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !v.Spec.Published {
+			return nil
+		}
+		return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: v.Spec.Claim.Namespace, Name: v.Spec.Claim.Name}}}
+	})
+	err := builder.ControllerManagedBy(mgr).Named("expansion").For(&corev1.PersistentVolumeClaim{}).
+		Watches(&v1alpha1.Volume{}, toClaim).
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: 4,
+			SkipNameValidation:      new(true),
+			RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, time.Minute),
+		}).Complete(e)
+	if err != nil {
+		return fmt.Errorf("setting up the expander: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// healer keeps records true to their PersistentVolumes. Disk and PersistentVolumes outlive the records: when the CRDs
+// were deleted by hand, or a record was, it is written again from the PersistentVolume, published and wanted, and the
+// agent finds its volume under it. It is driven by the watches of PersistentVolumes and of Volumes that vanish.
+type healer struct {
+	client  client.Client
+	live    client.Reader
+	events  events.EventRecorder
+	metrics *Metrics
+}
+
+// Reconcile looks at one PersistentVolume. The request's name is the PersistentVolume's.
+func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pv corev1.PersistentVolume
+	if err := h.client.Get(ctx, req.NamespacedName, &pv); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	o, ok := originOf(&pv)
+	if !ok {
+		return reconcile.Result{}, nil
+	}
+	var v v1alpha1.Volume
+	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
+	if apierrors.IsNotFound(err) {
+		return reconcile.Result{}, h.restore(ctx, &pv, o)
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("reading Volume %s: %w", o.Volume, err)
+	}
+	return reconcile.Result{}, h.follow(ctx, &pv, &v, o)
+}
+
+// restore writes a lost record again.
+func (h *healer) restore(ctx context.Context, cached *corev1.PersistentVolume, o origin) error {
+	var pv corev1.PersistentVolume
+	if err := h.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if pv.UID != cached.UID || released(&pv) {
+		return nil // it is being deleted, and so was the record: nothing was lost
+	}
+	v, err := recordFromPV(&pv)
+	if err != nil {
+		h.events.Eventf(&pv, nil, corev1.EventTypeWarning, "RecordLost", "Heal",
+			"Volume %s has no record, and it cannot be written again: %v", o.Volume, err)
+		return nil // nothing about that changes before the PersistentVolume does
+	}
+	switch err := h.client.Create(ctx, v); {
+	case apierrors.IsAlreadyExists(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("writing Volume %s again: %w", v.Name, err)
+	}
+	h.metrics.healed.Inc()
+	log.FromContext(ctx).Info("Wrote a lost record again", "volume", v.Name, "node", v.Spec.NodeName)
+	h.events.Eventf(&pv, nil, corev1.EventTypeNormal, "RecordRestored", "Heal", "Wrote Volume %s again, which was lost", v.Name)
+	return nil
+}
+
+// released reports whether the PersistentVolume is Delete's to handle.
+func released(pv *corev1.PersistentVolume) bool {
+	return pv.Status.Phase == corev1.VolumeReleased && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
+}
+
+// follow carries over what people may change on a PersistentVolume, so that the disk knows it as well: the claim it is
+// bound to and the reclaim policy. For a new volume there is nothing to change, and nothing is written.
+func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume, o origin) error {
+	if matches(v, pv, o) != "" || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		return nil
+	}
+	base := v.DeepCopy()
+	v.Spec.Published = true
+	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
+		v.Spec.ReclaimPolicy = policy
+	}
+	if ref := pv.Spec.ClaimRef; ref != nil && ref.UID != "" && (v.Spec.Claim == nil || v.Spec.Claim.UID != ref.UID) {
+		v.Spec.Claim = &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
+	}
+	if v.Spec.Published == base.Spec.Published && v.Spec.ReclaimPolicy == base.Spec.ReclaimPolicy && sameClaim(v.Spec.Claim, base.Spec.Claim) {
+		return nil
+	}
+	err := h.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("carrying over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
+	}
+	return nil
+}
+
+func sameClaim(a, b *v1alpha1.ClaimReference) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.UID == b.UID && a.Namespace == b.Namespace && a.Name == b.Name
+}

@@ -1,0 +1,252 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// CapacityPublisher tells the scheduler what still fits on a node.
+type CapacityPublisher interface {
+	// PublishNode reads the node's pools live and writes what changed before it returns; a second call writes nothing.
+	PublishNode(ctx context.Context, node string) error
+}
+
+// Local is the classic front door: the external-provisioner library calls it for every claim and every
+// PersistentVolume of local.quarry.storage. It keeps no state but the waiting room.
+type Local struct {
+	Records *Records
+	// Client reads claims, classes, nodes and pools from caches; Live reads past them.
+	Client client.Client
+	Live   client.Reader
+	Agents AgentReadiness
+	// Capacity is told before the scheduler is asked to choose again. Nil where nobody publishes capacity.
+	Capacity CapacityPublisher
+	Events   events.EventRecorder
+	Metrics  *Metrics
+	// DeleteWait bounds how long a worker waits for an agent to delete; later the record's change wakes it.
+	DeleteWait time.Duration
+
+	waiting *waitingRoom
+}
+
+var (
+	_ controller.Provisioner      = (*Local)(nil)
+	_ controller.BlockProvisioner = (*Local)(nil)
+	_ controller.DeletionGuard    = (*Local)(nil)
+)
+
+// SupportsBlock implements controller.BlockProvisioner.
+func (l *Local) SupportsBlock(context.Context) bool { return true }
+
+// Provision makes the volume of a claim and returns its PersistentVolume. It blocks until the node's agent has
+// answered or ctx ends, never on an agent that is known to be down. The state that goes with an error is Judge's.
+func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+	start := time.Now()
+	uid := string(o.PVC.UID)
+	pv, node, err := l.provision(ctx, o)
+	if err == nil {
+		l.waiting.removeClaim(uid)
+		l.Metrics.provisioned(o.StorageClass.Name, time.Since(start))
+		return pv, controller.ProvisioningFinished, nil
+	}
+	if ignored := (*controller.IgnoredError)(nil); errors.As(err, &ignored) {
+		l.waiting.removeClaim(uid)
+		return nil, controller.ProvisioningFinished, ignored // unwrapped: the library asserts the type
+	}
+
+	verdict := Judge(err)
+	state := verdict.State
+	refusedBy := ""
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		refusedBy = refused.Node
+	}
+	if state == controller.ProvisioningReschedule {
+		state = l.reschedule(ctx, o, node)
+	}
+	l.Metrics.failed(o.StorageClass.Name, verdict.Reason)
+	if state == controller.ProvisioningReschedule {
+		l.waiting.removeClaim(uid) // the scheduler wakes it
+	} else {
+		size := o.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
+		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value()}, refusedBy)
+		l.wakeIfReadyNow(uid, node, err)
+	}
+	return nil, state, errors.New(Explain(err))
+}
+
+// wakeIfReadyNow closes the gap between asking for the agent and entering the waiting room.
+func (l *Local) wakeIfReadyNow(uid, node string, err error) {
+	if notReady := (*AgentNotReadyError)(nil); !errors.As(err, &notReady) {
+		return
+	}
+	if ready, _ := l.Agents.Ready(node); ready {
+		l.waiting.wakeClaims(func(key string, _ waiter) bool { return key == uid })
+	}
+}
+
+// provision does it; node is the one it got to, also with an error.
+func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (pv *corev1.PersistentVolume, node string, err error) {
+	if gone, err := l.claimGone(ctx, o.PVC); err != nil {
+		return nil, "", err
+	} else if gone {
+		// Nobody waits for it: no event, no retry, but the half-made volume is given up.
+		if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
+			return nil, "", err
+		}
+		return nil, "", &controller.IgnoredError{Reason: (&ClaimGoneError{o.PVC.Namespace, o.PVC.Name}).Error()}
+	}
+	if err := checkClaim(o.PVC); err != nil {
+		return nil, "", err
+	}
+	params, err := ParseParameters(o.StorageClass.Parameters)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := params.CheckMode(claimMode(o.PVC)); err != nil {
+		return nil, "", err
+	}
+	wish := wishOf(o.PVC, o.StorageClass, params)
+	if wish.NodeName, err = l.chooseNode(ctx, o, params, wish.Capacity.Value()); err != nil {
+		return nil, wish.NodeName, err
+	}
+	if wish.Admission, err = (podReader{l.Live}).admissionGroup(ctx, o.PVC, l.claimsIn, l.isOurs); err != nil {
+		return nil, wish.NodeName, err
+	}
+	v, err := l.Records.Ensure(ctx, o.PVName, wish)
+	if err != nil {
+		return nil, wish.NodeName, l.orNodeGone(ctx, o.PVName, err)
+	}
+	host, err := getNode(ctx, l.Client, l.Live, v.Spec.NodeName) // not always the one asked for: it may be published
+	if err != nil {
+		return nil, v.Spec.NodeName, err
+	}
+	pv, err = localPV(o.PVName, v, host, o.StorageClass, params)
+	if err == nil && v.Spec.Enforcement == v1alpha1.EnforcementNone {
+		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, "SizeNotEnforced", "Provision",
+			"The class's enforcement is none: nothing keeps the volume from growing over %s", v.Spec.Capacity.String())
+	}
+	return pv, v.Spec.NodeName, err
+}
+
+// orNodeGone looks at why an agent is not ready: if its node does not exist any more, the attempt on it is given up.
+func (l *Local) orNodeGone(ctx context.Context, pvName string, err error) error {
+	notReady := (*AgentNotReadyError)(nil)
+	if !errors.As(err, &notReady) {
+		return err
+	}
+	exists, readErr := nodeExists(ctx, l.Live, notReady.Node)
+	if readErr != nil || exists {
+		return err
+	}
+	if err := l.Records.AbandonAll(ctx, pvName); err != nil {
+		return err
+	}
+	return &NodeGoneError{notReady.Node}
+}
+
+// claimGone reports whether the claim was deleted. The cache is enough to know that it is there; that it is gone is
+// only concluded from a live read.
+func (l *Local) claimGone(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	for _, reader := range []client.Reader{l.Client, l.Live} {
+		var now corev1.PersistentVolumeClaim
+		err := reader.Get(ctx, client.ObjectKeyFromObject(claim), &now)
+		if err == nil && now.UID == claim.UID {
+			return false, nil
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return false, &APIError{"reading claim " + claim.Namespace + "/" + claim.Name, err}
+		}
+	}
+	return true, nil
+}
+
+// chooseNode is the node to make the volume on: the scheduler's (or, by hand, an administrator's), or for Immediate
+// classes the one of the attempt that is under way, or the one with the most room.
+func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p Parameters, size int64) (string, error) {
+	if o.SelectedNode != nil {
+		name := o.SelectedNode.Name
+		if o.SelectedNode.UID != "" {
+			return name, nil // the lister has seen it
+		}
+		_, err := getNode(ctx, l.Client, l.Live, name)
+		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
+			if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
+				return name, err
+			}
+		}
+		return name, err
+	}
+	existing, err := l.Records.Of(ctx, o.PVName)
+	if err != nil {
+		return "", err
+	}
+	for i := range existing {
+		v := &existing[i]
+		if v.Spec.DesiredState != v1alpha1.DesiredPresent || isRefused(v) && !v.Spec.Published {
+			continue
+		}
+		_, err := getNode(ctx, l.Client, l.Live, v.Spec.NodeName)
+		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
+			continue // Ensure gives it up, or leaves it to a person
+		}
+		return v.Spec.NodeName, err
+	}
+	return l.pickNode(ctx, o.StorageClass, p, size, l.waiting.refusals(string(o.PVC.UID)))
+}
+
+// reschedule decides whether the scheduler is asked to choose again. It is, if a pod waits for that; else the claim
+// would lose its node for ever, and the error stays a final one that is retried. The new capacity is published first,
+// or the scheduler might choose the same node again.
+func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, node string) controller.ProvisioningState {
+	if o.SelectedNode == nil || !waitsForConsumer(o.StorageClass) {
+		return controller.ProvisioningFinished
+	}
+	logger := log.FromContext(ctx).WithValues("claim", o.PVC.Namespace+"/"+o.PVC.Name, "node", node)
+	used, err := (podReader{l.Live}).schedulable(ctx, o.PVC)
+	if err != nil {
+		logger.Error(err, "Cannot tell whether a pod uses the claim; it keeps its node")
+		return controller.ProvisioningFinished
+	}
+	if !used {
+		return controller.ProvisioningFinished
+	}
+	if l.Capacity != nil {
+		if err := l.Capacity.PublishNode(ctx, node); err != nil {
+			logger.Error(err, "Cannot publish the node's capacity; the claim keeps its node until that works")
+			return controller.ProvisioningFinished
+		}
+	}
+	return controller.ProvisioningReschedule
+}
+
+// claimsIn lists a namespace's claims from the cache.
+func (l *Local) claimsIn(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
+	var list corev1.PersistentVolumeClaimList
+	if err := l.Client.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		return nil, &APIError{"listing the claims of namespace " + namespace, err}
+	}
+	return list.Items, nil
+}
+
+// isOurs reports whether the claim's class is one of Quarry's, through either door, that waits for the scheduler.
+func (l *Local) isOurs(claim *corev1.PersistentVolumeClaim) bool {
+	if claim.Spec.StorageClassName == nil {
+		return false
+	}
+	var class storagev1.StorageClass
+	if err := l.Client.Get(context.Background(), client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class); err != nil {
+		return false
+	}
+	return isOurClass(&class) && waitsForConsumer(&class)
+}

@@ -1,0 +1,216 @@
+package provisioner
+
+import (
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// sidecarPrefix is the prefix of parameters that belong to the CSI sidecars; they pass by. One of them we honour:
+// fsTypeKey, because charts and tools write it for every driver.
+const (
+	sidecarPrefix = "csi.storage.k8s.io/"
+	fsTypeKey     = sidecarPrefix + "fstype"
+)
+
+// Parameters are a StorageClass's parameters. The zero value is not meaningful; ParseParameters gives the defaults.
+// What each means, and which values are allowed, is in parameterTable.
+type Parameters struct {
+	Backend     v1alpha1.Backend
+	Enforcement v1alpha1.Enforcement
+	Allocation  v1alpha1.Allocation
+
+	// Pool is a pool's name; empty: the agent picks.
+	Pool string
+	// PoolSelector is nil where the class gives none.
+	PoolSelector *metav1.LabelSelector
+
+	// FSType is empty for the pool's default.
+	FSType      string
+	MkfsOptions []string
+
+	// Owner and Group are nil for root; Mode is empty for the default.
+	Owner, Group *int64
+	Mode         string
+	// Inodes is 0 for no limit of its own.
+	Inodes int64
+
+	OnDelete v1alpha1.OnDelete
+	// TrashRetention is zero unless OnDelete is trash.
+	TrashRetention time.Duration
+	Scrub          v1alpha1.Scrub
+
+	OnNodeLoss OnNodeLoss
+
+	// raw is what the class said, without the sidecars' own keys.
+	raw map[string]string
+}
+
+// OnNodeLoss says what becomes of a claim whose node is gone for good.
+type OnNodeLoss string
+
+const (
+	// NodeLossNever leaves the claim bound to the lost node until a person decides. The default.
+	NodeLossNever OnNodeLoss = "never"
+	// NodeLossAfterDelay lets the claim start over elsewhere once the Node object is gone for the configured delay.
+	NodeLossAfterDelay OnNodeLoss = "afterDelay"
+	// NodeLossOutOfServiceTaint lets it start over once an administrator set node.kubernetes.io/out-of-service.
+	NodeLossOutOfServiceTaint OnNodeLoss = "outOfServiceTaint"
+)
+
+// DefaultTrashRetention is how long a class with onDelete: trash keeps volumes where it does not say.
+const DefaultTrashRetention = 72 * time.Hour
+
+// ParseParameters reads a StorageClass's parameters. The error is a *ParameterError: an unknown parameter, a value that
+// is not allowed, or parameters that contradict each other.
+func ParseParameters(class map[string]string) (Parameters, error) {
+	p := Parameters{
+		Backend:     v1alpha1.BackendAuto,
+		Enforcement: v1alpha1.EnforcementQuota,
+		Allocation:  v1alpha1.AllocationThick,
+		OnDelete:    v1alpha1.OnDeletePurge,
+		Scrub:       v1alpha1.ScrubNone,
+		OnNodeLoss:  NodeLossNever,
+		raw:         map[string]string{},
+	}
+	keys := make([]string, 0, len(class))
+	for key := range class {
+		keys = append(keys, key)
+	}
+	sort.Strings(keys) // the same error every time, so that events of it are counted, not repeated
+	for _, key := range keys {
+		value := class[key]
+		if strings.HasPrefix(key, sidecarPrefix) {
+			if key != fsTypeKey || value == "" {
+				continue
+			}
+			if own, both := class["fsType"]; both && own != value {
+				return Parameters{}, &ParameterError{"fsType", fmt.Sprintf("is %s, but %s is %s; give one of them", quote(own), fsTypeKey, quote(value))}
+			}
+			key = "fsType"
+		}
+		def, ok := parameterNamed(key)
+		if !ok {
+			return Parameters{}, unknownParameter(key)
+		}
+		if err := def.check(value); err != nil {
+			return Parameters{}, err
+		}
+		if err := def.set(&p, value); err != nil {
+			return Parameters{}, &ParameterError{key, fmt.Sprintf("value %s: %v; allowed: %s", quote(value), err, def.Allowed())}
+		}
+		p.raw[key] = value
+	}
+	if p.OnDelete == v1alpha1.OnDeleteTrash && p.TrashRetention == 0 {
+		p.TrashRetention = DefaultTrashRetention
+	}
+	if err := p.contradiction(); err != nil {
+		return Parameters{}, err
+	}
+	return p, nil
+}
+
+// given reports whether the class itself said something about the parameter.
+func (p Parameters) given(name string) bool { _, ok := p.raw[name]; return ok }
+
+// contradiction finds parameters that cannot all be had, whatever the claim and the node.
+func (p Parameters) contradiction() error {
+	directory := p.Backend == v1alpha1.BackendDirectory
+	none := p.Enforcement == v1alpha1.EnforcementNone
+	switch {
+	case directory && p.Enforcement == v1alpha1.EnforcementStrict:
+		return &ParameterError{"backend", "directory cannot hold a size against a hostile tenant (enforcement: strict): " +
+			"a file's owner may change its project id; use backend: loop, or enforcement: quota"}
+	case p.Backend == v1alpha1.BackendLoop && none:
+		return &ParameterError{"enforcement", "none means a plain directory, but backend: loop always has the image's size; leave one out"}
+	case directory && p.given("allocation"):
+		return &ParameterError{"allocation", "is for images; a directory's blocks are taken as files are written (backend: directory)"}
+	case none && p.given("allocation"):
+		return &ParameterError{"allocation", "is for images; enforcement: none makes plain directories"}
+	case (directory || none) && p.FSType != "":
+		return &ParameterError{"fsType", "is for images; a directory is on the pool's own filesystem"}
+	case len(p.MkfsOptions) > 0 && p.FSType == "":
+		return &ParameterError{"mkfsOptions", "needs fsType: options differ from one filesystem to the next"}
+	case none && p.Inodes > 0:
+		return &ParameterError{"inodes", "cannot be held with enforcement: none"}
+	case p.given("trashRetention") && p.OnDelete != v1alpha1.OnDeleteTrash:
+		return &ParameterError{"trashRetention", "needs onDelete: trash"}
+	case p.Pool != "" && p.PoolSelector != nil:
+		return &ParameterError{"poolSelector", "chooses a pool by label, and pool by name; give one of them"}
+	}
+	return nil
+}
+
+// CheckMode finds what a claim's volumeMode makes impossible. The error is a *ParameterError.
+func (p Parameters) CheckMode(mode corev1.PersistentVolumeMode) error {
+	if mode != corev1.PersistentVolumeBlock {
+		return nil
+	}
+	switch {
+	case p.Backend == v1alpha1.BackendDirectory:
+		return &ParameterError{"backend", "directory cannot give a block device (volumeMode: Block); use auto or loop"}
+	case p.Enforcement == v1alpha1.EnforcementNone:
+		return &ParameterError{"enforcement", "none makes a plain directory, not a block device (volumeMode: Block)"}
+	}
+	return nil
+}
+
+// Apply writes the parameters into the spec of a volume that is about to be made; spec.volumeMode is set already.
+// What concerns a filesystem is left out of a Block volume, so that one class serves both.
+func (p Parameters) Apply(spec *v1alpha1.VolumeSpec) {
+	spec.Backend, spec.Enforcement, spec.Allocation = p.Backend, p.Enforcement, p.Allocation
+	spec.Pool = p.Pool
+	spec.PoolSelector = p.PoolSelector.DeepCopy()
+	spec.Deletion = v1alpha1.DeletionPolicy{OnDelete: p.OnDelete, Scrub: p.Scrub}
+	if p.TrashRetention > 0 {
+		spec.Deletion.TrashRetention = &metav1.Duration{Duration: p.TrashRetention}
+	}
+	if spec.VolumeMode == corev1.PersistentVolumeBlock {
+		return
+	}
+	spec.FSType = p.FSType
+	spec.MkfsOptions = append([]string(nil), p.MkfsOptions...)
+	spec.Owner, spec.Group, spec.Mode, spec.Inodes = p.Owner, p.Group, p.Mode, p.Inodes
+}
+
+// JSON is what goes into the annotation v1alpha1.AnnotationParameters: what the class said, so that a lost record can
+// be written again as it was, and a default that changes later does not change volumes that exist.
+func (p Parameters) JSON() string {
+	all := map[string]string{
+		"backend": string(p.Backend), "enforcement": string(p.Enforcement),
+		"onDelete": string(p.OnDelete), "scrub": string(p.Scrub), "onNodeLoss": string(p.OnNodeLoss),
+	}
+	if p.Backend != v1alpha1.BackendDirectory && p.Enforcement != v1alpha1.EnforcementNone {
+		all["allocation"] = string(p.Allocation)
+	}
+	if p.TrashRetention > 0 {
+		all["trashRetention"] = p.TrashRetention.String()
+	}
+	for key, value := range p.raw {
+		all[key] = value
+	}
+	text, err := json.Marshal(all) // sorts the keys
+	if err != nil {
+		panic(fmt.Sprintf("marshalling a map of strings: %v", err)) // cannot be
+	}
+	return string(text)
+}
+
+// ParametersFromJSON reads what JSON wrote. Parameters of a version that this one does not know are an error: a record
+// must not be rebuilt as something it was not.
+func ParametersFromJSON(text string) (Parameters, error) {
+	raw := map[string]string{}
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &raw); err != nil {
+			return Parameters{}, fmt.Errorf("annotation %s: %w", v1alpha1.AnnotationParameters, err)
+		}
+	}
+	return ParseParameters(raw)
+}

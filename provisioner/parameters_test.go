@@ -1,0 +1,121 @@
+package provisioner
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+//go:generate go test -run TestParametersReference . -update
+
+var update = flag.Bool("update", false, "write generated files instead of comparing them")
+
+func TestParametersReference(t *testing.T) {
+	const file = "../docs/reference/parameters.md"
+	if *update {
+		require.NoError(t, os.MkdirAll("../docs/reference", 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(ParametersReference()), 0o644))
+	}
+	have, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, ParametersReference(), string(have), "run `go generate ./provisioner`")
+}
+
+func TestParseParameters(t *testing.T) {
+	p, err := ParseParameters(map[string]string{
+		"backend": "loop", "enforcement": "strict", "allocation": "thin", "poolSelector": "disk in (ssd,nvme),!cold",
+		"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/provisioner-secret-name": "x", "mkfsOptions": " -m  reflink=1 ",
+		"owner": "1000", "group": "4294967294", "mode": "0770", "inodes": "5000", "onDelete": "trash", "scrub": "zero", "onNodeLoss": "afterDelay",
+	})
+	require.NoError(t, err)
+	require.Equal(t, v1alpha1.BackendLoop, p.Backend)
+	require.Equal(t, "xfs", p.FSType)
+	require.Equal(t, []string{"-m", "reflink=1"}, p.MkfsOptions)
+	require.Equal(t, int64(4294967294), *p.Group)
+	require.Equal(t, 72*time.Hour, p.TrashRetention)
+	require.Len(t, p.PoolSelector.MatchExpressions, 2)
+
+	defaults, err := ParseParameters(nil)
+	require.NoError(t, err)
+	require.Equal(t, []any{v1alpha1.BackendAuto, v1alpha1.EnforcementQuota, v1alpha1.AllocationThick, v1alpha1.OnDeletePurge, v1alpha1.ScrubNone, NodeLossNever},
+		[]any{defaults.Backend, defaults.Enforcement, defaults.Allocation, defaults.OnDelete, defaults.Scrub, defaults.OnNodeLoss})
+}
+
+func TestParseParametersRefuses(t *testing.T) {
+	for _, test := range []struct {
+		class map[string]string
+		want  string
+	}{
+		{map[string]string{"fstype": "ext4"}, `"fstype": is not known (did you mean "fsType"?); known: backend, `},
+		{map[string]string{"somethingElse": "1"}, `"somethingElse": is not known; known: backend, `},
+		{map[string]string{"backend": "looop"}, `value "looop" is not known (did you mean "loop"?); allowed: auto, directory, loop`},
+		{map[string]string{"fsType": "zfs"}, `"fsType": value "zfs" is not known (did you mean "xfs"?); allowed: ext4, xfs, btrfs`},
+		{map[string]string{"fsType": "ext4", "csi.storage.k8s.io/fstype": "xfs"}, "give one of them"},
+		{map[string]string{"pool": "../etc"}, `"pool": value "../etc": not a pool's name`},
+		{map[string]string{"pool": strings.Repeat("a", 64)}, "not a pool's name"},
+		{map[string]string{"poolSelector": "a=b=c"}, "not a label selector"},
+		{map[string]string{"owner": "-1"}, "not a numeric id"},
+		{map[string]string{"owner": "4294967295"}, "not a numeric id"}, // (uid_t)-1: unchanged
+		{map[string]string{"mode": "rwxr-x---"}, "not an octal mode"},
+		{map[string]string{"mode": "0888"}, "not an octal mode"},
+		{map[string]string{"inodes": "-5"}, "not such a number"},
+		{map[string]string{"trashRetention": "soon", "onDelete": "trash"}, "not such a duration"},
+		{map[string]string{"trashRetention": "1h"}, "needs onDelete: trash"},
+		{map[string]string{"mkfsOptions": "-m 0"}, "needs fsType"},
+		{map[string]string{"mkfsOptions": strings.Repeat("-x ", 33), "fsType": "ext4"}, "33 words"},
+		{map[string]string{"backend": "directory", "enforcement": "strict"}, "use backend: loop, or enforcement: quota"},
+		{map[string]string{"backend": "directory", "allocation": "thin"}, "is for images"},
+		{map[string]string{"backend": "directory", "fsType": "xfs"}, "is for images"},
+		{map[string]string{"enforcement": "none", "allocation": "thick"}, "is for images"},
+		{map[string]string{"enforcement": "none", "backend": "loop"}, "leave one out"},
+		{map[string]string{"enforcement": "none", "inodes": "7"}, "cannot be held"},
+		{map[string]string{"pool": "a", "poolSelector": "b"}, "give one of them"},
+		{map[string]string{"backend": strings.Repeat("x", 100000)}, "xxx..."},
+	} {
+		_, err := ParseParameters(test.class)
+		require.ErrorContains(t, err, test.want)
+		require.Less(t, len(Explain(err)), 1024, "the text of an event ends there")
+		require.Equal(t, ReasonInvalidParameter, Judge(err).Reason)
+	}
+}
+
+func TestCheckMode(t *testing.T) {
+	for _, class := range []map[string]string{{"backend": "directory"}, {"enforcement": "none"}} {
+		p, err := ParseParameters(class)
+		require.NoError(t, err)
+		require.NoError(t, p.CheckMode(corev1.PersistentVolumeFilesystem))
+		require.ErrorContains(t, p.CheckMode(corev1.PersistentVolumeBlock), "volumeMode: Block")
+	}
+}
+
+// What goes into the annotation comes back the same, whatever the defaults of a later version are.
+func TestParametersJSON(t *testing.T) {
+	for _, class := range []map[string]string{
+		nil,
+		{"backend": "directory", "inodes": "7", "owner": "5"},
+		{"enforcement": "none"},
+		{"onDelete": "trash", "trashRetention": "90m", "scrub": "discard"},
+		{"csi.storage.k8s.io/fstype": "ext4", "mkfsOptions": "-m 0", "poolSelector": "a in (b,c)"},
+	} {
+		p, err := ParseParameters(class)
+		require.NoError(t, err)
+		back, err := ParametersFromJSON(p.JSON())
+		require.NoError(t, err)
+		var before, after v1alpha1.VolumeSpec
+		p.Apply(&before)
+		back.Apply(&after)
+		require.Equal(t, before, after)
+		require.Equal(t, p.JSON(), back.JSON())
+	}
+	_, err := ParametersFromJSON(`{"of":"tomorrow"}`)
+	require.Error(t, err)
+	_, err = ParametersFromJSON(`{`)
+	require.Error(t, err)
+}

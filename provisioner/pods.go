@@ -1,0 +1,104 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// annSelectedNode is set on a claim by the scheduler, or by hand.
+const annSelectedNode = "volume.kubernetes.io/selected-node"
+
+// podReader finds the pods of a claim by a live, namespaced read when needed: no process caches all pods.
+type podReader struct{ live client.Reader }
+
+// schedulable reports whether the scheduler is (still) to find a node for a pod that uses the claim. Without one, giving
+// up the selected node would leave the claim without a node for ever.
+func (r podReader) schedulable(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	pods, err := r.using(ctx, claim, "")
+	return len(pods) > 0, err
+}
+
+// using lists the unscheduled pods that use the claim. resourceVersion "" reads the newest state, "0" what the API
+// server has at hand.
+func (r podReader) using(ctx context.Context, claim *corev1.PersistentVolumeClaim, resourceVersion string) ([]corev1.Pod, error) {
+	var list corev1.PodList
+	opts := &client.ListOptions{Namespace: claim.Namespace, Raw: &metav1.ListOptions{ResourceVersion: resourceVersion}}
+	if err := r.live.List(ctx, &list, opts); err != nil {
+		return nil, &APIError{fmt.Sprintf("listing the pods of namespace %s", claim.Namespace), err}
+	}
+	return slices.DeleteFunc(list.Items, func(pod corev1.Pod) bool {
+		gone := pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		return gone || pod.Spec.NodeName != "" || !slices.Contains(claimNames(&pod), claim.Name)
+	}), nil
+}
+
+// claimNames are the names of all claims of a pod, those of its ephemeral volumes included (named <pod>-<volume>).
+func claimNames(pod *corev1.Pod) []string {
+	var names []string
+	for _, v := range pod.Spec.Volumes {
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			names = append(names, v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			names = append(names, pod.Name+"-"+v.Name)
+		}
+	}
+	return names
+}
+
+// claimsOf lists a namespace's claims from a cache.
+type claimsOf func(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error)
+
+// admissionGroup is the claims that are to be admitted together with this one: those of its pod that ours is to
+// provision, that are unbound, and that no other node was chosen for. Nil where it stands alone.
+//
+// The scheduler writes the selected node into one claim after the other, so one without a node belongs to the group:
+// while this claim names a node and is unbound, the scheduler takes no other node for the pod.
+func (r podReader) admissionGroup(ctx context.Context, claim *corev1.PersistentVolumeClaim, claims claimsOf, ours func(*corev1.PersistentVolumeClaim) bool) (*v1alpha1.AdmissionGroup, error) {
+	all, err := claims(ctx, claim.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	node := claim.Annotations[annSelectedNode]
+	candidates := map[string]types.UID{}
+	for i := range all {
+		c := &all[i]
+		chosen := c.Annotations[annSelectedNode]
+		if c.UID != claim.UID && c.Spec.VolumeName == "" && c.DeletionTimestamp == nil && (chosen == "" || chosen == node) && ours(c) {
+			candidates[c.Name] = c.UID
+		}
+	}
+	if node == "" || len(candidates) == 0 {
+		return nil, nil // the common case, and it costs no call
+	}
+	pods, err := r.using(ctx, claim, "0")
+	if err != nil || len(pods) == 0 {
+		return nil, err
+	}
+	// Two unscheduled pods on one claim: the older one, so that every claim of it comes to the same answer.
+	pod := slices.MinFunc(pods, func(a, b corev1.Pod) int {
+		if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
+			return c
+		}
+		return slices.Compare([]byte(a.UID), []byte(b.UID))
+	})
+	group := &v1alpha1.AdmissionGroup{Name: string(pod.UID), Claims: []types.UID{claim.UID}}
+	for _, name := range claimNames(&pod) {
+		if uid, ok := candidates[name]; ok && !slices.Contains(group.Claims, uid) {
+			group.Claims = append(group.Claims, uid)
+		}
+	}
+	if len(group.Claims) < 2 {
+		return nil, nil
+	}
+	slices.Sort(group.Claims)
+	return group, nil
+}

@@ -1,0 +1,146 @@
+package provisioner
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// annProvisionedBy is set by the library on every PersistentVolume it creates; Kubernetes leaves those to us.
+const annProvisionedBy = "pv.kubernetes.io/provisioned-by"
+
+// localPV is the PersistentVolume of a volume that is ready. The library adds claimRef, class and its own annotations.
+func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, class *storagev1.StorageClass, p Parameters) (*corev1.PersistentVolume, error) {
+	// The label's value is not the node's name everywhere, and the scheduler compares the label.
+	host := node.Labels[corev1.LabelHostname]
+	if host == "" {
+		return nil, &UnavailableError{node.Name, v.Name, "the node has no label " + corev1.LabelHostname}
+	}
+	if !path.IsAbs(v.Status.Path) || path.Clean(v.Status.Path) != v.Status.Path {
+		return nil, &UnavailableError{node.Name, v.Name, fmt.Sprintf("its agent reports the path %q", v.Status.Path)}
+	}
+	local := &corev1.LocalVolumeSource{Path: v.Status.Path}
+	if v.Status.Backend == v1alpha1.BackendLoop && v.Spec.VolumeMode == corev1.PersistentVolumeFilesystem && v.Status.FSType != "" {
+		local.FSType = &v.Status.FSType // for people who look; kubelet mounts nothing where the path is a directory
+	}
+	capacity := v.Spec.Capacity
+	if v.Status.Capacity != nil {
+		capacity = *v.Status.Capacity
+	}
+	mode := v.Spec.VolumeMode
+	return &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: pvName,
+			Annotations: map[string]string{
+				v1alpha1.AnnotationVolume:     v.Name,
+				v1alpha1.AnnotationNode:       node.Name,
+				v1alpha1.AnnotationNodeUID:    string(node.UID),
+				v1alpha1.AnnotationPool:       v.Status.Pool,
+				v1alpha1.AnnotationParameters: p.JSON(),
+			},
+		},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: capacity},
+			AccessModes:                   v.Spec.AccessModes,
+			VolumeMode:                    &mode,
+			MountOptions:                  class.MountOptions,
+			PersistentVolumeReclaimPolicy: reclaimPolicy(class),
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: local},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{
+					Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{host},
+				}}}},
+			}},
+		},
+	}, nil
+}
+
+// origin is what a PersistentVolume says about the volume behind it: in annotations for classic ones, in the volume's
+// attributes for CSI ones, under the same names.
+type origin struct {
+	Provisioner string
+	Volume      string
+	Node        string
+	Parameters  string
+}
+
+// originOf reads it; ok is false for PersistentVolumes that are not ours, or that are made by hand.
+func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
+	facts := pv.Annotations
+	switch {
+	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
+		facts = pv.Spec.CSI.VolumeAttributes
+		o.Provisioner, o.Volume = v1alpha1.CSIDriver, pv.Spec.CSI.VolumeHandle
+	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
+		o.Provisioner, o.Volume = v1alpha1.LocalProvisioner, facts[v1alpha1.AnnotationVolume]
+	default:
+		return origin{}, false
+	}
+	o.Node, o.Parameters = facts[v1alpha1.AnnotationNode], facts[v1alpha1.AnnotationParameters]
+	return o, ValidID(o.Volume) && o.Node != ""
+}
+
+// recordFromPV is the record that a PersistentVolume was made from, as far as the PersistentVolume tells: all that is
+// fixed at creation, so that the agent finds its volume under it, and that it was published.
+func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
+	o, ok := originOf(pv)
+	if !ok {
+		return nil, &NotOursError{pv.Name, "it does not name a volume and a node of ours"}
+	}
+	// Without a record only the name ties a volume to its PersistentVolume. A forged one could otherwise have a record
+	// written for any volume that has none, such as one that a person rescued, and then have it deleted.
+	if _, derived := attemptNumber(pv.Name, o.Volume); !derived {
+		return nil, &NotOursError{pv.Name, fmt.Sprintf("Volume %s has no record, and its name does not follow from the PersistentVolume's", o.Volume)}
+	}
+	p, err := ParametersFromJSON(o.Parameters)
+	if err != nil {
+		return nil, fmt.Errorf("PersistentVolume %s: %w", pv.Name, err)
+	}
+	mode := corev1.PersistentVolumeFilesystem
+	if pv.Spec.VolumeMode != nil {
+		mode = *pv.Spec.VolumeMode
+	}
+	capacity := pv.Spec.Capacity[corev1.ResourceStorage]
+	spec := v1alpha1.VolumeSpec{
+		NodeName:         o.Node,
+		DesiredState:     v1alpha1.DesiredPresent,
+		Published:        true,
+		VolumeMode:       mode,
+		AccessModes:      pv.Spec.AccessModes,
+		Capacity:         *resource.NewQuantity(capacity.Value(), resource.BinarySI),
+		MountOptions:     pv.Spec.MountOptions,
+		StorageClassName: pv.Spec.StorageClassName,
+		Provisioner:      o.Provisioner,
+	}
+	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy != corev1.PersistentVolumeReclaimRecycle {
+		spec.ReclaimPolicy = policy
+	}
+	if ref := pv.Spec.ClaimRef; ref != nil {
+		spec.Claim = &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
+	}
+	p.Apply(&spec)
+	return newRecord(pv.Name, o.Volume, &spec), nil
+}
+
+// matches reports why a record is not the one behind a PersistentVolume, or "". Whoever may write PersistentVolumes
+// could otherwise have any volume of the cluster deleted by naming it.
+func matches(v *v1alpha1.Volume, pv *corev1.PersistentVolume, o origin) string {
+	var differences []string
+	if have := v.Labels[v1alpha1.LabelPVName]; have != pv.Name {
+		differences = append(differences, fmt.Sprintf("volume %s belongs to PersistentVolume %q", v.Name, have))
+	}
+	if v.Spec.NodeName != o.Node {
+		differences = append(differences, fmt.Sprintf("volume %s is on node %s, not %s", v.Name, v.Spec.NodeName, o.Node))
+	}
+	if pv.Spec.Local != nil && v.Status.Path != "" && v.Status.Path != pv.Spec.Local.Path {
+		differences = append(differences, fmt.Sprintf("volume %s is at %s, not %s", v.Name, v.Status.Path, pv.Spec.Local.Path))
+	}
+	return strings.Join(differences, "; ")
+}

@@ -1,0 +1,79 @@
+package provisioner
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// A record can be written again from nothing but its PersistentVolume, and the agent finds the same volume under it.
+func TestRecordFromPV(t *testing.T) {
+	for _, class := range []storagev1.StorageClass{
+		{},
+		{Parameters: map[string]string{"backend": "loop", "fsType": "xfs", "mkfsOptions": "-m reflink=1", "owner": "7", "pool": "fast"}, MountOptions: []string{"noatime"}},
+		{Parameters: map[string]string{"onDelete": "trash", "poolSelector": "a=b"}, ReclaimPolicy: new(corev1.PersistentVolumeReclaimRetain)},
+	} {
+		class.Name, class.Provisioner = "quarry", v1alpha1.LocalProvisioner
+		for _, mode := range []corev1.PersistentVolumeMode{corev1.PersistentVolumeFilesystem, corev1.PersistentVolumeBlock} {
+			claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "data", UID: "1"}, Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{"storage": resource.MustParse("1500M")}}}}
+			params, err := ParseParameters(class.Parameters)
+			require.NoError(t, err)
+			wish := wishOf(claim, &class, params)
+			wish.NodeName = "node"
+			v := newRecord("pvc-1", "pvc-1-1", &wish)
+			v.Status = v1alpha1.VolumeStatus{Path: "/volumes/pvc-1-1/mount/data", Pool: "fast"}
+			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", UID: "9", Labels: map[string]string{corev1.LabelHostname: "other"}}}
+			pv, err := localPV("pvc-1", v, node, &class, params)
+			require.NoError(t, err)
+
+			// What the library and the API server add.
+			pv.Annotations[annProvisionedBy] = v1alpha1.LocalProvisioner
+			pv.Spec.StorageClassName = class.Name
+			pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: "data", UID: "1"}
+			back, err := recordFromPV(pv)
+			require.NoError(t, err)
+			require.True(t, sameWish(&back.Spec, &v.Spec), "%+v\n%+v", back.Spec, v.Spec)
+			require.Equal(t, v.Name, back.Name)
+			require.Equal(t, v.Labels, back.Labels)
+			require.Equal(t, v.Spec.Deletion, back.Spec.Deletion)
+			require.Equal(t, v.Spec.ReclaimPolicy, back.Spec.ReclaimPolicy)
+			require.True(t, back.Spec.Published)
+			o, ok := originOf(pv)
+			require.True(t, ok)
+			require.Empty(t, matches(v, pv, o))
+		}
+	}
+}
+
+func TestLocalPVRefuses(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelHostname: "h"}}}
+	for _, path := range []string{"", "relative", "/a/../b", "/a/"} {
+		v := &v1alpha1.Volume{Status: v1alpha1.VolumeStatus{Path: path}}
+		_, err := localPV("pv", v, node, &storagev1.StorageClass{}, Parameters{})
+		require.ErrorContains(t, err, "reports the path", path)
+	}
+	_, err := localPV("pv", &v1alpha1.Volume{Status: v1alpha1.VolumeStatus{Path: "/a"}}, &corev1.Node{}, &storagev1.StorageClass{}, Parameters{})
+	require.ErrorContains(t, err, corev1.LabelHostname)
+}
+
+func TestOriginOf(t *testing.T) {
+	csi := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver: v1alpha1.CSIDriver, VolumeHandle: "pvc-1-1", VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: "n"}}}}}
+	o, ok := originOf(csi)
+	require.True(t, ok)
+	require.Equal(t, origin{Provisioner: v1alpha1.CSIDriver, Volume: "pvc-1-1", Node: "n"}, o)
+	csi.Spec.CSI.VolumeHandle = "../../etc"
+	_, ok = originOf(csi)
+	require.False(t, ok)
+	byHand := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/volumes/x"}}}}
+	_, ok = originOf(byHand)
+	require.False(t, ok)
+}

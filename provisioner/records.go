@@ -1,0 +1,373 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// indexPVName is the cache's index of Volumes by the PersistentVolume they are made for.
+const indexPVName = "pvName"
+
+// IndexPVName is the function of that index.
+func IndexPVName(o client.Object) []string {
+	if name := o.GetLabels()[v1alpha1.LabelPVName]; name != "" {
+		return []string{name}
+	}
+	return nil
+}
+
+// AgentReadiness says whether the work on a node would be done now.
+type AgentReadiness interface {
+	// Ready reports it, and if it is not, why.
+	Ready(node string) (ready bool, why string)
+}
+
+// Records is the one way in which Volume records are made, waited for, published and given up. Both front doors use
+// it, on every replica: it keeps no state, and two of them working on one volume meet in the API server.
+type Records struct {
+	// Client reads Volumes from a cache that has the index IndexPVName, and writes.
+	Client client.Client
+	// Live reads past the cache.
+	Live client.Reader
+	// Agents is asked before any worker is made to wait.
+	Agents AgentReadiness
+	// agentChanged wakes workers that wait for a node whose agent goes away. Nil: they wait for their deadline.
+	agentChanged *hub[bool]
+
+	changed hub[*v1alpha1.Volume] // by name: the newest state, the last one after a delete
+	// onChange is told every change as well. May be nil.
+	onChange func(*v1alpha1.Volume)
+}
+
+// OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler: register Records on the informer of Volumes.
+func (r *Records) OnAdd(obj any, _ bool) {
+	if v, ok := obj.(*v1alpha1.Volume); ok {
+		r.changed.publish(v.Name, v)
+		if r.onChange != nil {
+			r.onChange(v)
+		}
+	}
+}
+
+// OnUpdate is called with a Volume's old and new state.
+func (r *Records) OnUpdate(_, obj any) { r.OnAdd(obj, false) }
+
+// OnDelete is called with a Volume's last state.
+func (r *Records) OnDelete(obj any) {
+	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = tombstone.Obj
+	}
+	r.OnAdd(obj, false)
+}
+
+// Ensure makes the volume of a PersistentVolume and returns it ready and published. It may be called any number of
+// times, by any number of callers: it goes on with what is there, and gives up attempts that were made for another
+// node or another wish. wish is complete but for desiredState and published.
+//
+// Errors: *RefusedError when the agent made nothing (the attempt has been given up already), *AgentNotReadyError,
+// *PendingError when ctx ended first (the record stays; call again), *UnavailableError, *APIError.
+func (r *Records) Ensure(ctx context.Context, pvName string, wish v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+	// Each turn of the loop is caused by another writer; the bound only keeps a broken server from holding a worker.
+	for range 10 {
+		v, err := r.attempt(ctx, pvName, &wish)
+		if err == nil && v == nil {
+			continue
+		}
+		return v, err
+	}
+	return nil, &PendingError{wish.NodeName, "somebody else keeps changing its record"}
+}
+
+// attempt is one turn of Ensure; nil, nil asks for another.
+func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+	existing, err := r.Of(ctx, pvName)
+	if err != nil {
+		return nil, err
+	}
+	if existing, err = r.leaveToPerson(ctx, existing, wish.NodeName); err != nil {
+		return nil, err
+	}
+	p := planAttempt(pvName, wish, existing)
+	for _, v := range p.abandon {
+		if err := r.Abandon(ctx, v); err != nil {
+			return nil, err
+		}
+	}
+	node, name := wish.NodeName, p.next
+	if p.use != nil {
+		node, name = p.use.Spec.NodeName, p.use.Name
+	}
+	if ready, why := r.Agents.Ready(node); !ready && (p.use == nil || !isReady(p.use)) {
+		return nil, &AgentNotReadyError{Node: node, Why: why, Recorded: p.use != nil}
+	}
+
+	changes := r.changed.subscribe(name) // before the cache is read or written, so that nothing falls between
+	defer changes.Close()
+	var v *v1alpha1.Volume
+	if p.use == nil {
+		v, err = r.create(ctx, pvName, name, wish)
+	} else {
+		v, err = r.adopt(ctx, p.use, wish)
+	}
+	if v == nil || err != nil {
+		return nil, err
+	}
+	if v, err = r.settle(ctx, v, changes.C); err != nil {
+		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+			if err := r.Abandon(ctx, v); err != nil {
+				return nil, err
+			}
+		}
+		return nil, err
+	}
+	return r.publish(ctx, v)
+}
+
+// Of lists the records of a PersistentVolume, from the cache.
+func (r *Records) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, error) {
+	var list v1alpha1.VolumeList
+	if err := r.Client.List(ctx, &list, client.MatchingFields{indexPVName: pvName}); err != nil {
+		return nil, &APIError{"listing the volumes of " + pvName, err}
+	}
+	return list.Items, nil
+}
+
+// leaveToPerson takes published records of other nodes out of the plan when their node is gone for good and no
+// PersistentVolume points at them. They may hold data, so they are neither used nor given up; nobody was ever served
+// from them, because the claim is still unbound, so the claim can start over.
+func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume, node string) ([]v1alpha1.Volume, error) {
+	for i := range existing {
+		v := &existing[i]
+		if !v.Spec.Published || v.Spec.NodeName == node || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+			continue
+		}
+		exists, err := nodeExists(ctx, r.Live, v.Spec.NodeName)
+		if err != nil {
+			return nil, err
+		}
+		if !exists {
+			log.FromContext(ctx).Info("A published volume stays behind on a node that does not exist; the claim starts over",
+				"volume", v.Name, "node", v.Spec.NodeName)
+			v.Spec.DesiredState = v1alpha1.DesiredTrashed // in this copy only: the plan skips it and its number
+		}
+	}
+	return existing, nil
+}
+
+// create writes the record of a new attempt. Nil, nil: somebody else was faster, look again.
+func (r *Records) create(ctx context.Context, pvName, name string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+	if !ValidID(name) || len(validation.IsValidLabelValue(pvName)) > 0 {
+		return nil, &ClaimError{"name", fmt.Sprintf("%q cannot be a volume's name", pvName)}
+	}
+	v := newRecord(pvName, name, wish)
+	v.Spec.DesiredState, v.Spec.Published = v1alpha1.DesiredPresent, false
+	err := r.Client.Create(ctx, v)
+	switch {
+	case err == nil:
+		return v, nil
+	case apierrors.IsAlreadyExists(err):
+		return nil, r.catchUp(ctx, name)
+	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err):
+		return nil, &ParameterError{"(all)", "the API server does not take the volume: " + err.Error()}
+	}
+	return nil, &APIError{"creating Volume " + name, err}
+}
+
+// newRecord is a Volume with the labels every record has.
+func newRecord(pvName, name string, spec *v1alpha1.VolumeSpec) *v1alpha1.Volume {
+	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelPVName: pvName}}}
+	if len(validation.IsValidLabelValue(spec.NodeName)) == 0 { // node names may be longer than a label's value
+		v.Labels[v1alpha1.LabelNode] = spec.NodeName
+	}
+	spec.DeepCopyInto(&v.Spec)
+	return v
+}
+
+// catchUp waits until the cache has seen a record that the API server already has.
+func (r *Records) catchUp(ctx context.Context, name string) error {
+	changes := r.changed.subscribe(name)
+	defer changes.Close()
+	var v v1alpha1.Volume
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: name}, &v); err == nil {
+		return nil
+	}
+	if err := r.Live.Get(ctx, client.ObjectKey{Name: name}, &v); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return &APIError{"reading Volume " + name, err}
+	}
+	if v.DeletionTimestamp != nil {
+		return &PendingError{v.Spec.NodeName, "an earlier record of that name is being removed"}
+	}
+	select {
+	case <-changes.C:
+		return nil
+	case <-ctx.Done():
+		return &PendingError{v.Spec.NodeName, "waiting for the watch of Volumes"}
+	}
+}
+
+// adopt goes on with a record that exists: its newest state, and the group its claim belongs to now, which may have
+// changed since (a claim of the same pod was deleted).
+func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+	v := &v1alpha1.Volume{}
+	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(use), v); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		return nil, &APIError{"reading Volume " + use.Name, err}
+	}
+	if v.Spec.Published || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
+		return v, nil
+	}
+	base := v.DeepCopy()
+	v.Spec.Admission = wish.Admission.DeepCopy()
+	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	switch {
+	case err == nil:
+		return v, nil
+	case apierrors.IsConflict(err) || apierrors.IsNotFound(err):
+		return nil, r.catchUp(ctx, use.Name)
+	}
+	return nil, &APIError{"changing the admission group of Volume " + use.Name, err}
+}
+
+// settle waits until the agent made the volume or refused it. It returns the newest state also with an error.
+func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	var agent <-chan bool
+	if r.agentChanged != nil {
+		s := r.agentChanged.subscribe(v.Spec.NodeName)
+		defer s.Close()
+		agent = s.C
+	}
+	uid := v.UID
+	for {
+		reason, message := condition(v.Status.Conditions, v1alpha1.ConditionReady)
+		switch {
+		case v.Spec.DesiredState != v1alpha1.DesiredPresent || v.DeletionTimestamp != nil:
+			return v, &PendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
+		case isReady(v):
+			return v, nil
+		case v.Spec.Published: // it was ready once: wait for nothing, and give nothing up
+			if message == "" {
+				message = "its agent has not found it yet"
+			}
+			return v, &UnavailableError{v.Spec.NodeName, v.Name, message}
+		case isRefused(v):
+			return v, &RefusedError{Node: v.Spec.NodeName, Code: reason, Message: message}
+		}
+		select {
+		case newer := <-changes:
+			if newer.UID == uid || uid == "" {
+				v = newer.DeepCopy()
+			}
+		case <-agent:
+			if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
+				return v, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+			}
+		case <-ctx.Done():
+			if message == "" {
+				message = "its agent has not answered yet"
+			}
+			return v, &PendingError{v.Spec.NodeName, message}
+		}
+	}
+}
+
+// publish records that somebody may use the volume from now on, before anybody can. Nil, nil: look again.
+func (r *Records) publish(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	if v.Spec.Published {
+		return v, nil
+	}
+	// The resource version makes this one decision with what was just seen: wanted, ready, this very record.
+	base := v.DeepCopy()
+	v = v.DeepCopy()
+	v.Spec.Published = true
+	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	switch {
+	case err == nil:
+		return v, nil
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		return r.publishAgain(ctx, base)
+	}
+	return nil, &APIError{"publishing Volume " + v.Name, err}
+}
+
+// publishAgain follows a lost race: it reads live and decides anew.
+func (r *Records) publishAgain(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+	var now v1alpha1.Volume
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v), &now); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		return nil, &APIError{"reading Volume " + v.Name, err}
+	}
+	if now.UID != v.UID || now.Spec.DesiredState != v1alpha1.DesiredPresent || !isReady(&now) || ctx.Err() != nil {
+		return nil, &PendingError{v.Spec.NodeName, "its record changed"}
+	}
+	return r.publish(ctx, &now)
+}
+
+// Abandon gives up an attempt: its agent removes what it holds, and the record stays as a tombstone until it has.
+// A record that is gone, or given up already, is fine. What was published is never given up here; that is an error.
+func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
+	for {
+		if v.Spec.DesiredState == v1alpha1.DesiredDeleted {
+			return nil
+		}
+		if v.Spec.Published {
+			return &ExistsError{v.Name, "it was published and is not given up"}
+		}
+		changed := v.DeepCopy()
+		changed.Spec.DesiredState = v1alpha1.DesiredDeleted
+		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
+		switch {
+		case err == nil || apierrors.IsNotFound(err):
+			return nil
+		case !apierrors.IsConflict(err):
+			return &APIError{"giving up Volume " + v.Name, err}
+		}
+		newer := &v1alpha1.Volume{}
+		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return &APIError{"reading Volume " + v.Name, err}
+		}
+		if newer.UID != v.UID {
+			return nil // another attempt, made after this one was removed
+		}
+		v = newer
+	}
+}
+
+// AbandonAll gives up every attempt for a PersistentVolume that was never published, but for those on the nodes to keep.
+func (r *Records) AbandonAll(ctx context.Context, pvName string, keep ...string) error {
+	existing, err := r.Of(ctx, pvName)
+	if err != nil {
+		return err
+	}
+	for i := range existing {
+		v := &existing[i]
+		if v.Spec.Published || slices.Contains(keep, v.Spec.NodeName) {
+			continue
+		}
+		if err := r.Abandon(ctx, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}

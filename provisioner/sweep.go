@@ -1,0 +1,96 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// DefaultSweepGrace is how old an attempt is before the sweep looks at it, and how often it looks again.
+const DefaultSweepGrace = time.Minute
+
+// sweeper ends what nobody else ends. Every record is looked at when it changes, and an attempt that was never
+// published once more every grace:
+//   - a record whose agent reported phase Deleted is removed, and only such a one;
+//   - an attempt that was never published, and whose claim and PersistentVolume are absent by live reads, is given up.
+//     This is what a crash between writing the record and the PersistentVolume leaves when the claim is deleted then.
+//
+// What was published is never swept: a person may have taken the PersistentVolume away to rescue the data.
+type sweeper struct {
+	records *Records
+	grace   time.Duration
+	now     func() time.Time
+	metrics *Metrics
+}
+
+// Reconcile looks at one Volume.
+func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var v v1alpha1.Volume
+	if err := s.records.Client.Get(ctx, req.NamespacedName, &v); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		return reconcile.Result{}, s.records.remove(ctx, &v)
+	}
+	if v.Spec.Published {
+		return reconcile.Result{}, nil
+	}
+	if age := s.now().Sub(v.CreationTimestamp.Time); age < s.grace {
+		return reconcile.Result{RequeueAfter: s.grace - age}, nil
+	}
+	wanted, err := s.wanted(ctx, &v)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if wanted {
+		return reconcile.Result{RequeueAfter: s.grace}, nil
+	}
+	log.FromContext(ctx).Info("Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
+	// The resource version of the copy that was judged goes with it: an attempt that was published meanwhile is refused
+	// by Abandon, and looked at no more.
+	if err := s.records.Abandon(ctx, &v); err != nil {
+		return reconcile.Result{}, err
+	}
+	s.metrics.swept.Inc()
+	return reconcile.Result{}, nil
+}
+
+// wanted reports whether anybody still waits for an attempt, by live reads.
+func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+	pvName := v.Labels[v1alpha1.LabelPVName]
+	if pvName == "" || v.Spec.Claim == nil {
+		return true, nil // not made by a front door: a person's, and a person's to remove
+	}
+	var pv corev1.PersistentVolume
+	err := s.records.Live.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
+	if err == nil {
+		// Another attempt became the volume, or this one did and the healer publishes it.
+		o, ok := originOf(&pv)
+		return !ok || o.Volume == v.Name, nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("reading PersistentVolume %s: %w", pvName, err)
+	}
+	ref := v.Spec.Claim
+	var claim corev1.PersistentVolumeClaim
+	err = s.records.Live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
+	}
+	if ref.UID != "" && claim.UID != ref.UID {
+		return false, nil // another claim of the same name
+	}
+	// Bound to something else, it never comes back to this attempt.
+	return claim.Spec.VolumeName == "" || claim.Spec.VolumeName == pvName, nil
+}

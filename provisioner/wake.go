@@ -1,0 +1,199 @@
+package provisioner
+
+import (
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// waitingRoom holds the claims that could not be served and the PersistentVolumes that could not be deleted yet, and
+// wakes them when what they wait for may have come. The library retries them in any case, with growing delays; waking
+// takes the delay away. Waking one too many costs a look at the cache, so the conditions here are wide.
+//
+// The library offers no way to retry one object at once. But its handlers on the informers do no more than put an
+// object's key into its queue, so the informers given to it (capture) remember the handler, and waking calls it.
+type waitingRoom struct {
+	mu      sync.Mutex
+	claims  map[string]waiter // by claim UID, the library's key
+	volumes map[string]waiter // by the PersistentVolume's name, the library's key
+
+	claimHandler, volumeHandler cache.ResourceEventHandler
+	// forget clears the library's count of failures of a key.
+	forget func(key any)
+	// count is told how many claims wait.
+	count func(claims int)
+}
+
+// waiter is one claim or PersistentVolume, and what it waits for.
+type waiter struct {
+	object any
+	// node is empty for a claim whose node is still to be chosen.
+	node string
+	// class and size belong to claims.
+	class string
+	size  int64
+	// refused counts refusals by node, for Immediate claims.
+	refused map[string]int
+}
+
+func newWaitingRoom(forget func(key any), count func(int)) *waitingRoom {
+	return &waitingRoom{claims: map[string]waiter{}, volumes: map[string]waiter{}, forget: forget, count: count}
+}
+
+// addClaim puts a claim into the room; refusedBy, if not empty, is a node that just refused it.
+func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, refusedBy string) {
+	w.object = claim
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w.refused = map[string]int{}
+	for node, n := range r.claims[string(claim.UID)].refused {
+		w.refused[node] = n
+	}
+	if refusedBy != "" {
+		w.refused[refusedBy]++
+	}
+	r.claims[string(claim.UID)] = w
+	r.count(len(r.claims))
+}
+
+// removeClaim takes a claim out, when it was served or is gone.
+func (r *waitingRoom) removeClaim(uid string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, waits := r.claims[uid]; waits {
+		delete(r.claims, uid)
+		r.count(len(r.claims))
+	}
+}
+
+// refusals is how often each node refused the claim since it came into the room.
+func (r *waitingRoom) refusals(uid string) map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]int{}
+	for node, n := range r.claims[uid].refused {
+		out[node] = n
+	}
+	return out
+}
+
+func (r *waitingRoom) addVolume(pv *corev1.PersistentVolume, node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.volumes[pv.Name] = waiter{object: pv, node: node}
+}
+
+func (r *waitingRoom) removeVolume(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.volumes, name)
+}
+
+// wakeClaims wakes the claims that a condition holds for.
+func (r *waitingRoom) wakeClaims(may func(uid string, w waiter) bool) {
+	r.mu.Lock()
+	handler := r.claimHandler
+	var found []waiter
+	for uid, w := range r.claims {
+		if handler != nil && may(uid, w) {
+			r.forget(uid)
+			found = append(found, w)
+		}
+	}
+	r.mu.Unlock()
+	for _, w := range found {
+		handler.OnUpdate(w.object, w.object)
+	}
+}
+
+// wakeVolumes wakes the PersistentVolumes that a condition holds for.
+func (r *waitingRoom) wakeVolumes(may func(name string, w waiter) bool) {
+	r.mu.Lock()
+	handler := r.volumeHandler
+	var found []waiter
+	for name, w := range r.volumes {
+		if handler != nil && may(name, w) {
+			r.forget(name)
+			found = append(found, w)
+		}
+	}
+	r.mu.Unlock()
+	for _, w := range found {
+		handler.OnUpdate(w.object, w.object)
+	}
+}
+
+// nodeChanged wakes all that wait for a node: its agent became ready, or the Node came, changed or went.
+func (r *waitingRoom) nodeChanged(node string) {
+	r.wakeClaims(func(_ string, w waiter) bool { return w.node == node || w.node == "" })
+	r.wakeVolumes(func(_ string, w waiter) bool { return w.node == node })
+}
+
+// classChanged wakes the claims of a class that was made (again).
+func (r *waitingRoom) classChanged(class string) {
+	r.wakeClaims(func(_ string, w waiter) bool { return w.class == class })
+}
+
+// poolChanged wakes the claims that a pool's change may serve. before is nil for a new pool.
+func (r *waitingRoom) poolChanged(before, after *v1alpha1.Pool) {
+	if before != nil && !offersMore(before, after) {
+		return
+	}
+	largest := int64(0)
+	if m := after.Status.MaximumVolumeSize; m != nil {
+		largest = m.Value()
+	}
+	r.wakeClaims(func(_ string, w waiter) bool {
+		return (w.node == after.Spec.NodeName || w.node == "") && w.size <= largest
+	})
+}
+
+// recordChanged wakes the claim or the PersistentVolume of a record that came to an end.
+func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
+	if v.Spec.DesiredState == v1alpha1.DesiredPresent {
+		if v.Spec.Claim != nil && (isReady(v) || isRefused(v)) && !v.Spec.Published {
+			uid := string(v.Spec.Claim.UID)
+			r.wakeClaims(func(key string, w waiter) bool {
+				// A refusal that the claim's own worker has seen is what made it wait: it must not wake it.
+				return key == uid && (isReady(v) || w.refused[v.Spec.NodeName] == 0)
+			})
+		}
+		return
+	}
+	if isGone(v) {
+		name := v.Labels[v1alpha1.LabelPVName]
+		r.wakeVolumes(func(key string, _ waiter) bool { return key == name })
+	}
+}
+
+// capture is an informer that hands on the library's handler before it registers it.
+type capture struct {
+	cache.SharedIndexInformer
+	remember func(cache.ResourceEventHandler)
+}
+
+func (c capture) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	c.remember(handler)
+	return c.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
+}
+
+// captureClaims and captureVolumes wrap the informers that the library is given.
+func (r *waitingRoom) captureClaims(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
+	return capture{informer, func(h cache.ResourceEventHandler) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.claimHandler = h
+	}}
+}
+
+func (r *waitingRoom) captureVolumes(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
+	return capture{informer, func(h cache.ResourceEventHandler) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.volumeHandler = h
+	}}
+}
