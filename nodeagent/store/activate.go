@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Activate brings the volume up so that its path can be used: after a reboot, say. A second call changes nothing.
+func (s *Store) Activate(ctx context.Context, id string) (Volume, error) {
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	v := s.lookup(id)
+	if v == nil {
+		return Volume{}, &NotFoundError{ID: id}
+	}
+	if err := s.activate(ctx, v); err != nil {
+		return Volume{}, err
+	}
+	return s.Get(id)
+}
+
+// activate is called with the volume's lock held. What it finds is kept as the volume's availability.
+func (s *Store) activate(ctx context.Context, v *volume) error {
+	err := s.bringUp(ctx, v)
+	if err != nil {
+		err = fmt.Errorf("activate volume %s: %w", v.rec.ID, err)
+	}
+	s.mu.Lock()
+	changed := (v.unavailable == nil) != (err == nil)
+	v.unavailable = err
+	s.mu.Unlock()
+	if changed {
+		s.notify()
+	}
+	return err
+}
+
+func (s *Store) bringUp(ctx context.Context, v *volume) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		return &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+	}
+	defer dir.Close()
+	if v.rec.Backend == record.BackendDirectory {
+		return checkDirectory(r, &v.rec)
+	}
+	features, _, err := v.pool.state()
+	if err != nil {
+		return err
+	}
+	return s.activateLoop(ctx, v, dir, features.DirectIO)
+}
+
+// takeDown unmounts and detaches what activate made, verified. It does not ask whether somebody uses the volume; the kernel
+// does, for what it can see: a busy mount or a held device is an *InUseError, and nothing was forced.
+func (s *Store) takeDown(ctx context.Context, id string, dir *beneath.Dir) error {
+	if err := s.unlinkDevice(id); err != nil {
+		return err
+	}
+	err := s.release(ctx, dir)
+	var busy *loop.BusyError
+	switch {
+	case errors.As(err, &busy):
+		return &InUseError{ID: id, Reason: v1alpha1.ReasonDeviceHeld, By: holderTexts(busy)}
+	case errors.Is(err, unix.EBUSY):
+		return &InUseError{ID: id, Reason: v1alpha1.ReasonMounted, By: []string{"a process with an open file or its working directory in it"}}
+	}
+	return err
+}
+
+func holderTexts(busy *loop.BusyError) []string {
+	out := make([]string, 0, len(busy.Holders)+1)
+	for _, h := range busy.Holders {
+		out = append(out, h.String())
+	}
+	if len(out) == 0 {
+		out = append(out, "a holder of "+busy.Device.Path+" that can not be seen from here")
+	}
+	return out
+}

@@ -1,0 +1,244 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+const (
+	// measuredAge is how old a measurement of a filesystem may be to admit by it.
+	measuredAge = time.Second
+	// admitTries is how many fresh measurements have to agree before a request is refused: one that was taken while a volume
+	// was being allocated shows too little room.
+	admitTries = 3
+)
+
+// Admission is space promised to a volume that is not made yet. Exactly one of Create and Cancel ends it.
+type Admission struct {
+	req   Request
+	pool  *pool // nil: the volume was there already
+	space *filesystemSpace
+	plan  plan
+	// key is the admission's own in the ledger, so that taking it back never takes another one's promise.
+	key string
+}
+
+var admissions atomic.Int64
+
+// Cancel takes the promise back. A second call, and one after Create, does nothing.
+func (a *Admission) Cancel() {
+	if a.pool != nil {
+		a.space.ledger.release(a.key)
+	}
+}
+
+// Admit promises space to all of the requests or to none: the claims of one pod are of use only together. It chooses the
+// pools. Volumes that are there already need no promise; they are admitted as they are.
+//
+// When not all fit, the error is the one of the first request that did not; it is a *CapacityError if room is all that lacked.
+// Where a pool allows it, trash is then freed before its time, so that a later call finds room.
+func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, error) {
+	for i := range requests {
+		if err := requests[i].normalize(); err != nil {
+			return nil, err
+		}
+	}
+	maxAge := measuredAge
+	for try := 1; ; try++ {
+		// Before the lock is taken, so that nobody waits for a disk under it. What fails here fails again below.
+		s.measurePools(maxAge)
+		admitted, err := s.admitAll(requests)
+		var full *CapacityError
+		if !errors.As(err, &full) {
+			return admitted, err
+		}
+		if try == admitTries || ctx.Err() != nil {
+			s.relieve(ctx, requests)
+			return nil, err
+		}
+		maxAge = 0
+	}
+}
+
+func (s *Store) measurePools(maxAge time.Duration) {
+	measured := map[*filesystemSpace]bool{}
+	for _, p := range s.pools {
+		if _, space, err := p.state(); err == nil && !measured[space] {
+			_, err := s.capacity(p, space, maxAge)
+			measured[space] = err == nil
+		}
+	}
+}
+
+func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	var admitted []*Admission
+	for _, r := range requests {
+		a, err := s.admit(r)
+		if err != nil {
+			for _, earlier := range admitted {
+				earlier.Cancel()
+			}
+			return nil, err
+		}
+		admitted = append(admitted, a)
+	}
+	return admitted, nil
+}
+
+// wants tells whether the request may be carved from the pool.
+func (r *Request) wants(p *pool) bool {
+	if r.Pool != "" {
+		return p.name() == r.Pool
+	}
+	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(p.cfg.Labels))
+}
+
+// admit chooses the pool with the most room. It is called with admission held.
+func (s *Store) admit(r Request) (*Admission, error) {
+	if v := s.lookup(r.ID); v != nil {
+		return &Admission{req: r}, nil
+	}
+	var (
+		best      *Admission
+		bestRoom  int64
+		most      int64
+		refusal   error
+		offline   error
+		candidate bool
+		full      bool
+	)
+	for _, p := range s.pools {
+		if !r.wants(p) {
+			continue
+		}
+		candidate = true
+		features, space, err := p.state()
+		if err != nil {
+			offline = err
+			continue
+		}
+		how, err := planFor(&r, features, p.cfg.DefaultFilesystem)
+		if err != nil {
+			refusal = err
+			continue
+		}
+		capacity, err := s.capacity(p, space, time.Hour) // measured just now
+		if err != nil {
+			offline = err
+			continue
+		}
+		full = true
+		room := capacity - space.ledger.promised()
+		most = max(most, room)
+		if room >= r.SizeBytes && (best == nil || room > bestRoom) {
+			best, bestRoom = &Admission{req: r, pool: p, space: space, plan: how}, room
+		}
+	}
+	switch {
+	case best != nil:
+		best.key = best.pool.key(r.ID + "#" + strconv.FormatInt(admissions.Add(1), 10)) // no id has a #
+		best.space.ledger.set(best.key, r.SizeBytes)
+		return best, nil
+	case !candidate && r.Pool != "":
+		return nil, refuse(v1alpha1.ReasonPoolNotFound, "this node has no pool %q", r.Pool)
+	case !candidate:
+		return nil, refuse(v1alpha1.ReasonPoolNotFound, "this node has no pool whose labels match %q", r.PoolSelector)
+	case full:
+		return nil, &CapacityError{Pool: r.Pool, Need: r.SizeBytes, Available: most}
+	case refusal != nil:
+		return nil, refusal
+	default:
+		return nil, offline
+	}
+}
+
+// relieve makes trash due before its time, the oldest first, on pools that allow it (purgeUnderPressure), if that makes room
+// for all of the requests; else nothing is touched.
+func (s *Store) relieve(ctx context.Context, requests []Request) {
+	for _, space := range s.allSpaces() {
+		var need int64
+		for i := range requests {
+			if s.lookup(requests[i].ID) == nil {
+				need += requests[i].SizeBytes
+			}
+		}
+		if victims := s.victims(space, requests, need); len(victims) > 0 {
+			for _, t := range victims {
+				s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
+				if err := s.changeTrash(ctx, t, func(note *record.Trash) { note.Purge = true }); err != nil {
+					s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
+				}
+			}
+			s.freer.wake()
+			return
+		}
+	}
+}
+
+func (s *Store) allSpaces() []*filesystemSpace {
+	var out []*filesystemSpace
+	for _, p := range s.pools {
+		if _, space, err := p.state(); err == nil && !slices.Contains(out, space) {
+			out = append(out, space)
+		}
+	}
+	return out
+}
+
+// victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised there; none if
+// that is not enough, or if what is being freed already is.
+func (s *Store) victims(space *filesystemSpace, requests []Request, need int64) []*trashed {
+	var room int64
+	able := map[*pool]bool{}
+	for _, p := range s.pools {
+		if _, sp, err := p.state(); err != nil || sp != space {
+			continue
+		}
+		able[p] = p.cfg.PurgeUnderPressure
+		for i := range requests {
+			if !requests[i].wants(p) {
+				continue
+			}
+			if capacity, err := s.capacity(p, space, time.Hour); err == nil {
+				room = max(room, capacity-space.ledger.promised())
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var kept []*trashed
+	now := time.Now()
+	for _, t := range s.trash {
+		_, sp, err := t.pool.state()
+		if err != nil || sp != space || t.rec == nil {
+			continue
+		}
+		if t.remaining(now) <= 0 {
+			room += t.rec.Promise()
+		} else if able[t.pool] {
+			kept = append(kept, t)
+		}
+	}
+	slices.SortFunc(kept, func(a, b *trashed) int { return a.trash.DeletedAt.Compare(b.trash.DeletedAt) })
+	for i, t := range kept {
+		if room >= need {
+			return kept[:i]
+		}
+		room += t.rec.Promise()
+	}
+	if room >= need {
+		return kept
+	}
+	return nil
+}

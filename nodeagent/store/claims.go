@@ -1,0 +1,139 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// The index by claim is for people who look at a disk: .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing
+// here reads it but to tidy it up, and what goes wrong with it is logged only.
+
+// indexClaim links the volume by its claim, in the place of another volume's link if replace. A second call changes nothing.
+func (s *Store) indexClaim(ctx context.Context, v *volume, replace bool) {
+	ns, claim := v.rec.Origin.ClaimNamespace, v.rec.Origin.ClaimName
+	if !s.opts.ByClaimIndex || beneath.CheckName(ns) != nil || beneath.CheckName(claim) != nil {
+		return
+	}
+	err := v.pool.with(func(r *root) error {
+		index, err := r.sub(record.ByClaimDir)
+		if err != nil {
+			return err
+		}
+		defer index.Close()
+		dir, err := index.EnsureDir(ns, 0o755)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		target := filepath.Join("../../..", v.rec.ID)
+		if to, err := dir.Readlink(claim); err == nil && (to == target || !replace) {
+			return nil
+		}
+		if err := s.fault("index claim"); err != nil {
+			return err
+		}
+		if err := dir.Unlink(claim); err != nil {
+			return err
+		}
+		if err := s.fault("link claim"); err != nil {
+			return err
+		}
+		return dir.Symlink(target, claim)
+	})
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		s.log.WarnContext(ctx, "index by claim", "volume", v.rec.ID, "error", err)
+	}
+}
+
+// unindexClaim takes the link away if it still is this volume's.
+func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
+	ns, claim := v.rec.Origin.ClaimNamespace, v.rec.Origin.ClaimName
+	if beneath.CheckName(ns) != nil || beneath.CheckName(claim) != nil {
+		return
+	}
+	err := s.fault("unindex claim")
+	if err == nil {
+		err = removeClaim(r, ns, claim, func(id string) bool { return id == v.rec.ID })
+	}
+	if err != nil {
+		s.freer.sweepAgain.Store(true)
+		s.log.WarnContext(ctx, "take a volume out of the index by claim", "volume", v.rec.ID, "error", err)
+	}
+}
+
+// removeClaim removes a link if it leads to a volume that goes, and then its directory if nothing else is in it.
+func removeClaim(r *root, namespace, claim string, goes func(id string) bool) error {
+	index, err := r.meta.OpenDir(record.ByClaimDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer index.Close()
+	dir, err := index.OpenDir(namespace)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if to, err := dir.Readlink(claim); err != nil || !goes(path.Base(to)) {
+		return nil
+	}
+	if err := dir.Unlink(claim); err != nil {
+		return err
+	}
+	if err := index.Rmdir(namespace); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// danglingClaims calls found for each link of the index that leads to no volume of the pool.
+func danglingClaims(r *root, exists func(id string) bool, found func(dir *beneath.Dir, namespace, claim string) error) error {
+	namespaces, err := namesIn(r.meta, record.ByClaimDir)
+	if err != nil {
+		return err
+	}
+	for _, ns := range namespaces {
+		dir, err := r.meta.OpenDir(path.Join(record.ByClaimDir, ns))
+		if err != nil {
+			continue // not a directory: not ours
+		}
+		names, err := dir.Names()
+		for _, claim := range names {
+			if to, e := dir.Readlink(claim); e == nil && !exists(path.Base(to)) {
+				err = errors.Join(err, found(dir, ns, claim))
+			}
+		}
+		dir.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepClaims removes the links that a crash left.
+func (s *Store) sweepClaims(ctx context.Context, p *pool, r *root) {
+	exists := func(id string) bool {
+		v := s.lookup(id)
+		return v != nil && v.pool == p
+	}
+	err := danglingClaims(r, exists, func(_ *beneath.Dir, namespace, claim string) error {
+		return removeClaim(r, namespace, claim, func(id string) bool { return !exists(id) })
+	})
+	if err != nil {
+		s.log.WarnContext(ctx, "tidy up the index by claim", "pool", p.name(), "error", err)
+	}
+}

@@ -1,0 +1,194 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Create makes the volume that was admitted, ready for use when it returns. If the volume is there already it is brought up
+// and returned; a volume of another mode under the same id is a *ConflictError.
+//
+// On an error nothing is left, or what is left is in tmp and the next Create or the sweep clears it away.
+func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
+	id := a.req.ID
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	if v := s.lookup(id); v != nil {
+		a.Cancel()
+		if v.rec.VolumeMode != a.req.VolumeMode {
+			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
+		}
+		if err := s.activate(ctx, v); err != nil {
+			return Volume{}, err
+		}
+		return s.Get(id)
+	}
+	if a.pool == nil {
+		// It was there when it was admitted, and was deleted since.
+		return Volume{}, &NotFoundError{ID: id}
+	}
+	v, err := s.build(ctx, a)
+	if err != nil {
+		a.Cancel()
+		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
+	}
+	s.notify()
+	if err := s.activate(ctx, v); err != nil {
+		return Volume{}, err
+	}
+	s.indexClaim(ctx, v, true)
+	return s.Get(id)
+}
+
+// building is a volume under tmp.
+type building struct {
+	store *Store
+	adm   *Admission
+	root  *root
+	tmp   *beneath.Dir // .quarry/tmp
+	dir   *beneath.Dir // .quarry/tmp/<id>
+	rec   *record.Volume
+}
+
+func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) {
+	r, err := a.pool.open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	// A directory of this name that is no volume we know of: somebody's, or a record that can not be read.
+	if there, err := r.Exists(a.req.ID); err != nil {
+		return nil, err
+	} else if there {
+		return nil, &ConflictError{ID: a.req.ID, Detail: "its directory is not a volume that can be read"}
+	}
+	tmp, err := r.sub(record.TmpDir)
+	if err != nil {
+		return nil, err
+	}
+	defer tmp.Close()
+	if err := s.scrap(ctx, a.pool, r, tmp, a.req.ID); err != nil {
+		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
+	}
+	if err := s.fault("mkdir tmp"); err != nil {
+		return nil, err
+	}
+	dir, err := tmp.EnsureDir(a.req.ID, 0o700)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	b := &building{store: s, adm: a, root: r, tmp: tmp, dir: dir, rec: newRecord(a)}
+	// What it takes of the disk from here on is part of what it was promised.
+	s.mu.Lock()
+	s.builds[a.req.ID] = &volume{id: a.req.ID, pool: a.pool, rec: *b.rec}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.builds, a.req.ID)
+		s.mu.Unlock()
+	}()
+	defer func() {
+		if err != nil {
+			// The caller's context may be what ended the work; clearing away must not end with it.
+			if e := s.scrap(context.WithoutCancel(ctx), a.pool, r, tmp, a.req.ID); e != nil {
+				s.freer.sweepAgain.Store(true)
+				err = errors.Join(err, fmt.Errorf("clear away: %w", e))
+			}
+			if b.rec.QuotaKind != "" {
+				// Unless it went into the trash with what has it.
+				a.space.disown(tmpKey(a.pool, a.req.ID), uint32(b.rec.QuotaID))
+			}
+		}
+	}()
+	if a.plan.backend == record.BackendLoop {
+		err = b.loop(ctx)
+	} else {
+		err = b.directory(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := b.commit(); err != nil {
+		return nil, err
+	}
+	v := &volume{id: b.rec.ID, pool: a.pool, rec: *b.rec, unavailable: errNotUp}
+	s.mu.Lock()
+	s.volumes[v.id] = v
+	s.mu.Unlock()
+	key := a.pool.key(v.id)
+	a.space.ledger.move(a.key, key)
+	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
+	return v, nil
+}
+
+func newRecord(a *Admission) *record.Volume {
+	r := &a.req
+	rec := &record.Volume{
+		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second),
+		Backend: a.plan.backend, Enforcement: r.Enforcement, VolumeMode: r.VolumeMode,
+		SizeBytes: r.SizeBytes, Inodes: r.Inodes, Source: r.Source, Origin: r.Origin,
+		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
+	}
+	if rec.Backend == record.BackendLoop {
+		rec.Allocation, rec.FSType = r.Allocation, a.plan.fstype
+		rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions
+		rec.EverRaw = r.VolumeMode == record.ModeBlock
+	}
+	return rec
+}
+
+// commit writes the record and renames the volume into place. After the rename it is there, whole.
+func (b *building) commit() error {
+	if err := b.store.fault("write record"); err != nil {
+		return err
+	}
+	if err := writeVolume(b.dir, b.rec); err != nil {
+		return err
+	}
+	if err := b.store.fault("commit"); err != nil {
+		return err
+	}
+	if err := b.tmp.Rename(b.rec.ID, b.root.Dir, b.rec.ID); err != nil {
+		return err
+	}
+	if err := b.store.fault("sync commit"); err != nil {
+		return b.uncommit(err)
+	}
+	if err := errors.Join(b.root.Sync(), b.tmp.Sync()); err != nil {
+		return b.uncommit(err)
+	}
+	return nil
+}
+
+// uncommit takes back a commit that may not be durable, so that "an error" means "not there".
+func (b *building) uncommit(cause error) error {
+	if err := b.root.Rename(b.rec.ID, b.tmp, b.rec.ID); err != nil {
+		return errors.Join(cause, err)
+	}
+	return cause
+}
+
+// chownRoot gives the root directory of what the user sees its owner and permissions.
+func chownRoot(dir *os.File, rec *record.Volume) error {
+	fd := int(dir.Fd())
+	if err := unix.Fchown(fd, int(rec.Owner), int(rec.Group)); err != nil {
+		return fmt.Errorf("chown: %w", err)
+	}
+	// After chown, which clears set-id bits.
+	if err := unix.Fchmod(fd, rec.Mode); err != nil {
+		return fmt.Errorf("chmod: %w", err)
+	}
+	return nil
+}

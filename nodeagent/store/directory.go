@@ -1,0 +1,187 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// directory builds a directory volume: a directory under a project quota, a btrfs subvolume under a qgroup, or with
+// enforcement none a plain directory. The limit is in force, and read back, before anything can be written.
+func (b *building) directory(ctx context.Context) (err error) {
+	switch b.adm.plan.quotaKind {
+	case record.QuotaBtrfs:
+		err = b.subvolume()
+	case record.QuotaProject:
+		err = b.project()
+	default:
+		if err = b.store.fault("mkdir data"); err == nil {
+			err = b.dir.Mkdir(record.DataDir, 0o700)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	data, err := b.dir.OpenDir(record.DataDir)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	if err := b.store.fault("chown"); err != nil {
+		return err
+	}
+	if err := chownRoot(data.File(), b.rec); err != nil {
+		return err
+	}
+	return data.Sync()
+}
+
+func (b *building) project() error {
+	id, err := b.adm.space.acquire(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return quota.Free(b.root.File(), id) })
+	if err != nil {
+		return err
+	}
+	b.rec.QuotaKind, b.rec.QuotaID = record.QuotaProject, uint64(id)
+	if err := b.intent(); err != nil {
+		return err
+	}
+	if err := b.store.fault("mkdir data"); err != nil {
+		return err
+	}
+	if err := b.dir.Mkdir(record.DataDir, 0o700); err != nil {
+		return err
+	}
+	data, err := b.dir.OpenDir(record.DataDir)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	if err := b.store.fault("set limit"); err != nil {
+		return err
+	}
+	// The limit first: what carries the id is limited from the first byte.
+	if err := quota.SetLimits(b.root.File(), id, quota.Limits{Bytes: uint64(b.rec.SizeBytes), Inodes: uint64(b.rec.Inodes)}); err != nil {
+		return err
+	}
+	if err := b.store.fault("set project"); err != nil {
+		return err
+	}
+	return quota.SetProject(data.File(), id, true)
+}
+
+// intent notes the quota id in the volume's directory, durably, before anything is done with it, so that whoever clears the
+// attempt away gives the id back too.
+func (b *building) intent() error {
+	if err := b.store.fault("note quota id"); err != nil {
+		return err
+	}
+	return writeVolume(b.dir, b.rec)
+}
+
+func (b *building) subvolume() (err error) {
+	fs := b.root.File()
+	group, err := b.adm.space.acquire(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return btrfs.GroupFree(fs, id) })
+	if err != nil {
+		return err
+	}
+	b.rec.QuotaKind, b.rec.QuotaID = record.QuotaBtrfs, uint64(group)
+	if err := b.intent(); err != nil {
+		return err
+	}
+	if err := b.store.fault("create qgroup"); err != nil {
+		return err
+	}
+	if err := btrfs.CreateGroup(fs, group); err != nil {
+		return err
+	}
+	if err := b.store.fault("set limit"); err != nil {
+		return err
+	}
+	if err := btrfs.SetLimit(fs, group, uint64(b.rec.SizeBytes)); err != nil {
+		return err
+	}
+	if err := b.store.fault("create subvolume"); err != nil {
+		return err
+	}
+	return btrfs.CreateSubvolume(b.dir.File(), record.DataDir, group)
+}
+
+// setDirectoryLimit puts a directory volume's limit in force at size bytes; the kernel does it online.
+func setDirectoryLimit(r *root, rec *record.Volume, size int64) error {
+	switch rec.QuotaKind {
+	case record.QuotaProject:
+		return quota.SetLimits(r.File(), uint32(rec.QuotaID), quota.Limits{Bytes: uint64(size), Inodes: uint64(rec.Inodes)})
+	case record.QuotaBtrfs:
+		return btrfs.SetLimit(r.File(), uint32(rec.QuotaID), uint64(size))
+	}
+	return nil
+}
+
+// Usage is what a volume holds, in bytes and inodes. Known is false where nothing counts it.
+type Usage struct {
+	Known  bool
+	Bytes  int64
+	Inodes int64
+}
+
+// directoryUsage asks the quota that holds the volume.
+func directoryUsage(r *root, rec *record.Volume) (Usage, error) {
+	switch rec.QuotaKind {
+	case record.QuotaProject:
+		_, u, err := quota.GetLimits(r.File(), uint32(rec.QuotaID))
+		return Usage{Known: true, Bytes: int64(u.Bytes), Inodes: int64(u.Inodes)}, err
+	case record.QuotaBtrfs:
+		g, _, err := btrfs.GetGroup(r.File(), uint32(rec.QuotaID))
+		return Usage{Known: true, Bytes: int64(g.Usage)}, err
+	}
+	return Usage{}, nil
+}
+
+// checkDirectory proves that a directory volume's limit is in force: the id is on its root and the limit on the id.
+// A limit that was lost is put back first (after a restore of the filesystem, say).
+func checkDirectory(r *root, rec *record.Volume) error {
+	dir, err := r.OpenDir(rec.ID)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	data, err := dir.OpenDir(record.DataDir)
+	if err != nil {
+		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+	}
+	defer data.Close()
+	switch rec.QuotaKind {
+	case record.QuotaProject:
+		id, inherit, err := quota.GetProject(data.File())
+		if err != nil {
+			return err
+		}
+		if id != uint32(rec.QuotaID) || !inherit {
+			if err := quota.SetProject(data.File(), uint32(rec.QuotaID), true); err != nil {
+				return err
+			}
+		}
+		have, _, err := quota.GetLimits(r.File(), uint32(rec.QuotaID))
+		if err != nil {
+			return err
+		}
+		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > uint64(rec.Promise()) {
+			return setDirectoryLimit(r, rec, rec.SizeBytes)
+		}
+	case record.QuotaBtrfs:
+		have, there, err := btrfs.GetGroup(r.File(), uint32(rec.QuotaID))
+		if err != nil {
+			return err
+		}
+		if !there {
+			return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its qgroup 1/%d is gone", rec.QuotaID)}
+		}
+		if have.Limit != uint64(rec.SizeBytes) {
+			return setDirectoryLimit(r, rec, rec.SizeBytes)
+		}
+	}
+	return nil
+}

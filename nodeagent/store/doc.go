@@ -1,0 +1,47 @@
+// Package store keeps the volumes of one node on its disks. It is the truth about them: it works without a cluster, and
+
+// everything it knows it can read again from the disks.
+//
+// # Pools and volumes
+//
+// A pool is a directory of some filesystem. A volume is one directory in it, named by the volume's id:
+//
+//	<pool>/.quarry/pool.json          the pool's identity
+//	<pool>/.quarry/tmp/<id>/          a volume that is being built
+//	<pool>/.quarry/trash/<id>@<time>/ a volume that was deleted; ".freeing" is added once there is no way back
+//	<pool>/<id>/volume.json           a volume: package record
+//	<pool>/<id>/data/                 directory backend: what the user sees
+//	<pool>/<id>/image                 loop backend
+//	<pool>/<id>/mount/data/           loop backend: what the user sees; there only while the filesystem is mounted
+//
+// # Crash-only
+//
+// Rename is the commit. A volume is built under tmp, synced and renamed into place; it is deleted by being renamed into the
+// trash. So at any instant a volume is there whole or not at all, and what a crash left is in tmp or trash, where the sweep at
+// start finds it. There is no other recovery: the same code runs after a crash, a reboot and a clean stop. Every operation can
+// be called again, and a second call finishes or confirms the first.
+//
+// # Who waits for whom
+//
+// Operations on one volume exclude each other (one lock per volume, which a context ends the wait for); operations on
+// different volumes do not. Heavy work (mkfs, preallocation) is bounded by a semaphore. Space is promised by one ledger per
+// filesystem, in memory, rebuilt from the records: several pools may share a filesystem and so its free space.
+//
+// # Files
+//
+//	store.go     Store: opening, finding and listing volumes
+//	pool.go      a pool: identity, online and offline
+//	probe.go     what a pool's filesystem can do
+//	ledger.go    what is promised to whom
+//	request.go   what a caller may ask for
+//	create.go    admission, building, committing
+//	directory.go the directory backend
+//	loop.go      the loop backend
+//	activate.go  bringing volumes up after a reboot, taking them down
+//	grow.go      growing
+//	remove.go    deleting, trash, restoring
+//	free.go      freeing the trash's space in the background
+//	sweep.go     what a crash left
+//	verify.go    does everything hold?
+//	errors.go    what can go wrong
+package store

@@ -1,0 +1,123 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// doomedEnvironment holds what a process of its own is to do, and when it is to be killed.
+const doomedEnvironment = "QUARRY_TEST_DOOMED"
+
+// doom is the life of a store that dies at a step.
+type doom struct {
+	Pools   []string
+	Devices string
+	Op      string
+	Request Request
+	// Size is what grow grows to, in bytes.
+	Size int64
+	// Step is the number of the step, from 1 on, before which the process is killed (SIGKILL). 0: it lives.
+	Step int
+}
+
+// doomed runs in the process that dies. It does not return.
+func doomed(plan string) {
+	var d doom
+	if err := json.Unmarshal([]byte(plan), &d); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if err := d.live(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func (d doom) live() error {
+	steps := 0
+	armed := d.Op == opStart
+	s := New(Options{Pools: poolsAt(d.Pools), DeviceDir: d.Devices, ByClaimIndex: true, Fault: func(step string) error {
+		if !armed {
+			return nil
+		}
+		if steps++; steps == d.Step {
+			fmt.Fprintf(os.Stderr, "killed before: %s\n", step)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {} // this thread may go on for an instant
+		}
+		return nil
+	}})
+	for _, p := range s.opts.Pools {
+		s.Expect(p.Name, Expectation{MayCreate: true})
+	}
+	ctx := context.Background()
+	s.Refresh(ctx)
+	armed = true
+	return do(ctx, s, d.Op, d.Request, d.Size)
+}
+
+// Operations.
+const (
+	opStart   = "start" // after a reboot
+	opCreate  = "create"
+	opGrow    = "grow"
+	opDelete  = "delete"
+	opRestore = "restore"
+	opFree    = "free"
+	opPurge   = "purge" // delete for good, and free
+)
+
+func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
+	var err error
+	switch op {
+	case opStart:
+		for _, v := range s.List() {
+			_, err = s.Activate(ctx, v.ID)
+		}
+	case opCreate:
+		var adm []*Admission
+		if adm, err = s.Admit(ctx, r); err == nil {
+			_, err = s.Create(ctx, adm[0])
+		}
+	case opGrow:
+		_, err = s.Grow(ctx, r.ID, size)
+	case opDelete:
+		err = s.Delete(ctx, r.ID, keep(3600))
+	case opRestore:
+		_, err = s.Restore(ctx, r.ID)
+	case opPurge:
+		if err = s.Delete(ctx, r.ID, purge); err == nil {
+			err = s.Drain(ctx)
+		}
+	case opFree:
+		err = s.Drain(ctx)
+	default:
+		err = fmt.Errorf("no operation %q", op)
+	}
+	return err
+}
+
+// run lets the process live its life. It returns what it was killed before, or "" when it came to its end.
+func (d doom) run(t testing.TB) (killedBefore string) {
+	t.Helper()
+	plan, err := json.Marshal(d)
+	require.NoError(t, err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), doomedEnvironment+"="+string(plan))
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return ""
+	}
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%s: %v: %s", d.Op, err, out)
+	_, step, _ := cutLast(string(out), "killed before: ")
+	return step
+}

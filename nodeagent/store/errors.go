@@ -1,0 +1,158 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// RefusedError says that a request can not be met here and that nothing of it was left on disk. Reason is one of the
+// API's reasons of the condition Ready.
+type RefusedError struct {
+	Reason  string
+	Message string
+}
+
+func (e *RefusedError) Error() string { return e.Message }
+
+func refuse(reason, format string, args ...any) error {
+	return &RefusedError{Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// CapacityError says that a pool has no room for what was asked. Sizes are bytes.
+type CapacityError struct {
+	Pool      string // empty: none of the pools that match
+	Need      int64
+	Available int64 // of the pool with the most room
+}
+
+func (e *CapacityError) Error() string {
+	pool := "no pool"
+	if e.Pool != "" {
+		pool = "pool " + e.Pool + " does not"
+		return fmt.Sprintf("%s have room for %s: %s can still be promised", pool, bytesText(e.Need), bytesText(e.Available))
+	}
+	return fmt.Sprintf("%s that matches has room for %s: at most %s can still be promised", pool, bytesText(e.Need), bytesText(e.Available))
+}
+
+// GroupError says that a volume was not admitted because another one of its group was not.
+type GroupError struct{ Err error }
+
+func (e *GroupError) Error() string {
+	return "the claims of one pod are admitted together, and one was not: " + e.Err.Error()
+}
+func (e *GroupError) Unwrap() error { return e.Err }
+
+// TooSmallError says that a filesystem can not be made so small. Sizes are bytes.
+type TooSmallError struct {
+	FSType        string
+	Size, Minimum int64
+}
+
+func (e *TooSmallError) Error() string {
+	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s", bytesText(e.Size), e.FSType, bytesText(e.Minimum))
+}
+
+// OfflineError says that a pool's disk is not there, or is not the pool's.
+type OfflineError struct {
+	Pool   string
+	Reason string // of the Pool's condition Ready
+	Err    error
+}
+
+func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: %v", e.Pool, e.Err) }
+func (e *OfflineError) Unwrap() error { return e.Err }
+
+// NotFoundError says that there is no such volume.
+type NotFoundError struct{ ID string }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no volume %s", e.ID) }
+
+// ConflictError says that another volume is there under the id that was asked for.
+type ConflictError struct{ ID, Detail string }
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("volume %s is there already, but %s", e.ID, e.Detail)
+}
+
+// MismatchError says that what is on disk is not what the record says. Nothing was touched.
+type MismatchError struct{ ID, Detail string }
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("volume %s does not match its record: %s", e.ID, e.Detail)
+}
+
+// InUseError says that something still uses a volume. Reason is one of the API's reasons of the condition InUse.
+type InUseError struct {
+	ID     string
+	Reason string
+	By     []string
+}
+
+func (e *InUseError) Error() string {
+	by := e.By
+	more := ""
+	if len(by) > 3 {
+		by, more = by[:3], fmt.Sprintf(" and %d more", len(e.By)-3)
+	}
+	return fmt.Sprintf("volume %s is in use by %s%s", e.ID, strings.Join(by, ", "), more)
+}
+
+// Reason returns the API's reason of the condition Ready for an error of this package, and whether the request was
+// refused: it is of no use to try again as it is, and nothing of it is on disk.
+func Reason(err error) (reason string, refused bool) {
+	var (
+		refusal  *RefusedError
+		capacity *CapacityError
+		group    *GroupError
+		small    *TooSmallError
+		offline  *OfflineError
+		conflict *ConflictError
+		mismatch *MismatchError
+		badID    *record.IDError
+	)
+	switch {
+	case err == nil:
+		return v1alpha1.ReasonReady, false
+	case errors.As(err, &group):
+		return v1alpha1.ReasonGroupRefused, true
+	case errors.As(err, &refusal):
+		return refusal.Reason, true
+	case errors.As(err, &capacity):
+		return v1alpha1.ReasonInsufficientCapacity, true
+	case errors.As(err, &small):
+		return v1alpha1.ReasonTooSmall, true
+	case errors.As(err, &offline):
+		return v1alpha1.ReasonPoolOffline, true
+	case errors.As(err, &conflict):
+		return v1alpha1.ReasonIDConflict, true
+	case errors.As(err, &badID):
+		return v1alpha1.ReasonInvalidOptions, true
+	case errors.As(err, &mismatch):
+		return v1alpha1.ReasonMismatch, false
+	default:
+		return v1alpha1.ReasonFailed, false
+	}
+}
+
+// bytesText prints bytes as people write them in a PVC where that is exact, else in GiB with two decimals.
+func bytesText(n int64) string {
+	units := []struct {
+		size int64
+		name string
+	}{{1 << 40, "Ti"}, {1 << 30, "Gi"}, {1 << 20, "Mi"}, {1 << 10, "Ki"}}
+	for _, u := range units {
+		if n >= u.size && n%u.size == 0 {
+			return fmt.Sprintf("%d%s", n/u.size, u.name)
+		}
+	}
+	for _, u := range units {
+		if n >= u.size {
+			return fmt.Sprintf("%.2f%s", float64(n)/float64(u.size), u.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

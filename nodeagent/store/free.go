@@ -1,0 +1,335 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+const (
+	// retryFreeing is how long an entry that could not be freed is left alone.
+	retryFreeing = 30 * time.Second
+	// retryKernel is how long the kernel is left to free a deleted btrfs subvolume before it is asked again.
+	retryKernel = 2 * time.Second
+	// noteRetention is how often the time a retention was seen to pass is written down.
+	noteRetention = time.Hour
+)
+
+// freer frees what is due in the trash: one entry after the other, in small steps, with idle I/O priority. It can be
+// stopped at any step and carries on from there.
+type freer struct {
+	store *Store
+	poke  chan struct{}
+	// one keeps Run and Drain from freeing the same entry.
+	one sync.Mutex
+	// sweepAgain: something in tmp or of the index could not be cleared away.
+	sweepAgain atomic.Bool
+	// Counters, for metrics.
+	bytes, files atomic.Int64
+}
+
+func newFreer(s *Store) *freer { return &freer{store: s, poke: make(chan struct{}, 1)} }
+
+func (f *freer) wake() {
+	select {
+	case f.poke <- struct{}{}:
+	default:
+	}
+}
+
+// kernelBusyError says that the kernel is still freeing a subvolume; that is no failure.
+type kernelBusyError struct{ subvolume uint64 }
+
+func (e *kernelBusyError) Error() string {
+	return fmt.Sprintf("the kernel is still freeing subvolume %d", e.subvolume)
+}
+
+// Freed tells how many bytes of images and how many files were freed since the store was opened.
+func (s *Store) Freed() (bytes, files int64) { return s.freer.bytes.Load(), s.freer.files.Load() }
+
+// Run frees the trash in the background until ctx ends.
+func (s *Store) Run(ctx context.Context) {
+	// Priorities belong to threads; this one is given up with the goroutine.
+	runtime.LockOSThread()
+	const whoProcess, classIdle = 1, 3 << 13 // ioprio_set(2)
+	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); errno != 0 {
+		s.log.WarnContext(ctx, "the trash is freed with normal I/O priority", "error", errno)
+	}
+	for ctx.Err() == nil {
+		t, wait := s.freer.next(time.Now())
+		if t != nil {
+			s.freeOrRetry(ctx, t)
+			continue
+		}
+		if s.freer.sweepAgain.Load() {
+			wait = min(wait, retryFreeing)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-s.freer.poke:
+		case <-timer.C:
+			s.noteRetention(ctx)
+			s.sweepLeftovers(ctx)
+		}
+		timer.Stop()
+	}
+}
+
+func (s *Store) freeOrRetry(ctx context.Context, t *trashed) {
+	err := s.freer.free(ctx, t)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	retry := retryFreeing
+	var busy *kernelBusyError
+	if errors.As(err, &busy) {
+		retry = retryKernel
+	} else {
+		s.log.WarnContext(ctx, "free trash", "pool", t.pool.name(), "entry", t.entry, "error", err)
+	}
+	s.mu.Lock()
+	t.retry = time.Now().Add(retry)
+	s.mu.Unlock()
+}
+
+// sweepLeftovers tries again to clear away what could not be before.
+func (s *Store) sweepLeftovers(ctx context.Context) {
+	if !s.freer.sweepAgain.Swap(false) {
+		return
+	}
+	for _, p := range s.pools {
+		if !p.online() {
+			continue
+		}
+		err := p.with(func(r *root) error {
+			s.sweepClaims(ctx, p, r)
+			return s.sweepTmp(ctx, p, r)
+		})
+		if err != nil {
+			s.log.WarnContext(ctx, "clear away what was left", "pool", p.name(), "error", err)
+		}
+	}
+}
+
+// Drain frees everything that is due now and returns. It is what Run does, once; for tests and for programs that end.
+func (s *Store) Drain(ctx context.Context) error {
+	s.sweepLeftovers(ctx)
+	for {
+		t, _ := s.freer.next(time.Now())
+		if t == nil {
+			return nil
+		}
+		err := s.freer.free(ctx, t)
+		var busy *kernelBusyError
+		if errors.As(err, &busy) {
+			err = t.pool.with(func(r *root) error { return btrfs.WaitFreed(ctx, r.File(), busy.subvolume) })
+		}
+		if err != nil {
+			return fmt.Errorf("free %s: %w", t.entry, err)
+		}
+	}
+}
+
+// next returns the entry that is due for longest, or how long to wait for one.
+func (f *freer) next(now time.Time) (*trashed, time.Duration) {
+	s := f.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var due *trashed
+	wait := noteRetention
+	for _, t := range s.trash {
+		left := max(t.remaining(now), t.retry.Sub(now))
+		if left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		if due == nil || t.trash.DeletedAt.Before(due.trash.DeletedAt) {
+			due = t
+		}
+	}
+	return due, wait
+}
+
+// noteRetention writes down how much of each retention passed.
+func (s *Store) noteRetention(ctx context.Context) {
+	now := time.Now()
+	s.mu.Lock()
+	var waiting []*trashed
+	for _, t := range s.trash {
+		if t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention {
+			waiting = append(waiting, t)
+		}
+	}
+	s.mu.Unlock()
+	for _, t := range waiting {
+		err := s.changeTrash(ctx, t, func(note *record.Trash) { note.ElapsedSeconds = int64(t.elapsed(now) / time.Second) })
+		if err != nil {
+			s.log.WarnContext(ctx, "note a trash entry's retention", "entry", t.entry, "error", err)
+		}
+	}
+}
+
+func (f *freer) free(ctx context.Context, t *trashed) error {
+	f.one.Lock()
+	defer f.one.Unlock()
+	s := f.store
+	r, err := t.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	trash, err := r.sub(record.TrashDir)
+	if err != nil {
+		return err
+	}
+	defer trash.Close()
+	if gone, err := f.pointOfNoReturn(ctx, t, trash); err != nil || gone {
+		return err
+	}
+	if err := f.freeEntry(ctx, t, r, trash); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.trash, t.key())
+	s.mu.Unlock()
+	if _, space, err := t.pool.state(); err == nil {
+		space.ledger.release(t.key())
+		if t.rec != nil {
+			space.disown(t.key(), uint32(t.rec.QuotaID))
+		}
+		space.expire()
+	}
+	s.notify()
+	return nil
+}
+
+// pointOfNoReturn renames the entry so that it can not be restored any more. gone: somebody restored it meanwhile.
+func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.Dir) (gone bool, err error) {
+	s := f.store
+	unlock, err := s.locks.Lock(ctx, t.id)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	s.mu.Lock()
+	there := s.trash[t.key()] == t
+	s.mu.Unlock()
+	if !there {
+		return true, nil
+	}
+	if isFreeing(t.entry) {
+		return false, nil
+	}
+	if err := s.fault("free: point of no return"); err != nil {
+		return false, err
+	}
+	to := t.entry + freeingSuffix
+	if err := trash.Rename(t.entry, trash, to); err != nil {
+		return false, err
+	}
+	from := t.key()
+	s.mu.Lock()
+	delete(s.trash, from)
+	t.entry = to
+	s.trash[t.key()] = t
+	s.mu.Unlock()
+	if _, space, err := t.pool.state(); err == nil {
+		space.move(from, t.key(), t.rec)
+	}
+	return false, trash.Sync()
+}
+
+// freeEntry empties an entry and removes it. The records go last: they say what else has to be given back.
+func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *beneath.Dir) error {
+	s := f.store
+	opened, err := trash.OpenDir(t.entry)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // removed, and the process ended before it was forgotten
+	}
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	if err := s.release(ctx, opened); err != nil {
+		return err
+	}
+	entry, err := opened.NoCross()
+	if err != nil {
+		return err
+	}
+	defer entry.Close()
+	scrub := t.trash.Deletion.Scrub
+	if err := f.freeImage(ctx, entry, scrub); err != nil {
+		return err
+	}
+	if err := f.freeTree(ctx, entry, scrub); err != nil {
+		return err
+	}
+	if err := s.fault("free: quota"); err != nil {
+		return err
+	}
+	if err := f.releaseQuota(t, r); err != nil {
+		return err
+	}
+	for _, name := range []string{record.VolumeFile, record.TrashedFile} {
+		if err := s.fault("free: record"); err != nil {
+			return err
+		}
+		if err := errors.Join(entry.Unlink(name), entry.Unlink(beneath.Temporary(name))); err != nil {
+			return err
+		}
+	}
+	if err := s.fault("free: last"); err != nil {
+		return err
+	}
+	return trash.Rmdir(t.entry)
+}
+
+// releaseQuota gives a directory volume's quota back, once nothing carries it any more.
+func (f *freer) releaseQuota(t *trashed, r *root) error {
+	if t.rec == nil || t.rec.QuotaKind == "" {
+		return nil
+	}
+	_, space, err := t.pool.state()
+	if err != nil {
+		return err
+	}
+	id := uint32(t.rec.QuotaID)
+	// A record that names another volume's id, or none of ours, must not take the limit off that.
+	if !quota.IsOurs(id) || !space.owns(t.key(), t.rec) {
+		return nil
+	}
+	switch t.rec.QuotaKind {
+	case record.QuotaProject:
+		return quota.Clear(r.File(), id)
+	case record.QuotaBtrfs:
+		err := btrfs.RemoveGroup(r.File(), id)
+		var used *btrfs.ErrGroupInUse
+		if errors.As(err, &used) && used.Usage > 0 {
+			// The subvolume is gone, and its count is read as of the last commit.
+			if err := btrfs.Sync(r.File()); err != nil {
+				return err
+			}
+			err = btrfs.RemoveGroup(r.File(), id)
+		}
+		// The cleaner thread frees subvolumes later; until it did, the group is in use and the space still taken.
+		if errors.As(err, &used) && used.Deleted {
+			return &kernelBusyError{used.Subvolume}
+		}
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Grow makes the volume size bytes large, rounded up to a multiple of 4096, while it is in use. A volume that is as large
+// already is left as it is: volumes do not shrink. Without room in the pool it is a *CapacityError and nothing changed.
+func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	v := s.lookup(id)
+	if v == nil {
+		return Volume{}, &NotFoundError{ID: id}
+	}
+	if size <= 0 || size > 1<<62 {
+		return Volume{}, refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a volume can have", size)
+	}
+	size = roundUp(size)
+	if v.rec.SizeBytes >= size && v.rec.GrowingTo == 0 {
+		return s.Get(id)
+	}
+	if err := s.grow(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
+		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, bytesText(size), err)
+	}
+	s.notify()
+	return s.Get(id)
+}
+
+// grow is called with the lock held. The record says where it goes before anything is changed, so that after a crash the
+// growth is carried on and its space is not promised to somebody else.
+func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, space, err := v.pool.state()
+	if err != nil {
+		return err
+	}
+	key, former := v.pool.key(v.rec.ID), v.rec.Promise()
+	if size > former {
+		capacity, err := s.capacity(v.pool, space, 0)
+		if err != nil {
+			return err
+		}
+		if available, ok := space.ledger.reserve(key, size, capacity); !ok {
+			return &CapacityError{Pool: v.pool.name(), Need: size - former, Available: max(available-former, 0)}
+		}
+	}
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		space.ledger.set(key, former)
+		return err
+	}
+	defer dir.Close()
+
+	next := v.rec
+	next.GrowingTo = size
+	if err := s.fault("grow: note"); err != nil {
+		space.ledger.set(key, former)
+		return err
+	}
+	if err := writeVolume(dir, &next); err != nil {
+		space.ledger.set(key, former)
+		return err
+	}
+	s.setRecord(v, next)
+	if err := s.fault("grow: backend"); err != nil {
+		return err
+	}
+	if next.Backend == record.BackendLoop {
+		err = s.growLoop(ctx, v, size)
+	} else {
+		err = setDirectoryLimit(r, &next, size)
+	}
+	if err != nil {
+		return s.growFailed(v, space, key, err)
+	}
+	if err := s.fault("grow: done"); err != nil {
+		return err
+	}
+	next.SizeBytes, next.GrowingTo = size, 0
+	if err := writeVolume(dir, &next); err != nil {
+		return err
+	}
+	s.setRecord(v, next)
+	return nil
+}
+
+// growFailed takes the wish back where the disk turned out to be full, so that the pool does not owe it for ever.
+func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
+	var capacity *CapacityError
+	if !errors.As(cause, &capacity) {
+		return cause // carried on at the next call or start
+	}
+	r, err := v.pool.open()
+	if err != nil {
+		return cause
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		return cause
+	}
+	defer dir.Close()
+	next := v.rec
+	next.GrowingTo = 0
+	if err := writeVolume(dir, &next); err != nil {
+		return errors.Join(cause, err)
+	}
+	s.setRecord(v, next)
+	space.ledger.set(key, next.Promise())
+	return cause
+}
+
+func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := s.activate(ctx, v); err != nil {
+		return err
+	}
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	st, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() < size {
+		if v.rec.Allocation == record.AllocationThin {
+			err = unix.Ftruncate(int(image.Fd()), size)
+		} else if err = fallocate(int(image.Fd()), size); err != nil {
+			// What was allocated beyond the former size is given back; nothing was written there.
+			err = errors.Join(err, unix.Ftruncate(int(image.Fd()), v.rec.SizeBytes))
+		}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
+			return &CapacityError{Pool: v.pool.name(), Need: size - v.rec.SizeBytes}
+		}
+		if err != nil {
+			return err
+		}
+		if err := image.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := s.fault("grow: device"); err != nil {
+		return err
+	}
+	devices, err := loop.Find(image)
+	if err != nil {
+		return err
+	}
+	for _, dev := range devices {
+		if _, err := loop.Resize(dev, image); err != nil {
+			return err
+		}
+		if v.rec.VolumeMode == record.ModeBlock {
+			continue
+		}
+		if err := s.fault("grow: filesystem"); err != nil {
+			return err
+		}
+		inner, err := dir.OpenDir(record.MountDir)
+		if err != nil {
+			return err
+		}
+		defer inner.Close()
+		// A descriptor beneath the mount would grow the pool's own filesystem.
+		if ok, err := mount.IsDeviceMountedAt(inner.File(), dev.Dev); err != nil || !ok {
+			return errors.Join(&MismatchError{ID: v.rec.ID, Detail: "it is not mounted in its place"}, err)
+		}
+		device, err := os.OpenFile(dev.Path, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = filesystem.Grow(ctx, inner.File(), device)
+		if err := errors.Join(err, device.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) setRecord(v *volume, rec record.Volume) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.rec = rec
+}

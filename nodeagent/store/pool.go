@@ -1,0 +1,261 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Reasons a pool is offline for: of the Pool object's condition Ready.
+const (
+	OfflineMissing       = "Missing"       // its directory or disk is not there
+	OfflineSwapped       = "Swapped"       // another pool's disk is there
+	OfflineForeign       = "Foreign"       // the disk belongs to another cluster
+	OfflineNoMountpoint  = "NoMountpoint"  // requireMountpoint, and there is none
+	OfflineUninitialized = "Uninitialized" // nothing there yet, and it is not known whether there should be
+	OfflineUnreadable    = "Unreadable"    // pool.json can not be read
+	OfflineFailed        = "Failed"        // the disk answers with errors
+)
+
+// pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
+type pool struct {
+	cfg config.Pool
+
+	mu       sync.Mutex
+	expect   expectation
+	identity *record.Pool // as last read
+	offline  *OfflineError
+	features Features
+	space    *filesystemSpace
+}
+
+// expectation is what is known of a pool's identity from elsewhere than its disk.
+type expectation struct {
+	uid       string // must be this; empty: any
+	mayCreate bool   // nothing there: make it a pool
+	clusterID string // must be this, where the disk names one
+	node      string
+	adopt     bool // take over a disk of another cluster
+}
+
+// root is an open pool whose identity was checked.
+type root struct {
+	*beneath.Dir
+	meta *beneath.Dir
+}
+
+func (r *root) Close() error { return errors.Join(r.meta.Close(), r.Dir.Close()) }
+
+// sub opens one of the pool's own directories, making it where it is missing.
+func (r *root) sub(name string) (*beneath.Dir, error) { return r.meta.EnsureDir(name, 0o700) }
+
+func (p *pool) name() string { return p.cfg.Name }
+
+func (p *pool) online() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.offline == nil && p.space != nil
+}
+
+func (p *pool) state() (Features, *filesystemSpace, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.offline != nil {
+		return Features{}, nil, p.offline
+	}
+	return p.features, p.space, nil
+}
+
+// open opens the pool and proves that it is this pool's disk that is there. Every operation begins here: what was true a
+// moment ago may not be now.
+func (p *pool) open() (*root, error) {
+	p.mu.Lock()
+	want := p.expect
+	p.mu.Unlock()
+	r, _, err := p.openAs(want)
+	return r, err
+}
+
+func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
+	off := func(reason string, err error) (*root, *record.Pool, error) {
+		return nil, nil, &OfflineError{Pool: p.name(), Reason: reason, Err: err}
+	}
+	dir, err := beneath.Open(p.cfg.Path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return off(OfflineMissing, fmt.Errorf("there is no directory %s", p.cfg.Path))
+	}
+	if err != nil {
+		return off(OfflineFailed, err)
+	}
+	if p.cfg.RequireMountpoint {
+		if ok, err := isMountpoint(p.cfg.Path, dir.File()); err != nil || !ok {
+			dir.Close()
+			if err == nil {
+				err = fmt.Errorf("%s is not a mount point, and requireMountpoint is set", p.cfg.Path)
+			}
+			return off(OfflineNoMountpoint, err)
+		}
+	}
+	meta, err := dir.OpenDir(record.MetaDir)
+	var identity *record.Pool
+	if err == nil {
+		identity, err = readIdentity(meta)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if meta != nil {
+			meta.Close()
+		}
+		if want.uid != "" {
+			dir.Close()
+			return off(OfflineMissing, fmt.Errorf("%s holds no pool, and pool %s is known to exist: its disk is not mounted", p.cfg.Path, want.uid))
+		}
+		if !want.mayCreate {
+			dir.Close()
+			return off(OfflineUninitialized, fmt.Errorf("%s holds no pool yet, and the cluster could not be asked whether it should", p.cfg.Path))
+		}
+		meta, identity, err = p.initialize(dir, want)
+	case err != nil && meta != nil:
+		meta.Close()
+	}
+	if err != nil {
+		dir.Close()
+		var unreadable *record.UnreadableError
+		if errors.As(err, &unreadable) {
+			return off(OfflineUnreadable, fmt.Errorf("%s: %w", filepath.Join(p.cfg.Path, record.MetaDir, record.PoolFile), err))
+		}
+		return off(OfflineFailed, err)
+	}
+	r := &root{Dir: dir, meta: meta}
+	if want.uid != "" && identity.UID != want.uid {
+		r.Close()
+		return off(OfflineSwapped, fmt.Errorf("%s holds pool %s (made as %s on %s), not %s", p.cfg.Path, identity.UID, identity.Name, identity.Node, want.uid))
+	}
+	if want.clusterID != "" && identity.ClusterID != "" && identity.ClusterID != want.clusterID {
+		if !want.adopt {
+			r.Close()
+			return off(OfflineForeign, fmt.Errorf("%s holds a pool of another cluster (%s)", p.cfg.Path, identity.ClusterID))
+		}
+	}
+	return r, identity, nil
+}
+
+func readIdentity(meta *beneath.Dir) (*record.Pool, error) {
+	data, err := meta.ReadFile(record.PoolFile, record.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	return record.DecodePool(data)
+}
+
+// initialize makes a pool of the directory: the identity file is the commit.
+func (p *pool) initialize(dir *beneath.Dir, want expectation) (*beneath.Dir, *record.Pool, error) {
+	meta, err := dir.EnsureDir(record.MetaDir, 0o700)
+	if err != nil {
+		return nil, nil, err
+	}
+	identity := &record.Pool{UID: uuid.NewString(), CreatedAt: time.Now().UTC().Truncate(time.Second), ClusterID: want.clusterID, Node: want.node, Name: p.name()}
+	data, err := record.EncodePool(identity)
+	if err == nil {
+		err = meta.WriteFile(record.PoolFile, data, 0o600)
+	}
+	if err == nil {
+		err = dir.Sync()
+	}
+	if err != nil {
+		meta.Close()
+		return nil, nil, fmt.Errorf("make a pool of %s: %w", p.cfg.Path, err)
+	}
+	return meta, identity, nil
+}
+
+// isMountpoint tells whether the pool lies on another filesystem than its parent directory. The parent is looked at as the
+// machine's first process sees it: inside a container every hostPath is a mount point, also one on the root disk.
+func isMountpoint(path string, dir *os.File) (bool, error) {
+	up, err := os.Open(filepath.Join("/proc/1/root", filepath.Dir(path)))
+	if err != nil {
+		return false, fmt.Errorf("look at the directory above (the agent needs hostPID): %w", err)
+	}
+	defer up.Close()
+	// Not by st_dev: each subvolume of a btrfs has its own.
+	here, err := filesystemKey(dir)
+	if err != nil {
+		return false, err
+	}
+	parent, err := filesystemKey(up)
+	return here != parent, err
+}
+
+// filesystemKey is the same for all directories of one filesystem, btrfs subvolumes included.
+func filesystemKey(dir *os.File) (string, error) {
+	devs, err := mount.DevicesOf(dir)
+	if err != nil {
+		return "", err
+	}
+	texts := make([]string, len(devs))
+	for i, d := range devs {
+		texts[i] = d.String()
+	}
+	return strings.Join(texts, ","), nil
+}
+
+// refresh looks whether the pool's disk is there, and takes in what changed. It returns true when the pool came online, or
+// came back with another filesystem below it.
+func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
+	p.mu.Lock()
+	want, space := p.expect, p.space
+	wasOnline := p.offline == nil && space != nil
+	p.mu.Unlock()
+
+	r, identity, err := p.openAs(want)
+	var offline *OfflineError
+	if err != nil && !errors.As(err, &offline) {
+		offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+	}
+	if offline == nil {
+		defer r.Close()
+		var key string
+		if key, err = filesystemKey(r.File()); err == nil {
+			if wasOnline && space.key == key {
+				return false
+			}
+			if wasOnline {
+				s.forgetPool(p) // the same pool, now on another device: a copied disk
+			}
+			var features Features
+			if features, err = probe(r, p.cfg.EnableQuota); err == nil {
+				p.mu.Lock()
+				p.features, p.space, p.identity, p.offline = features, s.spaceOf(key), identity, nil
+				// From now on it must be this disk, whatever was known before.
+				p.expect.uid = identity.UID
+				p.mu.Unlock()
+				s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", identity.UID, "filesystem", features.Filesystem, "features", features)
+				return true
+			}
+		}
+		offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+	}
+	p.mu.Lock()
+	changed := p.offline == nil || p.offline.Reason != offline.Reason
+	p.offline = offline
+	p.mu.Unlock()
+	if changed {
+		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason, "error", offline.Err)
+		s.forgetPool(p)
+	}
+	return false
+}

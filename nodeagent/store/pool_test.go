@@ -1,0 +1,326 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// disk is a pool's disk that can be pulled out and put back.
+type disk struct {
+	device, at string
+}
+
+func newDisk(t *testing.T, fstype string) disk {
+	t.Helper()
+	testroot.RequireRoot(t)
+	d := disk{at: t.TempDir()}
+	d.device = testroot.NewLoop(t, testroot.NewImage(t, gib).Name())
+	testroot.Mkfs(t, fstype, d.device)
+	testroot.UnmountOnCleanup(t, d.at)
+	d.in(t)
+	return d
+}
+
+func (d disk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
+func (d disk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
+
+var small = Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}
+
+func offline(t *testing.T, n *node, reason string) {
+	t.Helper()
+	p := n.store.Pools()[0]
+	require.NotNil(t, p.Offline)
+	require.Equal(t, reason, p.Offline.Reason, "%v", p.Offline)
+}
+
+// TestMissingDisk pulls the disk out. Nothing may be served from, or written to, what is underneath.
+func TestMissingDisk(t *testing.T) {
+	d := newDisk(t, "ext4")
+	n := newNode(t, d.at)
+	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 32 * mib, FSType: "ext4"})
+	n.mustCreate(Request{ID: "pvc-2", SizeBytes: 16 * mib, VolumeMode: record.ModeBlock})
+	mark(t, v, "kept")
+	promised := n.store.Pools()[0].Promised
+
+	n.reboot()
+	d.out(t)
+	n.prepare()
+	n.store.Expect("pool1", Expectation{UID: v.PoolUID, MayCreate: true})
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineMissing)
+	require.NoDirExists(t, filepath.Join(d.at, record.MetaDir), "no pool was made underneath")
+	_, err := n.create(Request{ID: "pvc-3", SizeBytes: 32 * mib})
+	reason, refused := Reason(err)
+	require.Equal(t, v1alpha1.ReasonPoolOffline, reason)
+	require.True(t, refused)
+
+	d.in(t)
+	n.store.Refresh(t.Context())
+	got, err := n.store.Get("pvc-1")
+	require.NoError(t, err)
+	require.Equal(t, v, got)
+	require.Equal(t, "kept", marked(t, v))
+
+	// Pulled out under a running store, with the same store to see it come back. Twice: nothing of the first time may stay.
+	for range 2 {
+		n.reboot()
+		d.out(t)
+		_, err = n.store.Activate(t.Context(), "pvc-1")
+		var gone *OfflineError
+		require.ErrorAs(t, err, &gone, "also before anybody noticed")
+		n.store.Refresh(t.Context())
+		offline(t, n, OfflineMissing)
+		got, err = n.store.Get("pvc-1")
+		require.NoError(t, err)
+		require.ErrorAs(t, got.Unavailable, &gone)
+		_, err = n.create(Request{ID: "pvc-3", SizeBytes: 32 * mib})
+		require.ErrorAs(t, err, &gone)
+		require.ErrorAs(t, n.store.Delete(t.Context(), "pvc-1", purge), &gone)
+		entries, err := os.ReadDir(d.at)
+		require.NoError(t, err)
+		require.Empty(t, entries)
+		d.in(t)
+		n.store.Refresh(t.Context())
+		require.Equal(t, "kept", marked(t, v))
+		require.Equal(t, promised, n.store.Pools()[0].Promised)
+		n.check()
+	}
+}
+
+// TestDiskComesBackWithQuota takes a pool with quotas away and back: its ids are its volumes' again.
+func TestDiskComesBackWithQuota(t *testing.T) {
+	d := newDisk(t, "btrfs")
+	onBtrfs.require(t, "simple-quota", kernelBefore(t, 6, 7), "btrfs simple quotas (Linux 6.7)")
+	n := newNode(t, d.at)
+	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 16 * mib})
+	require.Equal(t, record.QuotaBtrfs, v.QuotaKind)
+	n.mustCreate(Request{ID: "pvc-2", SizeBytes: 16 * mib})
+	require.NoError(t, n.store.Delete(t.Context(), "pvc-2", keep(3600)))
+	mark(t, v, "kept")
+	for range 2 {
+		d.out(t)
+		n.store.Refresh(t.Context())
+		offline(t, n, OfflineMissing)
+		d.in(t)
+		n.store.Refresh(t.Context())
+		require.Empty(t, n.store.Pools()[0].Broken)
+		require.Equal(t, "kept", marked(t, v))
+		n.check()
+	}
+	_, err := n.store.Restore(t.Context(), "pvc-2")
+	require.NoError(t, err)
+	require.NotEqual(t, v.QuotaID, n.mustCreate(Request{ID: "pvc-3", SizeBytes: 16 * mib}).QuotaID)
+}
+
+// TestSwappedDisk puts another pool's disk in.
+func TestSwappedDisk(t *testing.T) {
+	d, other := newDisk(t, "ext4"), newDisk(t, "ext4")
+	foreign := newNode(t, other.at)
+	foreign.mustCreate(Request{ID: "pvc-9", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+	foreign.dirty = true // its disk will be elsewhere
+	n := newNode(t, d.at)
+	v := n.mustCreate(small)
+	mark(t, v, "kept")
+
+	d.out(t)
+	other.out(t)
+	testroot.Run(t, "mount", other.device, d.at)
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineSwapped)
+	require.Empty(t, n.store.Pools()[0].Broken)
+	_, err := n.create(Request{ID: "pvc-2", SizeBytes: 16 * mib, FSType: "ext4"})
+	var gone *OfflineError
+	require.ErrorAs(t, err, &gone)
+	require.True(t, contains(n.store.Verify(t.Context()), "holds pool"))
+
+	d.out(t)
+	d.in(t)
+	n.store.Refresh(t.Context())
+	require.Equal(t, "kept", marked(t, v))
+}
+
+// TestForeignCluster finds a disk of another cluster.
+func TestForeignCluster(t *testing.T) {
+	testroot.RequireRoot(t)
+	path := t.TempDir()
+	n := newNode(t)
+	n.pools = poolsAt([]string{path})
+	n.prepare()
+	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "cluster-a"})
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[0].Offline)
+	n.prepare()
+	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "cluster-b"})
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineForeign)
+	n.prepare()
+	n.store.Expect("pool1", Expectation{ClusterID: "cluster-a"})
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[0].Offline)
+}
+
+// TestUninitialized does not make a pool where nobody said that it may.
+func TestUninitialized(t *testing.T) {
+	testroot.RequireRoot(t)
+	n := newNode(t)
+	n.pools = poolsAt([]string{t.TempDir()})
+	n.prepare()
+	n.store.Expect("pool1", Expectation{})
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineUninitialized)
+	entries, err := os.ReadDir(n.pools[0].Path)
+	require.NoError(t, err)
+	require.Empty(t, entries)
+	n.dirty = true
+}
+
+func TestRequireMountpoint(t *testing.T) {
+	d := newDisk(t, "xfs")
+	if _, err := os.Stat("/proc/1/root/"); err != nil {
+		t.Skipf("this machine does not let us see its first process's files (%v); `make test-vm` runs this", err)
+	}
+	n := newNode(t)
+	n.pools = poolsAt([]string{d.at})
+	n.pools[0].RequireMountpoint = true
+	n.dirty = true // the first process of the machine may not see the mounts of a test
+	d.out(t)
+	n.start()
+	offline(t, n, OfflineNoMountpoint)
+	d.in(t)
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[0].Offline, "%v", n.store.Pools()[0].Offline)
+	d.out(t)
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineNoMountpoint)
+	d.in(t)
+}
+
+// TestNothingIsHeld lets an administrator unmount a pool that is not at work.
+func TestNothingIsHeld(t *testing.T) {
+	d := newDisk(t, "ext4")
+	n := newNode(t, d.at)
+	v := n.mustCreate(small)
+	n.store.Verify(t.Context())
+	d.out(t)
+	d.in(t)
+	n.store.Refresh(t.Context())
+	require.DirExists(t, v.Path)
+}
+
+// TestUnreadableRecords leaves alone what it can not read, and says so.
+func TestUnreadableRecords(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	for _, id := range []string{"broken", "future", "moved", "good"} {
+		r := small
+		r.ID = id
+		mark(t, n.mustCreate(r), "kept")
+	}
+	edit := func(id, from, to string) {
+		name := filepath.Join(path, id, record.VolumeFile)
+		data, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.Contains(t, string(data), from)
+		require.NoError(t, os.WriteFile(name, []byte(strings.Replace(string(data), from, to, 1)), 0o600))
+	}
+	edit("broken", "16777216", "16777217")
+	edit("future", `"format": 1`, `"format": 2`)
+	require.NoError(t, os.Rename(filepath.Join(path, "moved"), filepath.Join(path, "elsewhere")))
+	require.NoError(t, os.Mkdir(filepath.Join(path, "photos"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/pool.json.bak"), nil, 0o600))
+	n.start()
+	n.dirty = true
+	require.Equal(t, []string{"good"}, n.ids())
+	require.Len(t, n.store.Pools()[0].Broken, 4)
+	for _, id := range []string{"broken", "future", "elsewhere"} {
+		require.NoError(t, n.store.Delete(t.Context(), id, purge), "there is no volume of that id")
+		r := small
+		r.ID = id
+		_, err := n.create(r)
+		var conflict *ConflictError
+		require.ErrorAs(t, err, &conflict)
+		require.FileExists(t, filepath.Join(path, id, record.DataDir, "mark"))
+		require.True(t, contains(n.store.Verify(t.Context()), "left alone"))
+	}
+	require.NoError(t, n.store.Drain(t.Context()))
+
+	// A trash entry that says nothing is kept too.
+	require.NoError(t, n.store.Delete(t.Context(), "good", keep(0)))
+	entry := n.store.Trash()[0].Entry
+	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/trash", entry, record.TrashedFile), []byte("{}"), 0o600))
+	n.start()
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.DirExists(t, filepath.Join(path, ".quarry/trash", entry, record.DataDir))
+}
+
+// TestUnreadableIdentity leaves a pool alone whose identity can not be read.
+func TestUnreadableIdentity(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	n.mustCreate(small)
+	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/pool.json"), []byte("{"), 0o600))
+	n.start()
+	offline(t, n, OfflineUnreadable)
+	n.dirty = true
+}
+
+// TestIDs refuses every id that is not one before it touches a path.
+func TestIDs(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib))
+	for _, id := range []string{"", ".", "..", "../x", "a/b", ".quarry", "A", "lost+found", strings.Repeat("a", 129)} {
+		r := small
+		r.ID = id
+		_, err := n.create(r)
+		var bad *record.IDError
+		require.ErrorAs(t, err, &bad)
+		require.ErrorAs(t, n.store.Delete(t.Context(), id, purge), &bad)
+		_, err = n.store.Restore(t.Context(), id)
+		require.ErrorAs(t, err, &bad)
+	}
+}
+
+// TestLinksLeadNowhere puts links into a volume that lead into another one and out of the pool, deletes the volume, and looks
+// whether what they led to is as it was.
+func TestLinksLeadNowhere(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	victim := small
+	victim.ID = "victim"
+	kept := n.mustCreate(victim)
+	mark(t, kept, "kept")
+	outside := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(outside, "file"), nil, 0o600))
+	v := n.mustCreate(small)
+	for name, to := range map[string]string{
+		"absolute": outside, "file": filepath.Join(outside, "file"), "other": "../../victim/data", "up": "..", "pool": "../../.quarry", "proc": "/proc/self/root",
+	} {
+		require.NoError(t, os.Symlink(to, filepath.Join(v.Path, name)))
+	}
+	require.NoError(t, os.Link(filepath.Join(kept.Path, "mark"), filepath.Join(v.Path, "hard")))
+	require.NoError(t, n.store.Delete(t.Context(), v.ID, record.Deletion{OnDelete: "purge", Scrub: "none"}))
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Equal(t, "kept", marked(t, kept))
+	require.FileExists(t, filepath.Join(outside, "file"))
+
+	// The volume's own directory replaced by a link: refused, whatever is asked.
+	require.NoError(t, os.Rename(filepath.Join(path, "victim"), filepath.Join(path, "AWAY")))
+	require.NoError(t, os.Symlink(filepath.Join(path, "AWAY"), filepath.Join(path, "victim")))
+	require.Error(t, n.store.Delete(t.Context(), "victim", purge))
+	_, err := n.store.Activate(t.Context(), "victim")
+	require.Error(t, err)
+	require.FileExists(t, filepath.Join(path, "AWAY/data/mark"))
+	require.NoError(t, os.Remove(filepath.Join(path, "victim")))
+	_, err = n.store.Activate(t.Context(), "victim")
+	var mismatch *MismatchError
+	require.ErrorAs(t, err, &mismatch)
+	require.NoError(t, n.store.Delete(t.Context(), "victim", purge), "there is nothing left to delete")
+	require.Empty(t, n.ids())
+}

@@ -1,0 +1,117 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Features is what a pool's filesystem was found to be able to do, by doing it.
+type Features struct {
+	Filesystem     string
+	ProjectQuota   bool
+	SimpleQuota    bool
+	Reflink        bool
+	DirectIO       bool
+	QuotactlFD     bool
+	NoQuotaBecause string // when neither quota is in force
+}
+
+// names of filesystems by their magic number: statfs(2) and linux/magic.h.
+var filesystemNames = map[int64]string{
+	unix.EXT4_SUPER_MAGIC:      "ext4",
+	unix.XFS_SUPER_MAGIC:       "xfs",
+	unix.BTRFS_SUPER_MAGIC:     "btrfs",
+	unix.TMPFS_MAGIC:           "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlay",
+	unix.NFS_SUPER_MAGIC:       "nfs",
+	unix.F2FS_SUPER_MAGIC:      "f2fs",
+	0x2fc12fc1:                 "zfs",
+	0xca451a4e:                 "bcachefs",
+}
+
+// probe tries what the pool's filesystem can do. It may be called at any time; what it makes is under tmp and gone afterwards.
+func probe(r *root, enableQuota bool) (Features, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
+		return Features{}, fmt.Errorf("statfs %s: %w", r.Path(), err)
+	}
+	f := Features{Filesystem: filesystemNames[int64(st.Type)]}
+	if f.Filesystem == "" {
+		f.Filesystem = fmt.Sprintf("0x%x", st.Type)
+	}
+	f.QuotactlFD = quota.HasQuotactlFD()
+	switch f.Filesystem {
+	case "ext4", "xfs":
+		support, err := quota.Probe(r.File())
+		if err != nil {
+			return f, fmt.Errorf("probe project quota on %s: %w", r.Path(), err)
+		}
+		f.ProjectQuota, f.NoQuotaBecause = support.Project, support.Reason
+	case "btrfs":
+		if err := f.probeBtrfs(r, enableQuota); err != nil {
+			return f, err
+		}
+	default:
+		f.NoQuotaBecause = "it has no quota that Quarry knows"
+	}
+	tmp, err := r.sub(record.TmpDir)
+	if err != nil {
+		return f, err
+	}
+	defer tmp.Close()
+	return f, f.probeFiles(tmp)
+}
+
+func (f *Features) probeBtrfs(r *root, enable bool) error {
+	mode, err := btrfs.QuotaMode(r.File())
+	if err != nil {
+		return fmt.Errorf("probe qgroups on %s: %w", r.Path(), err)
+	}
+	if mode == btrfs.ModeOff && enable {
+		if err := btrfs.EnableSimple(r.File()); err != nil {
+			f.NoQuotaBecause = err.Error()
+			return nil
+		}
+	}
+	support, err := btrfs.Probe(r.File(), quota.ProbeID)
+	if err != nil {
+		return fmt.Errorf("probe qgroups on %s: %w", r.Path(), err)
+	}
+	f.SimpleQuota, f.NoQuotaBecause = support.Groups, support.Reason
+	return nil
+}
+
+// probeFiles tries reflinks and direct I/O on two files. Their names begin with a dot, as no volume's does.
+func (f *Features) probeFiles(tmp *beneath.Dir) (err error) {
+	const a, b = ".probe-a", ".probe-b"
+	defer func() { err = errors.Join(err, tmp.Unlink(a), tmp.Unlink(b)) }()
+	src, err := tmp.OpenFile(a, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if _, err := src.Write(make([]byte, blockAlign)); err != nil {
+		return err
+	}
+	dst, err := tmp.OpenFile(b, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	f.Reflink = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil
+	direct, err := tmp.OpenFile(a, unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err == nil {
+		f.DirectIO = true
+		direct.Close()
+	} else if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"time"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Delete takes the volume away: renamed into the trash at once, however much is in it, and freed in the background when its
+// deletion policy says. It begins with the proof that nothing uses the volume; else it is an *InUseError and nothing changed
+// that a user could see. A volume that is not there, or in the trash already, is not an error: purge hurries one in the trash.
+func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
+	if err := record.CheckID(id); err != nil {
+		return err
+	}
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	v := s.lookup(id)
+	if v == nil {
+		return s.deleteTrashed(ctx, id, how)
+	}
+	if err := s.remove(ctx, v, how); err != nil {
+		return fmt.Errorf("delete volume %s: %w", id, err)
+	}
+	s.notify()
+	s.freer.wake()
+	return nil
+}
+
+func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(v.rec.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.forgetLost(v)
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// A record that was swapped since it was read must not make us delete something else.
+	if rec, err := readVolume(r.Dir, v.rec.ID); err != nil {
+		return err
+	} else if rec.ID != v.rec.ID || !rec.CreatedAt.Equal(v.rec.CreatedAt) {
+		return &MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
+	}
+	if err := s.users(&v.rec, dir); err != nil {
+		return err
+	}
+	rec := v.rec
+	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
+		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Second), Deletion: how}}
+	err = s.takeDown(ctx, v.id, dir)
+	if err == nil {
+		// Again: a pod may have come in between, and our own unmount shows what propagation had copied.
+		err = s.users(&v.rec, dir)
+	}
+	if err == nil {
+		err = s.discard(r, r.Dir, dir, t, v.pool.key(v.id))
+	}
+	if s.lookup(v.id) == v {
+		// It stays, so it is served as before.
+		return errors.Join(err, s.activate(context.WithoutCancel(ctx), v))
+	}
+	// It is in the trash, also if that is not durable yet.
+	s.unindexClaim(ctx, r, v)
+	return err
+}
+
+// forgetLost ends a volume whose directory is gone although its pool is there: nothing is left to delete.
+func (s *Store) forgetLost(v *volume) error {
+	if err := s.unlinkDevice(v.id); err != nil {
+		return err
+	}
+	s.log.Warn("a volume that was to be deleted is not on its pool any more", "pool", v.pool.name(), "volume", v.id)
+	s.mu.Lock()
+	delete(s.volumes, v.id)
+	s.mu.Unlock()
+	if _, space, err := v.pool.state(); err == nil {
+		space.ledger.release(v.pool.key(v.id))
+		// Its quota id stays taken: files may carry it still, wherever the directory went.
+	}
+	return nil
+}
+
+// discard notes what deletion means and renames the directory t.id of parent into the trash. The rename is the commit: from
+// then on it is in the trash, also if an error is returned, and what key had is the entry's.
+func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key string) error {
+	data, err := record.EncodeTrash(&t.trash)
+	if err != nil {
+		return err
+	}
+	if err := s.fault("write trash record"); err != nil {
+		return err
+	}
+	if err := dir.WriteFile(record.TrashedFile, data, 0o600); err != nil {
+		return err
+	}
+	trash, err := r.sub(record.TrashDir)
+	if err != nil {
+		return err
+	}
+	defer trash.Close()
+	if err := s.fault("rename into trash"); err != nil {
+		return err
+	}
+	for at := time.Now().Unix(); ; at++ {
+		t.entry = t.id + "@" + strconv.FormatInt(at, 10)
+		err := parent.Rename(t.id, trash, t.entry)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		break
+	}
+	s.enterTrash(t, key)
+	if err := s.fault("sync trash"); err != nil {
+		return err
+	}
+	return errors.Join(trash.Sync(), parent.Sync())
+}
+
+// enterTrash makes the entry known, in the place of the volume of its id if that is what it was.
+func (s *Store) enterTrash(t *trashed, key string) {
+	s.mu.Lock()
+	if v := s.volumes[t.id]; v != nil && v.pool.key(v.id) == key {
+		delete(s.volumes, t.id)
+	}
+	s.trash[t.key()] = t
+	s.mu.Unlock()
+	_, space, err := t.pool.state()
+	if err != nil || t.rec == nil {
+		return
+	}
+	space.move(key, t.key(), t.rec)
+	// What a crash left in tmp had no promise and no owner yet in this process.
+	space.own(t.key(), t.rec)
+	space.ledger.set(t.key(), t.rec.Promise())
+}

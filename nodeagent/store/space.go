@@ -1,0 +1,243 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// filesystemSpace is what pools on one filesystem share: its free space and its quota ids.
+type filesystemSpace struct {
+	key    string
+	ledger *ledger
+	ids    *quota.Allocator
+
+	mu sync.Mutex
+	// owners are the keys (as in the ledger) of what has a quota id.
+	owners   map[uint32]string
+	measured time.Time
+	usable   int64 // free and used by volumes together, in bytes
+	size     int64
+}
+
+func newSpace(key string) *filesystemSpace {
+	return &filesystemSpace{key: key, ledger: newLedger(), ids: quota.NewAllocator(nil), owners: map[uint32]string{}}
+}
+
+// acquire finds a quota id that nobody has and gives it to key.
+func (sp *filesystemSpace) acquire(key string, free func(id uint32) (bool, error)) (uint32, error) {
+	id, err := sp.ids.Acquire(free)
+	if err == nil {
+		sp.mu.Lock()
+		sp.owners[id] = key
+		sp.mu.Unlock()
+	}
+	return id, err
+}
+
+// own gives key the quota id that its record names. It is false when another has it: two volumes under one id share one limit.
+func (sp *filesystemSpace) own(key string, rec *record.Volume) bool {
+	if rec.QuotaKind == "" {
+		return true
+	}
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	id := uint32(rec.QuotaID)
+	if sp.owners[id] == key {
+		return true
+	}
+	if sp.owners[id] != "" || !sp.ids.Reserve(id) {
+		return false
+	}
+	sp.owners[id] = key
+	return true
+}
+
+// owns tells whether the quota id of the record is key's.
+func (sp *filesystemSpace) owns(key string, rec *record.Volume) bool {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.owners[uint32(rec.QuotaID)] == key
+}
+
+// known tells whether anything has the quota id.
+func (sp *filesystemSpace) known(id uint32) bool {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	return sp.owners[id] != ""
+}
+
+// disown makes a quota id free again if it is key's.
+func (sp *filesystemSpace) disown(key string, id uint32) {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	if sp.owners[id] == key {
+		delete(sp.owners, id)
+		sp.ids.Release(id)
+	}
+}
+
+// move gives what key was promised, and its quota id, to another key: that of the same data under another name.
+func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
+	sp.ledger.move(key, to)
+	if rec == nil || rec.QuotaKind == "" {
+		return
+	}
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	if id := uint32(rec.QuotaID); sp.owners[id] == key {
+		sp.owners[id] = to
+	}
+}
+
+// forget drops everything whose key begins with prefix: a pool's disk went away.
+func (sp *filesystemSpace) forget(prefix string) {
+	for key := range sp.ledger.all() {
+		if strings.HasPrefix(key, prefix) {
+			sp.ledger.release(key)
+		}
+	}
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	for id, key := range sp.owners {
+		if strings.HasPrefix(key, prefix) {
+			delete(sp.owners, id)
+			sp.ids.Release(id)
+		}
+	}
+}
+
+// expire makes the next look at the filesystem's space a fresh one.
+func (sp *filesystemSpace) expire() {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	sp.measured = time.Time{}
+}
+
+// capacity is how many bytes the pool may promise altogether, measured no longer than maxAge ago.
+func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) (int64, error) {
+	space.mu.Lock()
+	usable, size, measured := space.usable, space.size, space.measured
+	space.mu.Unlock()
+	if measured.IsZero() || time.Since(measured) > maxAge {
+		var err error
+		if usable, size, err = s.measure(p, space); err != nil {
+			return 0, err
+		}
+		space.mu.Lock()
+		space.usable, space.size, space.measured = usable, size, time.Now()
+		space.mu.Unlock()
+	}
+	return p.cfg.Overcommit.Of(max(usable-p.cfg.Reserve.Of(size), 0)), nil
+}
+
+// measure looks at what volumes and trash use of a filesystem, and then at its free space, in this order: what a volume takes
+// in between is missing in both, and so is promised to nobody, where the other order would promise it twice. Free is what a
+// tenant may take (f_bavail), not root's reserve.
+func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, err error) {
+	r, err := p.open()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer r.Close()
+	used := int64(0)
+	roots := map[*pool]*root{p: r}
+	defer func() {
+		for other, r := range roots {
+			if other != p && r != nil {
+				r.Close()
+			}
+		}
+	}()
+	for _, m := range s.taking(space) {
+		own, opened := roots[m.pool]
+		if !opened {
+			// A pool that can not be opened takes space that nobody else is promised.
+			own, _ = m.pool.open()
+			roots[m.pool] = own
+		}
+		if own == nil {
+			continue
+		}
+		n, err := m.used(own)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("measure what a volume takes", "pool", m.pool.name(), "volume", m.rec.ID, "error", err)
+		}
+		// More than was promised is no promise of ours kept: it counts as somebody else's.
+		used += min(n, m.rec.Promise())
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
+		return 0, 0, fmt.Errorf("statfs %s: %w", r.Path(), err)
+	}
+	return int64(st.Bavail)*st.Frsize + used, int64(st.Blocks) * st.Frsize, nil
+}
+
+// taker is something that takes space of a filesystem: a volume, made or being made, or an entry of the trash.
+type taker struct {
+	pool *pool
+	rec  record.Volume
+	// image is the path of the image below the pool.
+	image string
+	// whole: every block of it is taken, which needs no look.
+	whole bool
+}
+
+// taking lists what takes space of a filesystem.
+func (s *Store) taking(space *filesystemSpace) []taker {
+	pools := map[*pool]bool{}
+	for _, p := range s.pools {
+		p.mu.Lock()
+		pools[p] = p.space == space
+		p.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]taker, 0, len(s.volumes)+len(s.trash)+len(s.builds))
+	for id, v := range s.volumes {
+		if pools[v.pool] {
+			whole := v.rec.Backend == record.BackendLoop && v.rec.Allocation == record.AllocationThick && v.rec.GrowingTo == 0 && v.unavailable == nil
+			out = append(out, taker{v.pool, v.rec, id + "/" + record.ImageFile, whole})
+		}
+	}
+	for id, b := range s.builds {
+		if pools[b.pool] {
+			out = append(out, taker{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id + "/" + record.ImageFile, false})
+		}
+	}
+	for _, t := range s.trash {
+		if pools[t.pool] && t.rec != nil {
+			out = append(out, taker{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" + t.entry + "/" + record.ImageFile, false})
+		}
+	}
+	return out
+}
+
+// used is how many bytes of the filesystem it takes. r is its pool.
+func (m *taker) used(r *root) (int64, error) {
+	if m.whole {
+		return m.rec.SizeBytes, nil
+	}
+	if m.rec.Backend == record.BackendDirectory {
+		u, err := directoryUsage(r, &m.rec)
+		return u.Bytes, err
+	}
+	f, err := r.OpenFile(m.image, unix.O_PATH, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, err
+	}
+	return st.Blocks * 512, nil // st_blocks is in units of 512 bytes (stat(2))
+}

@@ -1,0 +1,363 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// DeviceDir is where links to the devices of Block volumes are. It must be on a filesystem that a reboot empties, so that a
+// link never outlives the loop device it was made for.
+const DeviceDir = "/run/quarry/dev"
+
+// Options are what a Store is opened with.
+type Options struct {
+	// Node is written into what is made, for people.
+	Node string
+	// Pools are the node's pools.
+	Pools []config.Pool
+	// HeavyJobs bounds how many mkfs and preallocations run at once. 0: 2.
+	HeavyJobs int
+	// ByClaimIndex keeps links by namespace and claim for people.
+	ByClaimIndex bool
+	// DeviceDir replaces the constant, for tests.
+	DeviceDir string
+	// Log receives what no caller is told. Nil: slog.Default.
+	Log *slog.Logger
+	// Fault is called with the name of each step that changes the disk, before it is taken; an error ends the operation
+	// there. For tests that crash at every step.
+	Fault func(step string) error
+}
+
+// Store holds the volumes of one node.
+type Store struct {
+	opts  Options
+	log   *slog.Logger
+	locks keylock.Set
+	heavy *semaphore.Weighted
+	pools []*pool
+	freer *freer
+	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
+	// arithmetic only, never for work on a disk.
+	admission sync.Mutex
+	// refreshing keeps two looks at the pools from following each other's half-done work.
+	refreshing sync.Mutex
+	// scans of the machine's mounts, shared by all who ask at the same time.
+	scans mountScans
+
+	mu      sync.Mutex
+	volumes map[string]*volume
+	builds  map[string]*volume  // being made
+	trash   map[string]*trashed // by pool and entry
+	spaces  map[string]*filesystemSpace
+	// broken are directories of pools that can not be read as volumes, by pool and name. They are reported and left alone.
+	broken map[string]error
+	// changed is closed and replaced when pools or what they hold changed.
+	changed chan struct{}
+}
+
+// volume is one volume that the store knows.
+type volume struct {
+	id   string
+	pool *pool
+	// rec changes only with both the volume's lock and Store.mu held.
+	rec record.Volume
+	// unavailable says why it can not be used, nil when it can.
+	unavailable error
+}
+
+// errNotUp is a volume's unavailability until it was brought up.
+var errNotUp = errors.New("it was not brought up yet")
+
+// Volume describes a volume.
+type Volume struct {
+	record.Volume
+	Pool    string
+	PoolUID string
+	// Path is what a local PersistentVolume points at: a directory, or for Block a link to the device.
+	Path string
+	// Unavailable says why the volume can not be used, nil when it can.
+	Unavailable error
+}
+
+// Pool describes a pool. Sizes are bytes.
+type Pool struct {
+	config.Pool
+	UID      string
+	Features Features
+	// Filesystem is the same for all pools on one filesystem.
+	FilesystemID string
+	Capacity     int64
+	Promised     int64
+	Available    int64
+	Volumes      int
+	Trashed      int
+	Broken       map[string]error
+	Offline      *OfflineError
+}
+
+// New makes a store of the pools. Nothing is touched yet: Expect and Refresh bring pools online.
+func New(opts Options) *Store {
+	if opts.HeavyJobs <= 0 {
+		opts.HeavyJobs = config.DefaultHeavyJobs
+	}
+	if opts.DeviceDir == "" {
+		opts.DeviceDir = DeviceDir
+	}
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)),
+		volumes: map[string]*volume{}, builds: map[string]*volume{}, trash: map[string]*trashed{}, spaces: map[string]*filesystemSpace{},
+		broken: map[string]error{}, changed: make(chan struct{})}
+	for _, c := range opts.Pools {
+		p := &pool{cfg: c}
+		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized, Err: errors.New("not looked at yet")}
+		p.expect.node = opts.Node
+		s.pools = append(s.pools, p)
+	}
+	s.freer = newFreer(s)
+	return s
+}
+
+// Expectation is what is known of a pool from elsewhere than its disk.
+type Expectation struct {
+	// UID is the identity the pool must have; empty: any.
+	UID string
+	// MayCreate: where there is no pool yet, make one.
+	MayCreate bool
+	// ClusterID is the cluster the disk must belong to, where the disk names one.
+	ClusterID string
+}
+
+// Expect says what is known of a pool. It takes effect at the next Refresh.
+func (s *Store) Expect(poolName string, e Expectation) {
+	for _, p := range s.pools {
+		if p.name() == poolName {
+			p.mu.Lock()
+			p.expect.uid, p.expect.mayCreate, p.expect.clusterID = e.UID, e.MayCreate, e.ClusterID
+			p.mu.Unlock()
+		}
+	}
+}
+
+// Refresh looks at every pool's disk. Pools that came online are swept of what a crash left, and their volumes are brought up.
+// It returns once all of that is done. It is called at start and whenever a mount of the node changed.
+func (s *Store) Refresh(ctx context.Context) {
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	for _, p := range s.pools {
+		before := p.online()
+		if p.refresh(ctx, s) {
+			s.load(ctx, p)
+			s.notify()
+		} else if before != p.online() {
+			s.notify()
+		}
+	}
+}
+
+// Changed returns a channel that is closed at the next change of a pool's state or content.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+func (s *Store) notify() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Store) fault(step string) error {
+	if s.opts.Fault == nil {
+		return nil
+	}
+	return s.opts.Fault(step)
+}
+
+// spaceOf returns what pools on the filesystem key share.
+func (s *Store) spaceOf(key string) *filesystemSpace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sp := s.spaces[key]
+	if sp == nil {
+		sp = newSpace(key)
+		s.spaces[key] = sp
+	}
+	return sp
+}
+
+// Get returns the volume id, or a *NotFoundError.
+func (s *Store) Get(id string) (Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.volumes[id]
+	if v == nil {
+		return Volume{}, &NotFoundError{ID: id}
+	}
+	return s.describe(v), nil
+}
+
+// List returns all volumes, ordered by id.
+func (s *Store) List() []Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Volume, 0, len(s.volumes))
+	for _, id := range slices.Sorted(maps.Keys(s.volumes)) {
+		out = append(out, s.describe(s.volumes[id]))
+	}
+	return out
+}
+
+func (s *Store) describe(v *volume) Volume {
+	v.pool.mu.Lock()
+	uid, offline := v.pool.expect.uid, v.pool.offline
+	v.pool.mu.Unlock()
+	d := Volume{Volume: v.rec, Pool: v.pool.name(), PoolUID: uid, Path: s.path(v), Unavailable: v.unavailable}
+	if offline != nil {
+		d.Unavailable = offline
+	}
+	return d
+}
+
+func (s *Store) path(v *volume) string {
+	switch {
+	case v.rec.VolumeMode == record.ModeBlock:
+		return filepath.Join(s.opts.DeviceDir, v.rec.ID)
+	case v.rec.Backend == record.BackendLoop:
+		return filepath.Join(v.pool.cfg.Path, v.rec.ID, record.MountDir, record.DataDir)
+	default:
+		return filepath.Join(v.pool.cfg.Path, v.rec.ID, record.DataDir)
+	}
+}
+
+// lookup returns the volume or nil.
+func (s *Store) lookup(id string) *volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.volumes[id]
+}
+
+// Pools describes all pools, in the order of the configuration.
+func (s *Store) Pools() []Pool {
+	out := make([]Pool, 0, len(s.pools))
+	for _, p := range s.pools {
+		out = append(out, s.describePool(p))
+	}
+	return out
+}
+
+// describedAge is how old a measurement may be that Pools reports. It is the volumes that move it little, and their coming and
+// going makes it a fresh one.
+const describedAge = time.Second
+
+func (s *Store) describePool(p *pool) Pool {
+	p.mu.Lock()
+	d := Pool{Pool: p.cfg, UID: p.expect.uid, Features: p.features, Offline: p.offline}
+	space := p.space
+	p.mu.Unlock()
+	d.Broken = map[string]error{}
+	s.mu.Lock()
+	for _, v := range s.volumes {
+		if v.pool == p {
+			d.Volumes++
+		}
+	}
+	for _, t := range s.trash {
+		if t.pool == p {
+			d.Trashed++
+		}
+	}
+	for key, err := range s.broken {
+		if name, ok := strings.CutPrefix(key, p.name()+"/"); ok {
+			d.Broken[name] = err
+		}
+	}
+	s.mu.Unlock()
+	if d.Offline != nil || space == nil {
+		return d
+	}
+	d.FilesystemID = space.key
+	capacity, err := s.capacity(p, space, describedAge)
+	if err != nil {
+		d.Offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+		return d
+	}
+	d.Promised = space.ledger.promised()
+	d.Capacity = capacity
+	d.Available = max(capacity-d.Promised, 0)
+	return d
+}
+
+// forgetPool drops what is known of a pool whose disk went away. What was promised there counts no more.
+func (s *Store) forgetPool(p *pool) {
+	p.mu.Lock()
+	space := p.space
+	p.space = nil
+	p.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, t := range s.trash {
+		if t.pool == p {
+			delete(s.trash, key)
+		}
+	}
+	for key := range s.broken {
+		if strings.HasPrefix(key, p.key("")) {
+			delete(s.broken, key)
+		}
+	}
+	if space != nil {
+		space.forget(p.key(""))
+	}
+}
+
+// key names a volume or a trash entry in a ledger.
+func (p *pool) key(entry string) string { return p.name() + "/" + entry }
+
+// readVolume reads the record of the directory name of a pool.
+func readVolume(parent *beneath.Dir, name string) (*record.Volume, error) {
+	dir, err := parent.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	data, err := dir.ReadFile(record.VolumeFile, record.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &record.UnreadableError{Reason: "there is no " + record.VolumeFile}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record.DecodeVolume(data)
+}
+
+// writeVolume replaces the record in a volume's directory, durably.
+func writeVolume(dir *beneath.Dir, v *record.Volume) error {
+	data, err := record.EncodeVolume(v)
+	if err == nil {
+		err = dir.WriteFile(record.VolumeFile, data, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the record of volume %s: %w", v.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,315 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// bringUpAtOnce is how many volumes are brought up at the same time after a reboot.
+const bringUpAtOnce = 8
+
+// load reads what is on a pool that came online, clears away what a crash left, and brings the volumes up.
+func (s *Store) load(ctx context.Context, p *pool) {
+	vols, err := s.scan(ctx, p)
+	if err != nil {
+		s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
+		p.mu.Lock()
+		p.offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+		p.mu.Unlock()
+		s.forgetPool(p)
+		return
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, bringUpAtOnce)
+	for _, v := range vols {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := s.comeBack(ctx, v); err != nil {
+				s.log.ErrorContext(ctx, "bring volume up", "volume", v.id, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	s.freer.wake()
+}
+
+// comeBack brings one volume up after a start, and carries on with its growth if that was under way.
+func (s *Store) comeBack(ctx context.Context, v *volume) error {
+	unlock, err := s.locks.Lock(ctx, v.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.lookup(v.id) != v {
+		return nil // deleted meanwhile
+	}
+	if err := s.activate(ctx, v); err != nil {
+		return err
+	}
+	s.indexClaim(ctx, v, false)
+	if v.rec.GrowingTo > v.rec.SizeBytes {
+		return s.grow(ctx, v, v.rec.GrowingTo)
+	}
+	return nil
+}
+
+// scan registers the pool's volumes and trash, and scraps what is in tmp.
+func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
+	r, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	_, space, err := p.state()
+	if err != nil {
+		return nil, err
+	}
+	vols, err := s.scanVolumes(ctx, p, r, space)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.scanTrash(p, r, space); err != nil {
+		return nil, err
+	}
+	if err := s.sweepTmp(ctx, p, r); err != nil {
+		return nil, err
+	}
+	s.sweepClaims(ctx, p, r)
+	space.expire()
+	return vols, nil
+}
+
+func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesystemSpace) ([]*volume, error) {
+	names, err := r.Names()
+	if err != nil {
+		return nil, err
+	}
+	var vols []*volume
+	found := map[string]bool{}
+	for _, name := range names {
+		if record.CheckID(name) != nil {
+			continue // not ours: lost+found, an administrator's own directory
+		}
+		v, err := s.scanVolume(ctx, p, r, space, name)
+		if err != nil {
+			s.mu.Lock()
+			s.broken[p.key(name)] = err
+			s.mu.Unlock()
+			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is left alone", "pool", p.name(), "name", name, "error", err)
+			continue
+		}
+		found[name] = true
+		vols = append(vols, v)
+	}
+	// Volumes that were known and are not there any more stay known, as not available: that is how a loss is noticed.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, v := range s.volumes {
+		if v.pool == p && !found[id] {
+			v.unavailable = &MismatchError{ID: id, Detail: "its directory is gone"}
+		}
+	}
+	return vols, nil
+}
+
+// scanVolume registers one volume. Its lock is taken: the pool may have come back while an operation on it was under way.
+func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesystemSpace, name string) (*volume, error) {
+	unlock, err := s.locks.Lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	rec, err := readEntry(r.Dir, name, name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	v := s.volumes[name]
+	s.mu.Unlock()
+	if v != nil && v.pool != p {
+		return nil, &record.UnreadableError{Reason: "pool " + v.pool.name() + " has a volume of this id too"}
+	}
+	if !space.own(p.key(name), rec) {
+		return nil, &record.UnreadableError{Reason: fmt.Sprintf("its quota id %d is another volume's too", rec.QuotaID)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.broken, p.key(name))
+	if v == nil {
+		v = &volume{id: name, pool: p}
+		s.volumes[name] = v
+	}
+	v.rec, v.unavailable = *rec, errNotUp
+	space.ledger.set(p.key(name), rec.Promise())
+	return v, nil
+}
+
+func (s *Store) scanTrash(p *pool, r *root, space *filesystemSpace) error {
+	trash, err := r.sub(record.TrashDir)
+	if err != nil {
+		return err
+	}
+	defer trash.Close()
+	names, err := trash.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		id, ok := trashID(name)
+		if !ok {
+			continue
+		}
+		t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
+		note, err := readNote(trash, name)
+		if err == nil {
+			t.trash = *note
+		} else if !isFreeing(name) {
+			// Nobody can say when it may be freed: it is kept, and reported.
+			s.mu.Lock()
+			s.broken[p.key(record.TrashDir+"/"+name)] = err
+			s.mu.Unlock()
+			continue
+		}
+		if rec, err := readEntry(trash, name, id); err == nil {
+			t.rec = rec
+			space.own(t.key(), rec)
+			space.ledger.set(t.key(), rec.Promise())
+		}
+		s.mu.Lock()
+		if s.trash[t.key()] == nil {
+			s.trash[t.key()] = t
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// sweepTmp clears away the unfinished volumes of a pool but those that are being made at this moment. What can not be
+// cleared away yet, since mkfs outlived the agent, say, is tried again later.
+func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
+	names, err := namesIn(r.meta, record.TmpDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if record.CheckID(name) != nil {
+			continue
+		}
+		unlock, err := s.locks.TryLock(name)
+		if err != nil {
+			continue // it is being made
+		}
+		err = s.scrapTmp(ctx, p, name)
+		unlock()
+		if err != nil {
+			s.freer.sweepAgain.Store(true)
+			s.log.WarnContext(ctx, "clear away an unfinished volume", "pool", p.name(), "volume", name, "error", err)
+		}
+	}
+	return nil
+}
+
+// scrapTmp clears away what an unfinished create left of volume id. It is called with the volume's lock held.
+func (s *Store) scrapTmp(ctx context.Context, p *pool, id string) error {
+	return p.with(func(r *root) error {
+		tmp, err := r.sub(record.TmpDir)
+		if err != nil {
+			return err
+		}
+		defer tmp.Close()
+		return s.scrap(ctx, p, r, tmp, id)
+	})
+}
+
+// scrap clears away a volume that was never committed: unmounted, detached and renamed into the trash, to be freed at once.
+// Nothing ever used it: no path led there. Called again it finishes; with nothing there it does nothing.
+func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
+	dir, err := tmp.OpenDir(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := s.release(ctx, dir); err != nil {
+		return err
+	}
+	t := &trashed{pool: p, id: id, since: time.Now(), trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Second), Purge: true}}
+	if rec, err := readEntry(tmp, id, id); err == nil {
+		t.rec = rec
+	}
+	if err := s.discard(r, tmp, dir, t, tmpKey(p, id)); err != nil {
+		return err
+	}
+	s.freer.wake()
+	return nil
+}
+
+// tmpKey is the key of a volume that is being made.
+func tmpKey(p *pool, id string) string { return p.key(record.TmpDir + "/" + id) }
+
+// release unmounts and detaches what is over the image in a directory that holds a volume or what is left of one. It is not
+// an error when there is nothing; what is in use gives an error and stays.
+func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
+	if mounted, err := isMounted(dir); err != nil {
+		return err
+	} else if mounted {
+		if err := s.fault("unmount"); err != nil {
+			return err
+		}
+		if err := unmount(ctx, dir); err != nil {
+			return err
+		}
+	}
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	devices, err := loop.Find(image)
+	if err != nil {
+		return err
+	}
+	for _, dev := range devices {
+		if err := s.fault("detach"); err != nil {
+			return err
+		}
+		if err := loop.Detach(ctx, dev, image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmount unmounts what is mounted in a volume's directory. A child of this process (mkfs, say) has our descriptors between
+// fork and exec, also those within a mount: only who stays is a user.
+func unmount(ctx context.Context, dir *beneath.Dir) error {
+	const tries = 20
+	for try := 1; ; try++ {
+		err := mount.UnmountAt(ctx, dir.File(), record.MountDir)
+		if !errors.Is(err, unix.EBUSY) || try == tries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(try) * time.Millisecond):
+		}
+	}
+}

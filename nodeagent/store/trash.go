@@ -1,0 +1,266 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// freeingSuffix marks an entry of the trash whose content is being freed: there is no way back from there.
+const freeingSuffix = ".freeing"
+
+// trashID returns the id in the name of a trash entry.
+func trashID(entry string) (id string, ok bool) {
+	id, at, ok := strings.Cut(strings.TrimSuffix(entry, freeingSuffix), "@")
+	if _, err := strconv.ParseInt(at, 10, 64); !ok || err != nil || record.CheckID(id) != nil {
+		return "", false
+	}
+	return id, true
+}
+
+func isFreeing(entry string) bool { return strings.HasSuffix(entry, freeingSuffix) }
+
+// trashed is one entry of a pool's trash.
+type trashed struct {
+	pool  *pool
+	entry string // <id>@<time>, or with freeingSuffix
+	id    string
+	// rec is nil for what was never committed and has no record.
+	rec   *record.Volume
+	trash record.Trash
+	// since is when the agent began to watch the retention pass; the monotonic clock does not jump.
+	since time.Time
+	// retry is when freeing may be tried again after an error.
+	retry time.Time
+}
+
+func (t *trashed) key() string { return t.pool.key(t.entry) }
+
+// elapsed is how much of the retention was seen to pass.
+func (t *trashed) elapsed(now time.Time) time.Duration {
+	return time.Duration(t.trash.ElapsedSeconds)*time.Second + now.Sub(t.since)
+}
+
+// remaining is how long the entry is still kept; zero or less: it is due.
+func (t *trashed) remaining(now time.Time) time.Duration {
+	if t.left() == 0 {
+		return 0
+	}
+	return time.Duration(t.trash.Deletion.RetentionSeconds)*time.Second - t.elapsed(now)
+}
+
+// left is remaining as the disk tells it: without what this process saw pass.
+func (t *trashed) left() time.Duration {
+	if t.trash.Purge || isFreeing(t.entry) || t.trash.Deletion.OnDelete != "trash" {
+		return 0
+	}
+	return max(time.Duration(t.trash.Deletion.RetentionSeconds-t.trash.ElapsedSeconds)*time.Second, 0)
+}
+
+// Trashed describes an entry of the trash.
+type Trashed struct {
+	Pool  string
+	Entry string
+	record.Trash
+	// Volume is nil for an attempt that never became a volume.
+	Volume *record.Volume
+	// Remaining is how long it is still kept; zero: its space is being freed.
+	Remaining time.Duration
+}
+
+// Trash lists the trash of all pools.
+func (s *Store) Trash() []Trashed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	out := make([]Trashed, 0, len(s.trash))
+	for _, t := range s.trash {
+		out = append(out, Trashed{Pool: t.pool.name(), Entry: t.entry, Trash: t.trash, Volume: t.rec, Remaining: max(t.remaining(now), 0)})
+	}
+	return out
+}
+
+// deleteTrashed makes entries of the trash due, when their volume is deleted for good.
+func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletion) error {
+	for _, t := range s.entriesOf(id) {
+		// The call that put it there may have ended before that was durable.
+		if err := t.pool.with(func(r *root) error {
+			trash, err := r.sub(record.TrashDir)
+			if err != nil {
+				return err
+			}
+			defer trash.Close()
+			return errors.Join(trash.Sync(), r.Sync())
+		}); err != nil {
+			return fmt.Errorf("delete volume %s: %w", id, err)
+		}
+		if how.OnDelete == "trash" {
+			continue
+		}
+		if err := s.purge(t); err != nil {
+			return fmt.Errorf("purge %s: %w", t.entry, err)
+		}
+	}
+	s.freer.wake()
+	return nil
+}
+
+func (s *Store) entriesOf(id string) []*trashed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*trashed
+	for _, t := range s.trash {
+		if t.id == id {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// purge notes durably that an entry is due whatever is left of its retention. It is called with the volume's lock held.
+func (s *Store) purge(t *trashed) error {
+	s.mu.Lock()
+	next := t.trash
+	s.mu.Unlock()
+	if next.Purge || isFreeing(t.entry) {
+		return nil
+	}
+	next.Purge = true
+	if err := s.fault("purge"); err != nil {
+		return err
+	}
+	return s.writeTrash(t, next)
+}
+
+// changeTrash rewrites an entry's note under the volume's lock, unless it was restored or is being freed by now.
+func (s *Store) changeTrash(ctx context.Context, t *trashed, change func(*record.Trash)) error {
+	unlock, err := s.locks.Lock(ctx, t.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s.mu.Lock()
+	there, next := s.trash[t.key()] == t, t.trash
+	s.mu.Unlock()
+	if !there || isFreeing(t.entry) {
+		return nil
+	}
+	change(&next)
+	return s.writeTrash(t, next)
+}
+
+func (s *Store) writeTrash(t *trashed, next record.Trash) error {
+	r, err := t.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.meta.OpenDir(record.TrashDir + "/" + t.entry)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	data, err := record.EncodeTrash(&next)
+	if err != nil {
+		return err
+	}
+	if err := dir.WriteFile(record.TrashedFile, data, 0o600); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.trash, t.since = next, time.Now()
+	return nil
+}
+
+// Restore brings a volume back from the trash, the one that was deleted last if there are several of its id. It is a
+// *NotFoundError when there is none, or when its space is being freed already.
+func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
+	if err := record.CheckID(id); err != nil {
+		return Volume{}, err
+	}
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	if v := s.lookup(id); v != nil {
+		if err := s.activate(ctx, v); err != nil {
+			return Volume{}, err
+		}
+		s.indexClaim(ctx, v, false)
+		return s.Get(id)
+	}
+	var last *trashed
+	for _, t := range s.entriesOf(id) {
+		if t.rec != nil && !isFreeing(t.entry) && (last == nil || t.trash.DeletedAt.After(last.trash.DeletedAt)) {
+			last = t
+		}
+	}
+	if last == nil {
+		return Volume{}, &NotFoundError{ID: id}
+	}
+	v, err := s.restore(last)
+	if err != nil {
+		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
+	}
+	s.notify()
+	if err := s.activate(ctx, v); err != nil {
+		return Volume{}, err
+	}
+	s.indexClaim(ctx, v, false)
+	return s.Get(id)
+}
+
+func (s *Store) restore(t *trashed) (*volume, error) {
+	// The freer renames an entry before it frees it; one of the two renames is first.
+	r, err := t.pool.open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	trash, err := r.sub(record.TrashDir)
+	if err != nil {
+		return nil, err
+	}
+	defer trash.Close()
+	if err := s.fault("rename out of trash"); err != nil {
+		return nil, err
+	}
+	if err := trash.Rename(t.entry, r.Dir, t.id); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &NotFoundError{ID: t.id}
+		}
+		return nil, err
+	}
+	v := &volume{id: t.id, pool: t.pool, rec: *t.rec, unavailable: errNotUp}
+	s.mu.Lock()
+	delete(s.trash, t.key())
+	s.volumes[t.id] = v
+	s.mu.Unlock()
+	if _, space, err := t.pool.state(); err == nil {
+		space.move(t.key(), t.pool.key(t.id), t.rec)
+	}
+	if err := s.fault("sync restore"); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(r.Sync(), trash.Sync()); err != nil {
+		return nil, err
+	}
+	dir, err := r.OpenDir(t.id)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := s.fault("remove trash record"); err != nil {
+		return nil, err
+	}
+	// Only a note by now: where the directory is counts.
+	return v, dir.Unlink(record.TrashedFile)
+}

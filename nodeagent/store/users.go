@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Users tells who uses the volume, in any mount namespace of the machine: an *InUseError, or nil when nobody does.
+// What the agent itself holds (its mount of the filesystem, its loop device) does not count.
+func (s *Store) Users(ctx context.Context, id string) error {
+	v := s.lookup(id)
+	if v == nil {
+		return nil
+	}
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(id)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return s.users(&v.rec, dir)
+}
+
+// users looks at every mount namespace. dir is the volume's directory.
+func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
+	table, err := s.scans.scan()
+	if err != nil {
+		return fmt.Errorf("look for mounts of volume %s: %w", rec.ID, err)
+	}
+	if !table.HostPID {
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's processes are not visible (the agent needs hostPID)", rec.ID)
+	}
+	place, err := mount.PlaceOf(dir.File())
+	if err != nil {
+		return err
+	}
+	in := &InUseError{ID: rec.ID, Reason: v1alpha1.ReasonMounted}
+	for _, u := range table.Under(place) {
+		// A container whose hostPath is the whole pool sees a mount of the pool, which is above the volume, not of it.
+		in.By = append(in.By, u.String())
+	}
+	devices, err := devicesOf(dir)
+	if err != nil {
+		return err
+	}
+	for _, dev := range devices {
+		for _, u := range table.OfDevice(dev.Dev) {
+			if !ownMount(u, rec.ID) {
+				in.By = append(in.By, u.String())
+			}
+		}
+		if len(in.By) > 0 {
+			continue
+		}
+		holders, err := loop.Holders(dev, loop.HolderOptions{Table: table})
+		if err != nil {
+			return err
+		}
+		mounted := len(table.OfDevice(dev.Dev)) > 0
+		for _, h := range holders {
+			// While it is mounted, its filesystem claims the device: that is our own mount, which was looked at above.
+			if h.Kind == loop.KindMount || h.Kind == loop.KindBtrfs || mounted && h.Kind == loop.KindUnknown {
+				continue
+			}
+			in.Reason = v1alpha1.ReasonDeviceHeld
+			in.By = append(in.By, h.String())
+		}
+	}
+	if len(in.By) > 0 {
+		return in
+	}
+	return nil
+}
+
+// ownMount tells the agent's own mount of a volume's filesystem, and the copies of it that mount propagation put into other
+// namespaces, from a pod's: it is of the whole filesystem, at a path that ends in <id>/mount. Pods get data below it.
+func ownMount(u mount.Use, id string) bool {
+	return strings.HasSuffix(u.Mountpoint, path.Join("/", id, record.MountDir)) && (u.Root == "/" || u.FSType == "btrfs" && !strings.HasSuffix(u.Root, "/"+record.DataDir))
+}
+
+// devicesOf returns the loop devices over the image in a volume's directory; none for a directory volume.
+func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	return loop.Find(image)
+}
+
+// mountScans lets all who need the machine's mounts at the same time share one scan: reading every mount namespace takes
+// some milliseconds, and a hundred deletions need not do it a hundred times. Who asks is never served by a scan that began
+// before.
+type mountScans struct {
+	mu      sync.Mutex
+	next    *mountScan // not begun yet
+	running sync.Mutex
+}
+
+type mountScan struct {
+	done  chan struct{}
+	table *mount.Table
+	err   error
+}
+
+func (m *mountScans) scan() (*mount.Table, error) {
+	m.mu.Lock()
+	scan := m.next
+	if scan != nil {
+		m.mu.Unlock()
+		<-scan.done
+		return scan.table, scan.err
+	}
+	scan = &mountScan{done: make(chan struct{})}
+	m.next = scan
+	m.mu.Unlock()
+	m.running.Lock()
+	m.mu.Lock()
+	m.next = nil // from here on it has begun
+	m.mu.Unlock()
+	scan.table, scan.err = mount.Scan()
+	m.running.Unlock()
+	close(scan.done)
+	return scan.table, scan.err
+}

@@ -1,0 +1,432 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// walkBudget is how many files of a directory volume Verify looks at: enough to notice a tenant who left its quota, and
+// little enough that a volume of a hundred million files does not hold it up.
+const walkBudget = 20_000
+
+// Verify compares what is on the store's disks with what the kernel does: records, quotas, images, loop devices, mounts,
+// links. It changes nothing, and waits for operations on the volume it looks at. It is run after every test.
+func (s *Store) Verify(ctx context.Context) []Finding {
+	v := &verifier{store: s, live: true}
+	return v.run(ctx)
+}
+
+// VerifyPools is Verify without a running store, for `quarry verify`: nothing is known but the disks and expect, by pool
+// name, which may be empty. Since an agent may be at work meanwhile, it looks twice and reports what it found both times.
+func VerifyPools(ctx context.Context, opts Options, expect map[string]Expectation) []Finding {
+	s := New(opts)
+	for name, e := range expect {
+		e.MayCreate = false
+		s.Expect(name, e)
+	}
+	first := (&verifier{store: s}).run(ctx)
+	if len(first) == 0 {
+		return nil
+	}
+	again := (&verifier{store: s}).run(ctx)
+	return slices.DeleteFunc(again, func(f Finding) bool {
+		return !slices.ContainsFunc(first, func(g Finding) bool { return g.Pool == f.Pool && g.Volume == f.Volume && g.What == f.What })
+	})
+}
+
+// verifier is one look at everything.
+type verifier struct {
+	store *Store
+	// live: the store runs, so its locks keep its operations out.
+	live bool
+	// loops are the loop devices of the machine, by the file beneath them.
+	loops map[loop.Backing][]loop.Device
+	// quotas are what was found on each filesystem, by its key.
+	quotas map[string]*quotaFindings
+	// volumes are the records found, by id. incomplete: a pool could not be read, so that more may exist.
+	volumes    map[string]*record.Volume
+	incomplete bool
+
+	findings []Finding
+}
+
+func (v *verifier) add(f Finding) { v.findings = append(v.findings, f) }
+
+// failed reports that something could not be looked at.
+func (v *verifier) failed(p *pool, name string, err error) {
+	v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("can not be looked at: %v", err)})
+}
+
+func (v *verifier) run(ctx context.Context) []Finding {
+	v.loops = map[loop.Backing][]loop.Device{}
+	v.quotas = map[string]*quotaFindings{}
+	v.volumes = map[string]*record.Volume{}
+	devices, err := loop.List()
+	if err != nil {
+		v.add(Finding{Severity: SeverityError, What: fmt.Sprintf("loop devices can not be listed: %v", err)})
+	}
+	for _, d := range devices {
+		v.loops[d.Backing] = append(v.loops[d.Backing], d)
+	}
+	for _, p := range v.store.pools {
+		if ctx.Err() != nil {
+			v.add(Finding{Severity: SeverityNote, What: "not all was looked at: " + ctx.Err().Error()})
+			return v.findings
+		}
+		v.pool(ctx, p)
+	}
+	v.leakedQuotas(ctx)
+	v.deviceLinks()
+	return v.findings
+}
+
+func (v *verifier) pool(ctx context.Context, p *pool) {
+	p.mu.Lock()
+	want := p.expect
+	p.mu.Unlock()
+	want.mayCreate = false
+	r, _, err := p.openAs(want)
+	if err != nil {
+		v.incomplete = true
+		v.add(Finding{Severity: SeverityError, Pool: p.name(), What: err.Error()})
+		return
+	}
+	defer r.Close()
+	key, err := filesystemKey(r.File())
+	if err != nil {
+		v.incomplete = true
+		v.failed(p, "", err)
+		return
+	}
+	if v.quotas[key] == nil {
+		v.quotas[key] = &quotaFindings{owners: map[uint64]string{}}
+	}
+	q := v.quotas[key]
+	q.pools = append(q.pools, p)
+	names, err := r.Names()
+	if err != nil {
+		v.incomplete = true
+		v.failed(p, "", err)
+		return
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if record.CheckID(name) == nil && ctx.Err() == nil {
+			v.volume(ctx, p, r, q, name)
+		}
+	}
+	v.trash(ctx, p, r, q)
+	v.tmp(ctx, p, r, q)
+	v.claimIndex(p, r)
+	v.deletedImages(p)
+}
+
+// volume looks at the directory name of a pool.
+func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFindings, name string) {
+	if v.live {
+		unlock, err := v.store.locks.Lock(ctx, name)
+		if err != nil {
+			v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: name, What: err.Error()})
+			return
+		}
+		defer unlock()
+	}
+	rec, err := readEntry(r.Dir, name, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // deleted since it was listed
+	}
+	if err != nil {
+		v.incomplete = true
+		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("it can not be read as a volume, and is left alone: %v", err)})
+		return
+	}
+	if other := v.volumes[name]; other != nil {
+		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: "another pool has a volume of this id too"})
+	}
+	v.volumes[name] = rec
+	dir, err := r.OpenDir(name)
+	if err != nil {
+		v.failed(p, name, err)
+		return
+	}
+	defer dir.Close()
+	q.own(v, p, name, rec)
+	at := &place{verifier: v, pool: p, root: r, dir: dir, rec: rec}
+	switch rec.Backend {
+	case record.BackendDirectory:
+		at.directory(ctx)
+	case record.BackendLoop:
+		at.loop(ctx)
+	default:
+		at.error("its backend %q is not one this program knows", rec.Backend)
+	}
+}
+
+// place is a volume that is being looked at.
+type place struct {
+	*verifier
+	pool *pool
+	root *root
+	dir  *beneath.Dir
+	rec  *record.Volume
+}
+
+func (at *place) error(format string, args ...any) {
+	at.add(Finding{Severity: SeverityError, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
+}
+
+// repairable reports what apply puts right. Pool and volume are opened anew for it, under the volume's lock.
+func (at *place) repairable(severity Severity, repair string, apply func(context.Context, *place) error, format string, args ...any) {
+	s, p, id := at.store, at.pool, at.rec.ID
+	at.add(Finding{Severity: severity, Pool: p.name(), Volume: id, What: fmt.Sprintf(format, args...), Repair: repair,
+		apply: func(ctx context.Context) error {
+			unlock, err := s.locks.Lock(ctx, id)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			r, err := p.open()
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			rec, err := readEntry(r.Dir, id, id)
+			if err != nil {
+				return err
+			}
+			dir, err := r.OpenDir(id)
+			if err != nil {
+				return err
+			}
+			defer dir.Close()
+			return apply(ctx, &place{verifier: at.verifier, pool: p, root: r, dir: dir, rec: rec})
+		}})
+}
+
+// trash looks at the entries of the trash. That they are there is no finding: they wait for their time, or are being freed.
+func (v *verifier) trash(ctx context.Context, p *pool, r *root, q *quotaFindings) {
+	names, err := namesIn(r.meta, record.TrashDir)
+	if err != nil {
+		v.failed(p, record.TrashDir, err)
+		return
+	}
+	for _, name := range names {
+		where := record.TrashDir + "/" + name
+		id, ok := trashID(name)
+		if !ok {
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "it is no entry of the trash, and nothing frees it"})
+			continue
+		}
+		trash, err := r.meta.OpenDir(record.TrashDir)
+		if err != nil {
+			v.failed(p, where, err)
+			return
+		}
+		if _, err := readNote(trash, name); err != nil && !isFreeing(name) && !errors.Is(err, fs.ErrNotExist) {
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("when it is to be freed can not be read, and it is kept: %v", err)})
+		}
+		if rec, err := readEntry(trash, name, id); err == nil {
+			q.own(v, p, where, rec)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			q.unknown = append(q.unknown, where)
+		}
+		v.unused(ctx, p, trash, name, where)
+		trash.Close()
+	}
+}
+
+// tmp looks at what is being made, or was left by a crash.
+func (v *verifier) tmp(ctx context.Context, p *pool, r *root, q *quotaFindings) {
+	names, err := namesIn(r.meta, record.TmpDir)
+	if err != nil {
+		v.failed(p, record.TmpDir, err)
+		return
+	}
+	for _, name := range names {
+		where := record.TmpDir + "/" + name
+		if record.CheckID(name) != nil {
+			if !strings.HasPrefix(name, ".") { // a probe's file, which the next probe makes anew
+				v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "it was not made by Quarry, and nothing clears it away"})
+			}
+			continue
+		}
+		tmp, err := r.meta.OpenDir(record.TmpDir)
+		if err != nil {
+			v.failed(p, where, err)
+			return
+		}
+		if rec, err := readEntry(tmp, name, name); err == nil {
+			q.own(v, p, where, rec)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			q.unknown = append(q.unknown, where)
+		}
+		tmp.Close()
+		v.unfinished(ctx, p, name, where)
+	}
+}
+
+func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
+	if !v.live {
+		v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: where, What: "a volume that is being made, or that a crash left; the agent clears it away"})
+		return
+	}
+	unlock, err := v.store.locks.TryLock(name)
+	if err != nil {
+		return // it is being made
+	}
+	defer unlock()
+	there := false
+	if r, err := p.open(); err == nil {
+		defer r.Close()
+		_, err = r.meta.OpenFile(path.Join(record.TmpDir, name), os.O_RDONLY, 0)
+		there = err == nil
+	}
+	if !there {
+		return
+	}
+	s := v.store
+	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "a volume that was never finished",
+		Repair: "take it down and free it", apply: func(ctx context.Context) error { return s.scrapTmp(ctx, p, name) }})
+}
+
+// unused proves that nothing holds on to an entry of the trash: no device, no mount.
+func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name, where string) {
+	dir, err := parent.OpenDir(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // freed since it was listed
+	}
+	if err != nil {
+		v.failed(p, where, err)
+		return
+	}
+	defer dir.Close()
+	s := v.store
+	takeDown := func(ctx context.Context) error {
+		r, err := p.open()
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		dir, err := r.meta.OpenDir(where)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return s.release(ctx, dir)
+	}
+	if mounted, err := isMounted(dir); err != nil {
+		v.failed(p, where, err)
+	} else if mounted {
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "its filesystem is still mounted", Repair: "unmount and detach it", apply: takeDown})
+	}
+	devices, err := devicesOf(dir)
+	if err != nil {
+		v.failed(p, where, err)
+	}
+	for _, d := range devices {
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("%s is still over its image%s", d.Path, holdersText(d)),
+			Repair: "unmount and detach it", apply: takeDown})
+	}
+}
+
+// isMounted tells whether anything is mounted in a volume's mount directory.
+func isMounted(dir *beneath.Dir) (bool, error) {
+	target, err := openMount(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer target.Close()
+	_, err = mount.At(target)
+	if errors.Is(err, mount.ErrNotMountpoint) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// holdersText names who holds a device, for people.
+func holdersText(d loop.Device) string {
+	holders, err := loop.Holders(d, loop.HolderOptions{})
+	if err != nil || len(holders) == 0 {
+		return ""
+	}
+	texts := make([]string, len(holders))
+	for i, h := range holders {
+		texts[i] = h.String()
+	}
+	return ", held by " + strings.Join(texts, "; ")
+}
+
+// deletedImages finds loop devices over images of the pool that no name leads to any more: they keep the space.
+func (v *verifier) deletedImages(p *pool) {
+	for _, devices := range v.loops {
+		for _, d := range devices {
+			if !d.Deleted || !strings.HasPrefix(d.BackingPath, filepath.Clean(p.cfg.Path)+"/") {
+				continue
+			}
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("%s is over a deleted image (%s)%s", d.Path, d.Name, holdersText(d)),
+				Repair: "detach it", apply: func(ctx context.Context) error { return loop.DetachBacking(ctx, d) }})
+		}
+	}
+}
+
+// claimIndex looks for links by claim that lead nowhere.
+func (v *verifier) claimIndex(p *pool, r *root) {
+	err := danglingClaims(r, func(id string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: path.Join(record.ByClaimDir, namespace, claim), What: "the link leads to no volume", Repair: "remove it",
+			apply: func(context.Context) error {
+				r, err := p.open()
+				if err != nil {
+					return err
+				}
+				defer r.Close()
+				dir, err := r.meta.OpenDir(path.Join(record.ByClaimDir, namespace))
+				if err != nil {
+					return err
+				}
+				defer dir.Close()
+				return dir.Unlink(claim)
+			}})
+		return nil
+	})
+	if err != nil {
+		v.failed(p, record.ByClaimDir, err)
+	}
+}
+
+// deviceLinks looks for links in the device directory that are no Block volume's.
+func (v *verifier) deviceLinks() {
+	if v.incomplete {
+		return
+	}
+	dir := v.store.opts.DeviceDir
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			v.add(Finding{Severity: SeverityError, What: err.Error()})
+		}
+		return
+	}
+	for _, e := range entries {
+		if rec := v.volumes[e.Name()]; rec != nil && rec.VolumeMode == record.ModeBlock {
+			continue // looked at with its volume
+		}
+		link := filepath.Join(dir, e.Name())
+		v.add(Finding{Severity: SeverityWarning, Volume: e.Name(), What: fmt.Sprintf("%s is the link of no Block volume", link), Repair: "remove it",
+			apply: func(context.Context) error { return os.Remove(link) }})
+	}
+}

@@ -1,0 +1,364 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// quotaFindings are the quota ids that the records of one filesystem name.
+type quotaFindings struct {
+	pools  []*pool
+	owners map[uint64]string
+	// unknown are directories whose record, and so whose quota id, can not be read.
+	unknown []string
+}
+
+// own notes which id a volume has. Two volumes under one id share one limit (G2).
+func (q *quotaFindings) own(v *verifier, p *pool, name string, rec *record.Volume) {
+	if rec.QuotaKind == "" {
+		return
+	}
+	if other, taken := q.owners[rec.QuotaID]; taken {
+		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("its quota id %d is that of %s too", rec.QuotaID, other)})
+		return
+	}
+	q.owners[rec.QuotaID] = p.key(name)
+}
+
+// leakedQuotas finds ids of ours that are in use and stand in no record. It only looks where all records could be read.
+func (v *verifier) leakedQuotas(ctx context.Context) {
+	if v.incomplete {
+		return
+	}
+	for _, q := range v.quotas {
+		if len(q.unknown) > 0 || len(q.pools) == 0 || ctx.Err() != nil {
+			continue
+		}
+		p := q.pools[0]
+		r, err := p.open()
+		if err != nil {
+			v.failed(p, "", err)
+			continue
+		}
+		if err := q.leaks(v, p, r); err != nil {
+			v.failed(p, "", err)
+		}
+		r.Close()
+	}
+}
+
+func (q *quotaFindings) leaks(v *verifier, p *pool, r *root) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
+		return err
+	}
+	switch int64(st.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC:
+		for project, err := range quota.Projects(r.File()) {
+			if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+				return nil // quotas are off
+			}
+			if err != nil {
+				return err
+			}
+			if quota.IsOurs(project.ID) && q.owners[uint64(project.ID)] == "" {
+				q.leak(v, p, project)
+			}
+		}
+	case unix.BTRFS_SUPER_MAGIC:
+		groups, err := btrfs.Groups(r.File())
+		if err != nil {
+			return err
+		}
+		for _, g := range groups {
+			if id := uint32(g.Number); uint64(id) == g.Number && quota.IsOurs(id) && q.owners[g.Number] == "" && !v.acquired(p, id) {
+				v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("qgroup 1/%d is no volume's", id), Repair: "remove it, if nothing is in it",
+					apply: func(context.Context) error {
+						return p.with(func(r *root) error { return btrfs.RemoveGroup(r.File(), id) })
+					}})
+			}
+		}
+	}
+	return nil
+}
+
+func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
+	if v.acquired(p, project.ID) {
+		return
+	}
+	f := Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("project %d is no volume's; it has a limit of %d bytes, and %d bytes in %d files are charged to it",
+		project.ID, project.Limits.Bytes, project.Usage.Bytes, project.Usage.Inodes)}
+	// What is charged to it belongs to somebody: a tenant can charge its files to any id.
+	if project.Usage == (quota.Usage{}) {
+		f.Repair = "clear its limit"
+		f.apply = func(context.Context) error {
+			return p.with(func(r *root) error { return quota.Clear(r.File(), project.ID) })
+		}
+	}
+	v.add(f)
+}
+
+// acquired tells whether a running store has given the id to a volume that is being made at this moment.
+func (v *verifier) acquired(p *pool, id uint32) bool {
+	_, space, err := p.state()
+	return v.live && err == nil && space.known(id)
+}
+
+// with opens the pool for one call.
+func (p *pool) with(do func(*root) error) error {
+	r, err := p.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return do(r)
+}
+
+func (at *place) directory(ctx context.Context) {
+	data, err := at.dir.OpenDir(record.DataDir)
+	if err != nil {
+		at.error("its data directory: %v", err)
+		return
+	}
+	defer data.Close()
+	restore := func(_ context.Context, at *place) error { return checkDirectory(at.root, at.rec) }
+	id := uint32(at.rec.QuotaID)
+	switch at.rec.QuotaKind {
+	case "":
+		if at.rec.Enforcement != record.EnforcementNone {
+			at.error("its record names no quota, and enforcement is %s", at.rec.Enforcement)
+		}
+	case record.QuotaProject:
+		if got, inherit, err := quota.GetProject(data.File()); err != nil {
+			at.error("%v", err)
+		} else if got != id || !inherit {
+			at.repairable(SeverityError, "set it", restore, "its root directory has project id %d (inherited: %t), not %d", got, inherit, id)
+		}
+		limits, _, err := quota.GetLimits(at.root.File(), id)
+		if err != nil {
+			at.error("its limit can not be read, so it is not in force: %v", err)
+		} else if !limitHolds(at.rec, limits.Bytes) || limits.Inodes != uint64(at.rec.Inodes) {
+			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes and %d inodes, not %d and %d", limits.Bytes, limits.Inodes, at.rec.SizeBytes, at.rec.Inodes)
+		}
+		at.strays(ctx, data.File())
+	case record.QuotaBtrfs:
+		group, there, err := btrfs.GetGroup(at.root.File(), id)
+		if err != nil || !there {
+			at.error("its qgroup 1/%d is gone (%v)", id, err)
+			return
+		}
+		if !limitHolds(at.rec, group.Limit) {
+			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes, not %d", group.Limit, at.rec.SizeBytes)
+		}
+		at.strayedSubvolumes(data.File())
+	default:
+		at.error("its quota %q is not one this program knows", at.rec.QuotaKind)
+	}
+}
+
+// limitHolds tells whether a limit in force is the record's. Filesystems round up to whole blocks, of 64 KiB at the most.
+func limitHolds(rec *record.Volume, limit uint64) bool {
+	const block = 64 << 10
+	return limit >= uint64(rec.SizeBytes) && limit < uint64(rec.Promise())+block
+}
+
+// strays reports files of the volume that are charged to another project.
+func (at *place) strays(ctx context.Context, data *os.File) {
+	report, err := quota.Check(ctx, data, uint32(at.rec.QuotaID), new(quota.Cursor), walkBudget)
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	if n := len(report.Strays); n > 0 {
+		first := report.Strays[0]
+		at.error("%d or more of its files left its quota, the first: %q has project id %d", n, first.Path, first.ID)
+	}
+}
+
+func (at *place) strayedSubvolumes(data *os.File) {
+	id, err := btrfs.ID(data)
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	strays, err := btrfs.Strays(at.root.File(), id, uint32(at.rec.QuotaID))
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	if len(strays) > 0 {
+		join := func(_ context.Context, at *place) error {
+			for _, s := range strays {
+				if err := btrfs.AddMember(at.root.File(), s, uint32(at.rec.QuotaID)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		at.repairable(SeverityError, "put them into it", join, "%d of its subvolumes are not in its qgroup, the first: %d", len(strays), strays[0])
+	}
+}
+
+// bringUp is the repair for whatever a restart of the agent would put right.
+func bringUp(ctx context.Context, at *place) error {
+	return at.store.activateLoop(ctx, &volume{id: at.rec.ID, pool: at.pool, rec: *at.rec}, at.dir, true)
+}
+
+func (at *place) loop(ctx context.Context) {
+	image, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
+	if err != nil {
+		at.error("its image: %v", err)
+		return
+	}
+	defer image.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(image.Fd()), &st); err != nil {
+		at.error("its image: %v", err)
+		return
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size < at.rec.SizeBytes || st.Size > at.rec.Promise() {
+		at.error("its image is of %d bytes, not %d", st.Size, at.rec.SizeBytes)
+	}
+	if allocated := st.Blocks * 512; at.rec.Allocation == record.AllocationThick && allocated < st.Size {
+		reserve := func(_ context.Context, at *place) error {
+			image, err := at.dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer image.Close()
+			return fallocate(int(image.Fd()), st.Size)
+		}
+		at.repairable(SeverityError, "reserve the rest", reserve, "its image is not thick any more: %d of %d bytes are reserved", allocated, st.Size)
+	}
+	devices := at.loops[loop.Backing{Dev: st.Dev, Inode: st.Ino}]
+	if at.live {
+		// Its lock is held now, and was not when the devices were listed.
+		if devices, err = loop.Find(image); err != nil {
+			at.error("%v", err)
+			return
+		}
+	}
+	switch len(devices) {
+	case 0:
+		at.repairable(SeverityError, "bring it up", bringUp, "no loop device is over its image")
+		return
+	case 1:
+	default:
+		var paths []string
+		for _, d := range devices {
+			paths = append(paths, d.Path+holdersText(d))
+		}
+		at.error("several loop devices are over its image: %s", strings.Join(paths, ", "))
+		return
+	}
+	at.device(devices[0], st.Size)
+	if at.rec.VolumeMode == record.ModeBlock {
+		at.link(devices[0])
+		return
+	}
+	at.mounted(ctx, image, devices[0])
+}
+
+// device looks at the settings of the one loop device.
+func (at *place) device(d loop.Device, size int64) {
+	if at.rec.LogicalBlockSize != 0 && d.BlockSize != at.rec.LogicalBlockSize {
+		at.error("%s has blocks of %d bytes, and the data was written with %d", d.Path, d.BlockSize, at.rec.LogicalBlockSize)
+	}
+	if d.SizeBytes != size || d.Offset != 0 {
+		at.error("%s has %d bytes from %d on, and the image %d", d.Path, d.SizeBytes, d.Offset, size)
+	}
+	if d.ReadOnly {
+		at.error("%s is read-only", d.Path)
+	}
+	if d.Autoclear {
+		at.repairable(SeverityError, "take the mark off", bringUp, "%s will detach itself when its last user closes it", d.Path)
+	}
+	if d.Discard && at.rec.Allocation == record.AllocationThick {
+		at.repairable(SeverityError, "switch discards off", bringUp, "%s passes discards on, and one fstrim would thin its image", d.Path)
+	}
+	if !d.DirectIO {
+		direct, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY|unix.O_DIRECT, 0)
+		if err == nil {
+			direct.Close()
+			at.repairable(SeverityWarning, "switch it on", bringUp, "%s does not use direct I/O, so its data is cached twice", d.Path)
+		}
+	}
+}
+
+// link looks at the link of a Block volume.
+func (at *place) link(d loop.Device) {
+	to, err := os.Readlink(filepath.Join(at.store.opts.DeviceDir, at.rec.ID))
+	if err != nil || to != d.Path {
+		at.repairable(SeverityError, "make the link", bringUp, "its link leads to %q, not to %s", to, d.Path)
+	}
+	if mounted, err := isMounted(at.dir); err != nil || mounted {
+		at.error("it was handed out as a block device, and is mounted (%v)", err)
+	}
+}
+
+// mounted looks at the filesystem of a loop volume and where it is mounted.
+func (at *place) mounted(_ context.Context, image *os.File, d loop.Device) {
+	target, err := openMount(at.dir)
+	if err != nil {
+		at.error("the directory it is mounted at: %v", err)
+		return
+	}
+	defer target.Close()
+	mounted, err := mountedAt(target, at.rec.ID, d)
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	inner, err := at.dir.OpenDir(record.MountDir)
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	defer inner.Close()
+	names, err := inner.Names()
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	if !mounted {
+		at.repairable(SeverityError, "bring it up", bringUp, "it is not mounted")
+		if len(names) > 0 {
+			at.error("something was written to the directory it is mounted at while it was not: %s", names[0])
+		}
+		return
+	}
+	if err := identifySettled(image, at.rec); err != nil {
+		at.error("%v", err)
+	}
+	if st, err := inner.Stat(record.DataDir); errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		at.error("the directory its user sees (%s) is gone", record.DataDir)
+	}
+	if info, err := mount.At(target); err == nil && info.ReadOnly() {
+		at.error("it is mounted read-only, as the kernel does after an error")
+	}
+}
+
+// identifySettled is identify for a mounted image: a superblock that is being written at this moment is read again.
+func identifySettled(image *os.File, rec *record.Volume) (err error) {
+	const tries = 5
+	for range tries {
+		_ = unix.Fadvise(int(image.Fd()), 0, 1<<20, unix.FADV_DONTNEED)
+		if err = identify(image, rec); err == nil {
+			return nil
+		}
+	}
+	return err
+}

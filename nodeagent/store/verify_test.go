@@ -1,0 +1,275 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// damaged asserts that something is found, and where it can be repaired, that it is.
+func damaged(t *testing.T, n *node, what string, repairable bool) {
+	t.Helper()
+	found := n.store.Verify(t.Context())
+	require.True(t, contains(found, what), "want %q, have %v", what, found)
+	outside := VerifyPools(t.Context(), n.options(), nil)
+	require.True(t, contains(outside, what), "without the store: want %q, have %v", what, outside)
+	for _, f := range found {
+		if strings.Contains(f.What, what) {
+			require.Equal(t, repairable, f.Repair != "", "%v", f)
+		}
+	}
+	if !repairable {
+		return
+	}
+	require.NoError(t, Repair(t.Context(), found))
+	n.check()
+	require.Empty(t, VerifyPools(t.Context(), n.options(), nil))
+}
+
+func TestVerifyLoopVolumes(t *testing.T) {
+	path := onExt4.make(t, 2*gib)
+	n := newNode(t, path)
+	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 32 * mib, FSType: "ext4"})
+	raw := n.mustCreate(Request{ID: "raw", SizeBytes: 32 * mib, VolumeMode: record.ModeBlock})
+	mark(t, v, "kept")
+	n.check()
+	image := filepath.Join(path, "pvc-1", record.ImageFile)
+	deviceOf := func(image string) loop.Device {
+		f, err := os.Open(image)
+		require.NoError(t, err)
+		defer f.Close()
+		devices, err := loop.Find(f)
+		require.NoError(t, err)
+		require.Len(t, devices, 1)
+		return devices[0]
+	}
+
+	// Attached by hand, as losetup does it: with discards.
+	n.reboot()
+	testroot.Run(t, "losetup", "--find", "--sector-size", strconv.Itoa(int(v.LogicalBlockSize)), image)
+	damaged(t, n, "passes discards on", true)
+	dev := deviceOf(image)
+	testroot.Run(t, "losetup", "--direct-io=off", dev.Path)
+	damaged(t, n, "does not use direct I/O", true)
+
+	// A hole in the image, as a discard makes it.
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	require.NoError(t, err)
+	testroot.Run(t, "umount", filepath.Dir(v.Path))
+	require.NoError(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 31*mib, mib))
+	require.NoError(t, f.Close())
+	damaged(t, n, "not thick any more", true)
+	require.Equal(t, "kept", marked(t, v))
+
+	testroot.Run(t, "umount", filepath.Dir(v.Path))
+	damaged(t, n, "it is not mounted", true)
+	require.Equal(t, "kept", marked(t, v))
+
+	require.NoError(t, os.Remove(raw.Path))
+	damaged(t, n, "its link leads to", true)
+	require.NoError(t, os.Remove(raw.Path))
+	require.NoError(t, os.Symlink("/dev/null", raw.Path))
+	damaged(t, n, "its link leads to", true)
+	require.NoError(t, os.Symlink("/dev/null", filepath.Join(n.devices, "nobody")))
+	damaged(t, n, "link of no Block volume", true)
+
+	require.NoError(t, os.MkdirAll(filepath.Join(path, ".quarry/by-claim/ns"), 0o755))
+	require.NoError(t, os.Symlink("../../../gone", filepath.Join(path, ".quarry/by-claim/ns/claim")))
+	damaged(t, n, "leads to no volume", true)
+
+	// A second device over the image: each has a cache of its own.
+	second := strings.TrimSpace(testroot.Run(t, "losetup", "--find", "--show", deviceImage(t, path, "raw")))
+	damaged(t, n, "several loop devices", false)
+	testroot.Run(t, "losetup", "--detach", second)
+
+	// Left in tmp and in the trash by something that is no agent.
+	tmp := filepath.Join(path, ".quarry/tmp/pvc-9")
+	require.NoError(t, os.Mkdir(tmp, 0o700))
+	left, err := os.Create(filepath.Join(tmp, record.ImageFile))
+	require.NoError(t, err)
+	require.NoError(t, left.Truncate(16*mib))
+	require.NoError(t, left.Close())
+	testroot.Run(t, "losetup", "--find", filepath.Join(tmp, record.ImageFile))
+	found := n.store.Verify(t.Context())
+	require.True(t, contains(found, "never finished"))
+	require.NoError(t, Repair(t.Context(), found))
+	n.check()
+
+	require.NoError(t, n.store.Delete(t.Context(), "raw", keep(3600)))
+	entry := filepath.Join(path, ".quarry/trash", n.store.Trash()[0].Entry)
+	testroot.Run(t, "losetup", "--find", filepath.Join(entry, record.ImageFile))
+	damaged(t, n, "is still over its image", true)
+	testroot.Run(t, "losetup", "--find", filepath.Join(entry, record.ImageFile))
+	require.NoError(t, n.store.Delete(t.Context(), "raw", purge))
+	require.NoError(t, os.Remove(filepath.Join(entry, record.ImageFile)))
+	damaged(t, n, "is over a deleted image", true)
+}
+
+func deviceImage(t *testing.T, path, id string) string {
+	t.Helper()
+	return filepath.Join(path, id, record.ImageFile)
+}
+
+// TestVerifyFindsWhatWasWrittenBeneath tells of a pod's files on the pool's own disk, and of a volume without its data directory.
+func TestVerifyFindsWhatWasWrittenBeneath(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib))
+	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 32 * mib, FSType: "ext4"})
+	require.NoError(t, os.Remove(v.Path))
+	damaged(t, n, "the directory its user sees", false)
+	testroot.Run(t, "umount", filepath.Dir(v.Path))
+	require.NoError(t, os.Mkdir(v.Path, 0o755))
+	require.True(t, contains(n.store.Verify(t.Context()), "something was written to the directory"))
+	n.dirty = true
+}
+
+func TestVerifyDirectories(t *testing.T) {
+	for _, k := range quotaPools {
+		t.Run(k.name, func(t *testing.T) {
+			path := k.make(t, gib)
+			n := newNode(t, path)
+			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
+			mark(t, v, "kept")
+			pool, err := os.Open(path)
+			require.NoError(t, err)
+			defer pool.Close()
+			data, err := os.Open(v.Path)
+			require.NoError(t, err)
+			defer data.Close()
+			leak := quota.LastID - 7
+			if k.quota == record.QuotaBtrfs {
+				require.NoError(t, btrfs.SetLimit(pool, uint32(v.QuotaID), 0))
+				damaged(t, n, "its limit is 0 bytes", true)
+				require.NoError(t, btrfs.CreateGroup(pool, leak))
+				damaged(t, n, "is no volume's", true)
+				return
+			}
+			require.NoError(t, quota.SetLimits(pool, uint32(v.QuotaID), quota.Limits{Bytes: 1 << 40}))
+			damaged(t, n, "its limit is", true)
+			require.NoError(t, quota.Clear(pool, uint32(v.QuotaID)))
+			damaged(t, n, "its limit is 0 bytes", true)
+			require.NoError(t, quota.SetProject(data, 0, false))
+			damaged(t, n, "its root directory has project id 0", true)
+			require.NoError(t, quota.SetLimits(pool, leak, quota.Limits{Bytes: 1 << 20}))
+			damaged(t, n, "is no volume's", true)
+			file, err := os.Open(filepath.Join(v.Path, "mark"))
+			require.NoError(t, err)
+			defer file.Close()
+			require.NoError(t, quota.SetProject(file, 0, false))
+			damaged(t, n, "left its quota", false)
+			require.NoError(t, quota.SetProject(file, uint32(v.QuotaID), false))
+
+			// The record of one under the id of the other.
+			other := n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
+			before := other.Volume
+			rewrite(t, n, "pvc-2", func(rec *record.Volume) { rec.QuotaID = v.QuotaID })
+			require.True(t, contains(n.store.Verify(t.Context()), "its quota id"))
+			n.start()
+			require.Equal(t, []string{"pvc-1"}, n.ids(), "two volumes under one limit are not served")
+			rewrite(t, n, "pvc-2", func(rec *record.Volume) { *rec = before })
+			n.start()
+		})
+	}
+}
+
+func rewrite(t *testing.T, n *node, id string, change func(*record.Volume)) {
+	t.Helper()
+	require.NoError(t, n.store.pools[0].with(func(r *root) error {
+		rec, err := readVolume(r.Dir, id)
+		if err != nil {
+			return err
+		}
+		change(rec)
+		dir, err := r.OpenDir(id)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return writeVolume(dir, rec)
+	}))
+}
+
+// TestActivatePutsQuotaBack: what an administrator undid is in force again after the next look.
+func TestActivatePutsQuotaBack(t *testing.T) {
+	for _, k := range quotaPools {
+		t.Run(k.name, func(t *testing.T) {
+			path := k.make(t, gib)
+			n := newNode(t, path)
+			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
+			require.NoError(t, n.store.pools[0].with(func(r *root) error { return setDirectoryLimit(r, &v.Volume, 1<<40) }))
+			_, err := n.store.Activate(t.Context(), v.ID)
+			require.NoError(t, err)
+			require.Empty(t, n.store.Verify(t.Context()))
+		})
+	}
+}
+
+// TestInspectChangesNothing lists a pool without a store, to the last byte as it was.
+func TestInspectChangesNothing(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	n.mustCreate(Request{ID: "pvc-1", SizeBytes: 32 * mib, FSType: "ext4"})
+	n.mustCreate(smallNamed("pvc-2"))
+	n.mustCreate(smallNamed("pvc-3"))
+	require.NoError(t, n.store.Delete(t.Context(), "pvc-3", keep(60)))
+	n.reboot()
+	require.NoError(t, os.Mkdir(filepath.Join(path, ".quarry/tmp/pvc-4"), 0o700))
+	require.NoError(t, os.Mkdir(filepath.Join(path, "other"), 0o700))
+	tree := func() string {
+		out, err := exec.Command("find", path, "-printf", "%p %s %T@ %C@\n").Output()
+		require.NoError(t, err)
+		return string(out)
+	}
+	before := tree()
+	in, err := Inspect(path)
+	require.NoError(t, err)
+	require.Equal(t, before, tree())
+	require.Len(t, in.Volumes, 2)
+	require.Equal(t, filepath.Join(path, "pvc-1/mount/data"), in.Volumes[0].Path)
+	require.Len(t, in.Trash, 1)
+	require.Equal(t, "pvc-3", in.Trash[0].Volume.ID)
+	require.Equal(t, []string{"pvc-4"}, in.Unfinished)
+	require.Contains(t, in.Broken, "other")
+	require.Equal(t, n.store.Pools()[0].UID, in.Identity.UID)
+	VerifyPools(context.Background(), n.options(), nil)
+	require.Equal(t, before, tree())
+	n.dirty = true
+	_, err = Inspect(t.TempDir())
+	var offline *OfflineError
+	require.ErrorAs(t, err, &offline)
+}
+
+func smallNamed(id string) Request {
+	r := small
+	r.ID = id
+	return r
+}
+
+func TestFindingsArePrinted(t *testing.T) {
+	var out bytes.Buffer
+	require.NoError(t, WriteFindings(&out, nil))
+	require.Equal(t, "everything holds\n", out.String())
+	findings := []Finding{{Severity: SeverityError, Pool: "p", Volume: "v", What: "w", Repair: "r"}, {Severity: SeverityNote, What: "n"}}
+	out.Reset()
+	require.NoError(t, WriteFindings(&out, findings))
+	require.Equal(t, "SEVERITY  POOL  VOLUME  WHAT  REPAIR\nerror     p     v       w     r\nnote      -     -       n     by hand\n", out.String())
+	out.Reset()
+	require.NoError(t, WriteFindingsJSON(&out, nil))
+	require.Equal(t, "[]\n", out.String())
+	require.False(t, Holds(findings))
+	require.True(t, Holds(findings[1:]))
+	require.Error(t, findings[1].Apply(t.Context()))
+}
