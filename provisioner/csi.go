@@ -331,6 +331,8 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	case pv != nil && pv.Status.Phase == corev1.VolumeBound:
 		// Whoever may write PersistentVolumes could otherwise have this one's volume deleted by naming it in another.
 		return &InUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s is bound to a claim", pv.Name)}
+	case pv != nil && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain:
+		return &NotOursError{pv.Name, "its reclaim policy is Retain"}
 	default:
 		if v, err = c.records().desire(ctx, v, wishToDelete(v)); err != nil {
 			return err

@@ -48,6 +48,7 @@ func TestKubernetes(t *testing.T) {
 		{"many claims race for little room", testRace},
 		{"two controllers make one volume", testTwoControllers},
 		{"a forged PersistentVolume deletes nothing", testForged},
+		{"the CSI front door", testCSI},
 		{"the other replica takes over", testTakeOver},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newCluster(t, cp)) })

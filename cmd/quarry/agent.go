@@ -23,6 +23,7 @@ import (
 type agentFlags struct {
 	logs                        logging
 	kube                        kubeconfig
+	csi                         csiNode
 	config, node                string
 	healthAddress, metricsAddrs string
 }
@@ -37,6 +38,7 @@ func newAgentCommand() *cobra.Command {
 	}
 	o.logs.flag(cmd)
 	o.kube.flag(cmd)
+	o.csi.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration: pools and what is particular to nodes")
 	f.StringVar(&o.node, "node-name", "", "the name of the node")
@@ -79,6 +81,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	group.Go(func() error { return serveHTTP(ctx, o.healthAddress, agent.Health()) })
 	group.Go(func() error { return serveHTTP(ctx, o.metricsAddrs, metrics) })
 	group.Go(func() error { return agent.Run(ctx) })
+	group.Go(func() error { return o.csi.serve(ctx, o.node, disks, agent.Up(), log) })
 	return group.Wait()
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ func newControllerCommand() *cobra.Command {
 		kube     kubeconfig
 		o        provisioner.Options
 		selector string
+		endpoint string
 	)
 	cmd := &cobra.Command{
 		Use:   "controller",
@@ -31,6 +33,9 @@ func newControllerCommand() *cobra.Command {
 			if o.AgentLabels, err = labels.ConvertSelectorToLabelsMap(selector); err != nil {
 				return fmt.Errorf("--agent-selector: %w", err)
 			}
+			if endpoint != "" {
+				o.ServeCSI = func(ctx context.Context, door *provisioner.CSI) error { return serveController(ctx, endpoint, door) }
+			}
 			return provisioner.Run(cmd.Context(), config, o)
 		},
 	}
@@ -40,6 +45,7 @@ func newControllerCommand() *cobra.Command {
 	f.StringVar(&o.Namespace, "namespace", "", "the namespace Quarry is installed in")
 	f.StringVar(&selector, "agent-selector", "app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
 	f.StringVar(&o.LeaseName, "lease-name", "quarry-controller", "the lease that the replicas elect their leader with")
+	f.StringVar(&endpoint, "csi-endpoint", "", "the unix socket that the CSI controller service is served at (empty: it is not)")
 	f.IntVar(&o.Workers, "workers", 100, "how many claims, and how many PersistentVolumes, are worked on at a time")
 	f.DurationVar(&o.ProvisionTimeout, "provision-timeout", 0, "how long one try of one claim may take (0: 60s)")
 	f.StringVar(&o.HealthAddress, "health-address", ":8081", "where /healthz and /readyz are served")

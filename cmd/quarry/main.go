@@ -43,7 +43,7 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 		Version: version,
 	}
-	root.AddCommand(newControllerCommand(), newAgentCommand(), newStandaloneCommand())
+	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(), newStandaloneCommand())
 	return root
 }
 

@@ -25,23 +25,34 @@
 //
 // Operations on one volume exclude each other (one lock per volume, which a context ends the wait for); operations on
 // different volumes do not. Heavy work (mkfs, preallocation) is bounded by a semaphore. Space is promised by one ledger per
-// filesystem, in memory, rebuilt from the records: several pools may share a filesystem and so its free space.
+// filesystem, in memory, rebuilt from the records: several pools may share a filesystem and so its free space. No mutex
+// that an operation waits for is held while the disk is at work.
 //
 // # Files
 //
-//	store.go     Store: opening, finding and listing volumes
-//	pool.go      a pool: identity, online and offline
-//	probe.go     what a pool's filesystem can do
-//	ledger.go    what is promised to whom
-//	request.go   what a caller may ask for
-//	create.go    admission, building, committing
-//	directory.go the directory backend
-//	loop.go      the loop backend
-//	activate.go  bringing volumes up after a reboot, taking them down
-//	grow.go      growing
-//	remove.go    deleting, trash, restoring
-//	free.go      freeing the trash's space in the background
-//	sweep.go     what a crash left
-//	verify.go    does everything hold?
-//	errors.go    what can go wrong
+//	store.go          Store: opening, finding and listing volumes
+//	pool.go           a pool: identity, online and offline
+//	probe.go          what a pool's filesystem can do
+//	space.go          free space and quota ids that pools of one filesystem share
+//	ledger.go         what is promised to whom
+//	request.go        what a caller may ask for, and how it is carved
+//	admit.go          promising space, to all of a group or to none
+//	create.go         building and committing
+//	directory.go      the directory backend
+//	loop.go           the loop backend
+//	activate.go       bringing volumes up after a reboot, taking them down
+//	publish.go        what a volume's user is given, proven to be the volume
+//	users.go          who uses a volume, in any mount namespace
+//	grow.go           growing
+//	remove.go         deleting
+//	trash.go          what was deleted, and restoring it
+//	free.go           freeing the trash's space in the background
+//	freetree.go       freeing what a tenant left
+//	sweep.go          what a crash left
+//	claims.go         links by claim, for people
+//	verify.go         does everything hold? Pools, records, trash, leaks
+//	verify_backend.go does everything hold? Quotas, images, devices, mounts
+//	findings.go       what does not hold, and its repair
+//	inspect.go        a pool read from its disk without touching anything
+//	errors.go         what can go wrong
 package store

@@ -17,6 +17,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -96,6 +97,28 @@ func TestHostileTreeIsFreed(t *testing.T) {
 				n.check()
 				require.Empty(t, n.store.Trash())
 				require.Less(t, used(t, path), before+16*mib)
+			}
+		})
+	}
+}
+
+// TestPoolInsideAProject frees volumes of a pool that the administrator has put into a project of its own.
+func TestPoolInsideAProject(t *testing.T) {
+	for _, k := range []poolKind{onExt4Prj, onXFSPrj} {
+		t.Run(k.name, func(t *testing.T) {
+			path := filepath.Join(k.make(t, gib), "pool")
+			require.NoError(t, os.Mkdir(path, 0o755))
+			dir, err := os.Open(path)
+			require.NoError(t, err)
+			defer dir.Close()
+			require.NoError(t, quota.SetProject(dir, 77, true))
+			n := newNode(t, path)
+			for _, enforcement := range []string{record.EnforcementQuota, record.EnforcementNone} {
+				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: enforcement, SizeBytes: 16 * mib})
+				require.NoError(t, os.MkdirAll(filepath.Join(v.Path, "a/b/c"), 0o755))
+				require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
+				n.check()
+				require.Empty(t, n.store.Trash())
 			}
 		})
 	}

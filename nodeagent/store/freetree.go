@@ -13,6 +13,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -156,14 +157,29 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 
 // moveUp renames a directory into the entry under a name of its own.
 func (f *freer) moveUp(dir *beneath.Dir, name string, st unix.Stat_t, entry *beneath.Dir) error {
-	return retryMutable(dir, name, st, func() error {
-		for {
-			err := dir.Rename(name, entry, fmt.Sprintf("d%016x", rand.Uint64()))
-			if !errors.Is(err, fs.ErrExist) {
-				return err
-			}
+	err := retryMutable(dir, name, st, func() error { return renameAnew(dir, name, entry) })
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	// The pool lies in a project of the administrator's, whose inherit flag keeps directories of other projects out.
+	project, _, projectErr := quota.GetProject(entry.File())
+	if projectErr == nil {
+		projectErr = quota.SetProject(entry.File(), project, false)
+	}
+	if projectErr != nil {
+		return errors.Join(err, projectErr)
+	}
+	return renameAnew(dir, name, entry)
+}
+
+// renameAnew moves name to another directory under a name that nobody has there.
+func renameAnew(dir *beneath.Dir, name string, to *beneath.Dir) error {
+	for {
+		err := dir.Rename(name, to, fmt.Sprintf("d%016x", rand.Uint64()))
+		if !errors.Is(err, fs.ErrExist) {
+			return err
 		}
-	})
+	}
 }
 
 func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st unix.Stat_t, scrub string) error {

@@ -14,7 +14,7 @@ import (
 )
 
 // modelSteps is how many operations one run of the model test does.
-const modelSteps = 30
+const modelSteps = 20
 
 // modelled is what a volume should be: the simple model that the store is compared with.
 type modelled struct {

@@ -35,6 +35,7 @@ const (
 type pool struct {
 	cfg config.Pool
 
+	// mu may be taken while Store.mu is held, never the other way round.
 	mu       sync.Mutex
 	expect   expectation
 	identity *record.Pool // as last read
@@ -238,8 +239,9 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 			}
 			var features Features
 			if features, err = probe(r, p.cfg.EnableQuota); err == nil {
+				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
 				p.mu.Lock()
-				p.features, p.space, p.identity, p.offline = features, s.spaceOf(key), identity, nil
+				p.features, p.space, p.identity, p.offline = features, space, identity, nil
 				// From now on it must be this disk, whatever was known before.
 				p.expect.uid = identity.UID
 				p.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 // Delete takes the volume away: renamed into the trash at once, however much is in it, and freed in the background when its
 // deletion policy says. It begins with the proof that nothing uses the volume; else it is an *InUseError and nothing changed
 // that a user could see. A volume that is not there, or in the trash already, is not an error: purge hurries one in the trash.
+// One that can not be read is a *MismatchError and stays. Of pools that are offline nothing is known: ask Pools first.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
 	if err := record.CheckID(id); err != nil {
 		return err
@@ -26,6 +27,9 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	defer unlock()
 	v := s.lookup(id)
 	if v == nil {
+		if err := s.unreadable(id); err != nil {
+			return fmt.Errorf("delete volume %s: %w", id, err)
+		}
 		return s.deleteTrashed(ctx, id, how)
 	}
 	if err := s.remove(ctx, v, how); err != nil {
@@ -33,6 +37,18 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	}
 	s.notify()
 	s.freer.wake()
+	return nil
+}
+
+// unreadable is the *MismatchError of a directory of that name which can not be read as a volume. It must not be taken for gone.
+func (s *Store) unreadable(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pools {
+		if err := s.broken[p.key(id)]; err != nil {
+			return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone", p.name(), err)}
+		}
+	}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,6 +97,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 	if err != nil {
 		return nil, err
 	}
+	slices.Sort(names) // of two that name one quota id it is always the same that is served
 	var vols []*volume
 	found := map[string]bool{}
 	for _, name := range names {

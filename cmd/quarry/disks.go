@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/nodeagent"
+	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+)
+
+// disks are the flags of commands that look at a node's pools without an agent.
+type disks struct {
+	config, node, output string
+	paths                []string
+}
+
+func (d *disks) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&d.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration, which names the pools")
+	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"), "the name of the node, where its pools differ from the others'")
+	f.StringArrayVar(&d.paths, "pool", nil, "a pool's path, instead of those of the configuration (repeatable)")
+	f.StringVarP(&d.output, "output", "o", "table", "table or json")
+}
+
+// pools returns the pools to look at.
+func (d *disks) pools() ([]config.Pool, error) {
+	if d.output != "table" && d.output != "json" {
+		return nil, fmt.Errorf("--output %q is neither table nor json", d.output)
+	}
+	if len(d.paths) > 0 {
+		var pools []config.Pool
+		for _, path := range d.paths {
+			c, err := config.Default(path)
+			if err != nil {
+				return nil, err
+			}
+			c.Pools[0].Name = fmt.Sprintf("pool-%d", len(pools))
+			pools = append(pools, c.Pools[0])
+		}
+		return pools, nil
+	}
+	file, err := os.Open(d.config)
+	if err != nil {
+		return nil, fmt.Errorf("%w (name pools by --pool where there is no configuration)", err)
+	}
+	defer file.Close()
+	c, err := config.Load(file)
+	if err != nil {
+		return nil, err
+	}
+	return c.PoolsOf(d.node), nil
+}
+
+func newListCommand() *cobra.Command {
+	var d disks
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the volumes of a node's pools straight from the disk; nothing is changed",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			pools, err := d.pools()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			listing := []poolListing{}
+			for _, p := range pools {
+				in, err := store.Inspect(p.Path)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				listing = append(listing, newPoolListing(p.Path, in))
+			}
+			if d.output == "json" {
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				errs = append(errs, e.Encode(listing))
+			} else {
+				errs = append(errs, printListing(cmd.OutOrStdout(), listing))
+			}
+			return errors.Join(errs...)
+		},
+	}
+	d.flags(cmd)
+	return cmd
+}
+
+// poolListing is what `quarry ls -o json` prints of a pool.
+type poolListing struct {
+	Path       string            `json:"path"`
+	UID        string            `json:"uid"`
+	ClusterID  string            `json:"clusterID,omitempty"`
+	Volumes    []volumeListing   `json:"volumes"`
+	Trash      []trashListing    `json:"trash,omitempty"`
+	Unfinished []string          `json:"unfinished,omitempty"`
+	Broken     map[string]string `json:"broken,omitempty"`
+}
+
+type volumeListing struct {
+	record.Volume
+	Path string `json:"path"`
+}
+
+type trashListing struct {
+	Entry            string         `json:"entry"`
+	RemainingSeconds int64          `json:"remainingSeconds"`
+	Volume           *record.Volume `json:"volume,omitempty"`
+}
+
+func newPoolListing(path string, in *store.Inspection) poolListing {
+	l := poolListing{Path: path, UID: in.Identity.UID, ClusterID: in.Identity.ClusterID, Volumes: []volumeListing{}, Unfinished: in.Unfinished}
+	for _, v := range in.Volumes {
+		l.Volumes = append(l.Volumes, volumeListing{Volume: v.Volume, Path: v.Path})
+	}
+	for _, t := range in.Trash {
+		l.Trash = append(l.Trash, trashListing{Entry: t.Entry, RemainingSeconds: int64(t.Remaining.Seconds()), Volume: t.Volume})
+	}
+	for name, err := range in.Broken {
+		if l.Broken == nil {
+			l.Broken = map[string]string{}
+		}
+		l.Broken[name] = err.Error()
+	}
+	return l
+}
+
+func printListing(w io.Writer, pools []poolListing) error {
+	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(table, "POOL\tVOLUME\tBACKEND\tSIZE\tFILESYSTEM\tCLAIM\tSTATE")
+	for _, p := range pools {
+		for _, v := range p.Volumes {
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, v.ID, v.Backend, bytesText(v.SizeBytes), orDash(v.FSType), claimText(&v.Volume), "volume")
+		}
+		for _, t := range p.Trash {
+			state := "being freed"
+			if t.RemainingSeconds > 0 {
+				state = fmt.Sprintf("trash, kept for %ds more", t.RemainingSeconds)
+			}
+			if t.Volume == nil {
+				fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, t.Entry, state)
+				continue
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, t.Volume.ID, t.Volume.Backend, bytesText(t.Volume.SizeBytes), orDash(t.Volume.FSType), claimText(t.Volume), state)
+		}
+		for _, name := range p.Unfinished {
+			fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, name, "unfinished")
+		}
+		for name, problem := range p.Broken {
+			fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, name, problem)
+		}
+	}
+	return table.Flush()
+}
+
+func claimText(v *record.Volume) string {
+	if v.Origin.ClaimName == "" {
+		return "-"
+	}
+	return v.Origin.ClaimNamespace + "/" + v.Origin.ClaimName
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// bytesText prints whole mebibytes, the unit volumes are usually made in.
+func bytesText(n int64) string { return fmt.Sprintf("%dMi", n>>20) }
+
+func newVerifyCommand() *cobra.Command {
+	var (
+		d       disks
+		kube    kubeconfig
+		repair  bool
+		cluster bool
+	)
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that pools, records, quotas, images, loop devices and mounts are as they must be",
+		Long: `Check that pools, records, quotas, images, loop devices and mounts are as they must be, and with --cluster the API objects.
+It prints what does not hold and ends with status 1 if there is anything worse than a note. Nothing is changed without --repair;
+the column REPAIR says beforehand what that would do.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			pools, err := d.pools()
+			if err != nil {
+				return err
+			}
+			var reader client.Reader
+			if cluster || kube.path != "" {
+				config, err := kube.load()
+				if err != nil {
+					return err
+				}
+				if reader, err = objectReader(config); err != nil {
+					return err
+				}
+			}
+			findings, err := verify(cmd.Context(), d.node, pools, reader)
+			if err != nil {
+				return err
+			}
+			write := store.WriteFindings
+			if d.output == "json" {
+				write = store.WriteFindingsJSON
+			}
+			if err := write(cmd.OutOrStdout(), findings); err != nil {
+				return err
+			}
+			if repair {
+				if err := store.Repair(cmd.Context(), findings); err != nil {
+					return err
+				}
+				if findings, err = verify(cmd.Context(), d.node, pools, reader); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "after the repair:")
+				if err := write(cmd.OutOrStdout(), findings); err != nil {
+					return err
+				}
+			}
+			if !store.Holds(findings) {
+				return errFindings
+			}
+			return nil
+		},
+	}
+	d.flags(cmd)
+	kube.flag(cmd)
+	cmd.Flags().BoolVar(&repair, "repair", false, "do what the column REPAIR says; it loses no data")
+	cmd.Flags().BoolVar(&cluster, "cluster", false, "compare with the cluster's objects too (implied by --kubeconfig)")
+	return cmd
+}
+
+func objectReader(config *rest.Config) (client.Reader, error) {
+	scheme, err := nodeagent.NewScheme()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{Scheme: scheme})
+}
+
+func verify(ctx context.Context, node string, pools []config.Pool, reader client.Reader) ([]store.Finding, error) {
+	var expect map[string]store.Expectation
+	var err error
+	if reader != nil {
+		if expect, err = nodeagent.Identities(ctx, reader, node); err != nil {
+			return nil, err
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	findings := store.VerifyPools(ctx, store.Options{Node: node, Pools: pools, Log: quiet}, expect)
+	if reader == nil {
+		return findings, nil
+	}
+	var volumes []store.Volume
+	for _, p := range pools {
+		if in, err := store.Inspect(p.Path); err == nil { // what can't be read is a finding already
+			for _, v := range in.Volumes {
+				v.Pool = p.Name
+				volumes = append(volumes, v)
+			}
+		}
+	}
+	more, err := nodeagent.VerifyObjects(ctx, reader, node, volumes)
+	return append(findings, more...), err
+}
