@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,7 +75,25 @@ func run(m *testing.M) (code int, err error) {
 	if err := install(ctx); err != nil {
 		return 1, err
 	}
-	return m.Run(), nil
+	code = m.Run()
+	return code, verifyNodes(ctx)
+}
+
+// verifyNodes has `quarry verify` look at every node: disks, devices, mounts and objects.
+func verifyNodes(ctx context.Context) error {
+	var errs []error
+	for _, node := range cluster.Nodes() {
+		pod, err := cluster.Kubectl(ctx, "get", "pods", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=agent",
+			"--field-selector", "spec.nodeName="+node+",status.phase=Running", "-o", "name")
+		if err != nil {
+			return err
+		}
+		out, err := cluster.Kubectl(ctx, "exec", "-n", quarryNamespace, strings.TrimSpace(string(pod)), "--", "/quarry", "verify", "--cluster", "--node-name", node)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("quarry verify on %s: %w\n%s", node, err, out))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // install loads the image and installs the chart, or upgrades what is installed.
@@ -91,5 +110,10 @@ func install(ctx context.Context) error {
 	}
 	_, err = cluster.Helm(ctx, "upgrade", "--install", "quarry", "../../charts/quarry", "--namespace", quarryNamespace, "--create-namespace",
 		"--values", "values.yaml", "--wait", "--timeout", "3m")
+	if err != nil {
+		return err
+	}
+	// Helm counts a DaemonSet as ready while as many pods are missing as an update may take down.
+	_, err = cluster.Kubectl(ctx, "rollout", "status", "-n", quarryNamespace, "daemonset/quarry-agent", "--timeout", "2m")
 	return err
 }

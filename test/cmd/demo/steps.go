@@ -54,7 +54,12 @@ func (d *demo) install(image string) error {
 	if err != nil {
 		return err
 	}
-	show("helm "+quoted(args), out)
+	status, _, _ := strings.Cut(string(out), "NOTES:")
+	show("helm "+quoted(args), []byte(status))
+	// Helm counts a DaemonSet as ready while as many pods are missing as an update may take down.
+	if _, err := d.kubectl("rollout", "status", "-n", namespace, "daemonset/quarry-agent", "--timeout", "2m"); err != nil {
+		return err
+	}
 	pods, err := d.kubectl("get", "pods", "-n", namespace, "-o", "wide")
 	if err != nil {
 		return err
