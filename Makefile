@@ -71,6 +71,7 @@ endef
 
 .PHONY: test
 test: root ## Everything: lint, unit, root, image, chart, other kernels, a real Kubernetes (needs root)
+	$(call stage,set-up: packages and the programs of the testbed,test-setup,the lines above say what is missing; a second run goes on where this one stopped)
 	$(call stage,gofmt go vet staticcheck,lint,the lines above say where)
 	$(call stage,generated files,verify-generate,commit what make generate writes)
 	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-v -run NAME" for one test)
@@ -84,6 +85,11 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 .PHONY: root
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root (loop devices, mounts, namespaces): sudo make"; exit 1; }
+
+.PHONY: test-setup
+test-setup: root ## Install the packages and build the programs that tests run: Kubernetes, containerd, sidecars, kernels
+	go -C test run ./cmd/testbed build
+	go -C test run ./cmd/machine setup
 
 .PHONY: test-unit
 test-unit: ## Tests that need no root
@@ -103,11 +109,11 @@ test-image: ## Tests of the container image and its tools
 
 .PHONY: test-vm
 test-vm: root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 30m ./machine/...
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 30m -p 1 ./machine/... ./vm/...
 
 .PHONY: test-e2e
 test-e2e: root image ## End-to-end tests in a real Kubernetes on this machine
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m ./e2e/...
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 ./testbed/... ./sanity/... ./e2e/...
 
 ##### Run
 
