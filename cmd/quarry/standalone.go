@@ -14,6 +14,7 @@ import (
 
 	"github.com/quarry-storage/quarry/csi"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -38,12 +39,11 @@ type standaloneFlags struct {
 func newStandaloneCommand() *cobra.Command {
 	var o standaloneFlags
 	cmd := &cobra.Command{
-		Use:   "standalone",
-		Short: "Serve all of CSI on one machine, without Kubernetes: records are on disk only",
-		Example: `  quarry standalone --pool /volumes --endpoint unix:///run/quarry/csi.sock
-  csc -e unix:///run/quarry/csi.sock controller new --cap SINGLE_NODE_WRITER,mount --req-bytes 1073741824 data`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
+		Use:     "standalone",
+		Short:   "Serve all of CSI on one machine, without Kubernetes: records are on disk only",
+		Example: "  quarry standalone --pool /volumes --endpoint unix:///run/quarry/csi.sock",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
 	o.logs.flag(cmd)
 	host, _ := os.Hostname()
@@ -71,6 +71,9 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	}
 	if errs := validation.IsValidLabelValue(o.node); o.node == "" || len(errs) > 0 {
 		return fmt.Errorf("--node-id %q: %s", o.node, strings.Join(append(errs, "it is the value of a topology"), "; "))
+	}
+	if !filesystem.Type(o.filesystem).Valid() {
+		return fmt.Errorf("--default-filesystem %q is none of %v", o.filesystem, filesystem.Types())
 	}
 	pools, err := o.config()
 	if err != nil {
