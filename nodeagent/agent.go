@@ -29,6 +29,9 @@ import (
 // workers is how many Volumes are worked on at a time. Most of that is waiting for the disk; heavy work is bounded by the store.
 const workers = 32
 
+// DefaultRecheckEvery is how often the sizes of directory volumes are looked at again.
+const DefaultRecheckEvery = 10 * time.Minute
+
 // Options are the agent's settings.
 type Options struct {
 	// Node is the name of the node the agent runs on.
@@ -37,6 +40,8 @@ type Options struct {
 	Store *store.Store
 	// Config reaches the API server.
 	Config *rest.Config
+	// RecheckEvery is how often the sizes of directory volumes are looked at again. 0: 10 minutes.
+	RecheckEvery time.Duration
 	// Registry takes the metrics; nil: none are kept.
 	Registry prometheus.Registerer
 	// Log receives what no object can carry. Nil: slog.Default.
@@ -82,6 +87,9 @@ func mapper() meta.RESTMapper {
 func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.RecheckEvery <= 0 {
+		o.RecheckEvery = DefaultRecheckEvery
 	}
 	scheme, err := NewScheme()
 	if err != nil {
@@ -153,6 +161,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	wg.Go(func() { a.pools.run(ctx) })
+	wg.Go(func() { a.recheck(ctx) })
 	for range workers {
 		wg.Go(func() { a.work(ctx) })
 	}
@@ -246,6 +255,31 @@ func (a *Agent) followStore(ctx context.Context) {
 	}
 }
 
+// recheck looks now and then whether the sizes of directory volumes are still in force, and brings up what failed to come up.
+func (a *Agent) recheck(ctx context.Context) {
+	ticker := time.NewTicker(a.opts.RecheckEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, v := range a.store.List() {
+			if ctx.Err() != nil {
+				return
+			}
+			if v.Unavailable != nil {
+				a.queue.Add(v.ID)
+				continue
+			}
+			if err := a.store.Recheck(ctx, v.ID); err != nil {
+				a.log.WarnContext(ctx, "recheck volume", "volume", v.ID, "error", err)
+			}
+		}
+	}
+}
+
 // requeueMoved puts into the queue the Volumes whose status does not say what the store says.
 func (a *Agent) requeueMoved(ctx context.Context) {
 	var list v1alpha1.VolumeList
@@ -267,7 +301,7 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 		available := err == nil && there.Unavailable == nil
 		switch v.Status.Phase {
 		case v1alpha1.VolumeReady:
-			if !available {
+			if !available || meta.IsStatusConditionFalse(v.Status.Conditions, v1alpha1.ConditionEnforced) != (there.NotEnforced != nil) {
 				a.queue.Add(v.Name)
 			}
 		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:

@@ -203,8 +203,19 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 	describe(status, &there, a.filesystemOf(there.Pool))
 	status.ExpiresAt = nil
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
+	setEnforced(status, there.NotEnforced)
 	setReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
 	return growErr
+}
+
+// setEnforced says when a size is not in force. A volume that never had a problem has no such condition.
+func setEnforced(status *v1alpha1.VolumeStatus, err error) {
+	var lost *store.EnforcementError
+	if errors.As(err, &lost) {
+		setCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse, lost.Reason, lost.Error())
+	} else if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionEnforced) != nil {
+		setCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionTrue, v1alpha1.ReasonEnforced, "")
+	}
 }
 
 func (a *Agent) filesystemOf(pool string) string {

@@ -311,6 +311,7 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 		*to = shared
 	}
 	waiting := c.Local.waiting
+	news := &news{client: mgr.GetClient(), events: c.Local.Events, leading: mgr.Elected()}
 	handlers := map[client.Object]toolscache.ResourceEventHandler{
 		&corev1.Pod{}:                   c.Agents,
 		&v1alpha1.Volume{}:              c.Records,
@@ -325,13 +326,16 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 			},
 		},
 	}
-	for object, h := range handlers {
-		informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
-		if err != nil {
-			return in, fmt.Errorf("watching %T: %w", object, err)
-		}
-		if _, err := informer.AddEventHandler(h); err != nil {
-			return in, fmt.Errorf("watching %T: %w", object, err)
+	tell := map[client.Object]toolscache.ResourceEventHandler{&v1alpha1.Volume{}: news.volumes(ctx), &v1alpha1.Pool{}: news.pools()}
+	for _, set := range []map[client.Object]toolscache.ResourceEventHandler{handlers, tell} {
+		for object, h := range set {
+			informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
+			if err != nil {
+				return in, fmt.Errorf("watching %T: %w", object, err)
+			}
+			if _, err := informer.AddEventHandler(h); err != nil {
+				return in, fmt.Errorf("watching %T: %w", object, err)
+			}
 		}
 	}
 	c.Records.onChange = waiting.recordChanged

@@ -19,6 +19,7 @@
 //	capacity.go    what fits where, told to the scheduler
 //	advice.go      why the scheduler finds no node for a claim
 //	expansion.go   growth of classic volumes
+//	news.go        conditions that agents set, told as events
 //	controller.go  all of it wired together under one leader election
 //
 // The rules it lives by: intent is written before anything acts on it (a crash leaves a record, never a secret);

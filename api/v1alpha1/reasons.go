@@ -54,6 +54,16 @@ const (
 	ReasonUnused = "Unused"
 )
 
+// Reasons of ConditionEnforced.
+const (
+	// ReasonEnforced goes with True, after it was False.
+	ReasonEnforced = "Enforced"
+	// ReasonQuotaLost: the pool's filesystem does not enforce the volume's limit any more; it was mounted without its quota.
+	ReasonQuotaLost = "QuotaLost"
+	// ReasonEscaped: a tenant had taken files, or subvolumes, out of the volume's quota. The message says what became of them.
+	ReasonEscaped = "Escaped"
+)
+
 // Reasons of ConditionResized.
 const (
 	// ReasonResized goes with True: status.capacity is spec.capacity.

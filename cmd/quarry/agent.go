@@ -26,6 +26,7 @@ type agentFlags struct {
 	csi                         csiNode
 	config, node                string
 	healthAddress, metricsAddrs string
+	recheckEvery                time.Duration
 }
 
 func newAgentCommand() *cobra.Command {
@@ -44,6 +45,7 @@ func newAgentCommand() *cobra.Command {
 	f.StringVar(&o.node, "node-name", "", "the name of the node")
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
 	f.StringVar(&o.metricsAddrs, "metrics-address", ":8080", "where /metrics is served")
+	f.DurationVar(&o.recheckEvery, "recheck-interval", nodeagent.DefaultRecheckEvery, "how often it is looked whether the sizes of directory volumes are still in force")
 	if err := cmd.MarkFlagRequired("node-name"); err != nil {
 		panic(err) // the flag is defined above
 	}
@@ -71,7 +73,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	disks := store.New(store.Options{Node: o.node, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs, ByClaimIndex: c.ByClaimIndex, Log: log})
-	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, Store: disks, Config: kube, Registry: registry, Log: log})
+	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log})
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,14 @@ func (s *Store) bringUp(ctx context.Context, v *volume) error {
 	}
 	defer dir.Close()
 	if v.rec.Backend == record.BackendDirectory {
-		return checkDirectory(r, &v.rec)
+		// A limit that can not be had does not take the data away from its pod; it is said, and looked at again (Recheck).
+		err := enforced(r, &v.rec, false)
+		var lost *EnforcementError
+		if errors.As(err, &lost) {
+			s.setNotEnforced(v, lost)
+			return nil
+		}
+		return err
 	}
 	features, _, err := v.pool.state()
 	if err != nil {

@@ -141,47 +141,47 @@ func directoryUsage(r *root, rec *record.Volume) (Usage, error) {
 }
 
 // checkDirectory proves that a directory volume's limit is in force: the id is on its root and the limit on the id.
-// A limit that was lost is put back first (after a restore of the filesystem, say).
-func checkDirectory(r *root, rec *record.Volume) error {
+// What was lost is put back first (after a restore of the filesystem, say); repaired says that it had to be.
+func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 	dir, err := r.OpenDir(rec.ID)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer dir.Close()
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return false, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()
 	switch rec.QuotaKind {
 	case record.QuotaProject:
 		id, inherit, err := quota.GetProject(data.File())
 		if err != nil {
-			return err
+			return false, err
 		}
 		if id != uint32(rec.QuotaID) || !inherit {
 			if err := quota.SetProject(data.File(), uint32(rec.QuotaID), true); err != nil {
-				return err
+				return false, err
 			}
 		}
 		have, _, err := quota.GetLimits(r.File(), uint32(rec.QuotaID))
 		if err != nil {
-			return err
+			return false, err
 		}
 		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > uint64(rec.Promise()) {
-			return setDirectoryLimit(r, rec, rec.SizeBytes)
+			return true, setDirectoryLimit(r, rec, rec.SizeBytes)
 		}
 	case record.QuotaBtrfs:
 		have, there, err := btrfs.GetGroup(r.File(), uint32(rec.QuotaID))
 		if err != nil {
-			return err
+			return false, err
 		}
 		if !there {
-			return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its qgroup 1/%d is gone", rec.QuotaID)}
+			return false, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its qgroup 1/%d is gone", rec.QuotaID)}
 		}
 		if have.Limit != uint64(rec.SizeBytes) {
-			return setDirectoryLimit(r, rec, rec.SizeBytes)
+			return true, setDirectoryLimit(r, rec, rec.SizeBytes)
 		}
 	}
-	return nil
+	return repaired, nil
 }

@@ -44,6 +44,7 @@
 //	publish.go        what a volume's user is given, proven to be the volume
 //	users.go          who uses a volume, in any mount namespace
 //	grow.go           growing
+//	recheck.go   is the size still in force?
 //	remove.go         deleting
 //	trash.go          what was deleted, and restoring it
 //	free.go           freeing the trash's space in the background

@@ -18,6 +18,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -79,6 +80,9 @@ type volume struct {
 	rec record.Volume
 	// unavailable says why it can not be used, nil when it can.
 	unavailable error
+	// notEnforced says why its size is not in force; cursor is how far the search for what left its project has come.
+	notEnforced error
+	cursor      quota.Cursor
 }
 
 // errNotUp is a volume's unavailability until it was brought up.
@@ -93,6 +97,8 @@ type Volume struct {
 	Path string
 	// Unavailable says why the volume can not be used, nil when it can.
 	Unavailable error
+	// NotEnforced says why its size is not, or lately was not, in force: an *EnforcementError, or nil.
+	NotEnforced error
 }
 
 // Pool describes a pool. Sizes are bytes.
@@ -231,7 +237,7 @@ func (s *Store) describe(v *volume) Volume {
 	v.pool.mu.Lock()
 	uid, offline := v.pool.expect.uid, v.pool.offline
 	v.pool.mu.Unlock()
-	d := Volume{Volume: v.rec, Pool: v.pool.name(), PoolUID: uid, Path: s.path(v), Unavailable: v.unavailable}
+	d := Volume{Volume: v.rec, Pool: v.pool.name(), PoolUID: uid, Path: s.path(v), Unavailable: v.unavailable, NotEnforced: v.notEnforced}
 	if offline != nil {
 		d.Unavailable = offline
 	}

@@ -134,7 +134,10 @@ func (at *place) directory(ctx context.Context) {
 		return
 	}
 	defer data.Close()
-	restore := func(_ context.Context, at *place) error { return checkDirectory(at.root, at.rec) }
+	restore := func(_ context.Context, at *place) error {
+		_, err := checkDirectory(at.root, at.rec)
+		return err
+	}
 	id := uint32(at.rec.QuotaID)
 	switch at.rec.QuotaKind {
 	case "":

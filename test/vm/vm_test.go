@@ -29,7 +29,7 @@ var guests = []guest{
 	{"oldest kernel", "6.1", "project-quota", []string{
 		"quota",
 		"filesystem -test.run Grow",
-		"store -test.run TestContract/(ext4|xfs)_with|TestVerifyDirectories|TestActivatePutsQuotaBack|TestTwoPools|TestRequireMountpoint|TestPoolInsideAProject",
+		"store -test.run TestContract/(ext4|xfs)_with|TestVerifyDirectories|TestActivatePutsQuotaBack|TestTwoPools|TestRequireMountpoint|TestPoolInsideAProject|TestRecheck",
 	}},
 	{"crashes under project quotas", "6.1", "project-quota", []string{
 		"store -test.run TestKilledAtEveryStep/(ext4_project|xfs_project)",

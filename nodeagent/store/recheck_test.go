@@ -1,0 +1,66 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
+	for _, k := range quotaPools {
+		t.Run(k.name, func(t *testing.T) {
+			path := k.make(t, 512*mib)
+			n := newNode(t, path)
+			s := n.start()
+			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
+			pool, err := os.Open(path)
+			require.NoError(t, err)
+			defer pool.Close()
+			require.NoError(t, s.Recheck(t.Context(), v.ID))
+
+			// An administrator lifts the limit.
+			if k.quota == record.QuotaBtrfs {
+				require.NoError(t, btrfs.SetLimit(pool, uint32(v.QuotaID), 0))
+			} else {
+				require.NoError(t, quota.Clear(pool, uint32(v.QuotaID)))
+			}
+			lost := &EnforcementError{}
+			require.ErrorAs(t, s.Recheck(t.Context(), v.ID), &lost)
+			require.Equal(t, v1alpha1.ReasonQuotaLost, lost.Reason)
+			told, err := s.Get(v.ID)
+			require.NoError(t, err)
+			require.ErrorAs(t, told.NotEnforced, &lost)
+			require.NoError(t, told.Unavailable, "its data is there all the same")
+			checkLimit(t, k, v)
+			require.NoError(t, s.Recheck(t.Context(), v.ID))
+			told, err = s.Get(v.ID)
+			require.NoError(t, err)
+			require.NoError(t, told.NotEnforced)
+
+			if k.quota != record.QuotaProject {
+				return
+			}
+			// The owner of a file takes it out of the volume's project.
+			stray := filepath.Join(v.Path, "stray")
+			require.NoError(t, os.WriteFile(stray, []byte("free of charge"), 0o644))
+			f, err := os.Open(stray)
+			require.NoError(t, err)
+			defer f.Close()
+			require.NoError(t, quota.SetProject(f, 0, false))
+			require.ErrorAs(t, s.Recheck(t.Context(), v.ID), &lost)
+			require.Equal(t, v1alpha1.ReasonEscaped, lost.Reason)
+			require.Contains(t, lost.Detail, "stray")
+			id, _, err := quota.GetProject(f)
+			require.NoError(t, err)
+			require.EqualValues(t, v.QuotaID, id, "it counts again")
+			require.NoError(t, s.Recheck(t.Context(), v.ID))
+		})
+	}
+}

@@ -1,0 +1,100 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// news tells people what agents put into conditions: agents have no right to emit events, and nobody watches conditions.
+// An event goes to where its reader looks: to the claim of a volume, to the Pool. It is emitted when a condition turns,
+// by the leader only; what turned while there was no leader is still in the condition.
+type news struct {
+	client client.Client
+	events events.EventRecorder
+	// leading is closed once this replica is the leader.
+	leading <-chan struct{}
+}
+
+func (n *news) isLeading() bool {
+	select {
+	case <-n.leading:
+		return true
+	default:
+		return false
+	}
+}
+
+// volumes is the handler for the informer of Volumes.
+func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
+		was, is := before.(*v1alpha1.Volume), after.(*v1alpha1.Volume)
+		if n.isLeading() && is.Spec.Published {
+			n.volume(ctx, was, is)
+		}
+	}}
+}
+
+func (n *news) volume(ctx context.Context, was, is *v1alpha1.Volume) {
+	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionEnforced, metav1.ConditionFalse); turned {
+		n.claimEvent(ctx, is, "SizeNotEnforced", c.Message)
+	}
+	bad := map[v1alpha1.VolumePhase]string{v1alpha1.VolumeLost: "VolumeLost", v1alpha1.VolumeUnavailable: "VolumeUnavailable"}
+	if reason := bad[is.Status.Phase]; reason != "" && was.Status.Phase != is.Status.Phase && is.Spec.DesiredState == v1alpha1.DesiredPresent {
+		_, message := condition(is.Status.Conditions, v1alpha1.ConditionReady)
+		n.claimEvent(ctx, is, reason, fmt.Sprintf("volume %s on node %s: %s", is.Name, is.Spec.NodeName, message))
+	}
+}
+
+// claimEvent emits a warning on the volume's claim, if that still is the claim the volume was made for.
+func (n *news) claimEvent(ctx context.Context, v *v1alpha1.Volume, reason, message string) {
+	ref := v.Spec.Claim
+	if ref == nil {
+		return
+	}
+	var claim corev1.PersistentVolumeClaim
+	if err := n.client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim); err != nil || ref.UID != "" && claim.UID != ref.UID {
+		return
+	}
+	n.events.Eventf(&claim, nil, corev1.EventTypeWarning, reason, "Watch", "%s", message)
+}
+
+// pools is the handler for the informer of Pools.
+func (n *news) pools() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
+		was, is := before.(*v1alpha1.Pool), after.(*v1alpha1.Pool)
+		if !n.isLeading() {
+			return
+		}
+		if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionFalse); turned {
+			n.events.Eventf(is, nil, corev1.EventTypeWarning, "PoolOffline", "Watch", "%s: %s", c.Reason, c.Message)
+		}
+		if _, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue); turned && len(was.Status.Conditions) > 0 {
+			n.events.Eventf(is, nil, corev1.EventTypeNormal, "PoolOnline", "Watch", "the pool's disk is there")
+		}
+		if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionOrphans, metav1.ConditionTrue); turned {
+			n.events.Eventf(is, nil, corev1.EventTypeWarning, "Orphans", "Watch", "%s", c.Message)
+		}
+	}}
+}
+
+// turnedTo returns the condition of a kind if it has come to be of that status, or gives another reason for it now.
+func turnedTo(was, is []metav1.Condition, kind string, status metav1.ConditionStatus) (metav1.Condition, bool) {
+	find := func(conditions []metav1.Condition) metav1.Condition {
+		for _, c := range conditions {
+			if c.Type == kind {
+				return c
+			}
+		}
+		return metav1.Condition{}
+	}
+	before, now := find(was), find(is)
+	return now, now.Status == status && (before.Status != status || before.Reason != now.Reason)
+}
