@@ -34,9 +34,11 @@ image: build ## Make dist/quarry-image.tar, without any daemon or registry
 	go -C test run ./cmd/mkimage -binary $(BIN)/quarry -tag $(IMAGE) -version $(VERSION) -o $(CURDIR)/dist/quarry-image.tar
 
 .PHONY: generate
-generate: ## Generate deepcopy functions and CRDs from api/
+generate: ## Generate deepcopy functions and CRDs from api/, and docs/reference
 	go tool controller-gen object paths=./api/...
 	go tool controller-gen crd paths=./api/... output:crd:dir=charts/quarry/crds
+	go generate ./provisioner
+	go test ./cmd/quarry -run Reference -update
 
 .PHONY: clean
 clean: ## Remove what was built
@@ -57,8 +59,8 @@ $(BIN)/staticcheck: test/lint/go.mod test/lint/go.sum
 .PHONY: verify-generate
 verify-generate: ## Check that what is generated is what is committed
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
-	cp -r api charts/quarry/crds "$$dir" && $(MAKE) --no-print-directory generate && \
-	if ! diff -r api "$$dir/api" || ! diff -r charts/quarry/crds "$$dir/crds"; then \
+	cp -r api charts/quarry/crds docs/reference "$$dir" && $(MAKE) --no-print-directory generate && \
+	if ! diff -r api "$$dir/api" || ! diff -r charts/quarry/crds "$$dir/crds" || ! diff -r docs/reference "$$dir/reference"; then \
 	  echo "generated files were out of date; they are current now: look at them and commit them"; exit 1; fi
 
 ##### Test
@@ -97,7 +99,7 @@ test-unit: ## Tests that need no root
 
 .PHONY: test-root
 test-root: root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
-	go test $(GOTESTFLAGS) -count=1 ./nodeagent/...
+	go test $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
 
 .PHONY: test-chart
 test-chart: ## Tests of the Helm chart and the examples

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/rest"
+
+	"github.com/quarry-storage/quarry/nodeagent"
+	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/provisioner"
+)
+
+var update = flag.Bool("update", false, "write docs/reference instead of comparing with it")
+
+// TestReferenceIsCurrent compares docs/reference with what the program says of itself. `make generate` writes it.
+func TestReferenceIsCurrent(t *testing.T) {
+	for name, text := range map[string]string{"commands.md": commandsReference(), "metrics.md": metricsReference(t)} {
+		path := filepath.Join("../../docs/reference", name)
+		if *update {
+			require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+			continue
+		}
+		have, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, text, string(have), "%s is out of date: make generate", path)
+	}
+}
+
+func commandsReference() string {
+	var b strings.Builder
+	b.WriteString("# Commands and flags\n\nGenerated from the program (`make generate`).\n")
+	for _, cmd := range newRootCommand().Commands() {
+		if cmd.Hidden || cmd.Name() == "help" || cmd.Name() == "completion" {
+			continue
+		}
+		describeCommand(&b, cmd)
+	}
+	return b.String()
+}
+
+func describeCommand(b *strings.Builder, cmd *cobra.Command) {
+	text := cmd.Long
+	if text == "" {
+		text = cmd.Short + "."
+	}
+	fmt.Fprintf(b, "\n## quarry %s\n\n%s\n\n| flag | default | meaning |\n|---|---|---|\n", cmd.Name(), text)
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		value := f.DefValue
+		if value == "" || value == "[]" {
+			value = " "
+		}
+		fmt.Fprintf(b, "| `%s` | `%s` | %s |\n", name, value, strings.ReplaceAll(f.Usage, "|", "\\|"))
+	})
+}
+
+// family is one metric as its help describes it.
+type family struct{ name, labels, help string }
+
+func metricsReference(t *testing.T) string {
+	agent := prometheus.NewRegistry()
+	_, err := nodeagent.New(nodeagent.Options{Node: "node", Config: &rest.Config{}, Registry: agent, Store: store.New(store.Options{})})
+	require.NoError(t, err)
+	controller := prometheus.NewRegistry()
+	_, err = provisioner.NewMetrics(controller)
+	require.NoError(t, err)
+	var b strings.Builder
+	b.WriteString("# Metrics\n\nGenerated from the program (`make generate`). Both kinds of process also serve what Go and its process say of themselves.\n")
+	for _, part := range []struct {
+		title    string
+		registry *prometheus.Registry
+	}{{"Agent", agent}, {"Controller", controller}} {
+		fmt.Fprintf(&b, "\n## %s\n\n| metric | labels | meaning |\n|---|---|---|\n", part.title)
+		for _, f := range families(part.registry) {
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.name, f.labels, f.help)
+		}
+	}
+	return b.String()
+}
+
+// families describes what a registry would collect, also metrics that have no value yet.
+func families(r *prometheus.Registry) []family {
+	descriptions := make(chan *prometheus.Desc, 1000)
+	go func() { r.Describe(descriptions); close(descriptions) }()
+	var out []family
+	for d := range descriptions {
+		// Desc has no accessors; its text is Desc{fqName: "...", help: "...", ..., variableLabels: {...}}.
+		text := d.String()
+		out = append(out, family{name: between(text, `fqName: "`, `"`), help: between(text, `help: "`, `", `), labels: between(text, "variableLabels: {", "}")})
+	}
+	slices.SortFunc(out, func(a, b family) int { return strings.Compare(a.name, b.name) })
+	return slices.Compact(out)
+}
+
+func between(text, after, before string) string {
+	_, rest, _ := strings.Cut(text, after)
+	part, _, _ := strings.Cut(rest, before)
+	return part
+}
