@@ -26,7 +26,7 @@ help: ## Show this list
 ##### Build
 
 .PHONY: build
-build: ## Build bin/quarry (static) and bin/kubectl-quarry
+build: ## Build bin/quarry (static)
 	go build -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
 
 .PHONY: image
