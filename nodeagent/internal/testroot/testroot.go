@@ -2,10 +2,12 @@ package testroot
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -82,7 +84,43 @@ func AllocatedBytes(t testing.TB, f *os.File) int64 {
 func NewLoop(t testing.TB, image string, args ...string) string {
 	t.Helper()
 	t.Cleanup(func() { DetachAll(t, image) })
-	return strings.TrimSpace(Run(t, "losetup", append(args, "--find", "--show", image)...))
+	for {
+		device := strings.TrimSpace(Run(t, "losetup", append(args, "--find", "--show", image)...))
+		if !withoutDiscards(t, device) {
+			return device
+		}
+		renew(t, device)
+	}
+}
+
+// withoutDiscards tells whether somebody switched the discards of the device's number off before: that outlives the image
+// (Linux 6.8), and a machine on which thick volumes were detached by other means than ours has such numbers.
+func withoutDiscards(t testing.TB, device string) bool {
+	t.Helper()
+	limit, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "queue/discard_max_bytes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(limit)) == "0"
+}
+
+// renew detaches the device and has the kernel forget its number, which then comes back as new.
+func renew(t testing.TB, device string) {
+	t.Helper()
+	Run(t, "losetup", "--detach", device)
+	number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(device), "loop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	// Busy: another process has it already, and this one will be given another number.
+	if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENODEV) {
+		t.Fatalf("remove %s: %v", device, err)
+	}
 }
 
 // LoopsOver lists the paths of the loop devices over the file, as losetup sees them.

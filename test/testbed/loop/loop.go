@@ -169,13 +169,21 @@ func Detach(path string) error {
 // Release detaches every loop device that stands on one of the images and returns when none is left, or with an
 // error that names them when ctx ends. Whatever used them must be dead: the kernel drops the mounts of a dead
 // namespace in the background, which is what there is to wait for.
+//
+// The devices' numbers are given back as new: settings of a queue (no discards, say) outlive the image, and would
+// be met by whoever gets the number next.
 func Release(ctx context.Context, images []string) error {
+	released := map[string]bool{}
 	for {
 		devices, err := On(images)
-		if err != nil || len(devices) == 0 {
+		if err != nil {
 			return err
 		}
+		if len(devices) == 0 {
+			return forget(released)
+		}
 		for _, d := range devices {
+			released[d.Path] = true
 			if err := Detach(d.Path); err != nil && !errors.Is(err, unix.EBUSY) {
 				return err
 			}
@@ -190,4 +198,27 @@ func Release(ctx context.Context, images []string) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// forget has the kernel remove free loop devices. One that somebody else has taken meanwhile is theirs (EBUSY).
+func forget(devices map[string]bool) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("give loop devices back: %w", err)
+	}
+	defer control.Close()
+	for path := range devices {
+		var number int
+		if _, err := fmt.Sscanf(path, "/dev/loop%d", &number); err != nil {
+			return fmt.Errorf("give %s back: %w", path, err)
+		}
+		err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number)
+		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("give %s back: %w", path, err)
+		}
+	}
+	return nil
 }
