@@ -74,7 +74,7 @@ func newDriver(t testing.TB, change func(*csi.Server), pools ...string) *driver 
 	d.store.Refresh(t.Context())
 	volumes := &standalone.Volumes{Store: d.store, Node: node}
 	s := &csi.Server{
-		Identity:   &csi.Identity{Controller: true},
+		Identity:   &csi.Identity{},
 		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: provisioner.ApplyParameters},
 		Node:       &csi.Node{Name: node, Volumes: &publish.Publisher{Store: d.store}, Parameters: provisioner.ApplyParameters},
 		Log:        log,

@@ -14,8 +14,6 @@ type Identity struct {
 	spec.UnimplementedIdentityServer
 	// Version is the program's.
 	Version string
-	// Controller says that a controller service is beside it.
-	Controller bool
 	// Ready is asked by Probe; an error means that calls would fail. Nil: always ready.
 	Ready func(context.Context) error
 }
@@ -29,11 +27,11 @@ func (i *Identity) GetPluginInfo(context.Context, *spec.GetPluginInfoRequest) (*
 	return &spec.GetPluginInfoResponse{Name: v1alpha1.CSIDriver, VendorVersion: version}, nil
 }
 
-// GetPluginCapabilities implements the RPC.
+// GetPluginCapabilities implements the RPC. It tells of the plugin as a whole: all instances of a version have to answer the
+// same, whichever services they serve themselves (spec, GetPluginCapabilities).
 func (i *Identity) GetPluginCapabilities(context.Context, *spec.GetPluginCapabilitiesRequest) (*spec.GetPluginCapabilitiesResponse, error) {
-	services := []spec.PluginCapability_Service_Type{spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS}
-	if i.Controller {
-		services = append(services, spec.PluginCapability_Service_CONTROLLER_SERVICE)
+	services := []spec.PluginCapability_Service_Type{
+		spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS, spec.PluginCapability_Service_CONTROLLER_SERVICE,
 	}
 	resp := &spec.GetPluginCapabilitiesResponse{Capabilities: []*spec.PluginCapability{{
 		Type: &spec.PluginCapability_VolumeExpansion_{VolumeExpansion: &spec.PluginCapability_VolumeExpansion{

@@ -29,6 +29,9 @@ import (
 // workers is how many Volumes are worked on at a time. Most of that is waiting for the disk; heavy work is bounded by the store.
 const workers = 32
 
+// lookEvery is how often the pools are looked at without being told of a change: a few system calls for each.
+const lookEvery = 5 * time.Second
+
 // DefaultRecheckEvery is how often the sizes of directory volumes are looked at again.
 const DefaultRecheckEvery = 10 * time.Minute
 
@@ -233,11 +236,21 @@ func (a *Agent) work(ctx context.Context) {
 	}
 }
 
-// followMounts looks at the pools, and at volumes that were in use, whenever a mount of the node changed.
+// followMounts looks at the pools, and at volumes that were in use, whenever a mount of the node changed; at the pools also
+// without being told, since a disk that mount propagation brought or took was seen to go untold (Linux 6.18).
 func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
-	for range changed {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case _, open := <-changed:
+			if !open {
+				return
+			}
+			a.inUse.Range(func(name, _ any) bool { a.queue.Add(name.(string)); return true })
+		case <-ticker.C:
+		}
 		a.store.Refresh(ctx)
-		a.inUse.Range(func(name, _ any) bool { a.queue.Add(name.(string)); return true })
 	}
 }
 

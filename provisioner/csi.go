@@ -226,10 +226,11 @@ func isCSI(v *v1alpha1.Volume) bool {
 	return v.Spec.Provisioner == v1alpha1.CSIDriver && v.Spec.Published && v.Spec.DesiredState == v1alpha1.DesiredPresent
 }
 
-// List returns the volumes of this door, from the cache.
+// List returns the volumes of this door, live: a caller that just made or deleted one expects to see that, whichever replica
+// it asked, and a cache is a moment behind.
 func (c *CSI) List(ctx context.Context) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
-	if err := c.Local.Client.List(ctx, &list); err != nil {
+	if err := c.Local.Live.List(ctx, &list); err != nil {
 		return nil, explain(&APIError{"listing Volumes", err})
 	}
 	return slices.DeleteFunc(list.Items, func(v v1alpha1.Volume) bool { return !isCSI(&v) }), nil

@@ -20,7 +20,7 @@ import (
 // serveController serves the CSI controller service to the sidecars beside this replica, until ctx ends.
 func serveController(ctx context.Context, endpoint string, door *provisioner.CSI) error {
 	server := &csi.Server{
-		Identity:   &csi.Identity{Version: version, Controller: true},
+		Identity:   &csi.Identity{Version: version},
 		Controller: &csi.Controller{Volumes: door, Catalogue: door, Parameters: provisioner.ApplyParameters},
 	}
 	return server.ListenAndServe(ctx, endpoint)

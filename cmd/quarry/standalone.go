@@ -95,7 +95,7 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	}
 	volumes := &standalone.Volumes{Store: disks, Node: o.node}
 	server := &csi.Server{
-		Identity:   &csi.Identity{Version: version, Controller: true, Ready: func(context.Context) error { return anyOnline(disks) }},
+		Identity:   &csi.Identity{Version: version, Ready: func(context.Context) error { return anyOnline(disks) }},
 		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: provisioner.ApplyParameters},
 		Node:       &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: provisioner.ApplyParameters},
 		Log:        log,

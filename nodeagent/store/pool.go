@@ -72,6 +72,16 @@ func (p *pool) online() bool {
 	return p.offline == nil && p.space != nil
 }
 
+// offlineText says why the pool is offline; it is empty when it is not.
+func (p *pool) offlineText() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.offline == nil {
+		return ""
+	}
+	return p.offline.Reason + ": " + p.offline.Error()
+}
+
 func (p *pool) state() (Features, *filesystemSpace, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -168,11 +168,12 @@ func (s *Store) Refresh(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
 	for _, p := range s.pools {
-		before := p.online()
-		if p.refresh(ctx, s) {
+		before := p.offlineText()
+		came := p.refresh(ctx, s)
+		if came {
 			s.load(ctx, p)
-			s.notify()
-		} else if before != p.online() {
+		}
+		if came || before != p.offlineText() {
 			s.notify()
 		}
 	}

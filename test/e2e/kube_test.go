@@ -217,10 +217,19 @@ func deleteClaim(t testing.TB, ns, name string) {
 	require.NoError(t, kube.CoreV1().PersistentVolumeClaims(ns).Delete(t.Context(), name, metav1.DeleteOptions{}))
 }
 
+// whereIs returns a PersistentVolume's volume and its node, whichever front door it came in by.
+func whereIs(pv *corev1.PersistentVolume) (id, node string) {
+	if c := pv.Spec.CSI; c != nil {
+		return c.VolumeHandle, c.VolumeAttributes["quarry.storage/node"]
+	}
+	return pv.Annotations["quarry.storage/volume"], pv.Annotations["quarry.storage/node"]
+}
+
 // volumeOf returns the Volume object behind a PersistentVolume, and its node.
 func volumeOf(t testing.TB, pv *corev1.PersistentVolume) (*unstructured.Unstructured, string) {
 	t.Helper()
-	v, err := objects.Resource(volumesResource).Get(t.Context(), pv.Annotations["quarry.storage/volume"], metav1.GetOptions{})
+	id, _ := whereIs(pv)
+	v, err := objects.Resource(volumesResource).Get(t.Context(), id, metav1.GetOptions{})
 	require.NoError(t, err)
 	node, _, _ := unstructured.NestedString(v.Object, "spec", "nodeName")
 	return v, node
@@ -229,8 +238,7 @@ func volumeOf(t testing.TB, pv *corev1.PersistentVolume) (*unstructured.Unstruct
 // gone waits until nothing is left of a PersistentVolume: not it, not its Volume, not its directory.
 func gone(t testing.TB, pv *corev1.PersistentVolume) {
 	t.Helper()
-	id := pv.Annotations["quarry.storage/volume"]
-	node := pv.Annotations["quarry.storage/node"]
+	id, node := whereIs(pv)
 	eventually(t, "PersistentVolume "+pv.Name+" is gone", func() (bool, string) {
 		now, err := kube.CoreV1().PersistentVolumes().Get(t.Context(), pv.Name, metav1.GetOptions{})
 		if err != nil {

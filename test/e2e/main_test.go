@@ -26,7 +26,6 @@ var (
 
 const (
 	quarryNamespace = "quarry-system"
-	image           = "quarry-storage/quarry"
 )
 
 func TestMain(m *testing.M) {
@@ -52,7 +51,7 @@ func run(m *testing.M) (code int, err error) {
 		}
 		cluster, err = testbed.Up(ctx, testbed.Config{
 			Nodes: 3, Log: os.Stderr,
-			ExtraPools: []testbed.Disk{{Path: "/volumes-btrfs", Filesystem: "btrfs", Size: 4 << 30}},
+			ExtraPools: []testbed.Disk{{Path: "/volumes-btrfs", Filesystem: "btrfs", Size: 4 << 30}, {Path: spare, Filesystem: "ext4", Size: 1 << 30}},
 		})
 	}
 	if err != nil {
@@ -70,6 +69,9 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	if objects, err = dynamic.NewForConfig(config); err != nil {
+		return 1, err
+	}
+	if err := loadSidecars(ctx); err != nil {
 		return 1, err
 	}
 	if err := install(ctx); err != nil {
