@@ -82,7 +82,8 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	limiter := workqueue.DefaultControllerRateLimiter() //nolint:staticcheck // the library's own type
+	//lint:ignore SA1019 the library takes the untyped one
+	limiter := workqueue.DefaultControllerRateLimiter()
 	go controller.NewProvisionController(klog.Background(), kube, floor, nothing{}, controller.LeaderElection(false),
 		controller.Threadiness(100), controller.RateLimiter(limiter), controller.CreateProvisionedPVLimiter(limiter)).Run(ctx)
 	return m.Run(), nil
