@@ -78,6 +78,7 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 	$(call stage,generated files,verify-generate,commit what make generate writes)
 	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-v -run NAME" for one test)
 	$(call stage,tests on this kernel,test-root,losetup -l and findmnt show what a test left behind)
+	$(call stage,parallel operations under the race detector,test-race,apt-get install gcc where the linker is missing)
 	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
 	$(call stage,image,test-image,apt-get install e2fsprogs xfsprogs btrfs-progs)
 	$(call stage,tests on other kernels,test-vm,go -C test run ./cmd/machine setup prepares the machine)
@@ -100,6 +101,10 @@ test-unit: ## Tests that need no root
 .PHONY: test-root
 test-root: root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
 	go test $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
+
+.PHONY: test-race
+test-race: root ## The store's parallel operations under the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
 
 .PHONY: test-chart
 test-chart: ## Tests of the Helm chart and the examples

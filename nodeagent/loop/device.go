@@ -196,7 +196,7 @@ func openNode(number int, flags int) (*os.File, error) {
 	// With the module's parameter max_part the minor number is not the loop
 	// number: sysfs knows.
 	content, err := os.ReadFile(sysfs(number, "dev"))
-	if errors.Is(err, os.ErrNotExist) { // removed by LOOP_CTL_REMOVE
+	if vanished(err) {
 		return nil, fmt.Errorf("%s: %w", path, errUnbound)
 	}
 	if err != nil {
@@ -207,7 +207,7 @@ func openNode(number int, flags int) (*os.File, error) {
 		return nil, fmt.Errorf("device number of %s: %w", path, err)
 	}
 	f, err := openOrMake(path, flags, unix.S_IFBLK|0o660, want)
-	if errors.Is(err, unix.ENXIO) { // being detached or removed at this moment
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // being detached or removed at this moment
 		return nil, fmt.Errorf("%s: %w", path, errUnbound)
 	}
 	if err != nil {
@@ -219,6 +219,10 @@ func openNode(number int, flags int) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// vanished tells whether reading something of a device's in sysfs failed because the device was removed (LOOP_CTL_REMOVE): its
+// directory is gone (ENOENT), or was removed under the open file (ENODEV).
+func vanished(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // openOrMake opens a device node and makes it first if there is none.
 func openOrMake(path string, flags int, mode uint32, dev mount.Dev) (*os.File, error) {

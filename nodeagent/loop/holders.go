@@ -89,7 +89,7 @@ func claims(dev Device, table *mount.Table) ([]Holder, error) {
 		holders = append(holders, Holder{Kind: KindMount, PID: u.PID, Detail: u.String()})
 	}
 	above, err := os.ReadDir(sysfs(dev.Number, "holders"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil && !vanished(err) {
 		return nil, err
 	}
 	for _, e := range above {
