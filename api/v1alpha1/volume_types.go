@@ -83,7 +83,7 @@ const (
 	ScrubDiscard Scrub = "discard"
 )
 
-// VolumeSpec is what is wanted of one volume on one node. All of it but desiredState, published, capacity, claim,
+// VolumeSpec is what is wanted of one volume on one node. All of it but desiredState, published, capacity, claim, admission,
 // reclaimPolicy, deletion and attributes is fixed at creation.
 //
 // +kubebuilder:validation:XValidation:rule="self.nodeName == oldSelf.nodeName",message="nodeName is immutable"
