@@ -82,7 +82,7 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
 	$(call stage,image,test-image,apt-get install e2fsprogs xfsprogs btrfs-progs)
 	$(call stage,tests on other kernels,test-vm,go -C test run ./cmd/machine setup prepares the machine)
-	$(call stage,a real Kubernetes,test-e2e,go -C test run ./cmd/testbed logs shows the programs' logs)
+	$(call stage,a real Kubernetes,test-e2e,go -C test run ./cmd/testbed logs shows what each program printed)
 	@printf '\n==> all tests passed\n'
 
 .PHONY: root
