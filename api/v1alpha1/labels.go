@@ -17,6 +17,10 @@ const (
 	// LabelPool is set on a Pool: the pool's name on its node.
 	LabelPool = "quarry.storage/pool"
 
+	// LabelOrphaned is "true" on a Volume that was published and has no PersistentVolume any more: somebody took it away to
+	// rescue the data. Nothing happens to it until a person decides.
+	LabelOrphaned = "quarry.storage/orphaned"
+
 	// AnnotationVolume is set on a PersistentVolume: the name of the Volume behind it.
 	AnnotationVolume = "quarry.storage/volume"
 	// AnnotationNode and AnnotationNodeUID are set on a PersistentVolume: the node that holds the data.
@@ -28,4 +32,7 @@ const (
 	// AnnotationParameters is set on a PersistentVolume: the class's parameters the volume was made with, as JSON,
 	// so that a lost Volume can be written again as it was.
 	AnnotationParameters = "quarry.storage/parameters"
+	// AnnotationReclaimPolicy is set on a PersistentVolume while it is being replaced by one of the same name under policy
+	// Retain: the policy that the new one gets.
+	AnnotationReclaimPolicy = "quarry.storage/reclaim-policy"
 )

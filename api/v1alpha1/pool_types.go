@@ -19,6 +19,11 @@ type PoolSpec struct {
 	// UID is the identity written on the pool's disk when the pool was made. A disk with another identity is not this pool.
 	// +optional
 	UID string `json:"uid,omitempty"`
+	// TakeOver is the identity of another cluster whose disk this is, once an administrator decided that it now belongs to this
+	// one (`quarry recover` sets it). A disk of any other cluster stays untouched.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	TakeOver string `json:"takeOver,omitempty"`
 }
 
 // PoolFeatures is what was found by trying it, not by looking at versions.
@@ -45,6 +50,10 @@ type PoolStatus struct {
 	// Path is where the pool is on its node.
 	// +optional
 	Path string `json:"path,omitempty"`
+	// MachineID is the machine whose pool this is (machine-id(5)), as last seen with its disk in place. Another machine under the
+	// node's name, without the disk, was rebuilt: the pool's volumes are lost there.
+	// +optional
+	MachineID string `json:"machineID,omitempty"`
 	// Filesystem is the pool's filesystem type: ext4, xfs, btrfs, ...
 	// +optional
 	Filesystem string `json:"filesystem,omitempty"`

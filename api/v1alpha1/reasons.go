@@ -22,6 +22,8 @@ const (
 	ReasonInvalidOptions = "InvalidOptions"
 	// ReasonSourceNotFound: the volume or snapshot to start from is not on this node.
 	ReasonSourceNotFound = "SourceNotFound"
+	// ReasonNotAdoptable: what is at the path of spec.adopt can not become a volume; the message says why. It was not touched.
+	ReasonNotAdoptable = "NotAdoptable"
 	// ReasonIDConflict: another volume is on disk under this record's name. It was not touched.
 	ReasonIDConflict = "IDConflict"
 )
@@ -88,6 +90,8 @@ const (
 	ReasonNodeGone = "NodeGone"
 	// ReasonNoSuitableNode: no node can take the volume.
 	ReasonNoSuitableNode = "NoSuitableNode"
+	// ReasonNoMatchingPool: the node has no pool that the claim's selector matches.
+	ReasonNoMatchingPool = "NoMatchingPool"
 	// ReasonPending: the wish is recorded, and its outcome is not known yet.
 	ReasonPending = "Pending"
 	// ReasonVolumeUnavailable: the volume exists and can not be used now; its data is not touched.

@@ -93,6 +93,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.volumeMode == oldSelf.volumeMode",message="volumeMode is immutable"
 // +kubebuilder:validation:XValidation:rule="has(self.fsType) == has(oldSelf.fsType) && (!has(self.fsType) || self.fsType == oldSelf.fsType)",message="fsType is immutable"
 // +kubebuilder:validation:XValidation:rule="has(self.source) == has(oldSelf.source) && (!has(self.source) || self.source == oldSelf.source)",message="source is immutable"
+// +kubebuilder:validation:XValidation:rule="has(self.adopt) == has(oldSelf.adopt) && (!has(self.adopt) || self.adopt == oldSelf.adopt)",message="adopt is immutable"
+// +kubebuilder:validation:XValidation:rule="!has(self.adopt) || !has(self.source)",message="a volume is adopted or made from a source, not both"
 // +kubebuilder:validation:XValidation:rule="oldSelf.desiredState != 'Deleted' || self.desiredState == 'Deleted'",message="a volume that is to be deleted cannot be brought back"
 // +kubebuilder:validation:XValidation:rule="!oldSelf.published || self.published",message="published cannot be taken back"
 type VolumeSpec struct {
@@ -185,6 +187,16 @@ type VolumeSpec struct {
 	// +optional
 	Source *VolumeSource `json:"source,omitempty"`
 
+	// Adopt makes the volume out of what is at a path of its node already, instead of making it empty.
+	// +optional
+	Adopt *Adoption `json:"adopt,omitempty"`
+
+	// SpreadGroup names the volumes that are put into different pools of their node as far as there are enough pools: those of
+	// one StatefulSet. Empty: the pool with the most room is taken.
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	SpreadGroup string `json:"spreadGroup,omitempty"`
+
 	// Claim is the PersistentVolumeClaim the volume is made for.
 	// +optional
 	Claim *ClaimReference `json:"claim,omitempty"`
@@ -199,6 +211,11 @@ type VolumeSpec struct {
 	// Provisioner is the door the volume came in by: local.quarry.storage or csi.quarry.storage.
 	// +optional
 	Provisioner string `json:"provisioner,omitempty"`
+
+	// Parameters are the class's, as the volume was made with them, so that the PersistentVolume can be written again as it was.
+	// What they mean is in the fields above; agents only keep them.
+	// +optional
+	Parameters map[string]string `json:"parameters,omitempty"`
 
 	// Admission names the volumes that are admitted together with this one, or not at all: the claims of one pod.
 	// +optional
@@ -220,6 +237,34 @@ type VolumeSource struct {
 	Volume string `json:"volume,omitempty"`
 	// +optional
 	Snapshot string `json:"snapshot,omitempty"`
+}
+
+// AdoptionType says what is at the path of an adopted volume, in the words of hostPath volumes.
+// +kubebuilder:validation:Enum=Directory;DirectoryOrCreate;File;FileOrCreate
+type AdoptionType string
+
+const (
+	// AdoptDirectory: a directory has to be there. It becomes a directory volume.
+	AdoptDirectory AdoptionType = "Directory"
+	// AdoptDirectoryOrCreate: a directory, or nothing; then the volume is made empty.
+	AdoptDirectoryOrCreate AdoptionType = "DirectoryOrCreate"
+	// AdoptFile: an image file has to be there. It becomes a loop volume.
+	AdoptFile AdoptionType = "File"
+	// AdoptFileOrCreate: an image file, or nothing; then the image is made.
+	AdoptFileOrCreate AdoptionType = "FileOrCreate"
+)
+
+// Adoption is data that was on a node before Quarry knew of it.
+type Adoption struct {
+	// Path is where it is: below the directory of one of the node's pools, and on the same filesystem. It is renamed into the
+	// volume, and a symbolic link is left in its place, so that PersistentVolumes that were made by hand go on working.
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/`
+	Path string `json:"path"`
+	// +kubebuilder:default=Directory
+	// +optional
+	Type AdoptionType `json:"type,omitempty"`
 }
 
 // ClaimReference is a PersistentVolumeClaim.

@@ -31,6 +31,14 @@ const (
 	QuotaBtrfs   = "btrfs"   // level-1 qgroup under simple quotas
 )
 
+// How far an adoption is. Each is written down before what it says is begun.
+const (
+	// AdoptionMoving: the data takes the place of a link in the volume's directory. While the link is there nothing was moved.
+	AdoptionMoving = "moving"
+	// AdoptionRenaming: everything in an image's filesystem is in one directory, which gets its last name.
+	AdoptionRenaming = "renaming"
+)
+
 // Volume is everything about a volume that must outlive the cluster.
 type Volume struct {
 	ID        string    `json:"id"`
@@ -65,6 +73,11 @@ type Volume struct {
 	Group int64  `json:"group,omitempty"`
 	Mode  uint32 `json:"mode,omitempty"`
 
+	// AdoptedFrom is where the volume's data was before it was a volume, relative to the pool; a symbolic link is left there.
+	AdoptedFrom string `json:"adoptedFrom,omitempty"`
+	// Adopting is not empty while an adoption is not finished: AdoptionMoving or AdoptionRenaming.
+	Adopting string `json:"adopting,omitempty"`
+
 	// Everything else that is needed to write the objects of the cluster again.
 	Source *Source `json:"source,omitempty"`
 	Origin Origin  `json:"origin"`
@@ -93,6 +106,30 @@ type Origin struct {
 	RequestedBackend string            `json:"requestedBackend,omitempty"`
 	Deletion         Deletion          `json:"deletion"`
 	Attributes       map[string]string `json:"attributes,omitempty"`
+	// Parameters are the class's, for the PersistentVolume that is written again.
+	Parameters  map[string]string `json:"parameters,omitempty"`
+	SpreadGroup string            `json:"spreadGroup,omitempty"`
+}
+
+// Follow returns o as it is once the cluster says next: next, but for what was settled when the volume was made and next does
+// not name. Wish is never another.
+func (o Origin) Follow(next Origin) Origin {
+	next.Wish = o.Wish
+	for _, settled := range []struct{ to, from *string }{
+		{&next.Node, &o.Node}, {&next.PVName, &o.PVName}, {&next.Provisioner, &o.Provisioner}, {&next.StorageClass, &o.StorageClass},
+		{&next.RequestedBackend, &o.RequestedBackend}, {&next.SpreadGroup, &o.SpreadGroup},
+	} {
+		if *settled.to == "" {
+			*settled.to = *settled.from
+		}
+	}
+	if len(next.Parameters) == 0 {
+		next.Parameters = o.Parameters
+	}
+	if len(next.AccessModes) == 0 {
+		next.AccessModes = o.AccessModes
+	}
+	return next
 }
 
 // Deletion is what deleting the volume is to mean, in the words of the API.
