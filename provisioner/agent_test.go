@@ -156,3 +156,13 @@ func (a *agent) set(change func()) {
 		a.answer(context.Background(), &list.Items[i])
 	}
 }
+
+// label puts a label on the agent's pool.
+func (a *agent) label(key, value string) {
+	var pool v1alpha1.Pool
+	ctx := context.Background()
+	require.NoError(a.k.t, a.k.Get(ctx, client.ObjectKey{Name: a.node + ".default"}, &pool))
+	before := pool.DeepCopy()
+	pool.Labels[key] = value
+	require.NoError(a.k.t, a.k.Patch(ctx, &pool, client.MergeFrom(before)))
+}

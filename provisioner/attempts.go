@@ -87,6 +87,7 @@ func sameWish(have, want *v1alpha1.VolumeSpec) bool {
 		c.DesiredState, c.Published = "", false
 		c.Claim, c.Admission, c.Attributes = nil, nil, nil
 		c.ReclaimPolicy, c.Deletion = "", v1alpha1.DeletionPolicy{}
+		c.Parameters, c.SpreadGroup = nil, "" // what of them is fixed is in the other fields
 		return c
 	}
 	return equality.Semantic.DeepEqual(fixed(have), fixed(want))

@@ -21,9 +21,6 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 				"use ReadWriteOnce or ReadWriteOncePod", mode)}
 		}
 	}
-	if claim.Spec.Selector != nil {
-		return &ClaimError{"selector", "is not served for new volumes; choose pools with the class's parameters pool or poolSelector"}
-	}
 	if name := claim.Spec.VolumeAttributesClassName; name != nil && *name != "" {
 		return &ClaimError{"volumeAttributesClassName", fmt.Sprintf("%q: only volumes of %s have attributes that change",
 			*name, v1alpha1.CSIDriver)}

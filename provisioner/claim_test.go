@@ -6,7 +6,6 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 )
 
@@ -22,7 +21,6 @@ func TestCheckClaim(t *testing.T) {
 	})))
 	for want, change := range map[string]func(*corev1.PersistentVolumeClaimSpec){
 		"accessModes: ReadOnlyMany": func(s *corev1.PersistentVolumeClaimSpec) { s.AccessModes = append(s.AccessModes, corev1.ReadOnlyMany) },
-		"selector: ":                func(s *corev1.PersistentVolumeClaimSpec) { s.Selector = &metav1.LabelSelector{} },
 		"must be more than 0":       func(s *corev1.PersistentVolumeClaimSpec) { s.Resources.Requests = nil },
 		"volumeAttributesClassName": func(s *corev1.PersistentVolumeClaimSpec) { s.VolumeAttributesClassName = new("gold") },
 		`snapshot "s"`: func(s *corev1.PersistentVolumeClaimSpec) {

@@ -52,6 +52,8 @@ type Options struct {
 	DeleteWait      time.Duration
 	// SweepGrace is how old an unpublished attempt is before the sweep looks at it. Default: 1 min.
 	SweepGrace time.Duration
+	// NodeLoss allows claims to be deleted so that they start over elsewhere, for classes with onNodeLoss.
+	NodeLoss bool
 	// CapacityOwner, if set, owns the capacity objects, so that they go with it: the controller's Deployment.
 	CapacityOwner *metav1.OwnerReference
 	// MetricsAddress and HealthAddress are where those are served. Default: not at all.
@@ -202,6 +204,7 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 		{&v1alpha1.Volume{}, indexPVName, IndexPVName},
 		{&v1alpha1.Pool{}, indexPoolNode, indexPool},
 		{&storagev1.CSIStorageCapacity{}, indexCapacityNode, indexCapacity},
+		{&corev1.PersistentVolume{}, indexPVNode, indexPV},
 	} {
 		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.field, index.of); err != nil {
 			return nil, fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
@@ -242,6 +245,17 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 	heal := &healer{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, metrics: metrics}
 	sweep := &sweeper{records: c.Records, grace: o.SweepGrace, now: time.Now, metrics: metrics}
 	if err := addLoops(mgr, heal, sweep); err != nil {
+		return nil, err
+	}
+	if err := addRecycler(mgr, &recycler{records: c.Records, local: c.Local, events: recorder, wait: o.ProvisionTimeout}); err != nil {
+		return nil, err
+	}
+	orphans := &orphanage{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, grace: o.SweepGrace, now: time.Now, metrics: metrics}
+	if err := addOrphanage(mgr, orphans); err != nil {
+		return nil, err
+	}
+	loss := &nodeLoss{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, enabled: o.NodeLoss, now: time.Now, metrics: metrics}
+	if err := addNodeLoss(mgr, loss); err != nil {
 		return nil, err
 	}
 	if err := addCapacity(mgr, capacity); err != nil {

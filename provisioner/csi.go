@@ -113,6 +113,11 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 			wish.ReclaimPolicy = reclaimPolicy(&class)
 		}
 	}
+	if wish.Parameters["poolSpread"] == string(SpreadApart) {
+		if wish.SpreadGroup, err = (podReader{c.Local.Live}).spreadGroup(ctx, &claim); err != nil {
+			return err
+		}
+	}
 	wish.Admission, err = (podReader{c.Local.Live}).admissionGroup(ctx, &claim, c.Local.claimsIn, c.Local.isOurs)
 	return err
 }

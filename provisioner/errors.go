@@ -17,6 +17,7 @@ const (
 	ReasonAgentNotReady    = v1alpha1.ReasonAgentNotReady
 	ReasonNodeGone         = v1alpha1.ReasonNodeGone
 	ReasonNoNode           = v1alpha1.ReasonNoSuitableNode
+	ReasonNoMatchingPool   = v1alpha1.ReasonNoMatchingPool
 	ReasonPending          = v1alpha1.ReasonPending
 	ReasonUnavailable      = v1alpha1.ReasonVolumeUnavailable
 	ReasonClaimGone        = v1alpha1.ReasonClaimGone
@@ -199,6 +200,10 @@ var verdicts = map[string]Verdict{
 		Hint: "remove or correct the claim's annotation volume.kubernetes.io/selected-node if no pod uses it"},
 	ReasonNoNode: {State: controller.ProvisioningFinished,
 		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less"},
+	ReasonNoMatchingPool: {State: controller.ProvisioningFinished,
+		Hint: "the scheduler does not know selectors of claims: make the claim again with another class, with a pod that goes to a node with such a pool, or label a pool"},
+	v1alpha1.ReasonNotAdoptable: {State: controller.ProvisioningFinished,
+		Hint: "kubectl quarry adopt --dry-run says what is there"},
 	ReasonPending: {State: controller.ProvisioningInBackground,
 		Hint: "it goes on in the background"},
 	ReasonUnavailable: {State: controller.ProvisioningInBackground,

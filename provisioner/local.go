@@ -120,6 +120,14 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 	if wish.NodeName, err = l.chooseNode(ctx, o, params, wish.Capacity.Value()); err != nil {
 		return nil, wish.NodeName, err
 	}
+	if err := l.selectPools(ctx, o.PVC, o.StorageClass, &wish, params); err != nil {
+		return nil, wish.NodeName, err
+	}
+	if params.PoolSpread == SpreadApart {
+		if wish.SpreadGroup, err = (podReader{l.Live}).spreadGroup(ctx, o.PVC); err != nil {
+			return nil, wish.NodeName, err
+		}
+	}
 	if wish.Admission, err = (podReader{l.Live}).admissionGroup(ctx, o.PVC, l.claimsIn, l.isOurs); err != nil {
 		return nil, wish.NodeName, err
 	}
@@ -131,7 +139,7 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 	if err != nil {
 		return nil, v.Spec.NodeName, err
 	}
-	pv, err = localPV(o.PVName, v, host, o.StorageClass, params)
+	pv, err = localPV(o.PVName, v, host, l.poolLabels(ctx, v))
 	if err == nil && v.Spec.Enforcement == v1alpha1.EnforcementNone {
 		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, "SizeNotEnforced", "Provision",
 			"The class's enforcement is none: nothing keeps the volume from growing over %s", v.Spec.Capacity.String())

@@ -195,11 +195,16 @@ func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 	return "", false
 }
 
-// remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record.
+// remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record, and one whose
+// space is offered again keeps it until that is done.
 func (r *Records) remove(ctx context.Context, v *v1alpha1.Volume) error {
-	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent {
+	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent || recycles(v) {
 		return nil
 	}
+	return r.removeRecord(ctx, v)
+}
+
+func (r *Records) removeRecord(ctx context.Context, v *v1alpha1.Volume) error {
 	err := r.Client.Delete(ctx, v, client.Preconditions{UID: &v.UID, ResourceVersion: &v.ResourceVersion})
 	switch {
 	case apierrors.IsConflict(err):

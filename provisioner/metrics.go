@@ -16,7 +16,10 @@ type Metrics struct {
 	healed   prometheus.Counter
 	swept    prometheus.Counter
 	capacity prometheus.Counter
-	library  libmetrics.Metrics
+	orphans  prometheus.Gauge
+	// startedOver counts claims that were given up because their node was lost.
+	startedOver prometheus.Counter
+	library     libmetrics.Metrics
 }
 
 // NewMetrics makes them and registers them.
@@ -43,9 +46,15 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 		capacity: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "quarry_capacity_writes_total", Help: "CSIStorageCapacity objects created, changed or deleted.",
 		}),
+		orphans: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "quarry_orphaned_volumes", Help: "Volumes that were published and that no PersistentVolume points at any more. They are kept until a person decides.",
+		}),
+		startedOver: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quarry_node_loss_claims_total", Help: "Claims that were deleted, their data kept, to start over on another node because theirs was lost (onNodeLoss).",
+		}),
 		library: libmetrics.New("quarry"),
 	}
-	for _, c := range []prometheus.Collector{m.duration, m.failures, m.waiting, m.healed, m.swept, m.capacity,
+	for _, c := range []prometheus.Collector{m.duration, m.failures, m.waiting, m.healed, m.swept, m.capacity, m.orphans, m.startedOver,
 		m.library.PersistentVolumeClaimProvisionTotal, m.library.PersistentVolumeClaimProvisionFailedTotal,
 		m.library.PersistentVolumeClaimProvisionDurationSeconds, m.library.PersistentVolumeDeleteTotal,
 		m.library.PersistentVolumeDeleteFailedTotal, m.library.PersistentVolumeDeleteDurationSeconds,

@@ -3,7 +3,9 @@ package provisioner
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,6 +50,11 @@ type Parameters struct {
 	Scrub          v1alpha1.Scrub
 
 	OnNodeLoss OnNodeLoss
+	// NodeLossDelay is zero unless OnNodeLoss is afterDelay.
+	NodeLossDelay time.Duration
+
+	// PoolSpread says how the agent chooses among the pools that will do.
+	PoolSpread PoolSpread
 
 	// raw is what the class said, without the sidecars' own keys.
 	raw map[string]string
@@ -59,10 +66,23 @@ type OnNodeLoss string
 const (
 	// NodeLossNever leaves the claim bound to the lost node until a person decides. The default.
 	NodeLossNever OnNodeLoss = "never"
-	// NodeLossAfterDelay lets the claim start over elsewhere once the Node object is gone for the configured delay.
+	// NodeLossAfterDelay lets the claim start over elsewhere once the node was not ready, or gone, for nodeLossDelay.
 	NodeLossAfterDelay OnNodeLoss = "afterDelay"
 	// NodeLossOutOfServiceTaint lets it start over once an administrator set node.kubernetes.io/out-of-service.
 	NodeLossOutOfServiceTaint OnNodeLoss = "outOfServiceTaint"
+)
+
+// DefaultNodeLossDelay is how long a node has to be lost, in classes with onNodeLoss: afterDelay that do not say.
+const DefaultNodeLossDelay = 15 * time.Minute
+
+// PoolSpread says how a pool is chosen among those of a node that will do.
+type PoolSpread string
+
+const (
+	// SpreadMostFree takes the pool with the most room. The default.
+	SpreadMostFree PoolSpread = "mostFree"
+	// SpreadApart takes another pool than the other volumes of the same StatefulSet, as far as there are enough.
+	SpreadApart PoolSpread = "apart"
 )
 
 // DefaultTrashRetention is how long a class with onDelete: trash keeps volumes where it does not say.
@@ -78,6 +98,7 @@ func ParseParameters(class map[string]string) (Parameters, error) {
 		OnDelete:    v1alpha1.OnDeletePurge,
 		Scrub:       v1alpha1.ScrubNone,
 		OnNodeLoss:  NodeLossNever,
+		PoolSpread:  SpreadMostFree,
 		raw:         map[string]string{},
 	}
 	keys := make([]string, 0, len(class))
@@ -111,6 +132,12 @@ func ParseParameters(class map[string]string) (Parameters, error) {
 	if p.OnDelete == v1alpha1.OnDeleteTrash && p.TrashRetention == 0 {
 		p.TrashRetention = DefaultTrashRetention
 	}
+	if p.OnNodeLoss == NodeLossAfterDelay && p.NodeLossDelay == 0 {
+		p.NodeLossDelay = DefaultNodeLossDelay
+	}
+	if p.OnDelete == v1alpha1.OnDeleteRecycle && !p.given("scrub") {
+		p.Scrub = v1alpha1.ScrubZero // somebody else gets the space next
+	}
 	if err := p.contradiction(); err != nil {
 		return Parameters{}, err
 	}
@@ -142,6 +169,12 @@ func (p Parameters) contradiction() error {
 		return &ParameterError{"inodes", "cannot be held with enforcement: none"}
 	case p.given("trashRetention") && p.OnDelete != v1alpha1.OnDeleteTrash:
 		return &ParameterError{"trashRetention", "needs onDelete: trash"}
+	case p.OnDelete == v1alpha1.OnDeleteRecycle && p.Scrub == v1alpha1.ScrubNone:
+		return &ParameterError{"scrub", "none would offer a deleted volume's blocks to others as they are (onDelete: recycle); use zero or discard"}
+	case p.given("nodeLossDelay") && p.OnNodeLoss != NodeLossAfterDelay:
+		return &ParameterError{"nodeLossDelay", "needs onNodeLoss: afterDelay"}
+	case p.Pool != "" && p.PoolSpread == SpreadApart:
+		return &ParameterError{"poolSpread", "apart chooses among several pools, and pool names one; use poolSelector, or leave one out"}
 	case p.Pool != "" && p.PoolSelector != nil:
 		return &ParameterError{"poolSelector", "chooses a pool by label, and pool by name; give one of them"}
 	}
@@ -172,6 +205,7 @@ func (p Parameters) Apply(spec *v1alpha1.VolumeSpec) {
 	if p.TrashRetention > 0 {
 		spec.Deletion.TrashRetention = &metav1.Duration{Duration: p.TrashRetention}
 	}
+	spec.Parameters = p.all()
 	if spec.VolumeMode == corev1.PersistentVolumeBlock {
 		return
 	}
@@ -180,9 +214,8 @@ func (p Parameters) Apply(spec *v1alpha1.VolumeSpec) {
 	spec.Owner, spec.Group, spec.Mode, spec.Inodes = p.Owner, p.Group, p.Mode, p.Inodes
 }
 
-// JSON is what goes into the annotation v1alpha1.AnnotationParameters: what the class said, so that a lost record can
-// be written again as it was, and a default that changes later does not change volumes that exist.
-func (p Parameters) JSON() string {
+// all is what the class said, and the defaults that hold where it said nothing.
+func (p Parameters) all() map[string]string {
 	all := map[string]string{
 		"backend": string(p.Backend), "enforcement": string(p.Enforcement),
 		"onDelete": string(p.OnDelete), "scrub": string(p.Scrub), "onNodeLoss": string(p.OnNodeLoss),
@@ -193,9 +226,48 @@ func (p Parameters) JSON() string {
 	if p.TrashRetention > 0 {
 		all["trashRetention"] = p.TrashRetention.String()
 	}
-	for key, value := range p.raw {
-		all[key] = value
+	if p.NodeLossDelay > 0 {
+		all["nodeLossDelay"] = p.NodeLossDelay.String()
 	}
+	maps.Copy(all, p.raw)
+	return all
+}
+
+// JSON is what goes into the annotation v1alpha1.AnnotationParameters: what the class said, so that a lost record can
+// be written again as it was, and a default that changes later does not change volumes that exist.
+func (p Parameters) JSON() string { return parametersJSON(p.all()) }
+
+// ParametersOf is JSON for a volume that exists: what its class said when it was made, or, for one that was made without a
+// class, what its spec says.
+func ParametersOf(spec *v1alpha1.VolumeSpec) string {
+	if len(spec.Parameters) > 0 {
+		return parametersJSON(spec.Parameters)
+	}
+	p := Parameters{Backend: spec.Backend, Enforcement: spec.Enforcement, Allocation: spec.Allocation, OnDelete: spec.Deletion.OnDelete,
+		Scrub: spec.Deletion.Scrub, OnNodeLoss: NodeLossNever, raw: map[string]string{}}
+	if r := spec.Deletion.TrashRetention; r != nil {
+		p.TrashRetention = r.Duration
+	}
+	for name, value := range map[string]string{"pool": spec.Pool, "fsType": spec.FSType, "mode": spec.Mode, "mkfsOptions": strings.Join(spec.MkfsOptions, " ")} {
+		if value != "" {
+			p.raw[name] = value
+		}
+	}
+	for name, id := range map[string]*int64{"owner": spec.Owner, "group": spec.Group} {
+		if id != nil {
+			p.raw[name] = strconv.FormatInt(*id, 10)
+		}
+	}
+	if spec.Inodes > 0 {
+		p.raw["inodes"] = strconv.FormatInt(spec.Inodes, 10)
+	}
+	if spec.PoolSelector != nil {
+		p.raw["poolSelector"] = metav1.FormatLabelSelector(spec.PoolSelector)
+	}
+	return p.JSON()
+}
+
+func parametersJSON(all map[string]string) string {
 	text, err := json.Marshal(all) // sorts the keys
 	if err != nil {
 		panic(fmt.Sprintf("marshalling a map of strings: %v", err)) // cannot be

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -101,4 +102,20 @@ func (r podReader) admissionGroup(ctx context.Context, claim *corev1.PersistentV
 	}
 	slices.Sort(group.Claims)
 	return group, nil
+}
+
+// spreadGroup names the volumes that a claim's is to be kept apart from: those of the workload whose pod uses it. Without
+// a pod, or with one of no controller's, they are those of claims that differ in their last number, as a StatefulSet's do.
+func (r podReader) spreadGroup(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
+	pods, err := r.using(ctx, claim, "0")
+	if err != nil {
+		return "", err
+	}
+	for i := range pods {
+		if owner := metav1.GetControllerOf(&pods[i]); owner != nil {
+			return fmt.Sprintf("%s/%s/%s", claim.Namespace, owner.Kind, owner.Name), nil
+		}
+	}
+	name := strings.TrimRight(claim.Name, "0123456789")
+	return fmt.Sprintf("%s/claims/%s", claim.Namespace, strings.TrimSuffix(name, "-")), nil
 }

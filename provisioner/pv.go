@@ -2,11 +2,11 @@ package provisioner
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -16,8 +16,9 @@ import (
 // annProvisionedBy is set by the library on every PersistentVolume it creates; Kubernetes leaves those to us.
 const annProvisionedBy = "pv.kubernetes.io/provisioned-by"
 
-// localPV is the PersistentVolume of a volume that is ready. The library adds claimRef, class and its own annotations.
-func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, class *storagev1.StorageClass, p Parameters) (*corev1.PersistentVolume, error) {
+// localPV is the PersistentVolume of a volume that is ready, with its pool's labels. The library adds claimRef, class and
+// its own annotations.
+func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, poolLabels map[string]string) (*corev1.PersistentVolume, error) {
 	// The label's value is not the node's name everywhere, and the scheduler compares the label.
 	host := node.Labels[corev1.LabelHostname]
 	if host == "" {
@@ -34,24 +35,28 @@ func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, class *storag
 	if v.Status.Capacity != nil {
 		capacity = *v.Status.Capacity
 	}
-	mode := v.Spec.VolumeMode
+	mode, policy := v.Spec.VolumeMode, v.Spec.ReclaimPolicy
+	if policy == "" { // a record made by hand
+		policy = corev1.PersistentVolumeReclaimRetain
+	}
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: pvName,
+			Name:   pvName,
+			Labels: maps.Clone(poolLabels),
 			Annotations: map[string]string{
 				v1alpha1.AnnotationVolume:     v.Name,
 				v1alpha1.AnnotationNode:       node.Name,
 				v1alpha1.AnnotationNodeUID:    string(node.UID),
 				v1alpha1.AnnotationPool:       v.Status.Pool,
-				v1alpha1.AnnotationParameters: p.JSON(),
+				v1alpha1.AnnotationParameters: ParametersOf(&v.Spec),
 			},
 		},
 		Spec: corev1.PersistentVolumeSpec{
 			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: capacity},
 			AccessModes:                   v.Spec.AccessModes,
 			VolumeMode:                    &mode,
-			MountOptions:                  class.MountOptions,
-			PersistentVolumeReclaimPolicy: reclaimPolicy(class),
+			MountOptions:                  v.Spec.MountOptions,
+			PersistentVolumeReclaimPolicy: policy,
 			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: local},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
 				NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{
@@ -60,6 +65,34 @@ func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, class *storag
 			}},
 		},
 	}, nil
+}
+
+// PersistentVolumeOf is the whole PersistentVolume of a volume that is ready, with no claim yet, of whichever door the volume
+// came in by: what the library or the CSI sidecar would have written, so that they handle it from then on as one of
+// theirs. They add their finalizer themselves.
+func PersistentVolumeOf(pvName string, v *v1alpha1.Volume, node *corev1.Node, poolLabels map[string]string) (*corev1.PersistentVolume, error) {
+	pv, err := localPV(pvName, v, node, poolLabels)
+	if err != nil {
+		return nil, err
+	}
+	pv.Spec.StorageClassName = v.Spec.StorageClassName
+	pv.Annotations[annProvisionedBy] = v1alpha1.LocalProvisioner
+	if v.Spec.Provisioner != v1alpha1.CSIDriver {
+		return pv, nil
+	}
+	// What CreateVolume answers, and what external-provisioner makes of it.
+	pv.Annotations = map[string]string{annProvisionedBy: v1alpha1.CSIDriver}
+	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+		Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
+		VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: node.Name, v1alpha1.AnnotationPool: v.Status.Pool,
+			v1alpha1.AnnotationParameters: ParametersOf(&v.Spec)},
+	}}
+	if v.Spec.VolumeMode == corev1.PersistentVolumeFilesystem {
+		pv.Spec.CSI.FSType = v.Spec.FSType
+	}
+	pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0] = corev1.NodeSelectorRequirement{
+		Key: v1alpha1.TopologyNode, Operator: corev1.NodeSelectorOpIn, Values: []string{node.Name}}
+	return pv, nil
 }
 
 // origin is what a PersistentVolume says about the volume behind it: in annotations for classic ones, in the volume's
@@ -119,7 +152,7 @@ func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 		StorageClassName: pv.Spec.StorageClassName,
 		Provisioner:      o.Provisioner,
 	}
-	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy != corev1.PersistentVolumeReclaimRecycle {
+	if policy := policyOf(pv); policy != corev1.PersistentVolumeReclaimRecycle {
 		spec.ReclaimPolicy = policy
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil {
@@ -139,7 +172,8 @@ func matches(v *v1alpha1.Volume, pv *corev1.PersistentVolume, o origin) string {
 	if v.Spec.NodeName != o.Node {
 		differences = append(differences, fmt.Sprintf("volume %s is on node %s, not %s", v.Name, v.Spec.NodeName, o.Node))
 	}
-	if pv.Spec.Local != nil && v.Status.Path != "" && v.Status.Path != pv.Spec.Local.Path {
+	adopted := v.Spec.Adopt != nil && pv.Spec.Local != nil && v.Spec.Adopt.Path == pv.Spec.Local.Path // by the link that was left there
+	if pv.Spec.Local != nil && v.Status.Path != "" && v.Status.Path != pv.Spec.Local.Path && !adopted {
 		differences = append(differences, fmt.Sprintf("volume %s is at %s, not %s", v.Name, v.Status.Path, pv.Spec.Local.Path))
 	}
 	return strings.Join(differences, "; ")

@@ -31,7 +31,7 @@ func TestRecordFromPV(t *testing.T) {
 			v := newRecord("pvc-1", "pvc-1-1", &wish)
 			v.Status = v1alpha1.VolumeStatus{Path: "/volumes/pvc-1-1/mount/data", Pool: "fast"}
 			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", UID: "9", Labels: map[string]string{corev1.LabelHostname: "other"}}}
-			pv, err := localPV("pvc-1", v, node, &class, params)
+			pv, err := localPV("pvc-1", v, node, map[string]string{"disk": "ssd"})
 			require.NoError(t, err)
 
 			// What the library and the API server add.
@@ -49,6 +49,17 @@ func TestRecordFromPV(t *testing.T) {
 			o, ok := originOf(pv)
 			require.True(t, ok)
 			require.Empty(t, matches(v, pv, o))
+			require.Equal(t, map[string]string{"disk": "ssd"}, pv.Labels)
+
+			// The same from the other door, and from a record that does not remember its class.
+			v.Spec.Provisioner, v.Spec.Parameters = v1alpha1.CSIDriver, nil
+			pv, err = PersistentVolumeOf("pvc-1", v, node, nil)
+			require.NoError(t, err)
+			back, err = recordFromPV(pv)
+			require.NoError(t, err)
+			require.True(t, sameWish(&back.Spec, &v.Spec), "%+v\n%+v", back.Spec, v.Spec)
+			require.Equal(t, v.Spec.Deletion, back.Spec.Deletion)
+			require.Equal(t, v1alpha1.TopologyNode, pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Key)
 		}
 	}
 }
@@ -57,10 +68,10 @@ func TestLocalPVRefuses(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelHostname: "h"}}}
 	for _, path := range []string{"", "relative", "/a/../b", "/a/"} {
 		v := &v1alpha1.Volume{Status: v1alpha1.VolumeStatus{Path: path}}
-		_, err := localPV("pv", v, node, &storagev1.StorageClass{}, Parameters{})
+		_, err := localPV("pv", v, node, nil)
 		require.ErrorContains(t, err, "reports the path", path)
 	}
-	_, err := localPV("pv", &v1alpha1.Volume{Status: v1alpha1.VolumeStatus{Path: "/a"}}, &corev1.Node{}, &storagev1.StorageClass{}, Parameters{})
+	_, err := localPV("pv", &v1alpha1.Volume{Status: v1alpha1.VolumeStatus{Path: "/a"}}, &corev1.Node{}, nil)
 	require.ErrorContains(t, err, corev1.LabelHostname)
 }
 

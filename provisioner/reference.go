@@ -86,17 +86,22 @@ var parameterTable = []Parameter{
 		Meaning: "The permissions of the volume's root directory.", set: setMode},
 	{Name: "inodes", Form: "a whole number, 0 or more", Default: "0",
 		Meaning: "How many files a directory volume may hold, or how many an image's filesystem is made with. 0: no limit of its own.", set: setInodes},
-	{Name: "onDelete", Values: []string{"purge", "trash"}, Default: "purge",
-		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, or keep it in the pool's trash for `trashRetention`.",
+	{Name: "onDelete", Values: []string{"purge", "trash", "recycle"}, Default: "purge",
+		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, keep it in the pool's trash for `trashRetention`, or scrub its space and offer it as a new, Available PersistentVolume of the class.",
 		set:     func(p *Parameters, v string) error { p.OnDelete = v1alpha1.OnDelete(v); return nil }},
 	{Name: "trashRetention", Form: "a duration above 0, such as `72h` or `90m`", Default: "72h with `onDelete: trash`",
 		Meaning: "How long a trashed volume can be taken back.", set: setTrashRetention},
-	{Name: "scrub", Values: []string{"none", "zero", "discard"}, Default: "none",
+	{Name: "scrub", Values: []string{"none", "zero", "discard"}, Default: "none; `zero` with `onDelete: recycle`",
 		Meaning: "How the blocks of a deleted volume are freed: just unlinked, overwritten with zeros first, or punched out so that the disk discards them.",
 		set:     func(p *Parameters, v string) error { p.Scrub = v1alpha1.Scrub(v); return nil }},
 	{Name: "onNodeLoss", Values: []string{"never", "afterDelay", "outOfServiceTaint"}, Default: "never",
-		Meaning: "Whether a claim may start over, empty, on another node when its node is lost.",
+		Meaning: "Whether a claim may start over, empty, on another node when its node is lost: never; once the node was not ready or gone for `nodeLossDelay`; or once an administrator set the taint `node.kubernetes.io/out-of-service`. The old volume is kept. Needs `nodeLoss.enabled` in the chart's values.",
 		set:     func(p *Parameters, v string) error { p.OnNodeLoss = OnNodeLoss(v); return nil }},
+	{Name: "nodeLossDelay", Form: "a duration above 0, such as `30m`", Default: "15m with `onNodeLoss: afterDelay`",
+		Meaning: "How long a node has to be lost before its claims start over.", set: setNodeLossDelay},
+	{Name: "poolSpread", Values: []string{"mostFree", "apart"}, Default: "mostFree",
+		Meaning: "Which of a node's pools is taken where several will do: the one with the most room, or another one than the other volumes of the same StatefulSet.",
+		set:     func(p *Parameters, v string) error { p.PoolSpread = PoolSpread(v); return nil }},
 }
 
 // ParameterTable returns every parameter, in the order of the reference.
@@ -171,13 +176,22 @@ func setInodes(p *Parameters, v string) error {
 	return nil
 }
 
-func setTrashRetention(p *Parameters, v string) error {
+func setTrashRetention(p *Parameters, v string) (err error) {
+	p.TrashRetention, err = duration(v)
+	return err
+}
+
+func setNodeLossDelay(p *Parameters, v string) (err error) {
+	p.NodeLossDelay, err = duration(v)
+	return err
+}
+
+func duration(v string) (time.Duration, error) {
 	d, err := time.ParseDuration(v)
 	if err != nil || d <= 0 {
-		return fmt.Errorf("not such a duration")
+		return 0, fmt.Errorf("not such a duration")
 	}
-	p.TrashRetention = d
-	return nil
+	return d, nil
 }
 
 // ParametersReference is docs/reference/parameters.md.
@@ -202,7 +216,8 @@ func ParametersReference() string {
 * ` + "`backend: directory` with `enforcement: strict`, or for a claim with `volumeMode: Block`" + `
 * ` + "`enforcement: none` with `backend: loop`, `inodes`, or for a claim with `volumeMode: Block`" + `
 * ` + "`allocation` or `fsType` with `backend: directory` or `enforcement: none`: they are about images" + `
-* ` + "`mkfsOptions` without `fsType`; `trashRetention` without `onDelete: trash`; `pool` with `poolSelector`" + `
+* ` + "`mkfsOptions` without `fsType`; `trashRetention` without `onDelete: trash`; `nodeLossDelay` without `onNodeLoss: afterDelay`" + `
+* ` + "`pool` with `poolSelector` or `poolSpread: apart`; `onDelete: recycle` with `scrub: none`" + `
 `)
 	return b.String()
 }

@@ -48,6 +48,7 @@ func newControllerCommand() *cobra.Command {
 	f.StringVar(&endpoint, "csi-endpoint", "", "the unix socket that the CSI controller service is served at (empty: it is not)")
 	f.IntVar(&o.Workers, "workers", 100, "how many claims, and how many PersistentVolumes, are worked on at a time")
 	f.DurationVar(&o.ProvisionTimeout, "provision-timeout", 0, "how long one try of one claim may take (0: 60s)")
+	f.BoolVar(&o.NodeLoss, "node-loss", false, "delete claims whose node is lost, where their class asks for it (onNodeLoss), so that they start over elsewhere")
 	f.StringVar(&o.HealthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
 	f.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "where /metrics is served")
 	if err := cmd.MarkFlagRequired("namespace"); err != nil {

@@ -1,0 +1,295 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+)
+
+// nodeLoss lets the claims of StatefulSets start over, empty, on another node when theirs is lost, for classes that ask for
+// it (onNodeLoss) in installations that allow it. What it does is what an administrator would do by the runbook, in the
+// same order, and nothing of it touches data: the old PersistentVolume gets the policy Retain and stays, and so does the
+// volume on the lost disk, should it ever come back.
+//
+// Only claims that a StatefulSet's pod uses are helped: nobody would make another claim of any other kind again.
+type nodeLoss struct {
+	client client.Client
+	live   client.Reader
+	events events.EventRecorder
+	// enabled is the administrator's consent (the chart's nodeLoss.enabled), without which there is no right to delete claims.
+	enabled bool
+	now     func() time.Time
+	metrics *Metrics
+
+	mu sync.Mutex
+	// gone is when a Node object was first seen missing: nothing else remembers. After a restart the delay begins anew.
+	gone map[string]time.Time
+	// told are the claims that were told that nothing is done for them.
+	told map[string]bool
+}
+
+// taintOutOfService says that a node is off for good, or until it is repaired; an administrator sets it (KEP-2268).
+const taintOutOfService = corev1.TaintNodeOutOfService
+
+// indexPVNode is the cache's index of our PersistentVolumes by the node that holds their data.
+const indexPVNode = "quarryNode"
+
+func indexPV(o client.Object) []string {
+	if pv, ok := o.(*corev1.PersistentVolume); ok {
+		if of, ours := originOf(pv); ours {
+			return []string{of.Node}
+		}
+	}
+	return nil
+}
+
+// Reconcile looks at one node, also at one that does not exist.
+func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pvs corev1.PersistentVolumeList
+	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: req.Name}); err != nil {
+		return reconcile.Result{}, &APIError{"listing PersistentVolumes", err}
+	}
+	var wanting []wantingPV
+	for i := range pvs.Items {
+		pv := &pvs.Items[i]
+		of, ok := originOf(pv)
+		p, err := ParametersFromJSON(of.Parameters)
+		if ok && err == nil && p.OnNodeLoss != NodeLossNever && pv.Spec.ClaimRef != nil && pv.Status.Phase == corev1.VolumeBound {
+			wanting = append(wanting, wantingPV{pv, p})
+		}
+	}
+	if len(wanting) == 0 {
+		n.forget(req.Name)
+		return reconcile.Result{}, nil
+	}
+	state, err := n.look(ctx, req.Name)
+	if err != nil || !state.lost {
+		return reconcile.Result{}, err
+	}
+	var next time.Duration
+	for _, w := range wanting {
+		wait, due := state.dueIn(w.params, n.now())
+		if !due {
+			continue
+		}
+		if wait <= 0 {
+			if wait, err = n.startOver(ctx, w.pv, req.Name, state.why); err != nil {
+				return reconcile.Result{}, err
+			}
+		}
+		if wait > 0 && (next == 0 || wait < next) {
+			next = wait
+		}
+	}
+	return reconcile.Result{RequeueAfter: next}, nil
+}
+
+type wantingPV struct {
+	pv     *corev1.PersistentVolume
+	params Parameters
+}
+
+// lossState is what is known of a node, read live.
+type lossState struct {
+	lost         bool
+	since        time.Time
+	outOfService bool
+	why          string
+}
+
+func (n *nodeLoss) look(ctx context.Context, name string) (lossState, error) {
+	var node corev1.Node
+	err := n.live.Get(ctx, client.ObjectKey{Name: name}, &node)
+	if apierrors.IsNotFound(err) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.gone == nil {
+			n.gone = map[string]time.Time{}
+		}
+		if n.gone[name].IsZero() {
+			n.gone[name] = n.now()
+		}
+		return lossState{lost: true, since: n.gone[name], why: fmt.Sprintf("Node %s does not exist any more", name)}, nil
+	}
+	if err != nil {
+		return lossState{}, &APIError{"reading Node " + name, err}
+	}
+	n.forget(name)
+	s := lossState{outOfService: slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintOutOfService })}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			s.lost, s.since = true, c.LastTransitionTime.Time
+			s.why = fmt.Sprintf("node %s is not ready since %s", name, s.since.UTC().Format(time.RFC3339))
+			if s.outOfService {
+				s.why = fmt.Sprintf("node %s is not ready and out of service", name)
+			}
+		}
+	}
+	return s, nil
+}
+
+func (n *nodeLoss) forget(node string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.gone, node)
+}
+
+// dueIn is how long a lost node's claims of a class still wait; due is false if they wait for something else than time.
+func (s lossState) dueIn(p Parameters, now time.Time) (wait time.Duration, due bool) {
+	if p.OnNodeLoss == NodeLossOutOfServiceTaint {
+		return 0, s.outOfService
+	}
+	return p.NodeLossDelay - now.Sub(s.since), true
+}
+
+// lossRetry is how soon a claim is looked at again whose pod stands in the way.
+const lossRetry = 5 * time.Second
+
+// startOver gives up a claim's volume on a lost node. Every step can be repeated; a later one is only taken when the
+// earlier ones are done. It returns how long to wait for another look, if that is needed.
+func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolume, node, why string) (time.Duration, error) {
+	ref := cached.Spec.ClaimRef
+	var claim corev1.PersistentVolumeClaim
+	err := n.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	if apierrors.IsNotFound(err) || err == nil && claim.UID != ref.UID {
+		return 0, nil // deleted already
+	}
+	if err != nil {
+		return 0, &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+	}
+	pods, owned, err := n.pods(ctx, &claim)
+	switch {
+	case err != nil:
+		return 0, err
+	case !owned:
+		n.tellOnce(&claim, "no pod of a StatefulSet uses the claim, so nobody would make it again; it stays as it is")
+		return 0, nil
+	case !n.enabled:
+		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
+		return 0, nil
+	}
+
+	// First the data: nothing that happens from here on may end in its deletion.
+	var pv corev1.PersistentVolume
+	if err := n.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
+		return 0, client.IgnoreNotFound(err)
+	}
+	if pv.UID != cached.UID || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != claim.UID {
+		return 0, nil
+	}
+	if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
+		base := pv.DeepCopy()
+		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+		if err := n.client.Patch(ctx, &pv, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+			return 0, &APIError{"setting PersistentVolume " + pv.Name + " to Retain", err}
+		}
+	}
+	if claim.DeletionTimestamp == nil {
+		n.events.Eventf(&claim, nil, corev1.EventTypeWarning, "StartingOver", "NodeLoss",
+			"%s, and the class says onNodeLoss: the claim is deleted so that its StatefulSet makes it again, empty, on another node; PersistentVolume %s keeps the old data", why, pv.Name)
+		n.events.Eventf(&pv, nil, corev1.EventTypeWarning, "NodeLost", "NodeLoss",
+			"%s; claim %s/%s starts over elsewhere, and the data stays: the policy is Retain now", why, claim.Namespace, claim.Name)
+		if err := n.client.Delete(ctx, &claim, client.Preconditions{UID: &claim.UID}); client.IgnoreNotFound(err) != nil {
+			return 0, &APIError{"deleting claim " + claim.Namespace + "/" + claim.Name, err}
+		}
+		n.metrics.startedOver.Inc()
+		log.FromContext(ctx).Info("A claim starts over elsewhere", "claim", claim.Namespace+"/"+claim.Name, "node", node, "persistentVolume", pv.Name)
+	}
+	// The claim goes once no pod is on the lost node any more; nobody there can confirm that of its pods.
+	for i := range pods {
+		pod := &pods[i]
+		if pod.Spec.NodeName != node {
+			continue
+		}
+		n.events.Eventf(pod, nil, corev1.EventTypeWarning, "StartingOver", "NodeLoss", "%s; the pod is removed so that its StatefulSet makes it again elsewhere", why)
+		err := n.client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
+		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			return 0, &APIError{"deleting pod " + pod.Namespace + "/" + pod.Name, err}
+		}
+	}
+	return lossRetry, nil
+}
+
+// pods are those that use the claim; owned reports whether a StatefulSet's is among them.
+func (n *nodeLoss) pods(ctx context.Context, claim *corev1.PersistentVolumeClaim) (using []corev1.Pod, owned bool, err error) {
+	var list corev1.PodList
+	if err := n.live.List(ctx, &list, client.InNamespace(claim.Namespace)); err != nil {
+		return nil, false, &APIError{"listing the pods of namespace " + claim.Namespace, err}
+	}
+	for _, pod := range list.Items {
+		if slices.Contains(claimNames(&pod), claim.Name) {
+			owner := metav1.GetControllerOf(&pod)
+			owned = owned || owner != nil && owner.Kind == "StatefulSet"
+			using = append(using, pod)
+		}
+	}
+	return using, owned, nil
+}
+
+// tellOnce says on a claim, once in the life of this process, why nothing is done for it.
+func (n *nodeLoss) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	key := string(claim.UID) + text
+	if n.told[key] {
+		return
+	}
+	if n.told == nil {
+		n.told = map[string]bool{}
+	}
+	n.told[key] = true
+	n.events.Eventf(claim, nil, corev1.EventTypeWarning, "NodeLost", "NodeLoss", "%s", text)
+}
+
+// addNodeLoss drives it by nodes whose state changes, and by PersistentVolumes that come to be bound.
+func addNodeLoss(mgr manager.Manager, n *nodeLoss) error {
+	toNode := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		var out []reconcile.Request
+		for _, node := range indexPV(o) {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Name: node}})
+		}
+		return out
+	})
+	err := builder.ControllerManagedBy(mgr).Named("node-loss").
+		For(&corev1.Node{}, builder.WithPredicates(nodeTurned)).
+		Watches(&corev1.PersistentVolume{}, toNode, builder.WithPredicates(pvTurned)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 2, SkipNameValidation: new(true)}).Complete(n)
+	if err != nil {
+		return fmt.Errorf("setting up the loss of nodes: %w", err)
+	}
+	return nil
+}
+
+var (
+	// nodeTurned lets changes through that make a node lost or not; heartbeats do not.
+	nodeTurned = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, wasNode := e.ObjectOld.(*corev1.Node)
+		after, isNode := e.ObjectNew.(*corev1.Node)
+		return wasNode && isNode && (isNodeReady(before) != isNodeReady(after) || before.UID != after.UID || len(before.Spec.Taints) != len(after.Spec.Taints))
+	}}
+	// pvTurned lets PersistentVolumes through that come to be bound.
+	pvTurned = predicate.Funcs{
+		UpdateFunc: func(e event.UpdateEvent) bool {
+			before, wasPV := e.ObjectOld.(*corev1.PersistentVolume)
+			after, isPV := e.ObjectNew.(*corev1.PersistentVolume)
+			return wasPV && isPV && before.Status.Phase != after.Status.Phase
+		},
+		DeleteFunc: func(event.DeleteEvent) bool { return false },
+	}
+)

@@ -1,0 +1,143 @@
+package provisioner
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// orphanage reports volumes that were published and that no PersistentVolume points at any more: somebody set the
+// policy to Retain, deleted the claim and then the PersistentVolume, the usual way to rescue data. A label and an event
+// say so; the data stays until a person decides (kubectl quarry orphans). The same comes of a controller that died
+// between publishing a volume and writing its PersistentVolume, if the claim was deleted before another one went on.
+type orphanage struct {
+	client  client.Client
+	live    client.Reader
+	events  events.EventRecorder
+	grace   time.Duration
+	now     func() time.Time
+	metrics *Metrics
+
+	mu   sync.Mutex
+	held map[string]bool // the orphans, by name, for the metric
+}
+
+// Reconcile looks at one Volume.
+func (o *orphanage) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var v v1alpha1.Volume
+	if err := o.client.Get(ctx, req.NamespacedName, &v); err != nil {
+		o.count(req.Name, false)
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	orphaned, err := o.orphaned(ctx, &v)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if age := o.now().Sub(v.CreationTimestamp.Time); orphaned && age < o.grace {
+		return reconcile.Result{RequeueAfter: o.grace - age}, nil // its PersistentVolume is being written
+	}
+	o.count(v.Name, orphaned)
+	if orphaned == (v.Labels[v1alpha1.LabelOrphaned] != "") {
+		return reconcile.Result{}, nil
+	}
+	base := v.DeepCopy()
+	if orphaned {
+		if v.Labels == nil {
+			v.Labels = map[string]string{}
+		}
+		v.Labels[v1alpha1.LabelOrphaned] = "true"
+	} else {
+		delete(v.Labels, v1alpha1.LabelOrphaned)
+	}
+	if err := o.client.Patch(ctx, &v, client.MergeFrom(base)); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if orphaned {
+		o.events.Eventf(&v, nil, corev1.EventTypeWarning, "Orphaned", "Report",
+			"No PersistentVolume points at the volume any more. Its data stays on node %s until somebody decides: "+
+				"kubectl quarry orphans restore %s, or kubectl quarry orphans delete %s", v.Spec.NodeName, v.Name, v.Name)
+	}
+	return reconcile.Result{}, nil
+}
+
+// orphaned reports whether nothing points at a volume, and nothing will.
+func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+	if !v.Spec.Published || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		return false, nil
+	}
+	name := v.Labels[v1alpha1.LabelPVName]
+	for _, reader := range []client.Reader{o.client, o.live} { // that it is gone is only concluded from a live read
+		var pv corev1.PersistentVolume
+		err := reader.Get(ctx, client.ObjectKey{Name: name}, &pv)
+		if err == nil {
+			of, ok := originOf(&pv)
+			return ok && of.Volume != v.Name, nil // one that is not ours is a hand-made one, which points at the path
+		}
+		if !apierrors.IsNotFound(err) {
+			return false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
+		}
+	}
+	ref := v.Spec.Claim
+	if ref == nil {
+		return true, nil
+	}
+	var claim corev1.PersistentVolumeClaim
+	err := o.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
+	}
+	// A claim that is not bound yet is served from this very volume.
+	return ref.UID != "" && claim.UID != ref.UID || claim.Status.Phase != corev1.ClaimPending, nil
+}
+
+func (o *orphanage) count(name string, orphaned bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == nil {
+		o.held = map[string]bool{}
+	}
+	if orphaned {
+		o.held[name] = true
+	} else {
+		delete(o.held, name)
+	}
+	o.metrics.orphans.Set(float64(len(o.held)))
+}
+
+// addOrphanage drives it by Volumes, and by PersistentVolumes that come and go.
+func addOrphanage(mgr manager.Manager, o *orphanage) error {
+	toVolume := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []reconcile.Request {
+		pv, isPV := object.(*corev1.PersistentVolume)
+		if !isPV {
+			return nil
+		}
+		of, ok := originOf(pv)
+		if !ok {
+			return nil
+		}
+		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: of.Volume}}}
+	})
+	err := builder.ControllerManagedBy(mgr).Named("orphans").For(&v1alpha1.Volume{}).
+		Watches(&corev1.PersistentVolume{}, toVolume).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 2, SkipNameValidation: new(true)}).Complete(o)
+	if err != nil {
+		return fmt.Errorf("setting up the report of orphans: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,156 @@
+package provisioner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+)
+
+// recycler offers the space of deleted volumes whose class says onDelete: recycle as new volumes: of a new id, so that
+// nothing that remembers the old one can meet it, and with a new, Available PersistentVolume of the same class.
+//
+// The old record is the durable intent. It stays, with phase Deleted, until the new PersistentVolume is there; every step
+// until then finds what an earlier try left. The new volume takes its room like any other one: the old one's is counted
+// until it has been scrubbed, so that in a full pool the offer comes when that is done.
+type recycler struct {
+	records *Records
+	local   *Local
+	events  events.EventRecorder
+	wait    time.Duration
+}
+
+// recycles reports whether a record is kept after its volume was deleted, because its space is to be offered again.
+// An attempt that nobody was ever served from has no space to speak of.
+func recycles(v *v1alpha1.Volume) bool {
+	return v.Spec.DesiredState == v1alpha1.DesiredDeleted && v.Spec.Deletion.OnDelete == v1alpha1.OnDeleteRecycle && v.Spec.Published
+}
+
+// Reconcile looks at one Volume.
+func (r *recycler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var v v1alpha1.Volume
+	if err := r.records.Client.Get(ctx, req.NamespacedName, &v); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if !recycles(&v) || v.Status.Phase != v1alpha1.VolumeDeleted {
+		return reconcile.Result{}, nil
+	}
+	err := r.offer(ctx, &v)
+	var refused *RefusedError
+	switch {
+	case err == nil:
+		return reconcile.Result{}, r.records.removeRecord(ctx, &v)
+	case errors.As(err, &refused) && Judge(err).State == controller.ProvisioningReschedule && refused.Code != v1alpha1.ReasonPoolNotFound:
+		return reconcile.Result{}, nil // the pool's change wakes it
+	case errors.As(err, &refused):
+		log.FromContext(ctx).Info("The space of a deleted volume is not offered again", "volume", v.Name, "node", v.Spec.NodeName, "why", err.Error())
+		return reconcile.Result{}, r.records.removeRecord(ctx, &v)
+	}
+	return reconcile.Result{}, err
+}
+
+// offer makes the new volume and its PersistentVolume. A class that does not exist any more offers nothing.
+func (r *recycler) offer(ctx context.Context, old *v1alpha1.Volume) error {
+	var class storagev1.StorageClass
+	if err := r.records.Client.Get(ctx, client.ObjectKey{Name: old.Spec.StorageClassName}, &class); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	node, err := getNode(ctx, r.records.Client, r.records.Live, old.Spec.NodeName)
+	if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.wait)
+	defer cancel()
+	name := "recycled-" + string(old.UID) // the same at every try
+	v, err := r.records.Ensure(ctx, name, offered(old))
+	if err != nil {
+		return err
+	}
+	pv, err := PersistentVolumeOf(name, v, node, r.local.poolLabels(ctx, v))
+	if err != nil {
+		return err
+	}
+	switch err := r.records.Client.Create(ctx, pv); {
+	case apierrors.IsAlreadyExists(err):
+		return nil
+	case err != nil:
+		return &APIError{"creating PersistentVolume " + name, err}
+	}
+	r.events.Eventf(pv, nil, corev1.EventTypeNormal, "Recycled", "Recycle", "Made of the space of volume %s, which was deleted", old.Name)
+	return nil
+}
+
+// offered is the wish for the new volume: the old one's, without all that ties it to a claim, in the same pool.
+func offered(old *v1alpha1.Volume) v1alpha1.VolumeSpec {
+	spec := *old.Spec.DeepCopy()
+	spec.DesiredState, spec.Published = v1alpha1.DesiredPresent, false
+	spec.Claim, spec.Admission, spec.Source, spec.Adopt, spec.Attributes = nil, nil, nil, nil, nil
+	spec.SpreadGroup = ""
+	if old.Status.Pool != "" {
+		spec.Pool, spec.PoolSelector = old.Status.Pool, nil
+	}
+	return spec
+}
+
+// addRecycler drives it by Volumes that were deleted, and by pools that have more room.
+func addRecycler(mgr manager.Manager, r *recycler) error {
+	deleted := predicate.NewPredicateFuncs(func(o client.Object) bool {
+		v, ok := o.(*v1alpha1.Volume)
+		return ok && recycles(v) && v.Status.Phase == v1alpha1.VolumeDeleted
+	})
+	waiting := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		pool, ok := o.(*v1alpha1.Pool)
+		var list v1alpha1.VolumeList
+		if !ok || mgr.GetClient().List(ctx, &list, client.UnsafeDisableDeepCopy) != nil {
+			return nil
+		}
+		var out []reconcile.Request
+		for i := range list.Items {
+			if v := &list.Items[i]; v.Spec.NodeName == pool.Spec.NodeName && recycles(v) {
+				out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(v)})
+			}
+		}
+		return out
+	})
+	err := builder.ControllerManagedBy(mgr).Named("recycle").
+		For(&v1alpha1.Volume{}, builder.WithPredicates(deleted)).
+		Watches(&v1alpha1.Pool{}, waiting, builder.WithPredicates(moreRoom)).
+		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: new(true),
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, time.Minute)}).
+		Complete(r)
+	if err != nil {
+		return fmt.Errorf("setting up the recycler: %w", err)
+	}
+	return nil
+}
+
+// moreRoom lets pools through that may take a volume now that they could not before.
+var moreRoom = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, wasPool := e.ObjectOld.(*v1alpha1.Pool)
+		after, isPool := e.ObjectNew.(*v1alpha1.Pool)
+		return wasPool && isPool && offersMore(before, after)
+	},
+	DeleteFunc: func(event.DeleteEvent) bool { return false },
+}

@@ -1,0 +1,58 @@
+package rescue
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner"
+)
+
+// handOver makes a PersistentVolume that was made by hand one of Quarry's: from then on its deletion and its growth are
+// handled like those of any other. Its path stays, which leads to the volume by the link that adoption left. A second call
+// changes nothing.
+func (r *Rescuer) handOver(ctx context.Context, v *v1alpha1.Volume) error {
+	name := v.Labels[v1alpha1.LabelPVName]
+	pv, err := get[corev1.PersistentVolume](ctx, r, client.ObjectKey{Name: name})
+	if err != nil {
+		return err
+	}
+	if pv == nil {
+		return fmt.Errorf("PersistentVolume %s was deleted meanwhile; volume %s is kept, without one", name, v.Name)
+	}
+	if names(pv, v.Name) {
+		return nil
+	}
+	if pv.Spec.Local == nil || v.Spec.Adopt != nil && v.Spec.Adopt.Path != pv.Spec.Local.Path || pv.Annotations[annProvisionedBy] != "" {
+		return fmt.Errorf("PersistentVolume %s is not the one that volume %s was adopted for", name, v.Name)
+	}
+	node, err := get[corev1.Node](ctx, r, client.ObjectKey{Name: v.Spec.NodeName})
+	if err != nil {
+		return err
+	}
+	if node == nil {
+		return fmt.Errorf("node %s does not exist", v.Spec.NodeName)
+	}
+	base := pv.DeepCopy()
+	if pv.Annotations == nil {
+		pv.Annotations = map[string]string{}
+	}
+	for key, value := range map[string]string{
+		annProvisionedBy:              v1alpha1.LocalProvisioner,
+		v1alpha1.AnnotationVolume:     v.Name,
+		v1alpha1.AnnotationNode:       node.Name,
+		v1alpha1.AnnotationNodeUID:    string(node.UID),
+		v1alpha1.AnnotationPool:       v.Status.Pool,
+		v1alpha1.AnnotationParameters: provisioner.ParametersOf(&v.Spec),
+	} {
+		pv.Annotations[key] = value
+	}
+	if err := r.Client.Patch(ctx, pv, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("handing PersistentVolume %s over: %w", name, err)
+	}
+	r.say("persistentvolume/%s is Quarry's from now on (policy %s)", name, pv.Spec.PersistentVolumeReclaimPolicy)
+	return nil
+}
