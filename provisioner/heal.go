@@ -31,8 +31,8 @@ func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	o, ok := originOf(&pv)
-	if !ok {
-		return reconcile.Result{}, nil
+	if !ok || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
+		return reconcile.Result{}, nil // the latter is being replaced, and its record with it (kubectl quarry recover)
 	}
 	var v v1alpha1.Volume
 	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
@@ -85,7 +85,7 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 	}
 	base := v.DeepCopy()
 	v.Spec.Published = true
-	if policy := policyOf(pv); policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
+	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
 		v.Spec.ReclaimPolicy = policy
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil && ref.UID != "" && (v.Spec.Claim == nil || v.Spec.Claim.UID != ref.UID) {
@@ -99,14 +99,6 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 		return fmt.Errorf("carrying over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
 	}
 	return nil
-}
-
-// policyOf is the reclaim policy a PersistentVolume is meant to have: while it is being replaced it has Retain for a while.
-func policyOf(pv *corev1.PersistentVolume) corev1.PersistentVolumeReclaimPolicy {
-	if policy := pv.Annotations[v1alpha1.AnnotationReclaimPolicy]; policy != "" {
-		return corev1.PersistentVolumeReclaimPolicy(policy)
-	}
-	return pv.Spec.PersistentVolumeReclaimPolicy
 }
 
 func sameClaim(a, b *v1alpha1.ClaimReference) bool {

@@ -152,7 +152,7 @@ func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 		StorageClassName: pv.Spec.StorageClassName,
 		Provisioner:      o.Provisioner,
 	}
-	if policy := policyOf(pv); policy != corev1.PersistentVolumeReclaimRecycle {
+	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy != corev1.PersistentVolumeReclaimRecycle {
 		spec.ReclaimPolicy = policy
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil {
