@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/quarry-storage/quarry/test/testbed/cgroup"
@@ -139,11 +140,15 @@ func (c *Cluster) KillNode(ctx context.Context, name string) error {
 // StartNode turns the power of a node on and returns when it is Ready in this new life. A node that is running
 // is an error.
 func (c *Cluster) StartNode(ctx context.Context, name string) error {
+	return c.startNode(ctx, name, nil)
+}
+
+func (c *Cluster) startNode(ctx context.Context, name string, wipe []string) error {
 	if err := c.mustBeOff(name); err != nil {
 		return err
 	}
 	c.log.printf("%s: power on", name)
-	boots, err := c.powerOn(ctx, []string{name}, nil)
+	boots, err := c.powerOn(ctx, []string{name}, wipe)
 	if err != nil {
 		return err
 	}
@@ -160,6 +165,40 @@ func (c *Cluster) RebootNode(ctx context.Context, name string) error {
 		return err
 	}
 	return c.StartNode(ctx, name)
+}
+
+// RebuildNode makes another machine of a node, under the same name and address, as an administrator does who replaces one
+// that burnt down: another machine-id, blank disks in place of all but the system disk, nothing left of kubelet's state. It
+// returns the old disks' images, by path; they are in use by nobody.
+func (c *Cluster) RebuildNode(ctx context.Context, name string) (old map[string]string, err error) {
+	if name == nodeName(1) {
+		return nil, fmt.Errorf("%s has the control plane: it is not rebuilt alone", name)
+	}
+	if err := c.KillNode(ctx, name); err != nil {
+		return nil, err
+	}
+	r, err := c.readRecord(name)
+	if err != nil {
+		return nil, err
+	}
+	old = map[string]string{}
+	for i := range r.Disks[1:] { // the first is the system disk
+		disk := &r.Disks[1+i]
+		old[disk.Path] = disk.Image
+		if disk.Image, err = c.makeImage(ctx, name, disk.Disk); err != nil {
+			return nil, err
+		}
+	}
+	for i := range r.Files {
+		if r.Files[i].Path == machineIDFile {
+			r.Files[i].Content = []byte(strings.ReplaceAll(newBootID(), "-", "") + "\n")
+		}
+	}
+	if err := c.writeRecord(name, r); err != nil {
+		return nil, err
+	}
+	c.log.printf("%s: another machine", name)
+	return old, c.startNode(ctx, name, []string{kubeletDir, "/var/lib/cni"})
 }
 
 // ResetControlPlane makes the cluster anew on the same nodes, as an administrator does who has lost etcd: all

@@ -128,6 +128,8 @@ func serverURL() string { return fmt.Sprintf("https://%s:%d", network.NodeIP(1),
 // nodeCgroup is the parent of the cgroups of all the node's pods.
 func nodeCgroup(name string) string { return cgroupRoot + "/" + name }
 
+const machineIDFile = "/etc/machine-id"
+
 // configFiles are a node's configuration files but for its credentials.
 func (c Config) configFiles(index int) []node.File {
 	name := nodeName(index)
@@ -142,7 +144,7 @@ func (c Config) configFiles(index int) []node.File {
 	return []node.File{
 		text("/etc/hostname", name+"\n"),
 		text("/etc/hosts", hosts.String()),
-		text("/etc/machine-id", fmt.Sprintf("%032x\n", index)),
+		text(machineIDFile, fmt.Sprintf("%032x\n", index)),
 		text("/etc/containerd/config.toml", fmt.Sprintf(containerdConfig, runtimeSocket, build.PauseImage, cniDir)),
 		text(cniDir+"/testbed.conflist", fmt.Sprintf(cniConfig, network.PodSubnet(index))),
 		text(kubernetesDir+"/kubelet.yaml", fmt.Sprintf(kubeletConfig,
