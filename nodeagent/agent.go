@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -45,6 +46,8 @@ type Options struct {
 	Config *rest.Config
 	// RecheckEvery is how often the sizes of directory volumes are looked at again. 0: 10 minutes.
 	RecheckEvery time.Duration
+	// MachineID tells this machine from another one under the same node name. Empty: the machine's own (machine-id(5)).
+	MachineID string
 	// Registry takes the metrics; nil: none are kept.
 	Registry prometheus.Registerer
 	// Log receives what no object can carry. Nil: slog.Default.
@@ -94,6 +97,9 @@ func New(o Options) (*Agent, error) {
 	if o.RecheckEvery <= 0 {
 		o.RecheckEvery = DefaultRecheckEvery
 	}
+	if o.MachineID == "" {
+		o.MachineID = readMachineID(o.Log)
+	}
 	scheme, err := NewScheme()
 	if err != nil {
 		return nil, err
@@ -121,7 +127,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live, up: make(chan struct{}),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, time.Minute))}
 	a.groups.admitted = map[string]*store.Admission{}
-	a.pools = &poolReporter{agent: a, wake: make(chan struct{}, 1)}
+	a.pools = newPoolReporter(a)
 	if a.meter, err = newMeter(o.Registry, o.Store); err != nil {
 		return nil, err
 	}
@@ -131,6 +137,7 @@ func New(o Options) (*Agent, error) {
 // Run brings the node's volumes up and then serves the records until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
 	// The disk first: pools that are pools already. Whether a directory that is none may become one, the API server knows.
+	a.pools.askEarly(ctx)
 	a.store.Refresh(ctx)
 	close(a.up)
 	a.log.InfoContext(ctx, "volumes are up", "node", a.opts.Node, "volumes", len(a.store.List()))
@@ -141,7 +148,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel(nil)
 	defer a.queue.ShutDown()
 
-	wg.Go(func() { a.store.Run(ctx) })
 	changed, err := watchMounts(ctx)
 	if err != nil {
 		return err
@@ -163,6 +169,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.pools.identify(ctx); err != nil {
 		return err
 	}
+	wg.Go(func() { a.store.Run(ctx) }) // not before it is known that the disks are this cluster's: it frees trash
 	wg.Go(func() { a.pools.run(ctx) })
 	wg.Go(func() { a.recheck(ctx) })
 	for range workers {
@@ -202,6 +209,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	pools, err := a.cache.GetInformer(ctx, &v1alpha1.Pool{}, cache.BlockUntilSynced(false))
 	if err == nil {
 		_, err = pools.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { a.pools.poke() },
 			UpdateFunc: func(any, any) { a.pools.poke() },
 			DeleteFunc: func(any) { a.pools.poke() },
 		})
@@ -278,6 +286,7 @@ func (a *Agent) recheck(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		a.requeueMoved(ctx) // somebody else's files on a pool's filesystem may have gone: there may be room to grow
 		for _, v := range a.store.List() {
 			if ctx.Err() != nil {
 				return
@@ -314,7 +323,7 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 		available := err == nil && there.Unavailable == nil
 		switch v.Status.Phase {
 		case v1alpha1.VolumeReady:
-			if !available || meta.IsStatusConditionFalse(v.Status.Conditions, v1alpha1.ConditionEnforced) != (there.NotEnforced != nil) {
+			if !available || a.roomToGrow(v, &there) || meta.IsStatusConditionFalse(v.Status.Conditions, v1alpha1.ConditionEnforced) != (there.NotEnforced != nil) {
 				a.queue.Add(v.Name)
 			}
 		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
@@ -327,6 +336,20 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// roomToGrow tells a volume whose growth was refused, and that fits by now.
+func (a *Agent) roomToGrow(v *v1alpha1.Volume, there *store.Volume) bool {
+	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
+	if c == nil || c.Status != metav1.ConditionFalse || c.Reason != v1alpha1.ReasonResizeInfeasible {
+		return false
+	}
+	for _, p := range a.store.Pools() {
+		if p.Name == there.Pool {
+			return p.Offline == nil && p.Available >= v.Spec.Capacity.Value()-there.Promise()
+		}
+	}
+	return false
 }
 
 // Up is closed once the pools that are there were opened and their volumes brought up, API server or not.

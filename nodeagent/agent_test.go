@@ -33,35 +33,51 @@ type bench struct {
 	*Agent
 	t    *testing.T
 	pool string
+	// objects is what stays when the agent starts again.
+	objects client.WithWatch
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	testroot.RequireRoot(t)
-	b := &bench{t: t, pool: testroot.NewFilesystem(t, "ext4", gib)}
+	return newBenchAt(t, testroot.NewFilesystem(t, "ext4", gib))
+}
+
+// newBenchAt makes a bench with a pool at path, whatever is there.
+func newBenchAt(t *testing.T, path string) *bench {
+	t.Helper()
 	scheme, err := NewScheme()
 	require.NoError(t, err)
-	objects := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
-		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem, UID: "cluster-1"}}).Build()
-	c, err := config.Default(b.pool)
-	require.NoError(t, err)
-	c.Pools[0].Reserve, err = config.ParseReserve("0%")
-	require.NoError(t, err)
-	disks := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
-	b.Agent = &Agent{opts: Options{Node: "node1"}, log: slog.New(slog.DiscardHandler), store: disks, client: objects, live: objects,
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())}
-	b.groups.admitted = map[string]*store.Admission{}
-	b.Agent.pools = &poolReporter{agent: b.Agent, wake: make(chan struct{}, 1)}
-	b.meter, err = newMeter(nil, disks)
-	require.NoError(t, err)
-	require.NoError(t, b.Agent.pools.identify(t.Context()))
+	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
+		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem, UID: "cluster-1"}}).Build()}
+	b.start("")
 	t.Cleanup(func() {
-		for _, v := range disks.List() {
-			require.NoError(t, disks.Delete(context.Background(), v.ID, record.Deletion{}))
+		for _, v := range b.store.List() {
+			require.NoError(t, b.store.Delete(context.Background(), v.ID, record.Deletion{}))
 		}
-		require.NoError(t, disks.Drain(context.Background()))
+		require.NoError(t, b.store.Drain(context.Background()))
 	})
 	return b
+}
+
+// start is the start of an agent's process, on a machine of that identity. The one before is gone.
+func (b *bench) start(machine string) {
+	b.t.Helper()
+	c, err := config.Default(b.pool)
+	require.NoError(b.t, err)
+	c.Pools[0].Reserve, err = config.ParseReserve("0%")
+	require.NoError(b.t, err)
+	disks := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: filepath.Join(b.t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
+	b.Agent = &Agent{opts: Options{Node: "node1", MachineID: machine}, log: slog.New(slog.DiscardHandler), store: disks, client: b.objects, live: b.objects,
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())}
+	b.groups.admitted = map[string]*store.Admission{}
+	b.Agent.pools = newPoolReporter(b.Agent)
+	b.meter, err = newMeter(nil, disks)
+	require.NoError(b.t, err)
+	b.Agent.pools.askEarly(b.t.Context())
+	disks.Refresh(b.t.Context())
+	require.NoError(b.t, b.Agent.pools.identify(b.t.Context()))
+	b.ready.Store(true)
 }
 
 // want makes a Volume object.
@@ -91,6 +107,20 @@ func (b *bench) now(name string) v1alpha1.VolumeStatus {
 	v := &v1alpha1.Volume{}
 	require.NoError(b.t, b.client.Get(b.t.Context(), client.ObjectKey{Name: name}, v))
 	return v.Status
+}
+
+// poolNow reports the pools and returns the Pool object.
+func (b *bench) poolNow() *v1alpha1.Pool {
+	b.t.Helper()
+	b.Agent.pools.flush(b.t.Context())
+	pool := &v1alpha1.Pool{}
+	require.NoError(b.t, b.client.Get(b.t.Context(), client.ObjectKey{Name: "node1.default"}, pool))
+	return pool
+}
+
+// directory makes a Volume a plain directory, of which nothing has to be mounted.
+func directory(s *v1alpha1.VolumeSpec) {
+	s.Backend, s.Enforcement = v1alpha1.BackendDirectory, v1alpha1.EnforcementNone
 }
 
 func reason(s v1alpha1.VolumeStatus) string {
@@ -239,4 +269,76 @@ func TestWatchMountsTells(t *testing.T) {
 	cancel()
 	for range changed { // until it is closed
 	}
+}
+
+// adopting makes a wish one for what is at a path of the bench's pool.
+func (b *bench) adopting(name string, kind v1alpha1.AdoptionType, change ...func(*v1alpha1.VolumeSpec)) func(*v1alpha1.VolumeSpec) {
+	return func(s *v1alpha1.VolumeSpec) {
+		s.Backend, s.Enforcement = v1alpha1.BackendAuto, v1alpha1.EnforcementNone
+		s.Adopt = &v1alpha1.Adoption{Path: filepath.Join(b.pool, name), Type: kind}
+		for _, f := range change {
+			f(s)
+		}
+	}
+}
+
+func published(s *v1alpha1.VolumeSpec) { s.Published = true }
+
+func TestAdoption(t *testing.T) {
+	b := newBench(t)
+	old := filepath.Join(b.pool, "easemesh-storage")
+	require.NoError(t, os.Mkdir(old, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(old, "file"), []byte("precious"), 0o644))
+
+	// Its PersistentVolume was there before the volume.
+	b.want("adopted-1", 32<<20, b.adopting("easemesh-storage", v1alpha1.AdoptDirectory, published))
+	s := b.now("adopted-1")
+	require.Equal(t, v1alpha1.VolumeReady, s.Phase, "%v", s.Conditions)
+	require.Equal(t, filepath.Join(b.pool, "adopted-1", "data"), s.Path)
+	require.FileExists(t, filepath.Join(s.Path, "file"))
+	require.FileExists(t, filepath.Join(old, "file"), "by its old path too")
+	require.Equal(t, s, b.now("adopted-1"), "again")
+
+	// An image that is smaller than what is asked for grows by the usual way.
+	image := filepath.Join(b.pool, "disk.raw")
+	require.NoError(t, os.WriteFile(image, make([]byte, 8<<20), 0o600))
+	b.want("adopted-2", 16<<20, b.adopting("disk.raw", v1alpha1.AdoptFile, func(s *v1alpha1.VolumeSpec) { s.VolumeMode = corev1.PersistentVolumeBlock }))
+	s = b.now("adopted-2")
+	require.Equal(t, v1alpha1.VolumeReady, s.Phase, "%v", s.Conditions)
+	require.EqualValues(t, 16<<20, s.Capacity.Value())
+	st, err := os.Stat(image)
+	require.NoError(t, err)
+	require.EqualValues(t, 16<<20, st.Size())
+
+	b.want("adopted-3", 32<<20, b.adopting("new", v1alpha1.AdoptDirectoryOrCreate))
+	require.Equal(t, v1alpha1.VolumeReady, b.now("adopted-3").Phase)
+	st, err = os.Stat(filepath.Join(b.pool, "new"))
+	require.NoError(t, err)
+	require.True(t, st.IsDir())
+
+	// What is refused was not touched.
+	require.NoError(t, os.Mkdir(filepath.Join(b.pool, "other"), 0o700))
+	b.want("adopted-4", 32<<20, b.adopting("other", v1alpha1.AdoptFile))
+	s = b.now("adopted-4")
+	require.Equal(t, v1alpha1.VolumeRefused, s.Phase)
+	require.Equal(t, v1alpha1.ReasonNotAdoptable, reason(s))
+	require.DirExists(t, filepath.Join(b.pool, "other"))
+}
+
+// TestAPublishedVolumeIsNeverAdoptedEmpty: who publishes a volume may have had data in it.
+func TestAPublishedVolumeIsNeverAdoptedEmpty(t *testing.T) {
+	b := newBench(t)
+	b.want("adopted-1", 32<<20, b.adopting("gone", v1alpha1.AdoptDirectoryOrCreate, published))
+	s := b.now("adopted-1")
+	require.Equal(t, v1alpha1.ReasonNotAdoptable, reason(s))
+	require.Empty(t, b.store.List())
+
+	// Once it was Ready, what is at its old path is not it.
+	b.want("adopted-2", 32<<20, b.adopting("old", v1alpha1.AdoptDirectoryOrCreate))
+	require.Equal(t, v1alpha1.VolumeReady, b.now("adopted-2").Phase)
+	b.change("adopted-2", published)
+	require.NoError(t, b.store.Delete(t.Context(), "adopted-2", record.Deletion{}))
+	require.NoError(t, os.Mkdir(filepath.Join(b.pool, "old"), 0o700))
+	require.Equal(t, v1alpha1.VolumeLost, b.now("adopted-2").Phase)
+	require.Empty(t, b.store.List())
 }

@@ -29,6 +29,8 @@ const (
 	roomStep = 1 << 20
 	// identifyRetry is how long to wait before the API server is asked again who this cluster is.
 	identifyRetry = time.Second
+	// earlyWait is how long a start waits for the API server before the disks are brought up without it.
+	earlyWait = 3 * time.Second
 )
 
 // poolReporter keeps the Pool objects of the node: made once, written when there is news.
@@ -38,6 +40,14 @@ type poolReporter struct {
 
 	mu        sync.Mutex // one writer at a time: run, and flush before a refusal
 	clusterID string
+	// told is what the store was told last of each pool.
+	told map[string]store.Expectation
+	// foreign are the pools in whose place a disk of another cluster is, or was when it was last looked at, with what is on it.
+	foreign map[string]foreignDisk
+}
+
+func newPoolReporter(a *Agent) *poolReporter {
+	return &poolReporter{agent: a, wake: make(chan struct{}, 1), told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{}}
 }
 
 // poke asks for a look at the pools.
@@ -64,45 +74,92 @@ func (p *poolReporter) run(ctx context.Context) {
 	}
 }
 
+// askEarly asks the API server which cluster this is before any disk is touched: that of another cluster must not be. An API
+// server that does not answer keeps nobody's volumes down; then the disks count, and trash is not freed until it answers.
+func (p *poolReporter) askEarly(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, earlyWait)
+	defer cancel()
+	if err := p.ask(ctx); err != nil {
+		p.agent.log.WarnContext(ctx, "ask the API server which cluster this is; the pools are brought up as they are", "error", err)
+		return
+	}
+	for _, pool := range p.agent.store.Pools() {
+		p.agent.store.Expect(pool.Name, store.Expectation{ClusterID: p.clusterID})
+	}
+}
+
+func (p *poolReporter) ask(ctx context.Context) error {
+	var ns corev1.Namespace
+	if err := p.agent.live.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &ns); err != nil {
+		return err
+	}
+	p.clusterID = string(ns.UID)
+	return nil
+}
+
 // identify learns from the API server what each pool's identity must be, and lets new pools be made. It is done once the
 // objects of the node are known: a pool that has a Pool object with an identity is never made again somewhere else.
 func (p *poolReporter) identify(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	a := p.agent
 	err := wait.PollUntilContextCancel(ctx, identifyRetry, true, func(ctx context.Context) (bool, error) {
-		var ns corev1.Namespace
-		if err := a.live.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &ns); err != nil {
+		if err := p.ask(ctx); err != nil {
 			a.log.WarnContext(ctx, "ask the API server which cluster this is", "error", err)
 			return false, nil
 		}
-		p.clusterID = string(ns.UID)
 		return true, nil
 	})
 	if err != nil {
 		return err
 	}
-	p.expect(ctx)
+	for _, pool := range a.store.Pools() {
+		object := &v1alpha1.Pool{}
+		err := a.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object)
+		switch {
+		case err == nil:
+			p.expect(&pool, object, false)
+		case apierrors.IsNotFound(err):
+			p.expect(&pool, nil, false)
+		default:
+			return fmt.Errorf("pool object %s: %w", p.name(pool.Name), err)
+		}
+	}
 	a.store.Refresh(ctx)
-	p.flush(ctx)
+	p.flushLocked(ctx)
 	return nil
 }
 
-// expect tells the store what the Pool objects say.
-func (p *poolReporter) expect(ctx context.Context) {
-	for _, pool := range p.agent.store.Pools() {
-		e := store.Expectation{UID: pool.UID, ClusterID: p.clusterID}
-		object := &v1alpha1.Pool{}
-		switch err := p.agent.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object); {
-		case err == nil && object.Spec.UID != "":
-			e.UID = object.Spec.UID
-		case err == nil || apierrors.IsNotFound(err):
-			// Nobody remembers the pool: what is there counts, and where nothing is, a pool may be made.
-			e.MayCreate = true
-			if pool.Offline != nil {
-				e.UID = ""
-			}
-		}
-		p.agent.store.Expect(pool.Name, e)
+// expect tells the store what is known of a pool by its object (nil: there is none), and returns whether that is news; it takes
+// effect at the next Refresh. made: the object was made just now, since a person had deleted it or it never was: then nobody
+// remembers the pool, the disk that is in its place now counts, and where none is a pool may be made.
+func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool) bool {
+	e := store.Expectation{UID: pool.UID, ClusterID: p.clusterID}
+	forgotten := made || object == nil
+	if pool.Offline == nil || forgotten {
+		delete(p.foreign, pool.Name)
 	}
+	_, foreign := p.foreign[pool.Name]
+	if !foreign && isForeign(pool, object) {
+		p.foreign[pool.Name], foreign = foreignDisk{}, true
+	}
+	switch {
+	case !forgotten && object.Spec.UID != "":
+		e.UID = object.Spec.UID
+	case pool.Offline != nil && (forgotten || foreign):
+		e.UID = ""
+	}
+	// Where a disk of another cluster was, its mount point may be empty for a while; nothing is made there unasked.
+	e.MayCreate = !foreign && (forgotten || object.Spec.UID == "")
+	if object != nil {
+		e.TakeOver = object.Spec.TakeOver
+	}
+	if told, ok := p.told[pool.Name]; ok && told == e {
+		return false
+	}
+	p.told[pool.Name] = e
+	p.agent.store.Expect(pool.Name, e)
+	return true
 }
 
 func (p *poolReporter) name(pool string) string { return p.agent.opts.Node + "." + pool }
@@ -111,6 +168,10 @@ func (p *poolReporter) name(pool string) string { return p.agent.opts.Node + "."
 func (p *poolReporter) flush(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.flushLocked(ctx)
+}
+
+func (p *poolReporter) flushLocked(ctx context.Context) {
 	if p.clusterID == "" {
 		return // not identified yet
 	}
@@ -123,8 +184,19 @@ func (p *poolReporter) flush(ctx context.Context) {
 }
 
 func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
-	object, err := p.ensure(ctx, pool)
+	object, made, err := p.fetch(ctx, pool)
 	if err != nil {
+		return err
+	}
+	if p.expect(pool, object, made) {
+		p.agent.store.Refresh(ctx)
+		for _, now := range p.agent.store.Pools() {
+			if now.Name == pool.Name {
+				pool = &now
+			}
+		}
+	}
+	if object, err = p.update(ctx, pool, object); err != nil {
 		return err
 	}
 	status := object.Status.DeepCopy()
@@ -140,48 +212,41 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 	return nil
 }
 
-// ensure returns the Pool object, made or brought up to date where it is not.
-func (p *poolReporter) ensure(ctx context.Context, pool *store.Pool) (*v1alpha1.Pool, error) {
+// fetch returns the Pool object, which it makes where there is none. A pool that is offline has no identity to be remembered.
+func (p *poolReporter) fetch(ctx context.Context, pool *store.Pool) (object *v1alpha1.Pool, made bool, err error) {
 	a := p.agent
-	labels := maps.Clone(pool.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	labels[v1alpha1.LabelPool] = pool.Name
-	labels[v1alpha1.LabelNode] = a.opts.Node
-	if len(a.opts.Node) > 63 { // longer than a label's value may be
-		delete(labels, v1alpha1.LabelNode)
-	}
-	object := &v1alpha1.Pool{}
-	err := a.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object)
+	object = &v1alpha1.Pool{}
+	err = a.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object)
 	if apierrors.IsNotFound(err) {
 		object = &v1alpha1.Pool{
-			ObjectMeta: metav1.ObjectMeta{Name: p.name(pool.Name), Labels: labels},
-			Spec:       v1alpha1.PoolSpec{NodeName: a.opts.Node, Pool: pool.Name, UID: pool.UID},
+			ObjectMeta: metav1.ObjectMeta{Name: p.name(pool.Name), Labels: store.PoolLabels(a.opts.Node, &pool.Pool)},
+			Spec:       v1alpha1.PoolSpec{NodeName: a.opts.Node, Pool: pool.Name},
+		}
+		if pool.Offline == nil {
+			object.Spec.UID = pool.UID
 		}
 		err = a.client.Create(ctx, object)
-		if apierrors.IsAlreadyExists(err) {
+		if made = err == nil; apierrors.IsAlreadyExists(err) {
 			err = a.live.Get(ctx, client.ObjectKeyFromObject(object), object)
-		} else {
-			// Deleted by a person, or never there: the disk that is in its place now is the pool.
-			p.expect(ctx)
-			if pool.Offline != nil {
-				a.store.Refresh(ctx)
-			}
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pool object %s: %w", p.name(pool.Name), err)
+		return nil, false, fmt.Errorf("pool object %s: %w", p.name(pool.Name), err)
 	}
-	if equality.Semantic.DeepEqual(object.Labels, labels) && (object.Spec.UID != "" || pool.UID == "") {
-		return object, nil
-	}
+	return object, made, nil
+}
+
+// update brings the Pool object's labels up to date, and lets it remember the identity of a pool that it knew none of.
+func (p *poolReporter) update(ctx context.Context, pool *store.Pool, object *v1alpha1.Pool) (*v1alpha1.Pool, error) {
 	changed := object.DeepCopy()
-	changed.Labels = labels
-	if changed.Spec.UID == "" {
+	changed.Labels = store.PoolLabels(p.agent.opts.Node, &pool.Pool)
+	if changed.Spec.UID == "" && pool.Offline == nil {
 		changed.Spec.UID = pool.UID
 	}
-	if err := a.client.Patch(ctx, changed, client.MergeFromWithOptions(object, client.MergeFromWithOptimisticLock{})); err != nil {
+	if equality.Semantic.DeepEqual(object, changed) {
+		return object, nil
+	}
+	if err := p.agent.client.Patch(ctx, changed, client.MergeFromWithOptions(object, client.MergeFromWithOptimisticLock{})); err != nil {
 		return nil, fmt.Errorf("update pool object %s: %w", object.Name, err)
 	}
 	return changed, nil
@@ -191,8 +256,12 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 	status.Path = pool.Path
 	if pool.Offline != nil {
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
-		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, pool.Offline.Reason, pool.Offline.Err.Error())
+		offline := p.foreignOffline(pool, p.offline(ctx, pool))
+		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, offline.Reason, offline.Err.Error())
 		return
+	}
+	if p.agent.opts.MachineID != "" {
+		status.MachineID = p.agent.opts.MachineID
 	}
 	f := pool.Features
 	status.Filesystem, status.FilesystemID = f.Filesystem, pool.FilesystemID
@@ -201,7 +270,7 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 	status.Available = quantity(pool.Available / roomStep * roomStep)
 	status.MaximumVolumeSize = status.Available
 	status.Volumes = int32(pool.Volumes)
-	orphans := p.orphans(ctx, pool.Name)
+	orphans, moved := p.orphans(ctx, pool)
 	status.Orphaned = int32(len(orphans))
 	setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, f.NoQuotaBecause)
 	what := append(orphans, slices.Sorted(maps.Keys(pool.Broken))...)
@@ -215,27 +284,35 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 		more = fmt.Sprintf(" and %d more", len(what)-named)
 		what = what[:named]
 	}
+	from := ""
+	if moved != "" {
+		from = fmt.Sprintf("; the disk was made on node %s; `quarry recover` moves them here", moved)
+	}
 	setPoolCondition(status, v1alpha1.ConditionOrphans, metav1.ConditionTrue, "Orphans",
-		"on disk, kept, and no Volume object speaks of: "+strings.Join(what, ", ")+more)
+		"on disk, kept, and no Volume object speaks of: "+strings.Join(what, ", ")+more+from)
 }
 
-// orphans are the pool's volumes that no Volume object speaks of.
-func (p *poolReporter) orphans(ctx context.Context, pool string) []string {
+// orphans are the pool's volumes that no Volume object speaks of. moved is the node where the disk was made, if that is another
+// one and there are volumes among them that came with it.
+func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []string, moved string) {
 	var list v1alpha1.VolumeList
 	if err := p.agent.client.List(ctx, &list); err != nil {
-		return nil
+		return nil, ""
 	}
 	known := map[string]bool{}
 	for i := range list.Items {
 		known[list.Items[i].Name] = true
 	}
-	var out []string
 	for _, v := range p.agent.store.List() {
-		if v.Pool == pool && !known[v.ID] && !IsInline(&v.Volume) {
-			out = append(out, v.ID)
+		if v.Pool != pool.Name || known[v.ID] || IsInline(&v.Volume) {
+			continue
+		}
+		ids = append(ids, v.ID)
+		if pool.MadeOn != p.agent.opts.Node && v.Origin.Node != p.agent.opts.Node {
+			moved = pool.MadeOn
 		}
 	}
-	return out
+	return ids, moved
 }
 
 func setPoolCondition(status *v1alpha1.PoolStatus, kind string, truth metav1.ConditionStatus, reason, message string) {

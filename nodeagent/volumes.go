@@ -109,8 +109,8 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 		}
 		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
 		return nil
-	case wasReady(v):
-		return a.absent(v, status)
+	case wasReady(v) && !stillToAdopt(v):
+		return a.absent(ctx, v, status)
 	}
 	return a.create(ctx, v, status)
 }
@@ -120,18 +120,37 @@ func wasReady(v *v1alpha1.Volume) bool {
 	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable || v.Status.Phase == v1alpha1.VolumeLost
 }
 
+// stillToAdopt tells a volume that is to be made of data that is on the node already, and never was here yet. Somebody may
+// write it with published set, for the PersistentVolume of the data is there before the volume is. That does no harm: a
+// published volume is only ever made of what is at its path (adoptionOf), and never empty. Once it was Ready its data is in
+// its pool, and what is at the path then is not it.
+func stillToAdopt(v *v1alpha1.Volume) bool {
+	fresh := v.Status.Phase == "" || v.Status.Phase == v1alpha1.VolumePending
+	return v.Spec.Adopt != nil && fresh && v.Status.Path == "" && v.Status.PoolUID == ""
+}
+
 // absent says why a volume that was there once is not.
-func (a *Agent) absent(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
-	if offline := a.offline(v); offline != nil {
-		setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+	if offline := a.offline(ctx, v); offline != nil {
+		setOffline(status, offline)
 		return nil
 	}
 	setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
 	return nil
 }
 
+// setOffline says that the volume's pool can not be looked at: its disk may come back, unless the node was rebuilt.
+func setOffline(status *v1alpha1.VolumeStatus, offline error) {
+	var off *store.OfflineError
+	if errors.As(offline, &off) && off.Reason == store.OfflineRebuilt {
+		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, offline.Error())
+		return
+	}
+	setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+}
+
 // offline returns why a pool that may hold the volume can not be looked at, or nil.
-func (a *Agent) offline(v *v1alpha1.Volume) error {
+func (a *Agent) offline(ctx context.Context, v *v1alpha1.Volume) error {
 	pool := v.Status.Pool
 	if pool == "" {
 		pool = v.Spec.Pool
@@ -143,7 +162,7 @@ func (a *Agent) offline(v *v1alpha1.Volume) error {
 		}
 		known = true
 		if p.Offline != nil {
-			return p.Offline
+			return a.pools.offline(ctx, &p)
 		}
 	}
 	// A volume that never was cannot be in a pool that is not here.
@@ -182,6 +201,11 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		setReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return err
 	}
+	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
+		// No other node or pool has the data: it waits for its disk, whose return wakes it.
+		setReady(status, v1alpha1.VolumePending, reason, err.Error())
+		return nil
+	}
 	// Whoever is told that there is no room looks at the pools next.
 	a.pools.flush(ctx)
 	setReady(status, v1alpha1.VolumeRefused, reason, err.Error())
@@ -199,13 +223,15 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 		}
 		return err
 	}
+	// The disk follows the record (G7). A volume whose disk does not take it is of use all the same.
+	originErr := a.store.Describe(ctx, v.Name, originOf(v))
 	growErr := a.grow(ctx, v, status, &there)
 	describe(status, &there, a.filesystemOf(there.Pool))
 	status.ExpiresAt = nil
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
 	setEnforced(status, there.NotEnforced)
 	setReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
-	return growErr
+	return errors.Join(originErr, growErr)
 }
 
 // setEnforced says when a size is not in force. A volume that never had a problem has no such condition.
@@ -260,8 +286,8 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	var missing *store.NotFoundError
 	// What was refused was never on disk, whatever pools there are.
 	if errors.As(err, &missing) && v.Status.Phase != v1alpha1.VolumeRefused {
-		if offline := a.offline(v); offline != nil {
-			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+		if offline := a.offline(ctx, v); offline != nil {
+			setOffline(status, offline)
 			return nil
 		}
 	}

@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,10 +45,23 @@ func requestOf(v *v1alpha1.Volume) (store.Request, error) {
 		}
 		r.Mode = uint32(mode)
 	}
+	if s.Adopt != nil {
+		r.Adopt = adoptionOf(v)
+	}
 	if s.Source != nil {
 		r.Source = &record.Source{Volume: s.Source.Volume, Snapshot: s.Source.Snapshot}
 	}
 	return r, nil
+}
+
+// adoptionOf is what a volume is to be made of. Where the volume is published somebody may have had data in it, so what is to
+// be adopted has to be there: nothing empty is made in its place.
+func adoptionOf(v *v1alpha1.Volume) *store.Adoption {
+	kind := v.Spec.Adopt.Type
+	if v.Spec.Published {
+		kind = v1alpha1.AdoptionType(strings.TrimSuffix(string(kind), "OrCreate"))
+	}
+	return &store.Adoption{Path: v.Spec.Adopt.Path, Type: string(kind)}
 }
 
 // originOf is what of a Volume is kept on disk so that the cluster's objects can be written again.
@@ -56,7 +70,7 @@ func originOf(v *v1alpha1.Volume) record.Origin {
 	o := record.Origin{
 		Node: s.NodeName, PVName: v.Labels[v1alpha1.LabelPVName], Provisioner: s.Provisioner,
 		StorageClass: s.StorageClassName, ReclaimPolicy: string(s.ReclaimPolicy), RequestedBackend: string(s.Backend),
-		Deletion: deletionOf(s.Deletion), Attributes: s.Attributes,
+		Deletion: deletionOf(s.Deletion), Attributes: s.Attributes, Parameters: s.Parameters, SpreadGroup: s.SpreadGroup,
 	}
 	for _, m := range s.AccessModes {
 		o.AccessModes = append(o.AccessModes, string(m))

@@ -32,7 +32,7 @@ func VolumeOf(there *store.Volume, poolFilesystem string) *v1alpha1.Volume {
 			Capacity: *resource.NewQuantity(there.Promise(), resource.BinarySI), FSType: there.FSType,
 			MkfsOptions: there.MkfsOptions, MountOptions: there.MountOptions, Inodes: there.Inodes,
 			StorageClassName: o.StorageClass, ReclaimPolicy: corev1.PersistentVolumeReclaimPolicy(o.ReclaimPolicy),
-			Provisioner: o.Provisioner, Attributes: o.Attributes,
+			Provisioner: o.Provisioner, Attributes: o.Attributes, Parameters: o.Parameters, SpreadGroup: o.SpreadGroup,
 		},
 	}
 	for _, m := range o.AccessModes {

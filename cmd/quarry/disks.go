@@ -16,6 +16,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
@@ -68,28 +69,31 @@ func newListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the volumes of a node's pools straight from the disk; nothing is changed",
-		Args:  cobra.NoArgs,
+		Long: `List the volumes of a node's pools straight from the disk: also of a disk of another node or cluster, and of one that its pool does
+not use. Nothing is changed.
+
+The output of -o json is stable, for programs: an array with one object for each pool, in which fields may be added later but none is
+renamed or means something else. It holds all that is on disk and is needed to write the cluster's objects again: the pool's "name" in
+the configuration, its "identity" (UID, cluster, and where it was made), the records of its "volumes" with their "origin", and its
+"trash" with what deleting was to mean. A pool that can not be read has "error" and "reason" in its object; with -o json that is
+no failure of the command.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pools, err := d.pools()
 			if err != nil {
 				return err
 			}
-			var errs []error
-			listing := []poolListing{}
-			for _, p := range pools {
-				in, err := store.Inspect(p.Path)
-				if err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				listing = append(listing, newPoolListing(p.Path, in))
-			}
+			found := listing.Read(pools)
 			if d.output == "json" {
 				e := json.NewEncoder(cmd.OutOrStdout())
 				e.SetIndent("", "  ")
-				errs = append(errs, e.Encode(listing))
-			} else {
-				errs = append(errs, printListing(cmd.OutOrStdout(), listing))
+				return e.Encode(found)
+			}
+			errs := []error{printListing(cmd.OutOrStdout(), found)}
+			for _, p := range found {
+				if p.Error != "" {
+					errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, p.Error))
+				}
 			}
 			return errors.Join(errs...)
 		},
@@ -98,46 +102,7 @@ func newListCommand() *cobra.Command {
 	return cmd
 }
 
-// poolListing is what `quarry ls -o json` prints of a pool.
-type poolListing struct {
-	Path       string            `json:"path"`
-	UID        string            `json:"uid"`
-	ClusterID  string            `json:"clusterID,omitempty"`
-	Volumes    []volumeListing   `json:"volumes"`
-	Trash      []trashListing    `json:"trash,omitempty"`
-	Unfinished []string          `json:"unfinished,omitempty"`
-	Broken     map[string]string `json:"broken,omitempty"`
-}
-
-type volumeListing struct {
-	record.Volume
-	Path string `json:"path"`
-}
-
-type trashListing struct {
-	Entry            string         `json:"entry"`
-	RemainingSeconds int64          `json:"remainingSeconds"`
-	Volume           *record.Volume `json:"volume,omitempty"`
-}
-
-func newPoolListing(path string, in *store.Inspection) poolListing {
-	l := poolListing{Path: path, UID: in.Identity.UID, ClusterID: in.Identity.ClusterID, Volumes: []volumeListing{}, Unfinished: in.Unfinished}
-	for _, v := range in.Volumes {
-		l.Volumes = append(l.Volumes, volumeListing{Volume: v.Volume, Path: v.Path})
-	}
-	for _, t := range in.Trash {
-		l.Trash = append(l.Trash, trashListing{Entry: t.Entry, RemainingSeconds: int64(t.Remaining.Seconds()), Volume: t.Volume})
-	}
-	for name, err := range in.Broken {
-		if l.Broken == nil {
-			l.Broken = map[string]string{}
-		}
-		l.Broken[name] = err.Error()
-	}
-	return l
-}
-
-func printListing(w io.Writer, pools []poolListing) error {
+func printListing(w io.Writer, pools []listing.PoolListing) error {
 	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "POOL\tVOLUME\tBACKEND\tSIZE\tFILESYSTEM\tCLAIM\tSTATE")
 	for _, p := range pools {

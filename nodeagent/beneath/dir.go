@@ -174,6 +174,16 @@ func (d *Dir) Rename(name string, to *Dir, newName string) error {
 	return d.wrap("renameat2", name, err)
 }
 
+// Exchange makes name lead to what newName of another directory of the same filesystem leads to, and the other way round, in
+// one step. It is durable once both directories are synced.
+func (d *Dir) Exchange(name string, with *Dir, newName string) error {
+	if err := errors.Join(CheckName(name), CheckName(newName)); err != nil {
+		return err
+	}
+	err := unix.Renameat2(d.fd(), name, with.fd(), newName, unix.RENAME_EXCHANGE)
+	return d.wrap("renameat2", name, err)
+}
+
 // Unlink removes the file (not directory) name. Gone already is not an error.
 func (d *Dir) Unlink(name string) error { return d.unlink(name, 0) }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -63,7 +64,7 @@ func grow(ctx context.Context, mountpoint, device *os.File) (int64, error) {
 	var size, slack int64
 	switch int64(st.Type) {
 	case unix.EXT4_SUPER_MAGIC:
-		size, err = growExt4(dir, device, target, int64(st.Bsize))
+		size, err = growExt4(ctx, dir, device, target, int64(st.Bsize))
 		slack = 32 << 20 // a last group that would hold its own tables only is left out
 	case unix.XFS_SUPER_MAGIC:
 		size, err = growXFS(dir, target)
@@ -87,8 +88,8 @@ var errShrink = errors.New("the device is smaller than the filesystem, which is 
 
 // growExt4 uses EXT4_IOC_RESIZE_FS, which wants the number of blocks and knows
 // by itself which groups to add. It takes CAP_SYS_RESOURCE, unlike all else here.
-func growExt4(dir, device *os.File, target, block int64) (int64, error) {
-	before, err := Identify(device) // mounted, its superblock is in the device's cache
+func growExt4(ctx context.Context, dir, device *os.File, target, block int64) (int64, error) {
+	before, err := identifyMounted(ctx, device)
 	if err != nil {
 		return 0, err
 	}
@@ -106,8 +107,28 @@ func growExt4(dir, device *os.File, target, block int64) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("EXT4_IOC_RESIZE_FS to %d blocks: %w", blocks, err)
 	}
-	after, err := Identify(device)
+	after, err := identifyMounted(ctx, device)
 	return after.SizeBytes, err
+}
+
+// identifyMounted reads the superblock of an ext4 that is mounted, which is in the
+// device's cache. The kernel changes it there and computes its checksum somewhat
+// later, so a wrong one is no damage before it has stayed wrong for a while.
+func identifyMounted(ctx context.Context, device io.ReaderAt) (Info, error) {
+	const patience = 2 * time.Second
+	deadline := time.Now().Add(patience)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		info, err := Identify(device)
+		var corrupt *CorruptError
+		if !errors.As(err, &corrupt) || time.Now().After(deadline) {
+			return info, err
+		}
+		select {
+		case <-ctx.Done():
+			return info, errors.Join(err, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
 }
 
 // xfsGeometry is struct xfs_fsop_geom_v1 of fs/xfs/libxfs/xfs_fs.h.

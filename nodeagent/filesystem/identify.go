@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Type is a kind of filesystem, as in mount(2).
@@ -101,6 +103,9 @@ func Identify(r io.ReaderAt) (Info, error) {
 // RAID and GPT keep a superblock there. Otherwise it returns an
 // [*AlreadyFormattedError].
 func CheckBlank(f *os.File) error {
+	if isHole(f) {
+		return nil
+	}
 	info, err := Identify(f)
 	if err == nil {
 		return &AlreadyFormattedError{Device: f.Name(), Found: fmt.Sprintf("%s with UUID %s", info.Type, info.UUID)}
@@ -125,6 +130,18 @@ func CheckBlank(f *os.File) error {
 		return &AlreadyFormattedError{Device: f.Name(), Found: "data at its end"}
 	}
 	return nil
+}
+
+// isHole tells whether an image has nowhere any data, and so reads as zeros: it
+// was never written to. That is known without reading it (SEEK_DATA of lseek(2));
+// space that is only reserved counts as a hole.
+func isHole(f *os.File) bool {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return false
+	}
+	_, err = unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+	return errors.Is(err, unix.ENXIO)
 }
 
 // AlreadyFormattedError says that a device is not blank, so that it will not be

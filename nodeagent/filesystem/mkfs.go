@@ -36,6 +36,11 @@ type MakeOptions struct {
 	// the first mount.
 	Zeroed bool
 
+	// SectorSize is the logical block size, in bytes, of the device that an
+	// image will be mounted with. The filesystem's own blocks and sectors must
+	// not be smaller, and mkfs cannot ask an image. 0: what device says.
+	SectorSize uint32
+
 	// ExtraArgs are options for mkfs, checked with [ValidateMkfsOptions].
 	ExtraArgs []string
 }
@@ -94,7 +99,8 @@ var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}
 // was interrupted begins anew with a blank device.
 //
 // device must be open for reading and writing, without O_EXCL, since mkfs wants
-// that for itself. When ctx ends, mkfs is killed.
+// that for itself. When ctx ends, mkfs is killed. What it wrote is on the disk
+// when this returns.
 func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 	if !opts.Type.Valid() {
 		return fmt.Errorf("make filesystem: no type %q", opts.Type)
@@ -114,6 +120,9 @@ func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 	}
 	extra, err := parseMkfsOptions(opts.Type, opts.ExtraArgs)
 	if err != nil {
+		return err
+	}
+	if err := checkSectors(opts.Type, extra, opts.SectorSize); err != nil {
 		return err
 	}
 	defaults, err := defaultOptions(opts, size)
@@ -239,6 +248,9 @@ func xfsDefaults(opts MakeOptions) (options, error) {
 	o.set("-m", "rmapbt", "0")
 	o.set("-m", "reflink", "1")
 	o.set("-i", "sparse", "1")
+	if opts.SectorSize != 0 {
+		o.set("-s", "size", strconv.FormatUint(uint64(opts.SectorSize), 10))
+	}
 	usage, err := xfsUsage()
 	if err != nil {
 		return o, err

@@ -39,6 +39,26 @@ func ValidateMkfsOptions(t Type, args []string) error {
 	return err
 }
 
+// checkSectors refuses blocks and sectors smaller than those of the device that
+// the filesystem will be mounted with, which mkfs would refuse if it wrote to
+// that device: the kernel would not mount it.
+func checkSectors(t Type, extra options, sectorSize uint32) error {
+	for _, o := range extra {
+		if !(t == Ext4 && o.flag == "-b" || t == XFS && (o.flag == "-b" || o.flag == "-s")) {
+			continue
+		}
+		digits, thousands := strings.CutSuffix(o.value, "k")
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if thousands {
+			n *= 1024
+		}
+		if err == nil && n < uint64(sectorSize) {
+			return &OptionError{Type: t, Option: o.flag + " " + o.value, Reason: fmt.Sprintf("the disk has sectors of %d bytes, and that is the least", sectorSize)}
+		}
+	}
+	return nil
+}
+
 // options are arguments for mkfs taken apart, so that they can be merged.
 type options []option
 

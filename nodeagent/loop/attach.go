@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,14 +69,19 @@ func (e *AmbiguousError) Error() string {
 // spare ones, are detached. If that is impossible because they are in use, the
 // error is a [*MismatchError] or an [*AmbiguousError].
 func Attach(ctx context.Context, image *os.File, opts Options) (Device, error) {
-	dev, err := attach(ctx, image, opts)
+	return attachWith(ctx, nil, image, opts)
+}
+
+// attachWith attaches with a device that was prepared, or with any.
+func attachWith(ctx context.Context, spare *Spare, image *os.File, opts Options) (Device, error) {
+	dev, err := attach(ctx, spare, image, opts)
 	if err != nil {
 		return Device{}, fmt.Errorf("attach %s to a loop device: %w", image.Name(), err)
 	}
 	return dev, nil
 }
 
-func attach(ctx context.Context, image *os.File, opts Options) (Device, error) {
+func attach(ctx context.Context, spare *Spare, image *os.File, opts Options) (Device, error) {
 	size, err := checkImage(image, opts)
 	if err != nil {
 		return Device{}, err
@@ -108,7 +111,7 @@ func attach(ctx context.Context, image *os.File, opts Options) (Device, error) {
 	if kept != nil {
 		return adopt(*kept, opts)
 	}
-	return configureFree(ctx, image, opts)
+	return configureFree(ctx, spare, image, opts)
 }
 
 // checkImage refuses what the kernel would take in another way than meant.
@@ -218,9 +221,8 @@ func adopt(d Device, opts Options) (Device, error) {
 }
 
 // finish proves that the device is over the image, takes the autoclear flag off
-// and sets discards, last, as the flag's ioctl may reset them. These are the
-// last steps of an attach: when we are killed before the very last, the device
-// is attached with discards on, used by nobody, and the next attach adopts it.
+// if somebody has set it, and sets discards, last, as the flag's ioctl may reset
+// them.
 func finish(f *os.File, number int, backing Backing, opts Options) error {
 	info, err := status(f)
 	if err != nil {
@@ -230,7 +232,7 @@ func finish(f *os.File, number int, backing Backing, opts Options) error {
 		return fmt.Errorf("%s is over another file, not %s", f.Name(), backing)
 	}
 	if opts.Discard && isStuck(number) {
-		return errStuck // with autoclear still on
+		return errStuck
 	}
 	if info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 {
 		if err := takeOffAutoclear(f, number, info); err != nil {
@@ -267,66 +269,50 @@ func accessOf(opts Options) int {
 	return unix.O_RDWR
 }
 
-// configureFree finds a loop device without an image and gives it this one.
-func configureFree(ctx context.Context, image *os.File, opts Options) (Device, error) {
-	control, err := openControl()
-	if err != nil {
-		return Device{}, err
+// configureFree gives the image to the spare device, or to another without an
+// image if that one is not to be had.
+func configureFree(ctx context.Context, spare *Spare, image *os.File, opts Options) (Device, error) {
+	var node *os.File
+	var number int
+	err := errUsed
+	if spare != nil && spare.opts == spareOptions(opts) {
+		node, number, err = spare.take()
 	}
-	defer control.Close()
+	if errors.Is(err, errUsed) {
+		node, number, err = prepare(ctx, spareOptions(opts))
+	}
 	for try := 0; ; try++ {
-		number, err := freeNumber(control, try)
 		if err != nil {
 			return Device{}, err
 		}
-		d, err := configure(number, image, opts)
-		if err == nil {
+		var d Device
+		d, err = configure(node, number, image, opts)
+		switch {
+		case err == nil:
 			return d, nil
-		}
-		if errors.Is(err, errStuck) {
+		case errors.Is(err, errStuck):
 			remove(number)
-		} else if !errors.Is(err, unix.EBUSY) && !errors.Is(err, errUnbound) {
+		case !errors.Is(err, unix.EBUSY) && !errors.Is(err, errUnbound):
 			return Device{}, err // else somebody was faster, or removed the device
 		}
-		select {
-		case <-ctx.Done():
-			return Device{}, fmt.Errorf("no free loop device after %d tries: %w", try+1, errors.Join(ctx.Err(), err))
-		case <-time.After(time.Duration(rand.Int64N(int64(min(try+1, 20) * int(time.Millisecond))))):
+		if err := pause(ctx, try, err); err != nil {
+			return Device{}, err
 		}
+		node, number, err = prepare(ctx, spareOptions(opts))
 	}
 }
 
-// freeNumber asks for a loop device without an image. The kernel gives the
-// lowest, so somebody who just holds that one open would stop everybody: now
-// and then a new one is made.
-func freeNumber(control *os.File, try int) (int, error) {
-	if try%16 == 15 {
-		if n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_ADD); err == nil {
-			return n, nil
-		}
-	}
-	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		return 0, fmt.Errorf("find a free loop device: %w", err)
-	}
-	return n, nil
-}
-
-// configure gives one device the image. On error nothing remains.
-func configure(number int, image *os.File, opts Options) (Device, error) {
+// configure gives a device that is held the image, and lets go of it. On error
+// nothing remains.
+func configure(f *os.File, number int, image *os.File, opts Options) (_ Device, err error) {
+	defer letGo(f, number)
 	backing, err := BackingOf(image)
 	if err != nil {
 		return Device{}, err
 	}
-	// O_EXCL until all is proven: nobody mounts it before.
-	f, err := openNode(number, accessOf(opts)|unix.O_EXCL)
-	if err != nil {
-		return Device{}, err
-	}
-	// With autoclear on, closing it is undoing it, also when we are killed.
-	defer f.Close()
+	// All in one call: each LOOP_SET_* afterwards would freeze the device's
+	// queue, and wait for an RCU grace period.
 	config := unix.LoopConfig{Fd: uint32(image.Fd()), Size: opts.BlockSize}
-	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
 	if opts.DirectIO {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
@@ -337,6 +323,13 @@ func configure(number int, image *os.File, opts Options) (Device, error) {
 	if err := unix.IoctlLoopConfigure(int(f.Fd()), &config); err != nil {
 		return Device{}, fmt.Errorf("configure %s: %w", f.Name(), err)
 	}
+	defer func() {
+		if err != nil {
+			// It takes effect when the last one closes the device.
+			_, clearErr := unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CLR_FD)
+			err = errors.Join(err, clearErr)
+		}
+	}()
 	d, err := inspectOpen(number, f)
 	if err != nil {
 		return Device{}, err

@@ -62,72 +62,8 @@ const (
 	controlMajor, controlMinor = 10, 237
 )
 
-// List returns every loop device of the machine that has an image beneath it.
-func List() ([]Device, error) {
-	return scan(func(*unix.LoopInfo64) bool { return true })
-}
-
-// Find returns every loop device over an image, whatever its offset or name:
-// none, if the image is not attached. image may be opened with O_PATH.
-func Find(image *os.File) ([]Device, error) {
-	backing, err := BackingOf(image)
-	if err != nil {
-		return nil, err
-	}
-	return scan(func(info *unix.LoopInfo64) bool { return backingOf(info) == backing })
-}
-
-// scan returns the devices with an image whose status matches. Each has to be
-// opened, there is no other way to learn the inode, but only for an instant:
-// an opener makes somebody else's LOOP_CLR_FD a mere mark.
-func scan(match func(*unix.LoopInfo64) bool) ([]Device, error) {
-	entries, err := os.ReadDir(sysBlock)
-	if err != nil {
-		return nil, fmt.Errorf("list loop devices: %w", err)
-	}
-	var devices []Device
-	for _, e := range entries {
-		number, err := strconv.Atoi(strings.TrimPrefix(e.Name(), "loop"))
-		if err != nil || !strings.HasPrefix(e.Name(), "loop") {
-			continue
-		}
-		// Spares us from opening devices that have no image.
-		if _, err := os.Stat(sysfs(number, "loop/backing_file")); err != nil {
-			continue
-		}
-		dev, ok, err := inspectIf(number, match)
-		if err != nil && !errors.Is(err, errUnbound) {
-			return nil, fmt.Errorf("list loop devices: %w", err)
-		}
-		if ok {
-			devices = append(devices, dev)
-		}
-	}
-	return devices, nil
-}
-
-func inspectIf(number int, match func(*unix.LoopInfo64) bool) (Device, bool, error) {
-	f, err := openNode(number, unix.O_RDONLY)
-	if err != nil {
-		return Device{}, false, err
-	}
-	defer f.Close()
-	info, err := status(f)
-	if err != nil || !match(info) {
-		return Device{}, false, err
-	}
-	dev, err := inspectOpen(number, f)
-	return dev, err == nil, err
-}
-
 // errUnbound says that a loop device has no image, or not any more.
 var errUnbound = errors.New("no image attached")
-
-// inspect reads a device's state.
-func inspect(number int) (Device, error) {
-	dev, _, err := inspectIf(number, func(*unix.LoopInfo64) bool { return true })
-	return dev, err
-}
 
 func inspectOpen(number int, f *os.File) (Device, error) {
 	info, err := status(f)
@@ -245,10 +181,20 @@ func sysfs(number int, name string) string {
 	return filepath.Join(sysBlock, "loop"+strconv.Itoa(number), name)
 }
 
+// readNumber reads a file in sysfs that holds one number. There is one such file
+// for each device of the machine in a scan, so this is done in three system calls
+// where os.ReadFile takes nine.
 func readNumber(number int, name string) (uint64, error) {
-	content, err := os.ReadFile(sysfs(number, name))
+	path := sysfs(number, name)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, err
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return strconv.ParseUint(strings.TrimSpace(string(content)), 10, 64)
+	defer unix.Close(fd)
+	var content [32]byte
+	n, err := unix.Read(fd, content[:])
+	if err != nil {
+		return 0, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(content[:n])), 10, 64)
 }

@@ -36,13 +36,26 @@
 //     the device like this while they work, so nothing gets in between.
 //   - /dev of a container need not be devtmpfs: a device that the kernel has
 //     just made has no node there until somebody calls mknod(2).
+//   - What changes the queue of a device freezes it, and that waits for an RCU
+//     grace period, 15 ms and more: LOOP_SET_STATUS64, LOOP_SET_DIRECT_IO and, with
+//     newer kernels, discard_max_bytes. So LOOP_CONFIGURE sets all that it can,
+//     and discards are switched off before, on a device without an image, which
+//     [Prepare] does while others make the image. Since Linux 6.8 there is then no
+//     moment at which discards reach a reserved image.
+//   - There is no way from an image to the device over it but to ask all devices.
+//     [Find] remembers what it saw, by the device's sequence number (diskseq), and
+//     callers at the same time share one look.
 //
 // # What a crash leaves
 //
-// [Attach] sets autoclear first and takes it off as its last step, so a process
-// that dies in between leaves nothing behind: the kernel closes its
-// descriptors, and with the last one the device detaches itself. A process that
-// dies in [Detach] leaves the device attached or not; calling it again is fine.
+// A process that dies in [Attach] leaves a device over the image or none, and one
+// that dies after [Prepare] a device without an image and without discards. A
+// device over the image may still have discards on (before Linux 6.8, where they
+// are switched off last) and is used by nobody: the next [Attach] adopts it, and
+// [Detach] takes it away, whoever made it. On an error nothing is left.
+//
+// A process that dies in [Detach] leaves the device attached or not; calling it
+// again is fine.
 //
 // While they work both lock the image with flock(2), so that two processes, or
 // two goroutines, never put two devices over one image.

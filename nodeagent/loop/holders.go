@@ -136,7 +136,10 @@ func claims(dev Device, table *mount.Table) ([]Holder, error) {
 // device.
 func stackedLoops(dev Device) ([]Holder, error) {
 	rdev := unix.Mkdev(dev.Dev.Major, dev.Dev.Minor)
-	above, err := scan(func(info *unix.LoopInfo64) bool { return info.Rdevice == rdev })
+	above, err := find(
+		func(is identity) bool { return is.rdevice == rdev },
+		func(info *unix.LoopInfo64) bool { return info.Rdevice == rdev },
+	)
 	if err != nil {
 		return nil, err
 	}

@@ -58,13 +58,16 @@ func attachReadOnly(ctx context.Context, dev Device, name string) (Device, error
 			return d, nil
 		}
 	}
-	return configureFree(ctx, node, Options{Name: readOnlyName + name, BlockSize: dev.BlockSize, ReadOnly: true})
+	return configureFree(ctx, nil, node, Options{Name: readOnlyName + name, BlockSize: dev.BlockSize, ReadOnly: true})
 }
 
 // ReadOnlyOver returns the devices that AttachReadOnly made over dev.
 func ReadOnlyOver(dev Device) ([]Device, error) {
 	rdev := unix.Mkdev(dev.Dev.Major, dev.Dev.Minor)
-	return scan(func(info *unix.LoopInfo64) bool { return info.Rdevice == rdev && isReadOnlyOurs(info) })
+	return find(
+		func(is identity) bool { return is.rdevice == rdev },
+		func(info *unix.LoopInfo64) bool { return info.Rdevice == rdev && isReadOnlyOurs(info) },
+	)
 }
 
 func isReadOnlyOurs(info *unix.LoopInfo64) bool {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -193,6 +194,37 @@ func (t *Table) Under(p Place) []Use {
 		}
 	}
 	return uses
+}
+
+// Over returns the mounts, in all namespaces, whose mount point is a place within a filesystem or something below it: what
+// hides a part of it there.
+func (t *Table) Over(p Place) []Use {
+	type mount struct {
+		namespace uint64
+		id        int
+	}
+	below := map[mount]Use{} // what the place can be seen through
+	for _, u := range t.byDev[p.Dev] {
+		below[mount{u.Namespace, u.ID}] = u
+	}
+	var over []Use
+	for _, uses := range t.byDev {
+		for _, u := range uses {
+			parent, ok := below[mount{u.Namespace, u.Parent}]
+			if !ok {
+				continue
+			}
+			rel, ok := strings.CutPrefix(u.Mountpoint, strings.TrimSuffix(parent.Mountpoint, "/"))
+			if !ok || rel != "" && rel[0] != '/' {
+				continue
+			}
+			at := path.Join("/", parent.Root, rel)
+			if at == p.Path || strings.HasPrefix(at, strings.TrimSuffix(p.Path, "/")+"/") {
+				over = append(over, u)
+			}
+		}
+	}
+	return over
 }
 
 // MountedBelow returns the mounts of our own namespace whose mount point is the

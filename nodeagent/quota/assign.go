@@ -12,8 +12,9 @@ import (
 // Report counts what a walk met.
 type Report struct {
 	Inodes    uint64 // directories and regular files looked at, the top included
+	Bytes     uint64 // that they take on the disk; a file with several names counts as often, but for Measure
 	Changed   uint64 // of them given the id, by Assign
-	Immutable uint64 // of them left, by Assign: the kernel refuses while the flag is set
+	Immutable uint64 // of them left, by Assign: the kernel refuses while the flag is set; by Measure: all that are so
 	HardLinks uint64 // regular files with a second name, which may be elsewhere
 	Special   uint64 // links, FIFOs, sockets and devices: skipped, opening them is not safe
 	Mounts    uint64 // mount points: skipped
@@ -41,17 +42,53 @@ const maxStrays = 64
 // hard link to an inode outside the tree takes that inode along; Report counts
 // them. Special files keep their id: they occupy an inode and no space.
 func Assign(ctx context.Context, tree *os.File, id uint32) (Report, error) {
+	return walk(ctx, tree, new(Cursor), 0, func(in inode, count *Report) error { return in.assign(id, count) })
+}
+
+func (in inode) assign(id uint32, count *Report) error {
+	changed, err := setProject(in.fd, id, in.isDir())
+	if errors.Is(err, unix.EPERM) && isImmutable(in.fd) {
+		count.Immutable++
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set project id %d on %q: %w", id, in.path(), err)
+	}
+	if changed {
+		count.Changed++
+	}
+	return nil
+}
+
+// AssignFiles is Assign for the regular files of a tree that is in use. Once a directory has the inherit flag, the kernel
+// refuses to rename a file of another project into it or within it (EXDEV, rename(2)): a program that writes a temporary file
+// and renames it would fail until its files were reached. With the files done first, only those made meanwhile are left to
+// the Assign that has to follow.
+func AssignFiles(ctx context.Context, tree *os.File, id uint32) (Report, error) {
 	return walk(ctx, tree, new(Cursor), 0, func(in inode, count *Report) error {
-		changed, err := setProject(in.fd, id, in.isDir())
-		if errors.Is(err, unix.EPERM) && isImmutable(in.fd) {
-			count.Immutable++
+		if in.isDir() {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("set project id %d on %q: %w", id, in.path(), err)
+		return in.assign(id, count)
+	})
+}
+
+// Measure counts what is in a tree, up to budget entries (all if 0) from the cursor on, and changes nothing. Immutable are the
+// inodes that Assign could not give an id.
+func Measure(ctx context.Context, tree *os.File, at *Cursor, budget int) (Report, error) {
+	type number struct{ dev, ino uint64 }
+	linked := map[number]bool{}
+	return walk(ctx, tree, at, budget, func(in inode, count *Report) error {
+		if !in.isDir() && in.stat.Nlink > 1 {
+			n := number{in.stat.Dev, in.stat.Ino}
+			if linked[n] {
+				count.Bytes -= uint64(in.stat.Blocks) * 512
+				return nil
+			}
+			linked[n] = true
 		}
-		if changed {
-			count.Changed++
+		if isImmutable(in.fd) {
+			count.Immutable++
 		}
 		return nil
 	})

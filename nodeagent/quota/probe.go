@@ -68,6 +68,26 @@ func Probe(dir *os.File) (Support, error) {
 	return s, nil
 }
 
+// Look is Probe without trying: it believes the filesystem's own state and changes nothing.
+func Look(dir *os.File) (Support, error) {
+	st, err := statfs(dir)
+	if err != nil {
+		return Support{}, err
+	}
+	s := Support{Reason: "project quotas are for ext4 and xfs"}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		s.Filesystem = "ext4"
+	case unix.XFS_SUPER_MAGIC:
+		s.Filesystem = "xfs"
+	default:
+		return s, nil
+	}
+	s.Reason, err = off(dir, s.Filesystem)
+	s.Project = err == nil && s.Reason == ""
+	return s, err
+}
+
 // remedy is what an administrator does to have project quotas.
 var remedy = map[string]string{
 	"ext4": "`tune2fs -O project,quota -Q prjquota` on the unmounted device, and the mount option prjquota",

@@ -263,6 +263,7 @@ func (w *walker) file(e dirent) error {
 
 func (w *walker) meet(fd int, st *unix.Stat_t, name string) error {
 	w.count.Inodes++
+	w.count.Bytes += uint64(st.Blocks) * 512 // whatever the filesystem's blocks are (stat(2))
 	return w.visit(inode{fd: fd, stat: st, path: func() string { return w.path(name) }}, &w.count)
 }
 

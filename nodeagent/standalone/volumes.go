@@ -84,6 +84,7 @@ func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeS
 // digestOf tells wishes apart in what is fixed when a volume is made.
 func digestOf(wish v1alpha1.VolumeSpec) (string, error) {
 	wish.Capacity, wish.AccessModes, wish.Claim, wish.Attributes = resource.Quantity{}, nil, nil, nil
+	wish.Parameters, wish.SpreadGroup = nil, "" // what they mean is in the other fields; digests on disk were made without them
 	text, err := json.Marshal(wish)
 	if err != nil {
 		return "", fmt.Errorf("digest of a wish: %w", err)

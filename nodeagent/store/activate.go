@@ -57,6 +57,14 @@ func (s *Store) bringUp(ctx context.Context, v *volume) error {
 		return &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
+	if v.rec.Adopting != "" {
+		if err := s.finishAdoption(ctx, v, r, dir); err != nil {
+			return err
+		}
+	}
+	if err := s.ensureLink(r, &v.rec); err != nil {
+		return err
+	}
 	if v.rec.Backend == record.BackendDirectory {
 		// A limit that can not be had does not take the data away from its pod; it is said, and looked at again (Recheck).
 		err := enforced(r, &v.rec, false)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -29,26 +30,36 @@ type Admission struct {
 	space *filesystemSpace
 	plan  plan
 	// key is the admission's own in the ledger, so that taking it back never takes another one's promise.
-	key string
+	key   string
+	store *Store
 }
 
 var admissions atomic.Int64
 
 // Cancel takes the promise back. A second call, and one after Create, does nothing.
 func (a *Admission) Cancel() {
-	if a.pool != nil {
-		a.space.ledger.release(a.key)
+	if a.pool != nil && a.space.ledger.release(a.key) {
+		a.store.notify() // somebody may wait for the room
 	}
 }
 
+// open tells whether neither Create nor Cancel has ended the admission yet.
+func (a *Admission) open() bool { return a.space.ledger.has(a.key) }
+
 // Admit promises space to all of the requests or to none: the claims of one pod are of use only together. It chooses the
-// pools. Volumes that are there already need no promise; they are admitted as they are.
+// pools. Volumes that are there already need no promise; they are admitted as they are. What is to be adopted is looked at,
+// which may mean to read a whole tree.
 //
 // When not all fit, the error is the one of the first request that did not; it is a *CapacityError if room is all that lacked.
 // Where a pool allows it, trash is then freed before its time, so that a later call finds room.
 func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, error) {
 	for i := range requests {
 		if err := requests[i].normalize(); err != nil {
+			return nil, err
+		}
+	}
+	for i := range requests {
+		if err := s.examine(ctx, &requests[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -82,12 +93,15 @@ func (s *Store) measurePools(maxAge time.Duration) {
 func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 	s.admission.Lock()
 	defer s.admission.Unlock()
+	s.spreading = slices.DeleteFunc(s.spreading, func(a *Admission) bool { return !a.open() })
 	var admitted []*Admission
 	for _, r := range requests {
 		a, err := s.admit(r)
 		if err != nil {
 			for _, earlier := range admitted {
-				earlier.Cancel()
+				if earlier.pool != nil {
+					earlier.space.ledger.release(earlier.key) // nobody has seen it taken
+				}
 			}
 			return nil, err
 		}
@@ -97,19 +111,21 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 }
 
 // wants tells whether the request may be carved from the pool.
-func (r *Request) wants(p *pool) bool {
+func (r *Request) wants(p *pool, node string) bool {
 	if r.Pool != "" {
 		return p.name() == r.Pool
 	}
-	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(p.cfg.Labels))
+	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(PoolLabels(node, &p.cfg)))
 }
 
-// admit chooses the pool with the most room. It is called with admission held.
+// admit chooses the pool with the fewest volumes of the request's spread group, and among those the one with the most room.
+// It is called with admission held.
 func (s *Store) admit(r Request) (*Admission, error) {
 	if v := s.lookup(r.ID); v != nil {
 		return &Admission{req: r}, nil
 	}
 	var (
+		alike     = s.alike(r.Origin.SpreadGroup)
 		best      *Admission
 		bestRoom  int64
 		most      int64
@@ -119,7 +135,7 @@ func (s *Store) admit(r Request) (*Admission, error) {
 		full      bool
 	)
 	for _, p := range s.pools {
-		if !r.wants(p) {
+		if !r.wants(p, s.opts.Node) {
 			continue
 		}
 		candidate = true
@@ -139,16 +155,22 @@ func (s *Store) admit(r Request) (*Admission, error) {
 			continue
 		}
 		full = true
-		room := capacity - space.ledger.promised()
+		room := capacity - space.ledger.promised() + r.occupied()
 		most = max(most, room)
-		if room >= r.SizeBytes && (best == nil || room > bestRoom) {
-			best, bestRoom = &Admission{req: r, pool: p, space: space, plan: how}, room
+		if room < r.SizeBytes {
+			continue
+		}
+		if best == nil || len(alike[p]) < len(alike[best.pool]) || len(alike[p]) == len(alike[best.pool]) && room > bestRoom {
+			best, bestRoom = &Admission{req: r, pool: p, space: space, plan: how, store: s}, room
 		}
 	}
 	switch {
 	case best != nil:
 		best.key = best.pool.key(r.ID + "#" + strconv.FormatInt(admissions.Add(1), 10)) // no id has a #
 		best.space.ledger.set(best.key, r.SizeBytes)
+		if r.Origin.SpreadGroup != "" {
+			s.spreading = append(s.spreading, best)
+		}
 		return best, nil
 	case !candidate && r.Pool != "":
 		return nil, refuse(v1alpha1.ReasonPoolNotFound, "this node has no pool %q", r.Pool)
@@ -163,26 +185,65 @@ func (s *Store) admit(r Request) (*Admission, error) {
 	}
 }
 
-// relieve makes trash due before its time, the oldest first, on pools that allow it (purgeUnderPressure), if that makes room
-// for all of the requests; else nothing is touched.
-func (s *Store) relieve(ctx context.Context, requests []Request) {
-	for _, space := range s.allSpaces() {
-		var need int64
-		for i := range requests {
-			if s.lookup(requests[i].ID) == nil {
-				need += requests[i].SizeBytes
-			}
-		}
-		if victims := s.victims(space, requests, need); len(victims) > 0 {
-			for _, t := range victims {
-				s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
-				if err := s.changeTrash(ctx, t, func(note *record.Trash) { note.Purge = true }); err != nil {
-					s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
-				}
-			}
-			s.freer.wake()
+// alike are the ids of the volumes of a spread group, by pool: made, being made, or admitted. It is called with admission held.
+func (s *Store) alike(group string) map[*pool]map[string]bool {
+	if group == "" {
+		return nil
+	}
+	out := map[*pool]map[string]bool{}
+	count := func(p *pool, id string, o *record.Origin) {
+		if o.SpreadGroup != group {
 			return
 		}
+		if out[p] == nil {
+			out[p] = map[string]bool{}
+		}
+		out[p][id] = true
+	}
+	for _, a := range s.spreading { // before the volumes: one that becomes a volume meanwhile is counted once, not never
+		if a.open() {
+			count(a.pool, a.req.ID, &a.req.Origin)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, known := range []map[string]*volume{s.builds, s.volumes} {
+		for id, v := range known {
+			count(v.pool, id, &v.rec.Origin)
+		}
+	}
+	return out
+}
+
+// relieve makes trash due before its time, the oldest first, on pools that allow it (purgeUnderPressure), if that makes room
+// for the requests that are not met yet; else nothing is touched.
+func (s *Store) relieve(ctx context.Context, requests []Request) {
+	var need int64
+	for i := range requests {
+		if s.lookup(requests[i].ID) == nil {
+			need += requests[i].SizeBytes
+		}
+	}
+	s.makeRoom(ctx, need, func(p *pool) bool {
+		return slices.ContainsFunc(requests, func(r Request) bool { return r.wants(p, s.opts.Node) })
+	})
+}
+
+// makeRoom makes so much trash due that need bytes can be promised on one of the pools that are wanted, once it is freed.
+func (s *Store) makeRoom(ctx context.Context, need int64, wanted func(*pool) bool) {
+	for _, space := range s.allSpaces() {
+		victims := s.victims(space, need, wanted)
+		if len(victims) == 0 {
+			continue
+		}
+		for _, t := range victims {
+			s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
+			if err := s.changeTrash(ctx, t, func(note *record.Trash) { note.Purge = true }); err != nil {
+				s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
+			}
+		}
+		s.freer.wake()
+		return
 	}
 }
 
@@ -196,24 +257,25 @@ func (s *Store) allSpaces() []*filesystemSpace {
 	return out
 }
 
-// victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised there; none if
-// that is not enough, or if what is being freed already is.
-func (s *Store) victims(space *filesystemSpace, requests []Request, need int64) []*trashed {
-	var room int64
+// victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised on one of its
+// wanted pools; none if that is not enough, if what is being freed already is, or if no wanted pool is there.
+func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) bool) []*trashed {
+	room := int64(math.MinInt64)
 	able := map[*pool]bool{}
 	for _, p := range s.pools {
 		if _, sp, err := p.state(); err != nil || sp != space {
 			continue
 		}
 		able[p] = p.cfg.PurgeUnderPressure
-		for i := range requests {
-			if !requests[i].wants(p) {
-				continue
-			}
-			if capacity, err := s.capacity(p, space, time.Hour); err == nil {
-				room = max(room, capacity-space.ledger.promised())
-			}
+		if !wanted(p) {
+			continue
 		}
+		if capacity, err := s.capacity(p, space, time.Hour); err == nil {
+			room = max(room, capacity-space.ledger.promised())
+		}
+	}
+	if room == math.MinInt64 {
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -238,6 +241,154 @@ func TestPressure(t *testing.T) {
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Len(t, n.store.Trash(), 1, "not where it is not allowed")
+}
+
+// TestPressureOfGrowth frees trash before its time for a volume that wants to grow, on the filesystem where that helps.
+func TestPressureOfGrowth(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
+	n.pools[0].PurgeUnderPressure, n.pools[1].PurgeUnderPressure = true, true
+	n.start()
+	size := (room(n) - 8*mib) / 4 / blockAlign * blockAlign // what directories take is not ours to promise
+	block := func(id, pool string) Request {
+		return Request{ID: id, Pool: pool, SizeBytes: size, VolumeMode: record.ModeBlock}
+	}
+	for _, r := range []Request{block("old", "pool1"), block("elsewhere", "pool2")} {
+		n.mustCreate(r)
+		require.NoError(t, n.store.Delete(t.Context(), r.ID, keep(3600)))
+	}
+	n.mustCreate(block("grows", "pool1"))
+	// An entry of the trash under the same id, as after a volume was deleted and made again.
+	require.NoError(t, n.store.Delete(t.Context(), "grows", keep(3600)))
+	n.mustCreate(block("grows", "pool1"))
+
+	var full *CapacityError
+	_, err := n.store.Grow(t.Context(), "grows", 5*size)
+	require.ErrorAs(t, err, &full)
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Len(t, n.store.Trash(), 3, "it would not have helped")
+
+	changed := n.store.Changed()
+	_, err = n.store.Grow(t.Context(), "grows", 4*size)
+	require.ErrorAs(t, err, &full, "it is refused now")
+	require.NoError(t, n.store.Drain(t.Context()))
+	select {
+	case <-changed:
+	default:
+		t.Fatal("whoever waits for room was not told")
+	}
+	require.Len(t, n.store.Trash(), 1)
+	require.Equal(t, "elsewhere", n.store.Trash()[0].Volume.ID)
+	v, err := n.store.Grow(t.Context(), "grows", 4*size)
+	require.NoError(t, err)
+	require.Equal(t, 4*size, v.SizeBytes)
+
+	// A new volume for pool1 gets nothing of what lies in the trash of another filesystem.
+	_, err = n.create(block("more", "pool1"))
+	require.ErrorAs(t, err, &full)
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Len(t, n.store.Trash(), 1)
+}
+
+// TestSpread puts volumes of one group apart, as far as there are pools with room, and counts those that are only promised.
+func TestSpread(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib), onExt4.make(t, 2*gib))
+	member := func(id, group string, size int64) Request {
+		return Request{ID: id, SizeBytes: size, Enforcement: record.EnforcementNone, Origin: record.Origin{SpreadGroup: group}}
+	}
+	count := func(admitted ...*Admission) map[string]int {
+		pools := map[string]int{}
+		for _, a := range admitted {
+			pools[a.pool.name()]++
+		}
+		return pools
+	}
+	// Without a group it is the pool with the most room.
+	adm, err := n.store.Admit(t.Context(), member("pvc-1", "", 16*mib), member("pvc-2", "", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{"pool3": 2}, count(adm...))
+	adm[0].Cancel()
+	adm[1].Cancel()
+
+	// In one call, of which none is made yet.
+	one, err := n.store.Admit(t.Context(), member("a-0", "a", 16*mib), member("a-1", "a", 16*mib), member("b-0", "b", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, "pool3", one[0].pool.name(), "the one with the most room comes first")
+	require.NotEqual(t, "pool3", one[1].pool.name())
+	require.Equal(t, "pool3", one[2].pool.name(), "another group")
+	// In another call, with one of the others made and one promised only.
+	_, err = n.store.Create(t.Context(), one[0])
+	require.NoError(t, err)
+	two, err := n.store.Admit(t.Context(), member("a-2", "a", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{"pool1": 1, "pool2": 1, "pool3": 1}, count(one[0], one[1], two[0]))
+	// What was promised and taken back counts no more.
+	one[1].Cancel()
+	again, err := n.store.Admit(t.Context(), member("a-1", "a", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, one[1].pool, again[0].pool)
+	for _, a := range []*Admission{again[0], two[0], one[2]} {
+		_, err = n.store.Create(t.Context(), a)
+		require.NoError(t, err)
+	}
+	require.Empty(t, n.store.alike("")[one[0].pool])
+
+	// After a restart the disks tell.
+	n.start()
+	require.NoError(t, n.store.Delete(t.Context(), "a-2", keep(60)))
+	a3, err := n.store.Admit(t.Context(), member("a-3", "a", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, two[0].pool.name(), a3[0].pool.name(), "what is in the trash is nobody's neighbour")
+	// Room comes before being apart.
+	a4, err := n.store.Admit(t.Context(), member("a-4", "a", 1100*mib))
+	require.NoError(t, err)
+	require.Equal(t, "pool3", a4[0].pool.name())
+	a3[0].Cancel()
+	a4[0].Cancel()
+
+	other := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
+	adm, err = other.store.Admit(t.Context(), member("c-0", "c", 16*mib), member("c-1", "c", 16*mib), member("c-2", "c", 16*mib), member("c-3", "c", 16*mib))
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{"pool1": 2, "pool2": 2}, count(adm...))
+	for _, a := range adm {
+		a.Cancel()
+	}
+	require.Zero(t, other.store.Pools()[0].Promised)
+}
+
+// TestPoolSelector matches what the Pool object has: the labels of the configuration, and where the pool is.
+func TestPoolSelector(t *testing.T) {
+	testroot.RequireRoot(t)
+	n := newNode(t)
+	n.pools = poolsAt([]string{t.TempDir(), t.TempDir()})
+	n.pools[0].Labels = map[string]string{"disk": "ssd", "quarry.storage/node": "a-lie"}
+	n.start()
+	for selector, pool := range map[string]string{
+		"disk=ssd":                         "pool1",
+		"!disk":                            "pool2",
+		"quarry.storage/pool=pool2":        "pool2",
+		"quarry.storage/pool notin(pool2)": "pool1",
+		"quarry.storage/node=node1,disk":   "pool1",
+		"quarry.storage/node!=node1":       "",
+		"quarry.storage/node=a-lie":        "",
+		"disk=ssd,quarry.storage/pool=x":   "",
+	} {
+		parsed, err := labels.Parse(selector)
+		require.NoError(t, err)
+		r := small
+		r.PoolSelector = parsed
+		adm, err := n.store.Admit(t.Context(), r)
+		if pool == "" {
+			reason, refused := Reason(err)
+			require.Equal(t, "PoolNotFound", reason, selector)
+			require.True(t, refused)
+			continue
+		}
+		require.NoError(t, err, selector)
+		require.Equal(t, pool, adm[0].pool.name(), selector)
+		adm[0].Cancel()
+	}
+	long := strings.Repeat("n", 64)
+	require.NotContains(t, PoolLabels(long, &n.pools[0]), "quarry.storage/node", "a label's value can not be so long")
 }
 
 // TestRefusals are requests that no pool here can meet.

@@ -99,8 +99,8 @@ func removeClaim(r *root, namespace, claim string, goes func(id string) bool) er
 	return nil
 }
 
-// danglingClaims calls found for each link of the index that leads to no volume of the pool.
-func danglingClaims(r *root, exists func(id string) bool, found func(dir *beneath.Dir, namespace, claim string) error) error {
+// danglingClaims calls found for each link of the index that leads to no volume of the claim's.
+func danglingClaims(r *root, leads func(id, namespace, claim string) bool, found func(dir *beneath.Dir, namespace, claim string) error) error {
 	namespaces, err := namesIn(r.meta, record.ByClaimDir)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func danglingClaims(r *root, exists func(id string) bool, found func(dir *beneat
 		}
 		names, err := dir.Names()
 		for _, claim := range names {
-			if to, e := dir.Readlink(claim); e == nil && !exists(path.Base(to)) {
+			if to, e := dir.Readlink(claim); e == nil && !leads(path.Base(to), ns, claim) {
 				err = errors.Join(err, found(dir, ns, claim))
 			}
 		}
@@ -124,14 +124,14 @@ func danglingClaims(r *root, exists func(id string) bool, found func(dir *beneat
 	return nil
 }
 
-// sweepClaims removes the links that a crash left.
+// sweepClaims removes the links that a crash left, or that could not be removed when a volume went or got another claim.
 func (s *Store) sweepClaims(ctx context.Context, p *pool, r *root) {
-	exists := func(id string) bool {
-		v := s.lookup(id)
-		return v != nil && v.pool == p
+	leads := func(id, namespace, claim string) bool {
+		v, err := s.Get(id)
+		return err == nil && v.Pool == p.name() && v.Origin.ClaimNamespace == namespace && v.Origin.ClaimName == claim
 	}
-	err := danglingClaims(r, exists, func(_ *beneath.Dir, namespace, claim string) error {
-		return removeClaim(r, namespace, claim, func(id string) bool { return !exists(id) })
+	err := danglingClaims(r, leads, func(_ *beneath.Dir, namespace, claim string) error {
+		return removeClaim(r, namespace, claim, func(id string) bool { return !leads(id, namespace, claim) })
 	})
 	if err != nil {
 		s.log.WarnContext(ctx, "tidy up the index by claim", "pool", p.name(), "error", err)

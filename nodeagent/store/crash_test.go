@@ -37,6 +37,7 @@ var crashes = []struct {
 	begin string
 }{
 	{opCreate, "nothing"}, {opStart, "volume"}, {opGrow, "volume"}, {opDelete, "volume"}, {opRestore, "trash"}, {opFree, "purged"},
+	{opDescribe, "volume"},
 }
 
 func forEachCrash(t *testing.T, test func(t *testing.T, n *node, op, begin string, r Request)) {

@@ -16,7 +16,8 @@ import (
 // Create makes the volume that was admitted, ready for use when it returns. If the volume is there already it is brought up
 // and returned; a volume of another mode under the same id is a *ConflictError.
 //
-// On an error nothing is left, or what is left is in tmp and the next Create or the sweep clears it away.
+// On an error nothing is left, or what is left is in tmp and the next Create or the sweep clears it away. Only adopted data
+// that was moved already stays moved: then the volume is there, and another Create or Activate finishes it.
 func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	id := a.req.ID
 	unlock, err := s.locks.Lock(ctx, id)
@@ -38,7 +39,11 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		// It was there when it was admitted, and was deleted since.
 		return Volume{}, &NotFoundError{ID: id}
 	}
-	v, err := s.build(ctx, a)
+	build := s.build
+	if a.req.adopts() {
+		build = s.adopt
+	}
+	v, err := build(ctx, a)
 	if err != nil {
 		a.Cancel()
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
@@ -116,6 +121,9 @@ func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) 
 		err = b.loop(ctx)
 	} else {
 		err = b.directory(ctx)
+		if err == nil {
+			err = b.writeRecord()
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -146,17 +154,22 @@ func newRecord(a *Admission) *record.Volume {
 		rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions
 		rec.EverRaw = r.VolumeMode == record.ModeBlock
 	}
+	if r.found != nil {
+		r.found.describe(rec)
+	}
 	return rec
 }
 
-// commit writes the record and renames the volume into place. After the rename it is there, whole.
-func (b *building) commit() error {
+// writeRecord writes the record, once all is known that is in it.
+func (b *building) writeRecord() error {
 	if err := b.store.fault("write record"); err != nil {
 		return err
 	}
-	if err := writeVolume(b.dir, b.rec); err != nil {
-		return err
-	}
+	return writeVolume(b.dir, b.rec)
+}
+
+// commit renames the volume, with its record, into place. After the rename it is there, whole.
+func (b *building) commit() error {
 	if err := b.store.fault("commit"); err != nil {
 		return err
 	}

@@ -38,6 +38,11 @@
 //	request.go        what a caller may ask for, and how it is carved
 //	admit.go          promising space, to all of a group or to none
 //	create.go         building and committing
+//	adopt.go          making a volume of what is on the node already: the move
+//	adopt_examine.go  what can be adopted
+//	adopt_finish.go   what is left to do after the move
+//	adopt_link.go     the link at the old path
+//	adopt_check.go    a look without adopting
 //	directory.go      the directory backend
 //	loop.go           the loop backend
 //	activate.go       bringing volumes up after a reboot, taking them down

@@ -72,7 +72,9 @@ const (
 	opDelete  = "delete"
 	opRestore = "restore"
 	opFree    = "free"
-	opPurge   = "purge" // delete for good, and free
+	// opDescribe says that another claim has the volume by now
+	opDescribe = "describe"
+	opPurge    = "purge" // delete for good, and free
 )
 
 func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
@@ -99,6 +101,10 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 		}
 	case opFree:
 		err = s.Drain(ctx)
+	case opDescribe:
+		o := r.Origin
+		o.ClaimName = "another"
+		err = s.Describe(ctx, r.ID, o)
 	default:
 		err = fmt.Errorf("no operation %q", op)
 	}

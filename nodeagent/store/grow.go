@@ -16,8 +16,19 @@ import (
 )
 
 // Grow makes the volume size bytes large, rounded up to a multiple of 4096, while it is in use. A volume that is as large
-// already is left as it is: volumes do not shrink. Without room in the pool it is a *CapacityError and nothing changed.
+// already is left as it is: volumes do not shrink. Without room in the pool it is a *CapacityError and nothing changed; where
+// the pool allows it, trash is then freed before its time, so that a later call finds room.
 func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
+	grown, err := s.growLocked(ctx, id, size)
+	var full *CapacityError
+	if v := s.lookup(id); v != nil && errors.As(err, &full) {
+		// Without the lock: the trash may hold an entry of the same id.
+		s.makeRoom(ctx, full.Need, func(p *pool) bool { return p == v.pool })
+	}
+	return grown, err
+}
+
+func (s *Store) growLocked(ctx context.Context, id string, size int64) (Volume, error) {
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err

@@ -24,7 +24,8 @@ type Inspection struct {
 }
 
 // Inspect reads the pool at path and changes nothing: nothing is made, attached, mounted or swept. It is how `quarry ls`
-// looks at a disk, also one of another node or cluster. Without a pool there it is an *OfflineError.
+// looks at a disk, also one of another node or cluster. Without a pool there it is an *OfflineError. What was read before an
+// error is returned with it.
 func Inspect(path string) (*Inspection, error) {
 	p := &pool{cfg: config.Pool{Name: path, Path: path}}
 	r, identity, err := p.openAs(expectation{})
@@ -35,12 +36,12 @@ func Inspect(path string) (*Inspection, error) {
 	in := &Inspection{Identity: *identity, Broken: map[string]error{}}
 	names, err := r.Names()
 	if err != nil {
-		return nil, err
+		return in, err
 	}
 	slices.Sort(names)
 	s := New(Options{})
 	for _, name := range names {
-		if record.CheckID(name) != nil {
+		if record.CheckID(name) != nil || isLink(r.Dir, name) {
 			continue
 		}
 		rec, err := readEntry(r.Dir, name, name)
@@ -48,13 +49,18 @@ func Inspect(path string) (*Inspection, error) {
 			in.Broken[name] = err
 			continue
 		}
+		if unmoved, err := isUnmoved(r.Dir, rec); err != nil || unmoved {
+			in.Unfinished = append(in.Unfinished, name)
+			continue
+		}
 		v := &volume{id: name, pool: p, rec: *rec}
 		in.Volumes = append(in.Volumes, Volume{Volume: *rec, Pool: identity.Name, PoolUID: identity.UID, Path: s.path(v)})
 	}
 	if err := in.readTrash(r, identity.Name); err != nil {
-		return nil, err
+		return in, err
 	}
-	in.Unfinished, err = namesIn(r.meta, record.TmpDir)
+	unfinished, err := namesIn(r.meta, record.TmpDir)
+	in.Unfinished = append(in.Unfinished, unfinished...)
 	return in, err
 }
 

@@ -51,12 +51,22 @@ func (l *ledger) move(key, to string) {
 	}
 }
 
-// release takes a promise back. A second call does nothing.
-func (l *ledger) release(key string) {
+// release takes a promise back, and tells whether there was one. A second call does nothing.
+func (l *ledger) release(key string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.total -= l.promises[key]
+	bytes, ok := l.promises[key]
+	l.total -= bytes
 	delete(l.promises, key)
+	return ok
+}
+
+// has tells whether anything is promised to key.
+func (l *ledger) has(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.promises[key]
+	return ok
 }
 
 // promised is the sum of all promises, in bytes.

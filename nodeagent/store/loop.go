@@ -20,8 +20,11 @@ import (
 // fsNoCOW is FS_NOCOW_FL of linux/fs.h: btrfs overwrites such a file in place. It must be set while the file is empty.
 const fsNoCOW = 0x00800000
 
-// loop builds a loop volume: the image, the device over it and, unless it is raw, the filesystem in it, mounted. All of it
+// loop builds a loop volume: the image, unless it is raw the filesystem in it, the device over it, and the mount. All of it
 // is done under tmp; the mount and the device are carried along by the rename. This is the only place that formats anything.
+//
+// mkfs writes to the image and not to the device, which is made ready meanwhile: each takes as long as the other. The
+// device gets the image when nobody writes to it any other way, so that neither has anything old in its cache.
 func (b *building) loop(ctx context.Context) error {
 	if err := b.store.heavy.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("wait for other volumes that are being made: %w", err)
@@ -42,16 +45,30 @@ func (b *building) loop(ctx context.Context) error {
 	if err := b.allocate(image); err != nil {
 		return err
 	}
+	b.rec.LogicalBlockSize = loop.BlockSize(image)
+	opts := attachOptions(b.rec, b.directIO())
+	if err := b.store.fault("prepare device"); err != nil {
+		return err
+	}
+	spare := loop.Prepare(ctx, opts)
+	defer spare.Release()
+	if b.rec.VolumeMode == record.ModeFilesystem {
+		if err := b.format(ctx, image); err != nil {
+			return err
+		}
+	}
+	if err := b.writeRecord(); err != nil {
+		return err
+	}
 	if err := b.store.fault("attach"); err != nil {
 		return err
 	}
-	dev, err := loop.Attach(ctx, image, attachOptions(b.rec, b.directIO()))
+	dev, err := spare.Attach(ctx, image, opts)
 	if err != nil {
 		return err
 	}
-	b.rec.LogicalBlockSize = dev.BlockSize
 	if b.rec.VolumeMode == record.ModeFilesystem {
-		if err := b.format(ctx, dev); err != nil {
+		if err := b.mount(ctx, dev); err != nil {
 			return err
 		}
 	}
@@ -96,30 +113,38 @@ func fallocate(fd int, size int64) error {
 	}
 }
 
-// format makes the filesystem, mounts it and makes the directory in it that the user will see.
-func (b *building) format(ctx context.Context, dev loop.Device) error {
+// format makes the filesystem in the image, and the directory where it will be mounted.
+func (b *building) format(ctx context.Context, image *os.File) error {
 	b.rec.FSUUID = uuid.NewString()
 	if err := b.store.fault("mkfs"); err != nil {
 		return err
 	}
-	device, err := os.OpenFile(dev.Path, os.O_RDWR, 0)
+	// A new image reads as zeros whether its blocks are allocated or not.
+	err := filesystem.Make(ctx, image, filesystem.MakeOptions{
+		Type: filesystem.Type(b.rec.FSType), UUID: b.rec.FSUUID, Inodes: uint64(b.rec.Inodes), Zeroed: true,
+		SectorSize: b.rec.LogicalBlockSize, ExtraArgs: b.rec.MkfsOptions,
+	})
 	if err != nil {
 		return err
 	}
-	// A new image reads as zeros whether its blocks are allocated or not.
-	err = filesystem.Make(ctx, device, filesystem.MakeOptions{
-		Type: filesystem.Type(b.rec.FSType), UUID: b.rec.FSUUID, Inodes: uint64(b.rec.Inodes), Zeroed: true, ExtraArgs: b.rec.MkfsOptions,
-	})
-	err = errors.Join(err, device.Close())
-	if err != nil {
+	// mkfs zeroes parts of a file by making holes, where the pool's filesystem has no better way.
+	var st unix.Stat_t
+	if err := unix.Fstat(int(image.Fd()), &st); err != nil {
 		return err
+	}
+	if b.rec.Allocation == record.AllocationThick && st.Blocks*512 < b.rec.SizeBytes {
+		if err := b.allocate(image); err != nil {
+			return err
+		}
 	}
 	if err := b.store.fault("mkdir mount"); err != nil {
 		return err
 	}
-	if err := b.dir.Mkdir(record.MountDir, 0o700); err != nil {
-		return err
-	}
+	return b.dir.Mkdir(record.MountDir, 0o700)
+}
+
+// mount mounts the new filesystem and makes the directory in it that the user will see.
+func (b *building) mount(ctx context.Context, dev loop.Device) error {
 	if err := b.store.fault("mount"); err != nil {
 		return err
 	}
@@ -300,9 +325,11 @@ func (s *Store) unlinkDevice(id string) error {
 	if err := s.fault("unlink device"); err != nil {
 		return err
 	}
-	err := os.Remove(filepath.Join(s.opts.DeviceDir, id))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	link := filepath.Join(s.opts.DeviceDir, id)
+	for _, name := range []string{link + ".new", link} { // the first if linkDevice was ended in between
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	return err
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -29,6 +31,7 @@ const (
 	OfflineUninitialized = "Uninitialized" // nothing there yet, and it is not known whether there should be
 	OfflineUnreadable    = "Unreadable"    // pool.json can not be read
 	OfflineFailed        = "Failed"        // the disk answers with errors
+	OfflineRebuilt       = "Rebuilt"       // Missing, on another machine than the one that had it; whoever knows machines says so
 )
 
 // pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
@@ -50,7 +53,8 @@ type expectation struct {
 	mayCreate bool   // nothing there: make it a pool
 	clusterID string // must be this, where the disk names one
 	node      string
-	adopt     bool // take over a disk of another cluster
+	// takeOver is another cluster whose disk may be made this one's.
+	takeOver string
 }
 
 // root is an open pool whose identity was checked.
@@ -97,6 +101,7 @@ func (p *pool) open() (*root, error) {
 	p.mu.Lock()
 	want := p.expect
 	p.mu.Unlock()
+	want.takeOver = "" // only refresh does it, once
 	r, _, err := p.openAs(want)
 	return r, err
 }
@@ -157,12 +162,28 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 		return off(OfflineSwapped, fmt.Errorf("%s holds pool %s (made as %s on %s), not %s", p.cfg.Path, identity.UID, identity.Name, identity.Node, want.uid))
 	}
 	if want.clusterID != "" && identity.ClusterID != "" && identity.ClusterID != want.clusterID {
-		if !want.adopt {
+		if want.takeOver != identity.ClusterID {
 			r.Close()
-			return off(OfflineForeign, fmt.Errorf("%s holds a pool of another cluster (%s)", p.cfg.Path, identity.ClusterID))
+			return off(OfflineForeign, fmt.Errorf("%s holds pool %s of another cluster (%s)", p.cfg.Path, identity.UID, identity.ClusterID))
+		}
+		if identity, err = takeOver(meta, identity, want); err != nil {
+			r.Close()
+			return off(OfflineFailed, fmt.Errorf("take over %s from cluster %s: %w", p.cfg.Path, want.takeOver, err))
 		}
 	}
 	return r, identity, nil
+}
+
+// takeOver writes this cluster into the identity of a pool of another one: from then on the disk is foreign there. Where it was
+// made stays.
+func takeOver(meta *beneath.Dir, identity *record.Pool, want expectation) (*record.Pool, error) {
+	ours := *identity
+	ours.ClusterID = want.clusterID
+	data, err := record.EncodePool(&ours)
+	if err != nil {
+		return nil, err
+	}
+	return &ours, meta.WriteFile(record.PoolFile, data, 0o600) // durable when it returns
 }
 
 func readIdentity(meta *beneath.Dir) (*record.Pool, error) {
@@ -192,6 +213,24 @@ func (p *pool) initialize(dir *beneath.Dir, want expectation) (*beneath.Dir, *re
 		return nil, nil, fmt.Errorf("make a pool of %s: %w", p.cfg.Path, err)
 	}
 	return meta, identity, nil
+}
+
+// longestLabelValue is in bytes, as the API server has it.
+const longestLabelValue = 63
+
+// PoolLabels are the labels of a pool and of its Pool object, which a class's poolSelector chooses by, here and in the
+// controller: those of the configuration, and where the pool is. A node's name
+// that is longer than a label's value may be is left out; without a cluster there is none.
+func PoolLabels(node string, c *config.Pool) map[string]string {
+	all := maps.Clone(c.Labels)
+	if all == nil {
+		all = map[string]string{}
+	}
+	all[v1alpha1.LabelPool] = c.Name
+	if all[v1alpha1.LabelNode] = node; node == "" || len(node) > longestLabelValue {
+		delete(all, v1alpha1.LabelNode)
+	}
+	return all
 }
 
 // isMountpoint tells whether the pool lies on another filesystem than its parent directory. The parent is looked at as the
@@ -250,6 +289,7 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 			var features Features
 			if features, err = probe(r, p.cfg.EnableQuota); err == nil {
 				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
+				s.forgetVolumes(p, identity.UID)
 				p.mu.Lock()
 				p.features, p.space, p.identity, p.offline = features, space, identity, nil
 				// From now on it must be this disk, whatever was known before.

@@ -167,6 +167,93 @@ func TestForeignCluster(t *testing.T) {
 	require.Nil(t, n.store.Pools()[0].Offline)
 }
 
+// TestTakeOver makes a disk of another cluster this one's, when that cluster is named and no other.
+func TestTakeOver(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t)
+	n.pools = poolsAt([]string{path})
+	expect := func(e Expectation) {
+		n.prepare()
+		n.store.Expect("pool1", e)
+		n.store.Refresh(t.Context())
+	}
+	expect(Expectation{MayCreate: true, ClusterID: "old"})
+	v := n.mustCreate(small)
+	mark(t, v, "kept")
+	r := small
+	r.ID = "pvc-2"
+	n.mustCreate(r)
+	require.NoError(t, n.store.Delete(t.Context(), "pvc-2", keep(3600)))
+	identity := func() string {
+		text, err := os.ReadFile(filepath.Join(path, record.MetaDir, record.PoolFile))
+		require.NoError(t, err)
+		return string(text)
+	}
+	before := identity()
+	for _, e := range []Expectation{
+		{MayCreate: true, ClusterID: "new"},
+		{MayCreate: true, ClusterID: "new", TakeOver: "another"},
+		{MayCreate: true, ClusterID: "new", TakeOver: "new"},
+	} {
+		expect(e)
+		offline(t, n, OfflineForeign)
+		require.ErrorContains(t, n.store.Pools()[0].Offline, v.PoolUID)
+		require.ErrorContains(t, n.store.Pools()[0].Offline, "(old)")
+		require.Empty(t, n.ids())
+		require.Empty(t, n.store.Pools()[0].UID)
+		require.Equal(t, before, identity(), "it is not touched")
+	}
+	expect(Expectation{UID: "remembered", ClusterID: "new", TakeOver: "old"})
+	offline(t, n, OfflineSwapped)
+	require.Equal(t, before, identity(), "another pool is waited for here")
+
+	// Under the same store, as when an administrator decides.
+	expect(Expectation{MayCreate: true, ClusterID: "new"})
+	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "new", TakeOver: "old"})
+	_, err := n.create(Request{ID: "pvc-3", SizeBytes: 16 * mib, FSType: "ext4"})
+	var gone *OfflineError
+	require.ErrorAs(t, err, &gone, "taking over is for Refresh")
+	require.Equal(t, before, identity())
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[0].Offline)
+	require.Equal(t, v.PoolUID, n.store.Pools()[0].UID)
+	require.Equal(t, "node1", n.store.Pools()[0].MadeOn)
+	require.Equal(t, []string{"pvc-1"}, n.ids())
+	require.Len(t, n.store.Trash(), 1)
+	require.Equal(t, "kept", marked(t, v))
+	in, err := Inspect(path)
+	require.NoError(t, err)
+	require.Equal(t, "new", in.Identity.ClusterID)
+	require.Equal(t, v.PoolUID, in.Identity.UID)
+
+	// From now on it is this cluster's, and the other one's no more.
+	expect(Expectation{ClusterID: "new", TakeOver: "old"})
+	require.Nil(t, n.store.Pools()[0].Offline)
+	expect(Expectation{ClusterID: "old"})
+	offline(t, n, OfflineForeign)
+	expect(Expectation{ClusterID: "new"})
+	n.check()
+}
+
+// TestAnotherPoolInItsPlace: once it was decided that what is in a pool's place now is the pool, the volumes of the one before
+// are not its.
+func TestAnotherPoolInItsPlace(t *testing.T) {
+	d := newDisk(t, "ext4")
+	n := newNode(t, d.at)
+	first := n.mustCreate(small)
+	d.out(t)
+	n.store.Refresh(t.Context())
+	offline(t, n, OfflineMissing)
+	require.Len(t, n.ids(), 1, "it may come back")
+	n.store.Expect("pool1", Expectation{MayCreate: true})
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[0].Offline)
+	require.NotEqual(t, first.PoolUID, n.store.Pools()[0].UID)
+	require.Empty(t, n.ids())
+	n.mustCreate(small)
+	n.check()
+}
+
 // TestUninitialized does not make a pool where nobody said that it may.
 func TestUninitialized(t *testing.T) {
 	testroot.RequireRoot(t)

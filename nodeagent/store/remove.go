@@ -84,6 +84,10 @@ func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) erro
 		err = s.users(&v.rec, dir)
 	}
 	if err == nil {
+		// Before it goes: after a crash in between, bringing the volume up makes the link again.
+		err = s.removeLink(r, &v.rec)
+	}
+	if err == nil {
 		err = s.discard(r, r.Dir, dir, t, v.pool.key(v.id))
 	}
 	if s.lookup(v.id) == v {

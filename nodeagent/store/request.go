@@ -25,7 +25,8 @@ const DefaultMode = 0o777
 type Request struct {
 	ID string
 
-	// Pool is a pool's name; empty: the one with the most room among those PoolSelector (nil: all) matches.
+	// Pool is a pool's name; empty: among those PoolSelector (nil: all) matches by their labels (PoolLabels) the one with the
+	// fewest volumes of Origin.SpreadGroup, if that is given, and among those the one with the most room.
 	Pool         string
 	PoolSelector labels.Selector
 
@@ -49,6 +50,11 @@ type Request struct {
 
 	Source *record.Source
 	Origin record.Origin
+
+	// Adopt makes the volume of what is on the node already; nil: it is made empty. A file's size is then the volume's.
+	Adopt *Adoption
+	// found is what Admit found there.
+	found *found
 }
 
 // normalize fills in defaults and refuses what no pool could make.
@@ -77,6 +83,13 @@ func (r *Request) normalize() error {
 	}
 	if r.Mode == 0 {
 		r.Mode = DefaultMode
+	}
+	if r.Adopt != nil {
+		adopt := *r.Adopt
+		r.Adopt = &adopt
+		if err := r.Adopt.normalize(r); err != nil {
+			return err
+		}
 	}
 	switch {
 	case r.SizeBytes <= 0 || r.SizeBytes > 1<<62:
@@ -111,7 +124,8 @@ func (r *Request) checkFilesystem(fstype string) error {
 	if _, err := mount.ParseOptions(fstype, r.Allocation == record.AllocationThick, r.MountOptions); err != nil {
 		return refuse(v1alpha1.ReasonInvalidOptions, "mountOptions: %v", err)
 	}
-	if minimum := filesystem.MinimumSize(t); r.SizeBytes < minimum {
+	// What was made already may be as small as it is.
+	if minimum := filesystem.MinimumSize(t); r.SizeBytes < minimum && !r.adopts() {
 		return &TooSmallError{FSType: fstype, Size: r.SizeBytes, Minimum: minimum}
 	}
 	return nil

@@ -56,6 +56,8 @@ type Store struct {
 	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
 	// arithmetic only, never for work on a disk.
 	admission sync.Mutex
+	// spreading are admissions that have a spread group. It is changed with admission held; those that ended are dropped there.
+	spreading []*Admission
 	// refreshing keeps two looks at the pools from following each other's half-done work.
 	refreshing sync.Mutex
 	// scans of the machine's mounts, shared by all who ask at the same time.
@@ -104,7 +106,9 @@ type Volume struct {
 // Pool describes a pool. Sizes are bytes.
 type Pool struct {
 	config.Pool
-	UID      string
+	UID string
+	// MadeOn is the node where the pool was made, as its disk tells it; another one than this if the disk was moved here.
+	MadeOn   string
 	Features Features
 	// Filesystem is the same for all pools on one filesystem.
 	FilesystemID string
@@ -149,6 +153,8 @@ type Expectation struct {
 	MayCreate bool
 	// ClusterID is the cluster the disk must belong to, where the disk names one.
 	ClusterID string
+	// TakeOver is the other cluster whose disk is made this one's, should it be there. A disk of any other is not touched.
+	TakeOver string
 }
 
 // Expect says what is known of a pool. It takes effect at the next Refresh.
@@ -156,7 +162,7 @@ func (s *Store) Expect(poolName string, e Expectation) {
 	for _, p := range s.pools {
 		if p.name() == poolName {
 			p.mu.Lock()
-			p.expect.uid, p.expect.mayCreate, p.expect.clusterID = e.UID, e.MayCreate, e.ClusterID
+			p.expect.uid, p.expect.mayCreate, p.expect.clusterID, p.expect.takeOver = e.UID, e.MayCreate, e.ClusterID, e.TakeOver
 			p.mu.Unlock()
 		}
 	}
@@ -279,6 +285,9 @@ const describedAge = time.Second
 func (s *Store) describePool(p *pool) Pool {
 	p.mu.Lock()
 	d := Pool{Pool: p.cfg, UID: p.expect.uid, Features: p.features, Offline: p.offline}
+	if p.identity != nil {
+		d.MadeOn = p.identity.Node
+	}
 	space := p.space
 	p.mu.Unlock()
 	d.Broken = map[string]error{}
@@ -335,6 +344,19 @@ func (s *Store) forgetPool(p *pool) {
 	if space != nil {
 		space.forget(p.key(""))
 	}
+}
+
+// forgetVolumes drops the volumes of a pool in whose place another pool came, with identity uid. They are not that one's.
+func (s *Store) forgetVolumes(p *pool, uid string) {
+	p.mu.Lock()
+	same := p.identity == nil || p.identity.UID == uid
+	p.mu.Unlock()
+	if same {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.volumes, func(_ string, v *volume) bool { return v.pool == p })
 }
 
 // key names a volume or a trash entry in a ledger.

@@ -101,8 +101,8 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 	var vols []*volume
 	found := map[string]bool{}
 	for _, name := range names {
-		if record.CheckID(name) != nil {
-			continue // not ours: lost+found, an administrator's own directory
+		if record.CheckID(name) != nil || isLink(r.Dir, name) {
+			continue // not ours: lost+found, an administrator's own directory, the link that an adoption left
 		}
 		v, err := s.scanVolume(ctx, p, r, space, name)
 		if err != nil {
@@ -111,6 +111,9 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 			s.mu.Unlock()
 			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is left alone", "pool", p.name(), "name", name, "error", err)
 			continue
+		}
+		if v == nil {
+			continue // an adoption that moved nothing; it is in tmp now
 		}
 		found[name] = true
 		vols = append(vols, v)
@@ -126,7 +129,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 	return vols, nil
 }
 
-// scanVolume registers one volume. Its lock is taken: the pool may have come back while an operation on it was under way.
+// scanVolume registers one volume; none if there is but an adoption that moved nothing, which it puts into tmp. Its lock is taken: the pool may have come back while an operation on it was under way.
 func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesystemSpace, name string) (*volume, error) {
 	unlock, err := s.locks.Lock(ctx, name)
 	if err != nil {
@@ -136,6 +139,16 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 	rec, err := readEntry(r.Dir, name, name)
 	if err != nil {
 		return nil, err
+	}
+	if unmoved, err := isUnmoved(r.Dir, rec); err != nil {
+		return nil, err
+	} else if unmoved {
+		tmp, err := r.sub(record.TmpDir)
+		if err != nil {
+			return nil, err
+		}
+		defer tmp.Close()
+		return nil, s.uncommitAdoption(r, tmp, rec)
 	}
 	s.mu.Lock()
 	v := s.volumes[name]
@@ -246,6 +259,9 @@ func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, i
 		return err
 	}
 	defer dir.Close()
+	if err := unlinkPrepared(tmp, dir, id); err != nil {
+		return err
+	}
 	if err := s.release(ctx, dir); err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if record.CheckID(name) == nil && ctx.Err() == nil {
+		if record.CheckID(name) == nil && !isLink(r.Dir, name) && ctx.Err() == nil {
 			v.volume(ctx, p, r, q, name)
 		}
 	}
@@ -164,6 +164,9 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 	defer dir.Close()
 	q.own(v, p, name, rec)
 	at := &place{verifier: v, pool: p, root: r, dir: dir, rec: rec}
+	if unfinished := at.adoption(); unfinished {
+		return
+	}
 	switch rec.Backend {
 	case record.BackendDirectory:
 		at.directory(ctx)
@@ -386,7 +389,7 @@ func (v *verifier) deletedImages(p *pool) {
 
 // claimIndex looks for links by claim that lead nowhere.
 func (v *verifier) claimIndex(p *pool, r *root) {
-	err := danglingClaims(r, func(id string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
+	err := danglingClaims(r, func(id, _, _ string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
 		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: path.Join(record.ByClaimDir, namespace, claim), What: "the link leads to no volume", Repair: "remove it",
 			apply: func(context.Context) error {
 				r, err := p.open()

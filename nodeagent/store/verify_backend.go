@@ -295,7 +295,12 @@ func (at *place) device(d loop.Device, size int64) {
 	if !d.DirectIO {
 		direct, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY|unix.O_DIRECT, 0)
 		if err == nil {
+			// Blocks that are too small for it are the data's, which was adopted as it was.
+			possible := loop.BlockSize(direct) <= d.BlockSize
 			direct.Close()
+			if !possible {
+				return
+			}
 			at.repairable(SeverityWarning, "switch it on", bringUp, "%s does not use direct I/O, so its data is cached twice", d.Path)
 		}
 	}

@@ -1,0 +1,420 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// Adoption makes a volume of what is on the node already. A directory becomes a volume's data, a file a volume's image, by
+// being renamed; a symbolic link is left where it was, so that what names the old path goes on working.
+//
+// # Crash order
+//
+// The volume's directory is built under tmp and renamed into place with a link in it where the data belongs: the very link
+// that is to be left at the old path. Then RENAME_EXCHANGE swaps the two in one step. That is the commit. Before it the data
+// is at the old path, and what is in the pool holds nothing but a link, by which a start knows that it is to be cleared away.
+// After it both paths lead to the data, and a start finishes what is left to do: quota ids, the order within an image. So the
+// data is at no time below tmp, where things are cleared away, and at no time without a path that leads to it.
+type Adoption struct {
+	// Path is where it is: absolute, clean, and below one of the node's pools.
+	Path string
+	// Type is one of the API's: Directory, DirectoryOrCreate, File, FileOrCreate. Empty: Directory.
+	Type string
+}
+
+func (a *Adoption) isFile() bool {
+	return a.Type == string(v1alpha1.AdoptFile) || a.Type == string(v1alpha1.AdoptFileOrCreate)
+}
+
+// mayCreate: where there is nothing, the volume is made empty.
+func (a *Adoption) mayCreate() bool {
+	return a.Type == string(v1alpha1.AdoptDirectoryOrCreate) || a.Type == string(v1alpha1.AdoptFileOrCreate)
+}
+
+func notAdoptable(format string, args ...any) error {
+	return refuse(v1alpha1.ReasonNotAdoptable, format, args...)
+}
+
+// normalize checks what needs no look at the disk and decides the request's backend.
+func (a *Adoption) normalize(r *Request) error {
+	if a.Type == "" {
+		a.Type = string(v1alpha1.AdoptDirectory)
+	}
+	types := []string{string(v1alpha1.AdoptDirectory), string(v1alpha1.AdoptDirectoryOrCreate), string(v1alpha1.AdoptFile), string(v1alpha1.AdoptFileOrCreate)}
+	backend := record.BackendDirectory
+	if a.isFile() {
+		backend = record.BackendLoop
+	}
+	switch {
+	case !slices.Contains(types, a.Type):
+		return refuse(v1alpha1.ReasonInvalidOptions, "adopt: type %q is none of %v", a.Type, types)
+	case !path.IsAbs(a.Path) || path.Clean(a.Path) != a.Path:
+		return notAdoptable("%q is not an absolute path without \".\", \"..\", \"//\" or a slash at its end", a.Path)
+	case r.Source != nil:
+		return refuse(v1alpha1.ReasonInvalidOptions, "a volume is adopted or made from a source, not both")
+	case r.Backend != string(v1alpha1.BackendAuto) && r.Backend != backend:
+		return refuse(v1alpha1.ReasonInvalidOptions, "what is adopted as %s is a volume of backend %s, not %s", a.Type, backend, r.Backend)
+	case !a.isFile() && r.VolumeMode == record.ModeBlock:
+		return notAdoptable("a directory can not be a block device; adopt an image (type File), or use volumeMode Filesystem")
+	case !a.isFile() && r.Enforcement == record.EnforcementStrict:
+		return notAdoptable("enforcement strict is only kept by images, and %s is adopted as a directory; use enforcement quota, or make a new volume and copy the data", a.Path)
+	}
+	r.Backend = backend
+	return nil
+}
+
+// adopts tells whether there is data that the volume is made of.
+func (r *Request) adopts() bool { return r.found != nil && r.found.there }
+
+// occupied is how many bytes of what the request is promised its data takes of the disk already: they are neither free nor
+// counted as a volume's yet.
+func (r *Request) occupied() int64 {
+	if !r.adopts() {
+		return 0
+	}
+	return min(r.found.bytes, r.SizeBytes)
+}
+
+// describe writes into the record of a new volume what was found.
+func (f *found) describe(rec *record.Volume) {
+	rec.AdoptedFrom = f.from
+	if !f.there {
+		return
+	}
+	rec.Adopting = record.AdoptionMoving
+	rec.Owner, rec.Group, rec.Mode = int64(f.stat.Uid), int64(f.stat.Gid), f.stat.Mode&0o7777
+	rec.MkfsOptions = nil
+	if rec.Backend == record.BackendLoop {
+		rec.FSUUID, rec.LogicalBlockSize = f.fs.UUID, f.blockSize
+	}
+}
+
+// adoptedName is the name of the adopted data in its volume's directory.
+func adoptedName(rec *record.Volume) string {
+	if rec.Backend == record.BackendLoop {
+		return record.ImageFile
+	}
+	return record.DataDir
+}
+
+// adopt is build for a volume that is made of what was found. It is called with the volume's lock held. Once the data was
+// moved it stays so: then the volume is known also if there is an error, and bringing it up again carries on.
+func (s *Store) adopt(ctx context.Context, a *Admission) (_ *volume, err error) {
+	r, err := a.pool.open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	id := a.req.ID
+	if there, err := r.Exists(id); err != nil {
+		return nil, err
+	} else if there && id == a.req.found.from {
+		return nil, notAdoptable("the volume is called like the directory it is to be made of, %s, and needs another name", id)
+	} else if there {
+		return nil, &ConflictError{ID: id, Detail: "its directory is not a volume that can be read"}
+	}
+	tmp, err := r.sub(record.TmpDir)
+	if err != nil {
+		return nil, err
+	}
+	defer tmp.Close()
+	if err := s.scrap(ctx, a.pool, r, tmp, id); err != nil {
+		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
+	}
+	m := &moving{store: s, adm: a, root: r, tmp: tmp, rec: newRecord(a)}
+	if m.old, err = openSpot(r, a.req.found.from); err != nil {
+		return nil, err
+	}
+	defer m.old.Close()
+	if m.thing, err = m.old.open(); err != nil {
+		return nil, err
+	}
+	defer m.thing.Close()
+	if !a.req.found.is(m.thing) {
+		return nil, fmt.Errorf("%s was replaced since it was looked at", a.req.Adopt.Path)
+	}
+	err = m.run(ctx)
+	if m.dir != nil {
+		defer m.dir.Close()
+	}
+	if err != nil && !m.moved {
+		// The caller's context may be what ended the work; clearing away must not end with it.
+		if e := s.takeBack(context.WithoutCancel(ctx), a.pool, r, tmp, id); e != nil {
+			s.freer.sweepAgain.Store(true)
+			err = errors.Join(err, fmt.Errorf("clear away: %w", e))
+		}
+		if m.rec.QuotaKind != "" {
+			a.space.disown(tmpKey(a.pool, id), uint32(m.rec.QuotaID))
+		}
+		return nil, err
+	}
+	v := &volume{id: id, pool: a.pool, rec: *m.rec, unavailable: errNotUp}
+	key := a.pool.key(id)
+	s.mu.Lock()
+	s.volumes[id] = v
+	delete(s.broken, a.pool.key(a.req.found.from)) // a directory of the pool that was no volume
+	s.mu.Unlock()
+	a.space.ledger.move(a.key, key)
+	a.space.move(tmpKey(a.pool, id), key, m.rec)
+	a.space.expire()
+	return v, err
+}
+
+// moving is data on its way into a volume.
+type moving struct {
+	store *Store
+	adm   *Admission
+	root  *root
+	tmp   *beneath.Dir
+	dir   *beneath.Dir // the volume's, first under tmp
+	old   *spot
+	thing *os.File // what is adopted, O_PATH
+	rec   *record.Volume
+	// moved: the data is in the volume's directory.
+	moved bool
+}
+
+func (m *moving) run(ctx context.Context) (err error) {
+	s := m.store
+	if err := s.fault("adopt: mkdir tmp"); err != nil {
+		return err
+	}
+	// Whoever could use the old path still can: the data's own permissions decide, not those above it.
+	if m.dir, err = m.tmp.EnsureDir(m.rec.ID, 0o711); err != nil {
+		return err
+	}
+	if err := s.fault("adopt: link"); err != nil {
+		return err
+	}
+	if err := m.dir.Symlink(linkTarget(m.rec), adoptedName(m.rec)); err != nil {
+		return err
+	}
+	if m.rec.Backend == record.BackendLoop && m.rec.VolumeMode == record.ModeFilesystem {
+		if err := m.dir.Mkdir(record.MountDir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := m.limit(); err != nil {
+		return err
+	}
+	if err := s.fault("adopt: write record"); err != nil {
+		return err
+	}
+	if err := writeVolume(m.dir, m.rec); err != nil {
+		return err
+	}
+	if err := s.fault("adopt: into the pool"); err != nil {
+		return err
+	}
+	if err := m.tmp.Rename(m.rec.ID, m.root.Dir, m.rec.ID); err != nil {
+		return err
+	}
+	if err := errors.Join(m.root.Sync(), m.tmp.Sync()); err != nil {
+		return err
+	}
+	if err := m.exchange(); err != nil {
+		return err
+	}
+	if m.rec.Backend == record.BackendDirectory {
+		return nil
+	}
+	return m.prove(ctx)
+}
+
+// limit puts the directory's limit in force on an id that nothing carries yet.
+func (m *moving) limit() error {
+	if m.adm.plan.quotaKind == "" || m.rec.Backend == record.BackendLoop {
+		return nil
+	}
+	fs := m.root.File()
+	id, err := m.adm.space.acquire(tmpKey(m.adm.pool, m.rec.ID), func(id uint32) (bool, error) { return quota.Free(fs, id) })
+	if err != nil {
+		return err
+	}
+	m.rec.QuotaKind, m.rec.QuotaID = record.QuotaProject, uint64(id)
+	if err := m.store.fault("adopt: note quota id"); err != nil {
+		return err
+	}
+	if err := writeVolume(m.dir, m.rec); err != nil {
+		return err
+	}
+	if err := m.store.fault("adopt: set limit"); err != nil {
+		return err
+	}
+	return setDirectoryLimit(m.root, m.rec, m.rec.SizeBytes)
+}
+
+// exchange is the commit: the data and the link take each other's places. All filesystems that have the RENAME_NOREPLACE by
+// which volumes are committed have RENAME_EXCHANGE too (renameat2(2)).
+func (m *moving) exchange() error {
+	if err := m.store.fault("adopt: exchange"); err != nil {
+		return err
+	}
+	name := adoptedName(m.rec)
+	err := m.old.parent.Exchange(m.old.name, m.dir, name)
+	switch {
+	case errors.Is(err, unix.EXDEV):
+		return notAdoptable("%s can not be renamed into the pool: it is in another subvolume or quota project (%v); copy it into a new volume", m.adm.req.Adopt.Path, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
+		return notAdoptable("%s can not be renamed (%v); is it immutable (lsattr -d), or a mount point?", m.adm.req.Adopt.Path, err)
+	case err != nil:
+		return err
+	}
+	m.moved = true
+	if there, err := m.dir.OpenFile(name, unix.O_PATH, 0); err != nil || !m.adm.req.found.is(there) {
+		if there != nil {
+			there.Close()
+		}
+		return errors.Join(fmt.Errorf("%s was replaced while it was adopted", m.adm.req.Adopt.Path), err, m.back())
+	} else {
+		there.Close()
+	}
+	if err := m.store.fault("adopt: sync exchange"); err != nil {
+		return err
+	}
+	return errors.Join(m.dir.Sync(), m.old.parent.Sync())
+}
+
+// back takes the exchange back.
+func (m *moving) back() error {
+	err := m.dir.Exchange(adoptedName(m.rec), m.old.parent, m.old.name)
+	if err == nil {
+		m.moved = false
+		err = errors.Join(m.old.parent.Sync(), m.dir.Sync())
+	}
+	return err
+}
+
+// prove brings the image up, which nobody could try before it was in its place, and puts it back where it was if that fails.
+// Nothing in it has been changed by then but what a mount changes.
+func (m *moving) prove(ctx context.Context) error {
+	s := m.store
+	err := s.fault("adopt: prove")
+	if err == nil {
+		v := &volume{id: m.rec.ID, pool: m.adm.pool, rec: *m.rec}
+		if err = s.upAdopted(ctx, v, m.dir); err == nil {
+			err = checkMovable(m.dir, m.rec)
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	undo := s.takeDown(ctx, m.rec.ID, m.dir)
+	if undo == nil {
+		undo = shrinkTo(m.dir, m.adm.req.found.stat.Size)
+	}
+	if undo == nil {
+		undo = m.back()
+	}
+	if undo != nil {
+		return errors.Join(err, fmt.Errorf("put the image back: %w", undo))
+	}
+	var (
+		mismatch *MismatchError
+		damaged  *filesystem.DamagedError
+		unusable *mount.Error
+		refused  *RefusedError
+	)
+	if errors.As(err, &mismatch) || errors.As(err, &damaged) || errors.As(err, &unusable) || errors.As(err, &refused) {
+		return notAdoptable("the image %s can not be brought up as a volume, and is where it was: %v", m.adm.req.Adopt.Path, err)
+	}
+	return err
+}
+
+// shrinkTo takes off again what was put at the image's end to fill its last block.
+func shrinkTo(dir *beneath.Dir, size int64) error {
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	return image.Truncate(size)
+}
+
+// takeBack clears away an adoption whose data was not moved, wherever it has come to. Called again it finishes.
+func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
+	if rec, err := readEntry(r.Dir, id, id); err == nil {
+		if err := s.uncommitAdoption(r, tmp, rec); err != nil {
+			return err
+		}
+	}
+	return s.scrap(ctx, p, r, tmp, id)
+}
+
+// uncommitAdoption renames the directory of an adoption whose data was not moved back to tmp.
+func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) error {
+	if unmoved, err := isUnmoved(r.Dir, rec); err != nil || !unmoved {
+		return errors.Join(err, fmt.Errorf("volume %s holds adopted data and stays", rec.ID))
+	}
+	if err := s.fault("adopt: out of the pool"); err != nil {
+		return err
+	}
+	if err := r.Rename(rec.ID, tmp, rec.ID); err != nil {
+		return err
+	}
+	return errors.Join(tmp.Sync(), r.Sync())
+}
+
+// isUnmoved tells whether the record in parent is of an adoption that was not committed: the link is still where the data
+// belongs.
+func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
+	if rec.Adopting != record.AdoptionMoving {
+		return false, nil
+	}
+	dir, err := parent.OpenDir(rec.ID)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	st, err := dir.Stat(adoptedName(rec))
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil // the link was removed already
+	}
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK, err
+}
+
+// unlinkPrepared removes the links that an adoption made under tmp, so that what is left is an attempt like others. Adopted
+// data that somebody put there is no such attempt: it is a *MismatchError, and nothing clears it away.
+func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
+	rec, err := readEntry(tmp, id, id)
+	adopting := err == nil && rec.Adopting != ""
+	for _, name := range []string{record.DataDir, record.ImageFile} {
+		st, err := dir.Stat(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			if adopting {
+				return &MismatchError{ID: id, Detail: "adopted data is below " + record.TmpDir + "; it is left alone"}
+			}
+			continue
+		}
+		if err := dir.Unlink(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isLink tells whether name is a symbolic link: in a pool's directory, the one that an adoption left.
+func isLink(dir *beneath.Dir, name string) bool {
+	st, err := dir.Stat(name)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
+}

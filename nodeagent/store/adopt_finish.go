@@ -1,0 +1,317 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// finishAdoption does what is left to do once the data is in its place, and notes that it is done. Every part of it can be
+// repeated. It is called with the volume's lock held, whenever a volume whose adoption is not finished is brought up.
+func (s *Store) finishAdoption(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
+	if err := s.heavy.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("wait for other volumes that are being made: %w", err)
+	}
+	defer s.heavy.Release(1)
+	var err error
+	if v.rec.Backend == record.BackendDirectory {
+		err = s.finishDirectory(ctx, v, r, dir)
+	} else {
+		err = s.finishImage(ctx, v, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("finish the adoption of %s: %w", v.rec.AdoptedFrom, err)
+	}
+	if err := s.fault("adopt: done"); err != nil {
+		return err
+	}
+	if err := s.noteAdoption(v, dir, ""); err != nil {
+		return err
+	}
+	if _, space, err := v.pool.state(); err == nil {
+		space.expire()
+	}
+	return nil
+}
+
+// noteAdoption writes down how far an adoption is.
+func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
+	next := v.rec
+	next.Adopting = phase
+	if err := writeVolume(dir, &next); err != nil {
+		return err
+	}
+	s.setRecord(v, next)
+	return nil
+}
+
+// finishDirectory gives everything in the directory the volume's project id, while others may be writing there.
+func (s *Store) finishDirectory(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
+	if v.rec.QuotaKind != record.QuotaProject {
+		return nil
+	}
+	if err := s.fault("adopt: limit"); err != nil {
+		return err
+	}
+	if err := setDirectoryLimit(r, &v.rec, v.rec.Promise()); err != nil {
+		return err
+	}
+	data, err := dir.OpenDir(record.DataDir)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	if err := s.fault("adopt: assign"); err != nil {
+		return err
+	}
+	id := uint32(v.rec.QuotaID)
+	if _, err := quota.AssignFiles(ctx, data.File(), id); err != nil {
+		return err
+	}
+	// The first round leaves only files that were made before their directory had the inherit flag, the second none but what
+	// its users moved about at that moment.
+	const rounds = 10
+	for range rounds {
+		if err := s.fault("adopt: assign again"); err != nil {
+			return err
+		}
+		report, err := quota.Assign(ctx, data.File(), id)
+		if err != nil || report.Changed == 0 {
+			return err
+		}
+	}
+	return errors.New("its users move its files about faster than they can be put into its quota project; it is tried again")
+}
+
+// finishImage brings the image up and puts what is in its filesystem where users are given it: into the directory data.
+func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) error {
+	if err := s.upAdopted(ctx, v, dir); err != nil {
+		return err
+	}
+	if v.rec.VolumeMode == record.ModeBlock {
+		return nil
+	}
+	mounted, err := dir.OpenDir(record.MountDir)
+	if err != nil {
+		return err
+	}
+	defer mounted.Close()
+	// Its content is hostile: nothing below is reached over a mount or a link.
+	inner, err := mounted.NoCross()
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	staging := stagingName(v.rec.ID)
+	if v.rec.Adopting == record.AdoptionMoving {
+		if err := s.gather(ctx, inner, staging, v.rec.FSType); err != nil {
+			return err
+		}
+		if err := unix.Syncfs(int(inner.File().Fd())); err != nil {
+			return err
+		}
+		if err := s.fault("adopt: note renaming"); err != nil {
+			return err
+		}
+		if err := s.noteAdoption(v, dir, record.AdoptionRenaming); err != nil {
+			return err
+		}
+	}
+	// From here on a directory called data is ours, if the other name is gone.
+	if err := s.fault("adopt: rename data"); err != nil {
+		return err
+	}
+	if err := inner.Rename(staging, inner, record.DataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return unix.Syncfs(int(inner.File().Fd()))
+}
+
+// stagingName is a name that nobody would have given a directory of theirs.
+func stagingName(id string) string { return ".quarry-" + id }
+
+// checkMovable looks whether everything in the root of an adopted image's filesystem can be moved: what is immutable can not
+// be (ioctl_iflags(2)).
+func checkMovable(dir *beneath.Dir, rec *record.Volume) error {
+	if rec.VolumeMode == record.ModeBlock {
+		return nil
+	}
+	mounted, err := dir.OpenDir(record.MountDir)
+	if err != nil {
+		return err
+	}
+	defer mounted.Close()
+	inner, err := mounted.NoCross()
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	names, err := inner.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range append(names, ".") {
+		if name == stagingName(rec.ID) {
+			return notAdoptable("its root has an entry %q, which is not one of its users'", name)
+		}
+		if st, err := inner.Stat(name); name != "." && (err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
+			continue
+		}
+		f, err := inner.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		f.Close()
+		if err == nil && flags&(fsImmutable|fsAppendOnly) != 0 {
+			return notAdoptable("%q in its root is immutable or append-only and can not be moved; take the flag off (chattr -i -a)", name)
+		}
+	}
+	return nil
+}
+
+// FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h.
+const fsImmutable, fsAppendOnly = 0x10, 0x20
+
+// gather moves everything in the root of a filesystem into the directory staging there, which gets the root's owner,
+// permissions and attributes, since its users will take it for the root.
+func (s *Store) gather(ctx context.Context, inner *beneath.Dir, staging, fstype string) error {
+	if err := s.fault("adopt: mkdir staging"); err != nil {
+		return err
+	}
+	to, err := inner.EnsureDir(staging, 0o700)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	for {
+		// What stays never fills a reading.
+		names, err := someNames(inner)
+		if err != nil {
+			return err
+		}
+		left := 0
+		for _, name := range names {
+			st, err := inner.Stat(name)
+			if err != nil {
+				return err
+			}
+			if name == staging || fstype == "ext4" && name == "lost+found" && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				continue // e2fsck wants it in the root
+			}
+			left++
+			if err := errors.Join(ctx.Err(), s.fault("adopt: gather")); err != nil {
+				return err
+			}
+			if err := inner.Rename(name, to, name); err != nil {
+				return err
+			}
+		}
+		if left == 0 {
+			return likeRoot(inner.File(), to.File())
+		}
+	}
+}
+
+// likeRoot gives a directory the owner, permissions and extended attributes (ACLs among them) of another.
+func likeRoot(from, to *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
+	if err := unix.Fchown(int(to.Fd()), int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	names := make([]byte, 64<<10) // XATTR_LIST_MAX
+	n, err := unix.Flistxattr(int(from.Fd()), names)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("list its root's attributes: %w", err)
+	}
+	value := make([]byte, 64<<10) // XATTR_SIZE_MAX
+	for start, i := 0, 0; i < n; i++ {
+		if names[i] != 0 {
+			continue
+		}
+		name := string(names[start:i])
+		start = i + 1
+		size, err := unix.Fgetxattr(int(from.Fd()), name, value)
+		if err == nil {
+			err = unix.Fsetxattr(int(to.Fd()), name, value[:size], 0)
+		}
+		if err != nil && !errors.Is(err, unix.ENODATA) {
+			return fmt.Errorf("copy its root's attribute %s: %w", name, err)
+		}
+	}
+	// Last: chown clears set-id bits, and an ACL changes the group's.
+	return unix.Fchmod(int(to.Fd()), st.Mode&0o7777)
+}
+
+// upAdopted gives an adopted image whole blocks and, if it is thick, all of them, and brings it up.
+func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) error {
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	st, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	if err := s.fault("adopt: allocate"); err != nil {
+		return err
+	}
+	if st.Size() < v.rec.SizeBytes {
+		if err := image.Truncate(v.rec.SizeBytes); err != nil {
+			return err
+		}
+	}
+	if v.rec.Allocation == record.AllocationThick {
+		if err := ownBlocks(ctx, image, v.rec.SizeBytes); errors.Is(err, unix.ENOSPC) {
+			return &CapacityError{Pool: v.pool.name(), Need: v.rec.SizeBytes}
+		} else if err != nil {
+			return fmt.Errorf("allocate the image: %w", err)
+		}
+	}
+	if err := image.Sync(); err != nil {
+		return err
+	}
+	features, _, err := v.pool.state()
+	if err != nil {
+		return err
+	}
+	return s.activateLoop(ctx, v, dir, features.DirectIO)
+}
+
+// ownBlocksStep is how many bytes of an image are allocated at once: xfs wants as much free space for a call as it could take
+// at the most, also where all is allocated already.
+const ownBlocksStep = 8 << 20
+
+// ownBlocks allocates what is missing of the file, and where the filesystem can share blocks between files makes all of them
+// its own: a thick image never waits for space.
+func ownBlocks(ctx context.Context, image *os.File, size int64) error {
+	mode := uint32(unix.FALLOC_FL_UNSHARE_RANGE) // it fills holes too
+	for at := int64(0); at < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := unix.Fallocate(int(image.Fd()), mode, at, min(ownBlocksStep, size-at))
+		switch {
+		case err == unix.EINTR:
+		case mode != 0 && (err == unix.EOPNOTSUPP || err == unix.EINVAL):
+			mode = 0 // nothing can be shared here
+		case err != nil:
+			return err
+		default:
+			at += ownBlocksStep
+		}
+	}
+	return nil
+}
