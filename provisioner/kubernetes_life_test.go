@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -57,11 +58,32 @@ func testRecycle(t *testing.T, k *cluster) {
 	old := k.volumes(claim)[0]
 	require.Equal(t, v1alpha1.ScrubZero, old.Spec.Deletion.Scrub)
 	a.set(func() { a.paused = true })
+	// Something keeps the PersistentVolume for a while, so that its deletion is asked for again and again.
+	held := pv.DeepCopy()
+	held.Finalizers = append(held.Finalizers, "quarry.test/hold")
+	require.NoError(t, k.Patch(t.Context(), held, client.MergeFrom(pv)))
 	require.NoError(t, k.Delete(t.Context(), claim))
 	k.until("the wish to delete is recorded", func() string { return differs(k.volumes(claim)[0].Spec.DesiredState, v1alpha1.DesiredDeleted) })
 	kill() // the intent is in the record: another one goes on
 	a.set(func() { a.paused = false })
 	k.start()
+	k.until("the PersistentVolume is only held", func() string {
+		if err := k.Get(t.Context(), client.ObjectKeyFromObject(held), held); err != nil {
+			return err.Error()
+		}
+		return differs(held.DeletionTimestamp != nil && len(held.Finalizers) == 1, true)
+	})
+	// Once a claim that was made later is served, the controller has looked at the deleted volume as well.
+	other := k.node("b")
+	k.agent(other, "1Gi")
+	k.claim("later", class, "1Gi", other)
+	k.bound("later")
+	require.Len(t, k.volumes(claim), 1, "the record stays as long")
+	require.Equal(t, old.UID, k.volumes(claim)[0].UID)
+	require.True(t, apierrors.IsNotFound(k.Get(t.Context(), client.ObjectKey{Name: "recycled-" + string(old.UID)}, &corev1.PersistentVolume{})), "and nothing is offered")
+	free := held.DeepCopy()
+	free.Finalizers = nil
+	require.NoError(t, k.Patch(t.Context(), free, client.MergeFrom(held)))
 	k.gone(pv)
 	var offered corev1.PersistentVolume
 	k.until("the space is offered", func() string {

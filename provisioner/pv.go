@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -157,6 +158,10 @@ func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		spec.Claim = &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
+	}
+	if l := pv.Spec.Local; l != nil && !slices.Contains(strings.Split(l.Path, "/"), o.Volume) {
+		// Made by hand, at the path that an adopted volume left a link at. Data that is not there is not made anew.
+		spec.Adopt = &v1alpha1.Adoption{Path: l.Path, Type: v1alpha1.AdoptDirectory}
 	}
 	p.Apply(&spec)
 	return newRecord(pv.Name, o.Volume, &spec), nil

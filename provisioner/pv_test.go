@@ -64,6 +64,26 @@ func TestRecordFromPV(t *testing.T) {
 	}
 }
 
+// The record of a volume that was adopted together with its hand-made PersistentVolume is one of an adopted volume again.
+func TestRecordOfAdopted(t *testing.T) {
+	pv := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: "by-hand", Annotations: map[string]string{
+			annProvisionedBy: v1alpha1.LocalProvisioner, v1alpha1.AnnotationVolume: "by-hand-1", v1alpha1.AnnotationNode: "node"}},
+		Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/volumes/old"}}},
+	}
+	v, err := recordFromPV(pv)
+	require.NoError(t, err)
+	require.Equal(t, &v1alpha1.Adoption{Path: "/volumes/old", Type: v1alpha1.AdoptDirectory}, v.Spec.Adopt)
+	v.Status.Path = "/volumes/by-hand-1/data"
+	o, ok := originOf(pv)
+	require.True(t, ok)
+	require.Empty(t, matches(v, pv, o))
+	pv.Spec.Local.Path = "/volumes/by-hand-1/data"
+	v, err = recordFromPV(pv)
+	require.NoError(t, err)
+	require.Nil(t, v.Spec.Adopt)
+}
+
 func TestLocalPVRefuses(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelHostname: "h"}}}
 	for _, path := range []string{"", "relative", "/a/../b", "/a/"} {

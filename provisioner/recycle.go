@@ -53,6 +53,9 @@ func (r *recycler) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if !recycles(&v) || v.Status.Phase != v1alpha1.VolumeDeleted {
 		return reconcile.Result{}, nil
 	}
+	if gone, err := r.released(ctx, &v); !gone || err != nil {
+		return reconcile.Result{}, err // the end of the PersistentVolume wakes it
+	}
 	err := r.offer(ctx, &v)
 	var refused *RefusedError
 	switch {
@@ -65,6 +68,22 @@ func (r *recycler) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, r.records.removeRecord(ctx, &v)
 	}
 	return reconcile.Result{}, err
+}
+
+// released reports whether the deleted volume's PersistentVolume is gone. While it is there its deletion may be asked for once
+// more, and without the record that says that all is done, one would be written anew and its space offered a second time.
+func (r *recycler) released(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+	name := v.Labels[v1alpha1.LabelPVName]
+	var pv corev1.PersistentVolume
+	err := r.records.Live.Get(ctx, client.ObjectKey{Name: name}, &pv)
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, &APIError{"reading PersistentVolume " + name, err}
+	}
+	of, ours := originOf(&pv)
+	return !ours || of.Volume != v.Name, nil
 }
 
 // offer makes the new volume and its PersistentVolume. A class that does not exist any more offers nothing.
@@ -133,8 +152,24 @@ func addRecycler(mgr manager.Manager, r *recycler) error {
 		}
 		return out
 	})
+	ofPV := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		pv, ok := o.(*corev1.PersistentVolume)
+		if !ok {
+			return nil
+		}
+		of, ours := originOf(pv)
+		if !ours {
+			return nil
+		}
+		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: of.Volume}}}
+	})
+	end := predicate.Funcs{
+		CreateFunc: func(event.CreateEvent) bool { return false },
+		UpdateFunc: func(event.UpdateEvent) bool { return false },
+	}
 	err := builder.ControllerManagedBy(mgr).Named("recycle").
 		For(&v1alpha1.Volume{}, builder.WithPredicates(deleted)).
+		Watches(&corev1.PersistentVolume{}, ofPV, builder.WithPredicates(end)).
 		Watches(&v1alpha1.Pool{}, waiting, builder.WithPredicates(moreRoom)).
 		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: new(true),
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, time.Minute)}).

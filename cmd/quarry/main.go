@@ -16,6 +16,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/quarry-storage/quarry/cmd/internal/admin"
 )
 
 // version is set by the linker.
@@ -43,7 +45,8 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 		Version: version,
 	}
-	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(), newStandaloneCommand())
+	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(), newStandaloneCommand(),
+		admin.NewRecover("quarry"), admin.NewCheckAdoption())
 	return root
 }
 

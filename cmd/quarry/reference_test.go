@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/rest"
 
+	"github.com/quarry-storage/quarry/cmd/internal/admin"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/provisioner"
@@ -38,14 +39,24 @@ func TestReferenceIsCurrent(t *testing.T) {
 
 func commandsReference() string {
 	var b strings.Builder
-	b.WriteString("# Commands and flags\n\nGenerated from the program (`make generate`).\n")
-	for _, cmd := range newRootCommand().Commands() {
-		if cmd.Hidden || cmd.Name() == "help" || cmd.Name() == "completion" {
-			continue
-		}
-		describeCommand(&b, cmd)
-	}
+	b.WriteString("# Commands and flags\n\nGenerated from the programs (`make generate`).\n")
+	describeCommands(&b, newRootCommand())
+	describeCommands(&b, admin.NewPlugin(version))
 	return b.String()
+}
+
+// describeCommands describes the commands below a parent that do something.
+func describeCommands(b *strings.Builder, parent *cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		switch {
+		case cmd.Hidden || cmd.Name() == "help" || cmd.Name() == "completion":
+		case cmd.HasSubCommands():
+			fmt.Fprintf(b, "\n## %s\n\n%s\n", cmd.CommandPath(), cmd.Long)
+			describeCommands(b, cmd)
+		default:
+			describeCommand(b, cmd)
+		}
+	}
 }
 
 func describeCommand(b *strings.Builder, cmd *cobra.Command) {
@@ -53,7 +64,15 @@ func describeCommand(b *strings.Builder, cmd *cobra.Command) {
 	if text == "" {
 		text = cmd.Short + "."
 	}
-	fmt.Fprintf(b, "\n## quarry %s\n\n%s\n\n| flag | default | meaning |\n|---|---|---|\n", cmd.Name(), text)
+	_, arguments, _ := strings.Cut(cmd.Use, " ")
+	if strings.HasPrefix(arguments, "-") {
+		arguments = ""
+	}
+	fmt.Fprintf(b, "\n## %s\n\n%s\n", strings.TrimSpace(cmd.CommandPath()+" "+arguments), text)
+	if cmd.Example != "" {
+		fmt.Fprintf(b, "\n```sh\n%s\n```\n", strings.TrimPrefix(strings.ReplaceAll(cmd.Example, "\n  ", "\n"), "  "))
+	}
+	b.WriteString("\n| flag | default | meaning |\n|---|---|---|\n")
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		name := "--" + f.Name
 		if f.Shorthand != "" {

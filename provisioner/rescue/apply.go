@@ -82,7 +82,7 @@ func (r *Rescuer) takeOver(ctx context.Context, pool, cluster string) error {
 		return err
 	}
 	if p == nil {
-		return fmt.Errorf("Pool %s does not exist", pool)
+		return fmt.Errorf("pool %s has no Pool object", pool)
 	}
 	if p.Spec.TakeOver != cluster {
 		base := p.DeepCopy()

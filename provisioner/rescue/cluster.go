@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -44,37 +45,64 @@ func (r *Rescuer) patience(ctx context.Context) (context.Context, context.Cancel
 // errGone ends a wait for an object that was deleted meanwhile.
 var errGone = errors.New("it was deleted meanwhile")
 
-// await calls done with every state of the object called key until done says so. nil stands for an object that does not
-// exist. The kind is that of list, and o is filled with the last state.
-func await[T client.Object](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, what string, done func(T) (bool, error)) error {
+// watchRetry is how long to wait before a watch that the server ended is begun again.
+const watchRetry = 200 * time.Millisecond
+
+// await calls done with every state of the object called key until done says so, or returns errGone once the object does not
+// exist. what names it in errors.
+func await[T any, P interface {
+	*T
+	client.Object
+}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, what string, done func(P) (bool, error)) error {
 	ctx, cancel := r.patience(ctx)
 	defer cancel()
-	for ctx.Err() == nil {
-		// Without a version the watch begins with what is there.
-		w, err := r.Client.Watch(ctx, list, client.InNamespace(key.Namespace), client.MatchingFields{"metadata.name": key.Name})
-		if err != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			return fmt.Errorf("watching %s: %w", what, err)
+	for {
+		over, err := watchOnce(ctx, r, list, key, done)
+		if over && err != nil && ctx.Err() == nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		for e := range w.ResultChan() {
-			o, ok := e.Object.(T)
-			if !ok {
-				break // an error of the server: watch again
-			}
-			if e.Type == "DELETED" {
-				w.Stop()
-				return fmt.Errorf("%s: %w", what, errGone)
-			}
-			if ok, err := done(o); ok || err != nil {
-				w.Stop()
-				return err
-			}
+		if over && ctx.Err() == nil {
+			return nil
 		}
-		w.Stop()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
+		case <-time.After(watchRetry):
+		}
 	}
-	return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
+}
+
+// watchOnce is await until the server ends the watch; then over is false.
+func watchOnce[T any, P interface {
+	*T
+	client.Object
+}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, done func(P) (bool, error)) (over bool, err error) {
+	// Without a version the watch begins with what is there; of what is not there it says nothing.
+	w, err := r.Client.Watch(ctx, list, client.InNamespace(key.Namespace), client.MatchingFields{"metadata.name": key.Name})
+	if err != nil {
+		return true, fmt.Errorf("watching: %w", err)
+	}
+	defer w.Stop()
+	there, err := get[T, P](ctx, r, key)
+	switch {
+	case err != nil:
+		return true, err
+	case there == nil:
+		return true, errGone
+	}
+	for e := range w.ResultChan() {
+		o, ok := e.Object.(P)
+		switch {
+		case !ok: // an error of the server
+			return false, nil
+		case e.Type == watch.Deleted:
+			return true, errGone
+		}
+		if ok, err := done(o); ok || err != nil {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // awaitReady waits until the volume can be used, and returns it.
@@ -88,7 +116,7 @@ func (r *Rescuer) awaitReady(ctx context.Context, name string) (*v1alpha1.Volume
 		}
 		switch v.Status.Phase {
 		case v1alpha1.VolumeLost, v1alpha1.VolumeRefused:
-			return true, fmt.Errorf("volume %s is %s on node %s: %s", v.Name, v.Status.Phase, v.Spec.NodeName, ready.Message)
+			return true, fmt.Errorf("it is %s on node %s: %s", v.Status.Phase, v.Spec.NodeName, ready.Message)
 		}
 		return v.Status.Phase == v1alpha1.VolumeReady, nil
 	})

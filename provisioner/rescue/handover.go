@@ -3,6 +3,7 @@ package rescue
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -29,6 +30,9 @@ func (r *Rescuer) handOver(ctx context.Context, v *v1alpha1.Volume) error {
 	if pv.Spec.Local == nil || v.Spec.Adopt != nil && v.Spec.Adopt.Path != pv.Spec.Local.Path || pv.Annotations[annProvisionedBy] != "" {
 		return fmt.Errorf("PersistentVolume %s is not the one that volume %s was adopted for", name, v.Name)
 	}
+	if why := wouldBeDeleted(pv); why != "" {
+		return fmt.Errorf("PersistentVolume %s %s", name, why)
+	}
 	node, err := get[corev1.Node](ctx, r, client.ObjectKey{Name: v.Spec.NodeName})
 	if err != nil {
 		return err
@@ -40,19 +44,34 @@ func (r *Rescuer) handOver(ctx context.Context, v *v1alpha1.Volume) error {
 	if pv.Annotations == nil {
 		pv.Annotations = map[string]string{}
 	}
-	for key, value := range map[string]string{
+	maps.Copy(pv.Annotations, Annotations(v, node))
+	if err := r.Client.Patch(ctx, pv, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("handing PersistentVolume %s over: %w", name, err)
+	}
+	r.say("persistentvolume/%s is Quarry's from now on (policy %s)", name, pv.Spec.PersistentVolumeReclaimPolicy)
+	return nil
+}
+
+// Annotations are those that make a local PersistentVolume one of Quarry's.
+func Annotations(v *v1alpha1.Volume, node *corev1.Node) map[string]string {
+	return map[string]string{
 		annProvisionedBy:              v1alpha1.LocalProvisioner,
 		v1alpha1.AnnotationVolume:     v.Name,
 		v1alpha1.AnnotationNode:       node.Name,
 		v1alpha1.AnnotationNodeUID:    string(node.UID),
 		v1alpha1.AnnotationPool:       v.Status.Pool,
 		v1alpha1.AnnotationParameters: provisioner.ParametersOf(&v.Spec),
-	} {
-		pv.Annotations[key] = value
 	}
-	if err := r.Client.Patch(ctx, pv, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-		return fmt.Errorf("handing PersistentVolume %s over: %w", name, err)
+}
+
+// wouldBeDeleted says why a PersistentVolume's data would be deleted as soon as it is Quarry's, "" if it would not.
+func wouldBeDeleted(pv *corev1.PersistentVolume) string {
+	if pv.DeletionTimestamp != nil {
+		return "is being deleted"
 	}
-	r.say("persistentvolume/%s is Quarry's from now on (policy %s)", name, pv.Spec.PersistentVolumeReclaimPolicy)
-	return nil
+	over := pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed
+	if over && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
+		return fmt.Sprintf("is %s with reclaim policy Delete: its data would be deleted as soon as it is Quarry's; set its policy to Retain, or take away its claimRef, first", pv.Status.Phase)
+	}
+	return ""
 }

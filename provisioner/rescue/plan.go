@@ -18,6 +18,8 @@ type Verb string
 const (
 	// Unread: the disks of a node could not be read, so that nothing can be said about them.
 	Unread Verb = "unread"
+	// Missing: where a pool should be there is no disk.
+	Missing Verb = "missing"
 	// Foreign: a disk of another cluster, left alone.
 	Foreign Verb = "foreign"
 	// First: something a person has to do first, or after. It holds nothing else up.
@@ -44,7 +46,7 @@ const (
 )
 
 // order is the verbs' order; what changes something begins at TakeOver.
-var order = []Verb{Unread, Foreign, First, Conflict, Refused, Lost, TakeOver, WriteVolume, Move, HandOver, WritePV, WriteClaim}
+var order = []Verb{Unread, Missing, Foreign, First, Conflict, Refused, Lost, TakeOver, WriteVolume, Move, HandOver, WritePV, WriteClaim}
 
 // Step is one line of a plan.
 type Step struct {
@@ -181,6 +183,9 @@ func (p *planner) judge(d *Disk, nodes []string) string {
 	object, at := "pool/"+name, place{disk: d}
 	known := p.Pools[name]
 	switch {
+	case d.Missing:
+		p.add(Missing, object, at, "there is no disk: %s", d.Error)
+		return "there is none"
 	case d.Error != "":
 		p.readOK[d.Node] = false
 		p.add(Unread, object, at, "%s cannot be read: %s", d.Path, d.Error)
@@ -200,14 +205,21 @@ func (p *planner) judge(d *Disk, nodes []string) string {
 			p.add(Refused, object, at, "the agent has not written its Pool yet; run this again")
 			return "its Pool is missing"
 		}
-		s := p.add(TakeOver, object, at, "disk %s with %d volumes at %s belongs to cluster %s", d.UID, len(d.Volumes), d.Path, d.ClusterID)
+		s := p.add(TakeOver, object, at, "disk %s at %s, with %s, belongs to cluster %s", d.UID, d.Path, volumesIn(d), d.ClusterID)
 		s.takeOver = d.ClusterID
 		s.Sees = "the disk belongs to this cluster from then on; the other one must not use it any more"
 		return ""
 	}
-	p.add(Foreign, object, at, "disk %s with %d volumes at %s belongs to cluster %s, and is left alone; --take-over %s makes it this cluster's",
-		d.UID, len(d.Volumes), d.Path, d.ClusterID, d.ClusterID)
+	p.add(Foreign, object, at, "disk %s at %s, with %s, belongs to cluster %s, and is left alone; --take-over %s makes it this cluster's",
+		d.UID, d.Path, volumesIn(d), d.ClusterID, d.ClusterID)
 	return "it belongs to another cluster"
+}
+
+func volumesIn(d *Disk) string {
+	if len(d.Volumes) == 1 {
+		return "1 volume"
+	}
+	return fmt.Sprintf("%d volumes", len(d.Volumes))
 }
 
 // first says once what a person should do before, or after.
@@ -286,7 +298,11 @@ func (p *planner) chosen(at place, record *v1alpha1.Volume, pv *corev1.Persisten
 	if pv != nil {
 		named, _, ours := behind(pv)
 		if ours && named != id {
-			if record == nil {
+			switch {
+			case record != nil:
+			case slices.Contains(p.o.Only, id):
+				p.add(WriteVolume, "volume/"+id, at, "PersistentVolume %s uses volume %s, so this one becomes an orphan, which `kubectl quarry orphans delete` can delete", pvName, named)
+			default:
 				p.add(Conflict, "volume/"+id, at, "PersistentVolume %s uses volume %s; this one, made for the same claim, is left alone", pvName, named)
 			}
 			return false
@@ -334,7 +350,7 @@ func (p *planner) writePV(at place) {
 		return
 	}
 	if class := v.Spec.StorageClassName; class != "" && !p.Classes[class] {
-		p.first("storageclass/"+class, "volumes of this class exist, and the class does not; make it again, so that they can grow and new ones can be made")
+		p.first("storageclass/"+class, "volumes of this class exist, and the class does not; if there was one, make it again, so that they can grow and new ones can be made")
 	}
 	ref := v.Spec.Claim
 	if ref == nil || ref.Name == "" {

@@ -91,7 +91,7 @@ func (p *planner) move(at place, record *v1alpha1.Volume, pv *corev1.PersistentV
 		default:
 			s.Why = fmt.Sprintf("node %s has another label %s now than its PersistentVolume asks for", was, corev1.LabelHostname)
 		}
-		s.Sees = "nothing of the data changes; the PersistentVolume is replaced by one of the same name, so its claim is Lost for a moment and then Bound again, and its pods run on node " + at.disk.Node
+		s.Sees = "nothing of the data changes; the PersistentVolume is replaced by one of the same name, so its claim is Lost for some seconds and then Bound again, and its pods run on node " + at.disk.Node
 		if was != at.disk.Node && old != nil && !isNodeReady(old) {
 			s.Sees += "; node " + was + " is not ready: make sure that it is off, or has not the disk, before you go on"
 		}

@@ -214,7 +214,7 @@ func (r *Rescuer) Delete(ctx context.Context, id string) error {
 		}
 		c := meta.FindStatusCondition(now.Status.Conditions, v1alpha1.ConditionInUse)
 		if c != nil && c.Status == metav1.ConditionTrue && max(c.ObservedGeneration, now.Status.ObservedGeneration) >= now.Generation {
-			return true, fmt.Errorf("volume %s goes when it is free: %w: %s", id, ErrInUse, c.Message)
+			return true, fmt.Errorf("it goes when it is free: %w: %s", ErrInUse, c.Message)
 		}
 		return false, nil
 	})

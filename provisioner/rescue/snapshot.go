@@ -21,7 +21,9 @@ type Disk struct {
 	// UID is the identity of the disk, and ClusterID that of the cluster it belongs to; empty: of none.
 	UID, ClusterID string
 	// Error says why there is nothing to be read; the rest is empty then.
-	Error   string
+	Error string
+	// Missing: there is no disk, which is all that there is to know. Otherwise an Error may hide one.
+	Missing bool
 	Volumes []Found
 }
 

@@ -1,0 +1,27 @@
+package admin
+
+import (
+	"github.com/spf13/cobra"
+)
+
+// NewPlugin is `kubectl quarry`. kubectl runs any program called kubectl-quarry that it finds in PATH.
+func NewPlugin(version string) *cobra.Command {
+	root := &cobra.Command{
+		Use:         "kubectl-quarry",
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl quarry"},
+		Short:       "Look after Quarry's volumes: the trash, orphans, adoption and recovery",
+		Version:     version,
+		// Errors are printed once, by main.
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
+	return root
+}
+
+// parent is a command that only holds others.
+func parent(use, short, long string, children ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(children...)
+	return cmd
+}
