@@ -76,7 +76,10 @@ func TestAgentWritesItsOwnNodeOnly(t *testing.T) {
 	volume := func(change ...func(*unstructured.Unstructured)) *unstructured.Unstructured {
 		return object("Volume", "v", "node1", "default", change...)
 	}
-	pool := func(name, node, pool string) *unstructured.Unstructured { return object("Pool", name, node, pool) }
+	pool := func(name, node, pool string, change ...func(*unstructured.Unstructured)) *unstructured.Unstructured {
+		return object("Pool", name, node, pool, change...)
+	}
+	takeOver := set("another cluster", "spec", "takeOver")
 	const create, update, remove = admission.Create, admission.Update, admission.Delete
 
 	for _, c := range []struct {
@@ -107,6 +110,9 @@ func TestAgentWritesItsOwnNodeOnly(t *testing.T) {
 		{name: "a pool named like another node's", resource: "pools", operation: create, object: pool("node2.default", "node1", "default"), denied: "name has to be"},
 		{name: "a pool named like another", resource: "pools", operation: create, object: pool("node1.fast", "node1", "default"), denied: "name has to be"},
 		{name: "status of another node's pool", node: "node2", resource: "pools", sub: "status", operation: update, old: pool("node1.default", "node1", "default"), object: pool("node1.default", "node1", "default"), denied: "of node node2"},
+		{name: "take over another cluster's disk", resource: "pools", operation: update, old: pool("node1.default", "node1", "default"), object: pool("node1.default", "node1", "default", takeOver), denied: "may take over"},
+		{name: "make a pool that takes over", resource: "pools", operation: create, object: pool("node1.default", "node1", "default", takeOver), denied: "may take over"},
+		{name: "a pool that an administrator told to take over", resource: "pools", operation: update, old: pool("node1.default", "node1", "default", takeOver), object: pool("node1.default", "node1", "default", takeOver, set("u", "spec", "uid"))},
 		{name: "delete its pool", resource: "pools", operation: remove, old: pool("node1.default", "node1", "default")},
 		{name: "delete another node's pool", node: "node2", resource: "pools", operation: remove, old: pool("node1.default", "node1", "default"), denied: "of node node2"},
 		{name: "a token of no node", node: "-", resource: "volumes", sub: "status", operation: update, old: volume(), object: volume(), denied: "not made for a pod on a node"},

@@ -2,6 +2,7 @@ package chart
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -128,6 +129,27 @@ func TestControllerGrants(t *testing.T) {
 		}
 	}
 	require.NotContains(t, all, "pods watch", "no process caches all pods")
+}
+
+// TestNodeLossGrants: starting over elsewhere takes the right to delete claims and pods, which an administrator gives
+// (nodeLoss.enabled), and nothing else.
+func TestNodeLossGrants(t *testing.T) {
+	for name, base := range map[string]values{"default": {}, "csi": withCSI()} {
+		t.Run(name, func(t *testing.T) {
+			allowed := maps.Clone(base)
+			allowed["nodeLoss"] = values{"enabled": true}
+			for _, account := range []string{"q-quarry-controller", "q-quarry-agent"} {
+				without, with := grants(t, render(t, base), account), grants(t, render(t, allowed), account)
+				more := slices.DeleteFunc(slices.Clone(with), func(line string) bool { return slices.Contains(without, line) })
+				want := []string{"persistentvolumeclaims delete", "pods delete"}
+				if account != "q-quarry-controller" {
+					want = []string{}
+				}
+				require.Equal(t, want, more, account)
+				require.Len(t, with, len(without)+len(more), "and none is taken away")
+			}
+		})
+	}
 }
 
 func TestNoWildcards(t *testing.T) {
