@@ -268,7 +268,8 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 	status.Features = v1alpha1.PoolFeatures{ProjectQuota: f.ProjectQuota, SimpleQuota: f.SimpleQuota, Reflink: f.Reflink, DirectIO: f.DirectIO, QuotactlFD: f.QuotactlFD}
 	status.Capacity, status.Promised = quantity(pool.Capacity), quantity(pool.Promised)
 	status.Available = quantity(pool.Available / roomStep * roomStep)
-	status.MaximumVolumeSize = status.Available
+	// What trash would give way to counts for one volume, so that the scheduler sends it here and the trash is freed.
+	status.MaximumVolumeSize = quantity((pool.Available + pool.Purgeable) / roomStep * roomStep)
 	status.Volumes = int32(pool.Volumes)
 	orphans, moved := p.orphans(ctx, pool)
 	status.Orphaned = int32(len(orphans))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +51,34 @@ var ErrOtherDevice = errors.New("mounted from another device than the one given"
 // It does not look at what is mounted at the target and would stack a second
 // mount over it: ask [IsDeviceMountedAt] first. Mounting may take long, when a
 // journal is replayed, and cannot be interrupted; ctx is looked at before.
-func Device(ctx context.Context, source, target *os.File, fstype string, opts Options) (retErr error) {
+//
+// A device that is busy is tried again for a second: whoever looks for a free loop device, or looks whether one is in use,
+// claims it for a moment (O_EXCL).
+func Device(ctx context.Context, source, target *os.File, fstype string, opts Options) error {
+	for end := time.Now().Add(busyFor); ; {
+		err := device(ctx, source, target, fstype, opts)
+		if failed := (*Error)(nil); !errors.As(err, &failed) || failed.Op != opCreate || !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(busyStep):
+		}
+	}
+}
+
+// busyFor is how long another one's claim to a device is waited for, and busyStep how long between two tries.
+const (
+	busyFor  = time.Second
+	busyStep = 10 * time.Millisecond
+)
+
+// opCreate is where the kernel claims the device.
+const opCreate = "fsconfig create"
+
+// device is one try: a filesystem context that failed can not be used again.
+func device(ctx context.Context, source, target *os.File, fstype string, opts Options) (retErr error) {
 	op := ""
 	var fs *os.File
 	defer func() {
@@ -89,7 +117,7 @@ func Device(ctx context.Context, source, target *os.File, fstype string, opts Op
 			return err
 		}
 	}
-	op = "fsconfig create"
+	op = opCreate
 	if err := unix.FsconfigCreate(fd); err != nil {
 		return err
 	}

@@ -182,6 +182,30 @@ func (t *Table) OfDevice(dev Dev) []Use {
 	return uses
 }
 
+// OfNode returns the bind mounts, in all namespaces, of a node of the block device, such as /dev/loop3: what kubelet and CSI
+// drivers give to containers. name is the node's, by which candidates are found; that it is this device is proven by its
+// number, and what may not be looked at counts.
+func (t *Table) OfNode(dev Dev, name string) []Use {
+	var uses []Use
+	for _, all := range t.byDev {
+		for _, u := range all {
+			if path.Base(u.Root) != name {
+				continue
+			}
+			var st unix.Statx_t
+			err := unix.Statx(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root%s", u.PID, u.Mountpoint), unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+			if gone(err) {
+				continue
+			}
+			node := st.Mode&unix.S_IFMT == unix.S_IFBLK && Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev
+			if err != nil || node {
+				uses = append(uses, u)
+			}
+		}
+	}
+	return uses
+}
+
 // Under returns the mounts, in all namespaces, of a place within a filesystem
 // or of anything below it: bind mounts of a volume's directory, or of a file in
 // it.

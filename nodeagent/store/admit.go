@@ -304,3 +304,16 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 	}
 	return nil
 }
+
+// purgeable is how many bytes of a filesystem are promised to trash that may be freed before its time.
+func (s *Store) purgeable(space *filesystemSpace) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var bytes int64
+	for _, t := range s.trash {
+		if _, sp, err := t.pool.state(); err == nil && sp == space && t.rec != nil && t.pool.cfg.PurgeUnderPressure {
+			bytes += t.rec.Promise()
+		}
+	}
+	return bytes
+}

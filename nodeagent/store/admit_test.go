@@ -235,8 +235,11 @@ func TestPressure(t *testing.T) {
 	require.Equal(t, "young", n.store.Trash()[0].Volume.ID)
 	n.mustCreate(block("more", size*3/2))
 
+	require.Equal(t, n.store.Trash()[0].Volume.Promise(), n.store.Pools()[0].Purgeable, "what would give way is offered")
+
 	n.pools[0].PurgeUnderPressure = false
 	n.start()
+	require.Zero(t, n.store.Pools()[0].Purgeable)
 	_, err = n.create(block("last", size))
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))

@@ -251,6 +251,18 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		require.Equal(t, "kept", marked(t, v))
 		require.NoError(t, holder.Process.Kill())
 		require.Error(t, holder.Wait())
+
+		// The device's node as CSI publishes it: nobody has it open, and it would lead to whatever has the number next.
+		dev, err := filepath.EvalSymlinks(v.Path)
+		require.NoError(t, err)
+		target := filepath.Join(t.TempDir(), "device")
+		require.NoError(t, os.WriteFile(target, nil, 0o600))
+		ns := testroot.NewMountNamespace(t, `mount --bind "$1" "$2"`, dev, target)
+		busy := inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
+		require.Contains(t, busy.By[0], target)
+		require.Equal(t, "kept", marked(t, v))
+		ns.Stop()
+		require.NoError(t, n.store.Users(t.Context(), v.ID))
 		return
 	}
 	target := t.TempDir()

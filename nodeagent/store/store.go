@@ -115,6 +115,8 @@ type Pool struct {
 	Capacity     int64
 	Promised     int64
 	Available    int64
+	// Purgeable is how much more could be promised if trash were freed before its time, as the pool allows.
+	Purgeable int64
 	Volumes      int
 	Trashed      int
 	Broken       map[string]error
@@ -320,6 +322,7 @@ func (s *Store) describePool(p *pool) Pool {
 	d.Promised = space.ledger.promised()
 	d.Capacity = capacity
 	d.Available = max(capacity-d.Promised, 0)
+	d.Purgeable = min(s.purgeable(space), max(capacity-d.Available, 0))
 	return d
 }
 

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,10 +68,14 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 				in.By = append(in.By, u.String())
 			}
 		}
+		// A node that was given to a container leads to whatever has the number next.
+		for _, u := range table.OfNode(dev.Dev, path.Base(dev.Path)) {
+			in.By = append(in.By, u.String())
+		}
 		if len(in.By) > 0 {
 			continue
 		}
-		holders, err := loop.Holders(dev, loop.HolderOptions{Table: table})
+		holders, err := holdersOf(dev, table)
 		if err != nil {
 			return err
 		}
@@ -87,6 +93,24 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 		return in
 	}
 	return nil
+}
+
+// Programs that list devices (losetup, lsblk, udev) open each for a moment; such a holder is looked at again before it counts.
+const (
+	glances      = 5
+	betweenLooks = 20 * time.Millisecond
+)
+
+// holdersOf returns the holders of a device that are there to stay.
+func holdersOf(dev loop.Device, table *mount.Table) ([]loop.Holder, error) {
+	for look := 1; ; look++ {
+		holders, err := loop.Holders(dev, loop.HolderOptions{Table: table})
+		lasting := slices.ContainsFunc(holders, func(h loop.Holder) bool { return h.Kind != loop.KindDescriptor })
+		if err != nil || len(holders) == 0 || lasting || look == glances {
+			return holders, err
+		}
+		time.Sleep(betweenLooks)
+	}
 }
 
 // ownMount tells the agent's own mount of a volume's filesystem, and the copies of it that mount propagation put into other
