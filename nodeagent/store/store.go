@@ -117,10 +117,10 @@ type Pool struct {
 	Available    int64
 	// Purgeable is how much more could be promised if trash were freed before its time, as the pool allows.
 	Purgeable int64
-	Volumes      int
-	Trashed      int
-	Broken       map[string]error
-	Offline      *OfflineError
+	Volumes   int
+	Trashed   int
+	Broken    map[string]error
+	Offline   *OfflineError
 }
 
 // New makes a store of the pools. Nothing is touched yet: Expect and Refresh bring pools online.

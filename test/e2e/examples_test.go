@@ -106,6 +106,19 @@ spec:
 	}
 }
 
+// TestTiersExample makes classes, which go with no namespace.
+func TestTiersExample(t *testing.T) {
+	t.Parallel()
+	ns := newNamespace(t)
+	t.Cleanup(func() {
+		_, _ = cluster.Kubectl(contextForCleanup(), "delete", "--ignore-not-found", "-f", examples+"tiers/classes.yaml")
+	})
+	apply(t, ns, "-f", examples+"tiers")
+	running(t, ns, "tiers")
+	require.Equal(t, "ssd", poolOf(t, bound(t, ns, "database")))
+	require.Equal(t, "hdd", poolOf(t, bound(t, ns, "archive")))
+}
+
 func deletePodAndWaitForAnother(t testing.TB, ns, name string) {
 	t.Helper()
 	before, err := kube.CoreV1().Pods(ns).Get(t.Context(), name, metav1.GetOptions{})

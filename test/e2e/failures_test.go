@@ -187,6 +187,7 @@ func TestAgentDown(t *testing.T) {
 	waitEvent(t, ns, "data", "ProvisioningFailed", "agent", "node3")
 	claim(t, ns, "other", "quarry", "64Mi", onNode("node1"))
 	bound(t, ns, "other") // nobody waits for node3
+	requireNoRoomOn(t, ns, "node3")
 	_, err = cluster.Kubectl(t.Context(), "patch", "-n", quarryNamespace, "daemonset/quarry-agent", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/affinity"}]`)
 	require.NoError(t, err)
 	bound(t, ns, "data")

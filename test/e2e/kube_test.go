@@ -55,21 +55,48 @@ func newNamespace(t testing.TB) string {
 		if t.Failed() {
 			report(t, ns.Name)
 		}
+		empty(t, ns.Name)
 		require.NoError(t, kube.CoreV1().Namespaces().Delete(ctx, ns.Name, metav1.DeleteOptions{}))
-		waitGone := func() (bool, string) {
+		afterwards(t, "namespace "+ns.Name+" is gone", func() (bool, string) {
 			_, err := kube.CoreV1().Namespaces().Get(ctx, ns.Name, metav1.GetOptions{})
 			return apierrors.IsNotFound(err), fmt.Sprint(err)
-		}
-		deadline := time.Now().Add(patience)
-		for ok, state := waitGone(); !ok; ok, state = waitGone() {
-			if time.Now().After(deadline) {
-				t.Errorf("namespace %s is still there: %s", ns.Name, state)
-				return
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
+		})
 	})
 	return ns.Name
+}
+
+// empty takes pods and claims out of a namespace. Kubernetes would do it as well, but where anything has a finalizer, as claims
+// have, it looks again after eight seconds only.
+func empty(t testing.TB, ns string) {
+	t.Helper()
+	ctx := context.Background()
+	now, all := metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}, metav1.ListOptions{}
+	require.NoError(t, kube.AppsV1().StatefulSets(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, all))
+	require.NoError(t, kube.AppsV1().Deployments(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, all))
+	require.NoError(t, kube.CoreV1().PersistentVolumeClaims(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, all))
+	afterwards(t, "pods and claims of "+ns+" are gone", func() (bool, string) {
+		require.NoError(t, kube.CoreV1().Pods(ns).DeleteCollection(ctx, now, all)) // again: their controllers may be making more
+		pods, err := kube.CoreV1().Pods(ns).List(ctx, all)
+		require.NoError(t, err)
+		claims, err := kube.CoreV1().PersistentVolumeClaims(ns).List(ctx, all)
+		require.NoError(t, err)
+		return len(pods.Items)+len(claims.Items) == 0, fmt.Sprint(len(pods.Items), " pods, ", len(claims.Items), " claims")
+	})
+}
+
+// afterwards is eventually for what a test leaves to be cleaned up: it goes on when the test has ended, and only says so.
+func afterwards(t testing.TB, what string, condition func() (ok bool, state string)) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
+		ok, state := condition()
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("waited %v for: %s\nlast seen: %s", patience, what, state)
+			return
+		}
+	}
 }
 
 // report prints what a person would look at first.
@@ -103,6 +130,13 @@ func modes(m ...corev1.PersistentVolumeAccessMode) claimOption {
 // claim makes a claim.
 func claim(t testing.TB, ns, name, class, size string, options ...claimOption) *corev1.PersistentVolumeClaim {
 	t.Helper()
+	c, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), newClaim(ns, name, class, size, options...), metav1.CreateOptions{})
+	require.NoError(t, err)
+	return c
+}
+
+// newClaim is the claim that claim makes.
+func newClaim(ns, name, class, size string, options ...claimOption) *corev1.PersistentVolumeClaim {
 	c := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns},
 		Spec: corev1.PersistentVolumeClaimSpec{
@@ -113,8 +147,6 @@ func claim(t testing.TB, ns, name, class, size string, options ...claimOption) *
 	for _, o := range options {
 		o(c)
 	}
-	c, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), c, metav1.CreateOptions{})
-	require.NoError(t, err)
 	return c
 }
 
@@ -254,7 +286,7 @@ func gone(t testing.TB, pv *corev1.PersistentVolume) {
 		return false, fmt.Sprint(v.Object["status"])
 	})
 	eventually(t, "nothing of "+id+" is on "+node, func() (bool, string) {
-		left := onHost(t, node, "ls -d /volumes*/"+id+" /volumes*/.quarry/tmp/"+id+" /volumes*/.quarry/trash/"+id+"@* 2>/dev/null; grep -F "+id+" /proc/self/mountinfo; losetup -n -O BACK-FILE -l | grep -F "+id+"; true")
+		left := traces(t, node, id)
 		return left == "", left
 	})
 }

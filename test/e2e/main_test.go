@@ -51,7 +51,14 @@ func run(m *testing.M) (code int, err error) {
 		}
 		cluster, err = testbed.Up(ctx, testbed.Config{
 			Nodes: 3, Log: os.Stderr,
-			ExtraPools: []testbed.Disk{{Path: "/volumes-btrfs", Filesystem: "btrfs", Size: 4 << 30}, {Path: spare, Filesystem: "ext4", Size: 1 << 30}},
+			ExtraPools: []testbed.Disk{
+				{Path: "/volumes-btrfs", Filesystem: "btrfs", Size: 4 << 30},
+				{Path: spare, Filesystem: "ext4", Size: 1 << 30},
+				// What is freed there is freed in the disk's image as well, as a solid-state disk does it.
+				{Path: "/mnt/disks/ssd", Filesystem: "ext4", Size: 2 << 30, MountOptions: "discard"},
+				{Path: "/mnt/disks/hdd", Filesystem: "ext4", Size: 2 << 30},
+				{Path: "/mnt/disks/small", Filesystem: "ext4", Size: 1 << 30},
+			},
 		})
 	}
 	if err != nil {
