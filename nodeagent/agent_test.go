@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -266,6 +267,24 @@ func TestWatchMountsTells(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("nobody told of the mount")
 	}
+	// Also where they are never quiet.
+	busy, stop := context.WithCancel(ctx)
+	target, done := t.TempDir(), make(chan struct{})
+	go func() {
+		defer close(done)
+		for busy.Err() == nil {
+			if err := unix.Mount("tmpfs", target, "tmpfs", 0, ""); err == nil {
+				_ = unix.Unmount(target, unix.MNT_DETACH)
+			}
+		}
+	}()
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		t.Error("nobody told of mounts that come and go")
+	}
+	stop()
+	<-done
 	cancel()
 	for range changed { // until it is closed
 	}

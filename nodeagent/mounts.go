@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle is how long mounts must be quiet before somebody is told: a pod's start changes several at once.
-const settle = 50 * time.Millisecond
+// settle is how long mounts must be quiet before somebody is told: a pod's start changes several at once. On a node where
+// they are never quiet it is told after atMost.
+const (
+	settle = 50 * time.Millisecond
+	atMost = time.Second
+)
 
 // watchMounts tells when a mount of the agent's mount namespace was made, moved or taken away: a disk that appeared or went, a
 // pod that let go of its volume. The kernel marks /proc/self/mountinfo with an exceptional condition then (proc_pid_mountinfo(5)
@@ -40,6 +44,7 @@ func watchMounts(ctx context.Context) (<-chan struct{}, error) {
 		for {
 			fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}, {Fd: int32(stop), Events: unix.POLLIN}}
 			timeout := -1
+			var first time.Time
 			for quiet := false; !quiet; {
 				n, err := unix.Poll(fds, timeout)
 				switch {
@@ -48,8 +53,10 @@ func watchMounts(ctx context.Context) (<-chan struct{}, error) {
 					return
 				case n == 0:
 					quiet = true
+				case first.IsZero():
+					first, timeout = time.Now(), int(settle.Milliseconds())
 				default:
-					timeout = int(settle.Milliseconds())
+					quiet = time.Since(first) > atMost
 				}
 			}
 			select {

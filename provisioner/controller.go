@@ -284,8 +284,11 @@ func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second),
 	}
 	vanished := predicate.Funcs{
-		CreateFunc:  func(event.CreateEvent) bool { return false },
-		UpdateFunc:  func(event.UpdateEvent) bool { return false },
+		CreateFunc: func(event.CreateEvent) bool { return false },
+		UpdateFunc: func(e event.UpdateEvent) bool { // or came to be, under a PersistentVolume that was there before
+			v, ok := e.ObjectNew.(*v1alpha1.Volume)
+			return ok && isReady(v) && !v.Spec.Published
+		},
 		GenericFunc: func(event.GenericEvent) bool { return false },
 	}
 	toPV := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {

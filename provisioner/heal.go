@@ -84,7 +84,8 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 		return nil
 	}
 	base := v.DeepCopy()
-	v.Spec.Published = true
+	// One that is not there yet is published when it is: made by hand, PersistentVolume first.
+	v.Spec.Published = v.Spec.Published || isReady(v)
 	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
 		v.Spec.ReclaimPolicy = policy
 	}

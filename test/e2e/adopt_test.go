@@ -123,7 +123,6 @@ metadata: {name: by-manifest-1, labels: {quarry.storage/pv-name: by-manifest}}
 spec:
   nodeName: node3
   pool: default
-  published: true
   enforcement: none
   backend: directory
   capacity: 64Mi

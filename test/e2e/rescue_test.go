@@ -171,7 +171,10 @@ func TestRescuedVolumeIsTakenBackOrDeleted(t *testing.T) {
 			require.Error(t, err, "a PersistentVolume points at it: %s", out)
 
 			rescue()
-			mustPlugin(t, "orphans", "delete", id, "--yes")
+			eventually(t, "the orphan is deleted", func() (bool, string) { // once kubelet has let go of it
+				out, err := plugin(t, "orphans", "delete", id, "--yes")
+				return err == nil, out
+			})
 			gone(t, pv)
 		})
 	}
