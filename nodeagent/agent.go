@@ -265,14 +265,14 @@ func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 // followStore reports what changed on the disks: pools' room, volumes that became available or not, trash that was freed.
 func (a *Agent) followStore(ctx context.Context) {
 	for {
-		changed := a.store.Changed()
+		changed := a.store.Changed() // before anything is looked at, or a change in between would be seen by nobody
 		a.pools.poke()
+		a.requeueMoved(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
 		}
-		a.requeueMoved(ctx)
 	}
 }
 
