@@ -9,8 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/quarry-storage/quarry/test/testbed"
 )
 
 // Nodes that are lost, that come back, and whose disks turn up elsewhere. None of these tests is parallel.
@@ -154,7 +152,7 @@ func TestNodeLostAndFound(t *testing.T) {
 	}
 }
 
-// TestDiskMovedToAnotherNode pulls a disk with volumes of both doors out of one node and puts it into another.
+// TestDiskMovedToAnotherNode swaps a disk of two nodes that are off; one has volumes of both doors.
 func TestDiskMovedToAnotherNode(t *testing.T) {
 	ns := newNamespace(t)
 	csi := makeClass(t, "spare-csi", doors["csi"], map[string]string{"pool": "spare"})
@@ -165,28 +163,29 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 		pod(t, ns, name, name, `echo precious > /data/file; sync; `+idle)
 		deletePod(t, ns, name)
 	}
-	disk := testbed.Disk{Path: spare, Filesystem: "ext4"}
-	move := func(from, to string) {
+	swap := func() {
 		t.Helper()
-		stays, err := cluster.PullDisk(t.Context(), to, spare)
-		require.NoError(t, err)
-		moved, err := cluster.PullDisk(t.Context(), from, spare)
-		require.NoError(t, err)
-		require.NoError(t, cluster.InsertDisk(t.Context(), to, disk, moved))
-		require.NoError(t, cluster.InsertDisk(t.Context(), from, disk, stays))
-		for _, node := range []string{from, to} { // each remembers its old disk, and takes no other unasked
+		for _, node := range []string{"node2", "node3"} {
+			require.NoError(t, cluster.KillNode(t.Context(), node))
+		}
+		require.NoError(t, cluster.SwapDisks(t.Context(), "node2", "node3", spare))
+		for _, node := range []string{"node2", "node3"} {
+			require.NoError(t, cluster.StartNode(t.Context(), node))
+			agentReady(t, node)
+		}
+		for _, node := range []string{"node2", "node3"} { // each remembers its old disk, and takes no other unasked
 			eventually(t, node+" refuses the other's disk", func() (bool, string) {
 				reason := poolReady(t, node+".spare", "False")
 				return reason == "Swapped", reason
 			})
 		}
-		for _, node := range []string{from, to} {
+		for _, node := range []string{"node2", "node3"} {
 			_, err := cluster.Kubectl(t.Context(), "delete", "pools.quarry.storage", node+".spare")
 			require.NoError(t, err)
 			poolReady(t, node+".spare", "True")
 		}
 	}
-	move("node3", "node2")
+	swap()
 	waitEvent(t, "default", "node2.spare", "Orphans", "node3")
 	for _, pv := range volumes {
 		id, _ := whereIs(pv)
@@ -210,7 +209,7 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 		gone(t, now)
 	}
 	require.Contains(t, mustPlugin(t, "recover"), "Nothing to do")
-	move("node2", "node3") // as the other tests know them
+	swap() // as the other tests know them
 }
 
 // TestNodeRebuiltWithEmptyDisks: another machine comes back under a node's name.

@@ -73,6 +73,29 @@ func (c *Cluster) InsertDisk(ctx context.Context, name string, disk Disk, image 
 	return c.node(name).Mount(ctx, inserted.on(device.Name()))
 }
 
+// SwapDisks puts the disk at a path of each of two nodes into the other, while both are off.
+func (c *Cluster) SwapDisks(ctx context.Context, one, other, path string) error {
+	records := map[string]record{}
+	at := map[string]int{}
+	for _, name := range []string{one, other} {
+		if err := c.mustBeOff(name); err != nil {
+			return err
+		}
+		r, err := c.readRecord(name)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(r.Disks, func(d insertedDisk) bool { return d.Path == path })
+		if i <= 0 { // the first is the system disk
+			return fmt.Errorf("%s has no disk at %s", name, path)
+		}
+		records[name], at[name] = r, i
+	}
+	a, b := &records[one].Disks[at[one]], &records[other].Disks[at[other]]
+	*a, *b = *b, *a
+	return errors.Join(c.writeRecord(one, records[one]), c.writeRecord(other, records[other]))
+}
+
 // imagesOf are the images that only this node can have in use: its own, but for those that another node has by
 // now, and those it got from others.
 func (c *Cluster) imagesOf(name string) ([]string, error) {

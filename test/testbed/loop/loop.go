@@ -46,8 +46,9 @@ func Attach(image string) (*os.File, error) {
 	}
 	defer control.Close()
 
-	// Between asking for a free device and taking it, somebody else may take it: EBUSY, and the next one is asked for.
-	for range 64 {
+	// Between asking for a free device and taking it, somebody else may take it: EBUSY, and the next one is asked for. It can be
+	// the same one for a while: who makes a volume holds a device until the filesystem is made.
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("find a free loop device for %s: %w", image, err)
