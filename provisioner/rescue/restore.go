@@ -50,6 +50,14 @@ func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
 	return out, nil
 }
 
+// Deleting lists the volumes that somebody may have used and that are to go, but have not gone yet: something uses them, or
+// their agent is not there.
+func (r *Rescuer) Deleting(ctx context.Context) ([]v1alpha1.Volume, error) {
+	return r.volumes(ctx, func(v *v1alpha1.Volume) bool {
+		return v.Spec.DesiredState == v1alpha1.DesiredDeleted && v.Spec.Published
+	})
+}
+
 func (r *Rescuer) volumes(ctx context.Context, which func(*v1alpha1.Volume) bool) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
 	if err := r.Client.List(ctx, &list); err != nil {

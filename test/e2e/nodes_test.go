@@ -186,7 +186,10 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 		}
 	}
 	swap()
-	waitEvent(t, "default", "node2.spare", "Orphans", "node3")
+	eventually(t, "the pool says where its disk comes from", func() (bool, string) {
+		out, err := cluster.Kubectl(t.Context(), "get", "pools.quarry.storage", "node2.spare", "-o", `jsonpath={.status.conditions[?(@.type=="Orphans")].message}`)
+		return strings.Contains(string(out), "made on node node3"), fmt.Sprint(string(out), err)
+	})
 	for _, pv := range volumes {
 		id, _ := whereIs(pv)
 		phaseOf(t, id, "Lost")
@@ -208,7 +211,7 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 		deleteClaim(t, ns, name)
 		gone(t, now)
 	}
-	require.Contains(t, mustPlugin(t, "recover"), "Nothing to do")
+	require.Contains(t, mustPlugin(t, "recover"), "There is nothing to do")
 	swap() // as the other tests know them
 }
 
@@ -312,7 +315,7 @@ func TestClusterRebuilt(t *testing.T) {
 	p := statefulSet(t, ns, "db", "quarry")
 	require.Equal(t, set.Spec.NodeName, p.Spec.NodeName)
 	require.Equal(t, p.Spec.NodeName+"\n"+p.Spec.NodeName, inPod(t, ns, "db-0", "cat /data/nodes"))
-	require.Contains(t, mustPlugin(t, "recover"), "Nothing to do")
+	require.Contains(t, mustPlugin(t, "recover"), "There is nothing to do")
 
 	// What was brought back lives on like everything else: it is deleted, or kept, as its class said.
 	_, err := cluster.Kubectl(t.Context(), "delete", "statefulset", "db", "-n", ns)

@@ -105,7 +105,11 @@ volume goes as soon as it is free.`,
 			if err != nil {
 				return err
 			}
-			return deleteOne(cmd, r, all, args[0], "an orphan: a PersistentVolume names it, or it does not exist", yes, timeout)
+			going, err := r.Deleting(cmd.Context()) // a second run waits for what the first one asked for
+			if err != nil {
+				return err
+			}
+			return deleteOne(cmd, r, append(all, going...), args[0], "an orphan: a PersistentVolume names it, or it does not exist", yes, timeout)
 		},
 	}
 	to.flags(cmd.Flags())
