@@ -171,10 +171,10 @@ func TestRescuedVolumeIsTakenBackOrDeleted(t *testing.T) {
 			require.Error(t, err, "a PersistentVolume points at it: %s", out)
 
 			rescue()
-			eventually(t, "the orphan is deleted", func() (bool, string) { // once kubelet has let go of it
-				out, err := plugin(t, "orphans", "delete", id, "--yes")
-				return err == nil, out
-			})
+			// Kubelet may not have let go of it yet; then the wish is recorded, and the command says so.
+			if out, err := plugin(t, "orphans", "delete", id, "--yes"); err != nil {
+				require.Contains(t, out, "it goes when it is free")
+			}
 			gone(t, pv)
 		})
 	}
