@@ -343,6 +343,9 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 			},
 		},
 	}
+	if err := mgr.Add(manager.RunnableFunc(news.catchUp)); err != nil { // by the leader, once the caches are filled
+		return in, err
+	}
 	tell := map[client.Object]toolscache.ResourceEventHandler{&v1alpha1.Volume{}: news.volumes(ctx), &v1alpha1.Pool{}: news.pools()}
 	for _, set := range []map[client.Object]toolscache.ResourceEventHandler{handlers, tell} {
 		for object, h := range set {

@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -9,13 +10,14 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
 // news tells people what agents put into conditions: agents have no right to emit events, and nobody watches conditions.
 // An event goes to where its reader looks: to the claim of a volume, to the Pool. It is emitted when a condition turns,
-// by the leader only; what turned while there was no leader is still in the condition.
+// by the leader only; a new leader tells what is wrong when it begins, since it may have turned while there was none.
 type news struct {
 	client client.Client
 	events events.EventRecorder
@@ -69,20 +71,41 @@ func (n *news) claimEvent(ctx context.Context, v *v1alpha1.Volume, reason, messa
 // pools is the handler for the informer of Pools.
 func (n *news) pools() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
-		was, is := before.(*v1alpha1.Pool), after.(*v1alpha1.Pool)
-		if !n.isLeading() {
-			return
-		}
-		if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionFalse); turned {
-			n.events.Eventf(is, nil, corev1.EventTypeWarning, "PoolOffline", "Watch", "%s: %s", c.Reason, c.Message)
-		}
-		if _, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue); turned && len(was.Status.Conditions) > 0 {
-			n.events.Eventf(is, nil, corev1.EventTypeNormal, "PoolOnline", "Watch", "the pool's disk is there")
-		}
-		if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionOrphans, metav1.ConditionTrue); turned {
-			n.events.Eventf(is, nil, corev1.EventTypeWarning, "Orphans", "Watch", "%s", c.Message)
+		if was, is := before.(*v1alpha1.Pool), after.(*v1alpha1.Pool); n.isLeading() {
+			n.pool(was, is)
 		}
 	}}
+}
+
+func (n *news) pool(was, is *v1alpha1.Pool) {
+	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionFalse); turned {
+		n.events.Eventf(is, nil, corev1.EventTypeWarning, "PoolOffline", "Watch", "%s: %s", c.Reason, c.Message)
+	}
+	if _, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue); turned && len(was.Status.Conditions) > 0 {
+		n.events.Eventf(is, nil, corev1.EventTypeNormal, "PoolOnline", "Watch", "the pool's disk is there")
+	}
+	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionOrphans, metav1.ConditionTrue); turned {
+		n.events.Eventf(is, nil, corev1.EventTypeWarning, "Orphans", "Watch", "%s", c.Message)
+	}
+}
+
+// catchUp tells what is wrong at this moment, as if it had just turned.
+func (n *news) catchUp(ctx context.Context) error {
+	var pools v1alpha1.PoolList
+	var volumes v1alpha1.VolumeList
+	if err := errors.Join(n.client.List(ctx, &pools), n.client.List(ctx, &volumes)); err != nil {
+		log.FromContext(ctx).Error(err, "Cannot look at what is wrong; it is told when it turns again")
+		return nil
+	}
+	for i := range pools.Items {
+		n.pool(&v1alpha1.Pool{}, &pools.Items[i])
+	}
+	for i := range volumes.Items {
+		if v := &volumes.Items[i]; v.Spec.Published {
+			n.volume(ctx, &v1alpha1.Volume{}, v)
+		}
+	}
+	return nil
 }
 
 // turnedTo returns the condition of a kind if it has come to be of that status, or gives another reason for it now.

@@ -59,4 +59,12 @@ func TestConditionsBecomeEvents(t *testing.T) {
 	require.Contains(t, told(), "PoolOffline Missing: no disk")
 	pools.OnUpdate(pool(metav1.ConditionFalse), pool(metav1.ConditionTrue))
 	require.Contains(t, told(), "PoolOnline")
+
+	// What turned while nobody led is told by the next leader.
+	offline := pool(metav1.ConditionFalse)
+	offline.Name = "node.default"
+	require.NoError(t, n.client.Create(t.Context(), offline))
+	require.NoError(t, n.catchUp(t.Context()))
+	require.Contains(t, told(), "PoolOffline Missing: no disk")
+	require.Empty(t, told())
 }
