@@ -245,7 +245,7 @@ func (a *Agent) work(ctx context.Context) {
 }
 
 // followMounts looks at the pools, and at volumes that were in use, whenever a mount of the node changed; at the pools also
-// without being told, since a disk that mount propagation brought or took was seen to go untold (Linux 6.18).
+// without being told, since a disk can fail without any mount changing.
 func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()

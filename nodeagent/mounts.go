@@ -20,13 +20,15 @@ const (
 // pod that let go of its volume. The kernel marks /proc/self/mountinfo with an exceptional condition then (proc_pid_mountinfo(5)
 // and poll(2): POLLERR and POLLPRI). The channel is closed when ctx ends.
 func watchMounts(ctx context.Context) (<-chan struct{}, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	// Not an os.File: Go's own poller would have it in its epoll set, and whoever looks first takes the condition away (mounts_poll
+	// in fs/namespace.c keeps what was told with the open file, not with the caller).
+	f, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
 	}
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		f.Close()
+		unix.Close(f)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	changed := make(chan struct{}, 1)
@@ -38,11 +40,11 @@ func watchMounts(ctx context.Context) (<-chan struct{}, error) {
 		unix.Close(stop)
 	}()
 	go func() {
-		defer f.Close()
+		defer unix.Close(f)
 		defer close(done)
 		defer close(changed)
 		for {
-			fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}, {Fd: int32(stop), Events: unix.POLLIN}}
+			fds := []unix.PollFd{{Fd: int32(f), Events: unix.POLLPRI}, {Fd: int32(stop), Events: unix.POLLIN}}
 			timeout := -1
 			var first time.Time
 			for quiet := false; !quiet; {

@@ -95,9 +95,10 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 	return nil
 }
 
-// Programs that list devices (losetup, lsblk, udev) open each for a moment; such a holder is looked at again before it counts.
+// Programs that list devices (lsblk, udev) open each for a moment, and losetup holds one that another was faster to take for
+// 200 ms, until it tries the next; such a holder is looked at again before it counts.
 const (
-	glances      = 5
+	glances      = 25
 	betweenLooks = 20 * time.Millisecond
 )
 
