@@ -121,7 +121,7 @@ test-vm: root ## Tests that want another kernel (quotas of ext4 and xfs, power c
 .PHONY: test-e2e
 test-e2e: root image ## End-to-end tests in a real Kubernetes on this machine; a cluster of the demo's is taken down
 	go -C test run ./cmd/testbed down
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 ./testbed/... ./sanity/... ./e2e/...
+	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 -parallel 4 ./testbed/... ./sanity/... ./e2e/...
 
 ##### Run
 

@@ -330,6 +330,11 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 			if available || err != nil {
 				a.queue.Add(v.Name)
 			}
+		case v1alpha1.VolumePending: // an adoption waits for its pool
+			ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
+			if v.Spec.Adopt != nil && ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline {
+				a.queue.Add(v.Name)
+			}
 		case v1alpha1.VolumeTrashed:
 			if !trashed[v.Name] {
 				a.queue.Add(v.Name)

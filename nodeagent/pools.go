@@ -83,8 +83,12 @@ func (p *poolReporter) askEarly(ctx context.Context) {
 		p.agent.log.WarnContext(ctx, "ask the API server which cluster this is; the pools are brought up as they are", "error", err)
 		return
 	}
+	known, err := Identities(ctx, p.agent.live, p.agent.opts.Node)
+	if err != nil {
+		p.agent.log.WarnContext(ctx, "ask the API server which disks are this node's", "error", err)
+	}
 	for _, pool := range p.agent.store.Pools() {
-		p.agent.store.Expect(pool.Name, store.Expectation{ClusterID: p.clusterID})
+		p.agent.store.Expect(pool.Name, store.Expectation{UID: known[pool.Name].UID, ClusterID: p.clusterID})
 	}
 }
 

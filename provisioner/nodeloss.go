@@ -20,6 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
 // nodeLoss lets the claims of StatefulSets start over, empty, on another node when theirs is lost, for classes that ask for
@@ -38,7 +40,9 @@ type nodeLoss struct {
 	metrics *Metrics
 
 	mu sync.Mutex
-	// gone is when a Node object was first seen missing: nothing else remembers. After a restart the delay begins anew.
+	// gone is when a node was first seen missing or not ready, by this process: only time that it saw pass counts. What the Node
+	// object says of its past proves nothing, after a weekend on which control plane and workers were switched off. After a
+	// restart the delay begins anew: later is safe, earlier is not.
 	gone map[string]time.Time
 	// told are the claims that were told that nothing is done for them.
 	told map[string]bool
@@ -70,7 +74,8 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		pv := &pvs.Items[i]
 		of, ok := originOf(pv)
 		p, err := ParametersFromJSON(of.Parameters)
-		if ok && err == nil && p.OnNodeLoss != NodeLossNever && pv.Spec.ClaimRef != nil && pv.Status.Phase == corev1.VolumeBound {
+		moving := pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != ""
+		if ok && err == nil && p.OnNodeLoss != NodeLossNever && pv.Spec.ClaimRef != nil && pv.Status.Phase == corev1.VolumeBound && !moving {
 			wanting = append(wanting, wantingPV{pv, p})
 		}
 	}
@@ -81,6 +86,16 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	state, err := n.look(ctx, req.Name)
 	if err != nil || !state.lost {
 		return reconcile.Result{}, err
+	}
+	if !state.outOfService { // which a person said
+		many, err := n.manyLost(ctx)
+		if err != nil {
+			return reconcile.Result{}, err
+		}
+		if many {
+			log.FromContext(ctx).Info("Half of the nodes or more are lost at once: it is not them, and no claim starts over", "node", req.Name)
+			return reconcile.Result{RequeueAfter: manyLostRetry}, nil
+		}
 	}
 	var next time.Duration
 	for _, w := range wanting {
@@ -100,6 +115,38 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	return reconcile.Result{RequeueAfter: next}, nil
 }
 
+// manyLostRetry is how soon it is looked again whether most nodes are back.
+const manyLostRetry = time.Minute
+
+// manyLost reports whether half of the nodes with pools, and more than one, are missing or not ready: then the network or the
+// control plane is in trouble, and every volume is where it was. The control plane stops evicting pods then as well.
+func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
+	var pools v1alpha1.PoolList
+	if err := n.client.List(ctx, &pools, client.UnsafeDisableDeepCopy); err != nil {
+		return false, &APIError{"listing pools", err}
+	}
+	ready := map[string]bool{}
+	for i := range pools.Items {
+		name := pools.Items[i].Spec.NodeName
+		if _, known := ready[name]; known {
+			continue
+		}
+		var node corev1.Node
+		err := n.client.Get(ctx, client.ObjectKey{Name: name}, &node)
+		if client.IgnoreNotFound(err) != nil {
+			return false, &APIError{"reading Node " + name, err}
+		}
+		ready[name] = err == nil && isNodeReady(&node)
+	}
+	lost := 0
+	for _, is := range ready {
+		if !is {
+			lost++
+		}
+	}
+	return lost > 1 && 2*lost >= len(ready), nil
+}
+
 type wantingPV struct {
 	pv     *corev1.PersistentVolume
 	params Parameters
@@ -117,31 +164,38 @@ func (n *nodeLoss) look(ctx context.Context, name string) (lossState, error) {
 	var node corev1.Node
 	err := n.live.Get(ctx, client.ObjectKey{Name: name}, &node)
 	if apierrors.IsNotFound(err) {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.gone == nil {
-			n.gone = map[string]time.Time{}
-		}
-		if n.gone[name].IsZero() {
-			n.gone[name] = n.now()
-		}
-		return lossState{lost: true, since: n.gone[name], why: fmt.Sprintf("Node %s does not exist any more", name)}, nil
+		return lossState{lost: true, since: n.seen(name), why: fmt.Sprintf("Node %s does not exist any more", name)}, nil
 	}
 	if err != nil {
 		return lossState{}, &APIError{"reading Node " + name, err}
 	}
-	n.forget(name)
 	s := lossState{outOfService: slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintOutOfService })}
 	for _, c := range node.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
-			s.lost, s.since = true, c.LastTransitionTime.Time
-			s.why = fmt.Sprintf("node %s is not ready since %s", name, s.since.UTC().Format(time.RFC3339))
+			s.lost, s.since = true, n.seen(name)
+			s.why = fmt.Sprintf("node %s is not ready since %s", name, c.LastTransitionTime.UTC().Format(time.RFC3339))
 			if s.outOfService {
 				s.why = fmt.Sprintf("node %s is not ready and out of service", name)
 			}
 		}
 	}
+	if !s.lost {
+		n.forget(name)
+	}
 	return s, nil
+}
+
+// seen is when a node was first seen to be lost.
+func (n *nodeLoss) seen(node string) time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.gone == nil {
+		n.gone = map[string]time.Time{}
+	}
+	if n.gone[node].IsZero() {
+		n.gone[node] = n.now()
+	}
+	return n.gone[node]
 }
 
 func (n *nodeLoss) forget(node string) {
@@ -178,7 +232,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 	case err != nil:
 		return 0, err
 	case !owned:
-		n.tellOnce(&claim, "no pod of a StatefulSet uses the claim, so nobody would make it again; it stays as it is")
+		n.tellOnce(&claim, "the claim is of no StatefulSet's template with a pod, so nobody would make it again; it stays as it is")
 		return 0, nil
 	case !n.enabled:
 		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
@@ -190,7 +244,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 	if err := n.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
 		return 0, client.IgnoreNotFound(err)
 	}
-	if pv.UID != cached.UID || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != claim.UID {
+	if pv.UID != cached.UID || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" || pv.Spec.ClaimRef == nil || pv.Spec.ClaimRef.UID != claim.UID {
 		return 0, nil
 	}
 	if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
@@ -226,7 +280,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 	return lossRetry, nil
 }
 
-// pods are those that use the claim; owned reports whether a StatefulSet's is among them.
+// pods are those that use the claim; owned reports whether a StatefulSet's is among them that makes the claim again.
 func (n *nodeLoss) pods(ctx context.Context, claim *corev1.PersistentVolumeClaim) (using []corev1.Pod, owned bool, err error) {
 	var list corev1.PodList
 	if err := n.live.List(ctx, &list, client.InNamespace(claim.Namespace)); err != nil {
@@ -235,11 +289,19 @@ func (n *nodeLoss) pods(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	for _, pod := range list.Items {
 		if slices.Contains(claimNames(&pod), claim.Name) {
 			owner := metav1.GetControllerOf(&pod)
-			owned = owned || owner != nil && owner.Kind == "StatefulSet"
+			owned = owned || owner != nil && owner.Kind == "StatefulSet" && fromTemplate(&pod, claim.Name)
 			using = append(using, pod)
 		}
 	}
 	return using, owned, nil
+}
+
+// fromTemplate tells a claim of one of the StatefulSet's templates, which it makes again, from one that its pods only name: its
+// name is the volume's and the pod's.
+func fromTemplate(pod *corev1.Pod, claim string) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim && claim == v.Name+"-"+pod.Name
+	})
 }
 
 // tellOnce says on a claim, once in the life of this process, why nothing is done for it.

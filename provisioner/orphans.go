@@ -90,6 +90,15 @@ func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (bool, err
 			return false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
 		}
 	}
+	var pvs corev1.PersistentVolumeList
+	if err := o.client.List(ctx, &pvs, client.UnsafeDisableDeepCopy); err != nil {
+		return false, fmt.Errorf("listing PersistentVolumes: %w", err)
+	}
+	for i := range pvs.Items {
+		if LeadsTo(&pvs.Items[i], v) {
+			return false, nil // of another name: made by hand, to have the data back
+		}
+	}
 	ref := v.Spec.Claim
 	if ref == nil {
 		return true, nil

@@ -121,6 +121,22 @@ func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
 	return o, ValidID(o.Volume) && o.Node != ""
 }
 
+// LeadsTo reports whether anything in a PersistentVolume leads to the volume: as one of ours does, or one that somebody made by
+// hand to have the data back, by path or by handle. What something leads to is no orphan.
+func LeadsTo(pv *corev1.PersistentVolume, v *v1alpha1.Volume) bool {
+	if o, ok := originOf(pv); ok && o.Volume == v.Name {
+		return true
+	}
+	switch {
+	case pv.Spec.CSI != nil:
+		return pv.Spec.CSI.Driver == v1alpha1.CSIDriver && pv.Spec.CSI.VolumeHandle == v.Name
+	case pv.Spec.Local != nil:
+		// An id is a whole element of a path: <pool>/<id>/..., /run/quarry/dev/<id>.
+		return slices.Contains(strings.Split(pv.Spec.Local.Path, "/"), v.Name) || v.Spec.Adopt != nil && pv.Spec.Local.Path == v.Spec.Adopt.Path
+	}
+	return false
+}
+
 // recordFromPV is the record that a PersistentVolume was made from, as far as the PersistentVolume tells: all that is
 // fixed at creation, so that the agent finds its volume under it, and that it was published.
 func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {

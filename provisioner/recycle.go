@@ -88,20 +88,21 @@ func (r *recycler) released(ctx context.Context, v *v1alpha1.Volume) (bool, erro
 
 // offer makes the new volume and its PersistentVolume. A class that does not exist any more offers nothing.
 func (r *recycler) offer(ctx context.Context, old *v1alpha1.Volume) error {
-	var class storagev1.StorageClass
-	if err := r.records.Client.Get(ctx, client.ObjectKey{Name: old.Spec.StorageClassName}, &class); err != nil {
-		return client.IgnoreNotFound(err)
+	name := "recycled-" + string(old.UID) // the same at every try
+	if same, err := r.sameClass(ctx, old); err != nil {
+		return err
+	} else if !same {
+		return r.records.AbandonAll(ctx, name)
 	}
 	node, err := getNode(ctx, r.records.Client, r.records.Live, old.Spec.NodeName)
 	if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
-		return nil
+		return r.records.AbandonAll(ctx, name)
 	}
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.wait)
 	defer cancel()
-	name := "recycled-" + string(old.UID) // the same at every try
 	v, err := r.records.Ensure(ctx, name, offered(old))
 	if err != nil {
 		return err
@@ -118,6 +119,21 @@ func (r *recycler) offer(ctx context.Context, old *v1alpha1.Volume) error {
 	}
 	r.events.Eventf(pv, nil, corev1.EventTypeNormal, "Recycled", "Recycle", "Made of the space of volume %s, which was deleted", old.Name)
 	return nil
+}
+
+// sameClass reports whether the class still is the one the volume was made by: what is offered under its name has to be what it
+// gives now.
+func (r *recycler) sameClass(ctx context.Context, old *v1alpha1.Volume) (bool, error) {
+	var class storagev1.StorageClass
+	err := r.records.Client.Get(ctx, client.ObjectKey{Name: old.Spec.StorageClassName}, &class)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &APIError{"reading StorageClass " + old.Spec.StorageClassName, err}
+	}
+	p, err := ParseParameters(class.Parameters)
+	return err == nil && class.Provisioner == old.Spec.Provisioner && p.JSON() == ParametersOf(&old.Spec), nil
 }
 
 // offered is the wish for the new volume: the old one's, without all that ties it to a claim, in the same pool.

@@ -45,10 +45,10 @@ func find(candidate func(identity) bool, match func(*unix.LoopInfo64) bool) ([]D
 			continue
 		}
 		dev, ok, err := inspectIf(is.number, match)
-		if err != nil && !errors.Is(err, errUnbound) {
+		if err != nil && !errors.Is(err, errUnbound) && !deadBeneath(err) {
 			return nil, fmt.Errorf("list loop devices: %w", err)
 		}
-		if ok {
+		if ok && err == nil {
 			devices = append(devices, dev)
 		}
 	}
@@ -140,7 +140,7 @@ func (s *scans) run() ([]identity, error) {
 			continue
 		}
 		is, err := identify(number, s.seen[number])
-		if errors.Is(err, errUnbound) {
+		if errors.Is(err, errUnbound) || deadBeneath(err) {
 			continue
 		}
 		if err != nil {
@@ -151,6 +151,12 @@ func (s *scans) run() ([]identity, error) {
 	}
 	s.seen = seen
 	return found, nil
+}
+
+// deadBeneath tells a device whose image can not be looked at any more: its filesystem shut down, or its server is gone. It is
+// not the image that our caller has just looked at, and must not keep it from being found.
+func deadBeneath(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOTCONN)
 }
 
 // identify tells what lies beneath a device, which was last seen with the

@@ -184,7 +184,7 @@ func (t *Table) OfDevice(dev Dev) []Use {
 
 // OfNode returns the bind mounts, in all namespaces, of a node of the block device, such as /dev/loop3: what kubelet and CSI
 // drivers give to containers. name is the node's, by which candidates are found; that it is this device is proven by its
-// number, and what may not be looked at counts.
+// number.
 func (t *Table) OfNode(dev Dev, name string) []Use {
 	var uses []Use
 	for _, all := range t.byDev {
@@ -198,7 +198,9 @@ func (t *Table) OfNode(dev Dev, name string) []Use {
 				continue
 			}
 			node := st.Mode&unix.S_IFMT == unix.S_IFBLK && Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev
-			if err != nil || node {
+			// What hides its mounts from us is a tenant with a mount namespace of its own, who can neither make a device's node nor
+			// mount the devtmpfs that has them all.
+			if node || err != nil && u.FSType == "devtmpfs" {
 				uses = append(uses, u)
 			}
 		}

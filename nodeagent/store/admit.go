@@ -221,7 +221,7 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 	var need int64
 	for i := range requests {
 		if s.lookup(requests[i].ID) == nil {
-			need += requests[i].SizeBytes
+			need += requests[i].SizeBytes - requests[i].occupied()
 		}
 	}
 	s.makeRoom(ctx, need, func(p *pool) bool {

@@ -167,7 +167,8 @@ func (s *Store) adopt(ctx context.Context, a *Admission) (_ *volume, err error) 
 	s.volumes[id] = v
 	delete(s.broken, a.pool.key(a.req.found.from)) // a directory of the pool that was no volume
 	s.mu.Unlock()
-	a.space.ledger.move(a.key, key)
+	a.space.ledger.set(key, m.rec.Promise()) // also where the pool was away meanwhile, and what it was promised forgotten
+	a.space.ledger.release(a.key)
 	a.space.move(tmpKey(a.pool, id), key, m.rec)
 	a.space.expire()
 	return v, err
@@ -321,7 +322,7 @@ func (m *moving) prove(ctx context.Context) error {
 		undo = m.back()
 	}
 	if undo != nil {
-		return errors.Join(err, fmt.Errorf("put the image back: %w", undo))
+		return fmt.Errorf("%v; and the image could not be put back: %w", err, undo) // no refusal: it is on disk
 	}
 	var (
 		mismatch *MismatchError
@@ -342,6 +343,13 @@ func shrinkTo(dir *beneath.Dir, size int64) error {
 		return err
 	}
 	defer image.Close()
+	now, err := image.Stat()
+	if err != nil || now.Size() == size {
+		return err
+	}
+	if now.Size() != roundUp(size) { // not ours to take off: somebody made the image larger meanwhile
+		return nil
+	}
 	return image.Truncate(size)
 }
 

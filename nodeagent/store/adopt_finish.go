@@ -17,10 +17,11 @@ import (
 // finishAdoption does what is left to do once the data is in its place, and notes that it is done. Every part of it can be
 // repeated. It is called with the volume's lock held, whenever a volume whose adoption is not finished is brought up.
 func (s *Store) finishAdoption(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
-	if err := s.heavy.Acquire(ctx, 1); err != nil {
-		return fmt.Errorf("wait for other volumes that are being made: %w", err)
+	// One at a time, and beside the other heavy jobs: walking a large tree takes long, and no new volume waits for that.
+	if err := s.adopting.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("wait for another adoption to be finished: %w", err)
 	}
-	defer s.heavy.Release(1)
+	defer s.adopting.Release(1)
 	var err error
 	if v.rec.Backend == record.BackendDirectory {
 		err = s.finishDirectory(ctx, v, r, dir)

@@ -136,8 +136,11 @@ func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) 
 	s.volumes[v.id] = v
 	s.mu.Unlock()
 	key := a.pool.key(v.id)
-	a.space.ledger.move(a.key, key)
+	// Also where the pool was away meanwhile, and what it was promised forgotten.
+	a.space.ledger.set(key, b.rec.Promise())
+	a.space.ledger.release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
+	a.space.own(key, b.rec)
 	return v, nil
 }
 

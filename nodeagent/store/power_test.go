@@ -98,6 +98,9 @@ func TestAfterThePowerWasCut(t *testing.T) {
 	n := powerNode(t, device)
 	require.Nil(t, n.store.Pools()[0].Offline)
 	require.Empty(t, n.store.Pools()[0].Broken)
+	for _, v := range n.store.List() {
+		require.NoError(t, v.Unavailable, v.ID)
+	}
 	n.check()
 	for _, r := range powerVolumes(fstype) {
 		v, err := n.store.Get(r.ID)

@@ -51,8 +51,10 @@ type Store struct {
 	log   *slog.Logger
 	locks keylock.Set
 	heavy *semaphore.Weighted
-	pools []*pool
-	freer *freer
+	// adopting bounds how many adoptions are finished at once.
+	adopting *semaphore.Weighted
+	pools    []*pool
+	freer    *freer
 	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
 	// arithmetic only, never for work on a disk.
 	admission sync.Mutex
@@ -134,7 +136,7 @@ func New(opts Options) *Store {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)),
+	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)), adopting: semaphore.NewWeighted(1),
 		volumes: map[string]*volume{}, builds: map[string]*volume{}, trash: map[string]*trashed{}, spaces: map[string]*filesystemSpace{},
 		broken: map[string]error{}, changed: make(chan struct{})}
 	for _, c := range opts.Pools {

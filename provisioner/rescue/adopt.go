@@ -219,6 +219,13 @@ func (r *Rescuer) Adopt(ctx context.Context, v *v1alpha1.Volume) error {
 	if byHand && (pv.Spec.Local == nil || pv.Spec.Local.Path != v.Spec.Adopt.Path) {
 		return fmt.Errorf("PersistentVolume %s exists, and it is not at %s; choose another name", pvName, v.Spec.Adopt.Path)
 	}
+	if byHand {
+		if on, err := r.nodeOf(ctx, pv); err != nil {
+			return err
+		} else if on != v.Spec.NodeName {
+			return fmt.Errorf("PersistentVolume %s is on node %s, not %s; choose another name", pvName, on, v.Spec.NodeName)
+		}
+	}
 	if err := r.writeVolume(ctx, Manifest(v)); err != nil {
 		return err
 	}
@@ -238,7 +245,7 @@ func (r *Rescuer) Adopt(ctx context.Context, v *v1alpha1.Volume) error {
 	if pv != nil {
 		return r.handOver(ctx, ready)
 	}
-	if _, err := r.persistentVolume(ctx, ready, ""); err != nil || ready.Spec.Claim == nil {
+	if _, err := r.persistentVolume(ctx, ready, "", nil); err != nil || ready.Spec.Claim == nil {
 		return err
 	}
 	return r.awaitBound(ctx, ready.Spec.Claim, pvName)

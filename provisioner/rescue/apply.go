@@ -60,7 +60,7 @@ func (r *Rescuer) apply(ctx context.Context, s *Step) error {
 		if err != nil {
 			return err
 		}
-		_, err = r.persistentVolume(ctx, v, "")
+		_, err = r.persistentVolume(ctx, v, "", nil)
 		return err
 	case WriteClaim:
 		v, err := r.volume(ctx, s.volume.Name)

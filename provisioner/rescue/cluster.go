@@ -148,8 +148,8 @@ func get[T any, P interface {
 }
 
 // persistentVolume writes the PersistentVolume of a volume that is ready, for its claim if it has one. A second call finds
-// it. policy, if not empty, is the one it gets.
-func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, policy corev1.PersistentVolumeReclaimPolicy) (*corev1.PersistentVolume, error) {
+// it. policy, if not empty, is the one it gets, and released, if not nil, the claim that gave it up.
+func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, policy corev1.PersistentVolumeReclaimPolicy, released *corev1.ObjectReference) (*corev1.PersistentVolume, error) {
 	node, err := get[corev1.Node](ctx, r, client.ObjectKey{Name: v.Spec.NodeName})
 	if err != nil {
 		return nil, err
@@ -174,8 +174,10 @@ func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, poli
 	if policy != "" {
 		pv.Spec.PersistentVolumeReclaimPolicy = policy
 	}
-	if pv.Spec.ClaimRef, err = r.claimRef(ctx, v); err != nil {
-		return nil, err
+	if pv.Spec.ClaimRef = released; released == nil {
+		if pv.Spec.ClaimRef, err = r.claimRef(ctx, v); err != nil {
+			return nil, err
+		}
 	}
 	err = r.Client.Create(ctx, pv)
 	if apierrors.IsAlreadyExists(err) {

@@ -33,6 +33,11 @@ func (r *Rescuer) handOver(ctx context.Context, v *v1alpha1.Volume) error {
 	if why := wouldBeDeleted(pv); why != "" {
 		return fmt.Errorf("PersistentVolume %s %s", name, why)
 	}
+	if on, err := r.nodeOf(ctx, pv); err != nil {
+		return err
+	} else if on != v.Spec.NodeName { // the same path on every node is how people make them
+		return fmt.Errorf("PersistentVolume %s is on node %s, and volume %s on %s", name, on, v.Name, v.Spec.NodeName)
+	}
 	node, err := get[corev1.Node](ctx, r, client.ObjectKey{Name: v.Spec.NodeName})
 	if err != nil {
 		return err

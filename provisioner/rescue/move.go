@@ -20,7 +20,7 @@ import (
 //  3. The Volume is written for the new node, with the policy and the claim that it has to have in the end, and its agent
 //     confirms that it has it: until then the old PersistentVolume stays.
 //  4. The PersistentVolume is deleted, and what holds it is taken away, since it only protects the claim, which stays.
-//  5. The new one is written, for the claim's UID, with the policy it had.
+//  5. The new one is written, for the claim's UID, with the policy it had. One that was Released is Released again.
 func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 	v := found.DeepCopy()
 	pv, err := get[corev1.PersistentVolume](ctx, r, client.ObjectKey{Name: v.Labels[v1alpha1.LabelPVName]})
@@ -40,6 +40,11 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 		}
 		v.Spec.ReclaimPolicy, v.Spec.Claim = old.Spec.ReclaimPolicy, old.Spec.Claim
 	}
+	// What was given up by its claim stays so: another claim of that name must not get the old data.
+	var released *corev1.ObjectReference
+	if pv != nil && pv.Status.Phase == corev1.VolumeReleased {
+		released = pv.Spec.ClaimRef.DeepCopy()
+	}
 	if pv != nil {
 		if policy := policyOf(pv); policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
 			v.Spec.ReclaimPolicy = policy
@@ -54,6 +59,13 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 		if pv.Status.Phase == corev1.VolumeReleased && policyOf(pv) == corev1.PersistentVolumeReclaimDelete {
 			return fmt.Errorf("PersistentVolume %s is released, and its volume is to be deleted; set its policy to Retain to keep the volume", pv.Name)
 		}
+	}
+	if released == nil {
+		if _, err := r.claimRef(ctx, v); err != nil { // refused while nothing is touched
+			return err
+		}
+	}
+	if pv != nil {
 		if err := r.retain(ctx, pv); err != nil {
 			return err
 		}
@@ -77,7 +89,7 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 			return err
 		}
 	}
-	if _, err = r.persistentVolume(ctx, ready, v.Spec.ReclaimPolicy); err != nil || ready.Spec.Claim == nil {
+	if _, err = r.persistentVolume(ctx, ready, v.Spec.ReclaimPolicy, released); err != nil || released != nil || ready.Spec.Claim == nil {
 		return err
 	}
 	return r.awaitBound(ctx, ready.Spec.Claim, ready.Labels[v1alpha1.LabelPVName])

@@ -391,7 +391,7 @@ func (p *planner) writeClaim(at place) {
 // handOver plans for a PersistentVolume made by hand, whose data became a volume when it was adopted.
 func (p *planner) handOver(at place, pv *corev1.PersistentVolume) {
 	v := at.found.Volume
-	if pv.Spec.Local != nil && v.Spec.Adopt != nil && v.Spec.Adopt.Path == pv.Spec.Local.Path {
+	if pv.Spec.Local != nil && v.Spec.Adopt != nil && v.Spec.Adopt.Path == pv.Spec.Local.Path && !p.wrongHost(pv, at.disk.Node) {
 		p.add(HandOver, "persistentvolume/"+pv.Name, at, "it was made by hand, and what is at %s was adopted as volume %s", pv.Spec.Local.Path, v.Name)
 		return
 	}

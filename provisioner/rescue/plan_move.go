@@ -68,7 +68,8 @@ func (p *planner) move(at place, record *v1alpha1.Volume, pv *corev1.PersistentV
 		}
 	}
 	var pods []string
-	if key := p.claimOf(v, record, pv); key.Name != "" {
+	released := pv != nil && pv.Status.Phase == corev1.VolumeReleased // another claim may have the name by now, with its pods
+	if key := p.claimOf(v, record, pv); key.Name != "" && !released {
 		for _, pod := range p.Pods[key] {
 			pods = append(pods, fmt.Sprintf("%s/%s on %s", key.Namespace, pod.Name, pod.Node))
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner"
 )
 
 // Trashed lists the volumes that are in the trash, or on their way there.
@@ -33,21 +35,34 @@ func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
 	if err := r.Client.List(ctx, &pvs); err != nil {
 		return nil, fmt.Errorf("listing PersistentVolumes: %w", err)
 	}
-	named := map[string]bool{}
-	for i := range pvs.Items {
-		if id, _, ok := behind(&pvs.Items[i]); ok {
-			named[id] = true
-		} else {
-			named[pvs.Items[i].Name+"-1"] = true // one made by hand that is being adopted
-		}
-	}
 	var out []v1alpha1.Volume
-	for _, v := range all {
-		if !named[v.Name] {
-			out = append(out, v)
+	for i := range all {
+		v := &all[i]
+		led := slices.ContainsFunc(pvs.Items, func(pv corev1.PersistentVolume) bool {
+			return provisioner.LeadsTo(&pv, v) || pv.Name == v.Labels[v1alpha1.LabelPVName] // the latter is being handed over
+		})
+		if led {
+			continue
+		}
+		awaited, err := r.awaited(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		if !awaited {
+			out = append(out, *v)
 		}
 	}
 	return out, nil
+}
+
+// awaited reports whether the claim that a volume was made for still waits for it: its PersistentVolume is being written.
+func (r *Rescuer) awaited(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+	ref := v.Spec.Claim
+	if ref == nil || ref.UID == "" {
+		return false, nil
+	}
+	claim, err := get[corev1.PersistentVolumeClaim](ctx, r, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name})
+	return claim != nil && claim.UID == ref.UID && claim.Status.Phase == corev1.ClaimPending, err
 }
 
 // Deleting lists the volumes that somebody may have used and that are to go, but have not gone yet: something uses them, or
@@ -82,13 +97,13 @@ func (r *Rescuer) volume(ctx context.Context, id string) (*v1alpha1.Volume, erro
 }
 
 // persistentVolumeOf returns the PersistentVolume that names the volume, whatever it is called; nil if there is none.
-func (r *Rescuer) persistentVolumeOf(ctx context.Context, id string) (*corev1.PersistentVolume, error) {
+func (r *Rescuer) persistentVolumeOf(ctx context.Context, v *v1alpha1.Volume) (*corev1.PersistentVolume, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := r.Client.List(ctx, &pvs); err != nil {
 		return nil, fmt.Errorf("listing PersistentVolumes: %w", err)
 	}
 	for i := range pvs.Items {
-		if names(&pvs.Items[i], id) {
+		if provisioner.LeadsTo(&pvs.Items[i], v) {
 			return &pvs.Items[i], nil
 		}
 	}
@@ -132,7 +147,7 @@ func (r *Rescuer) Restore(ctx context.Context, id string, o RestoreOptions) erro
 	}
 	v = v.DeepCopy()
 	v.Spec.Claim = ref
-	pv, err := r.persistentVolume(ctx, v, "")
+	pv, err := r.persistentVolume(ctx, v, "", nil)
 	if err != nil {
 		return err
 	}
@@ -168,6 +183,9 @@ func (r *Rescuer) mayRestore(ctx context.Context, v *v1alpha1.Volume) error {
 	case pv.DeletionTimestamp != nil || v.Spec.DesiredState != v1alpha1.DesiredPresent && pv.Status.Phase == corev1.VolumeReleased:
 		// Whoever deletes it would have the volume trashed again.
 		return fmt.Errorf("PersistentVolume %s is still being deleted; try again once it is gone", pv.Name)
+	case pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed:
+		return fmt.Errorf("PersistentVolume %[1]s is there, and %[2]s with policy %[3]s: set its policy to Retain, take away its spec.claimRef, and make a claim with volumeName %[1]s",
+			pv.Name, pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy)
 	}
 	return nil
 }
@@ -206,7 +224,7 @@ func (r *Rescuer) Delete(ctx context.Context, id string) error {
 	if !v.Spec.Published {
 		return fmt.Errorf("volume %s was never used: the controller makes it, or gives it up", id)
 	}
-	pv, err := r.persistentVolumeOf(ctx, id)
+	pv, err := r.persistentVolumeOf(ctx, v)
 	if err != nil {
 		return err
 	}
