@@ -108,3 +108,23 @@ func TestOriginOf(t *testing.T) {
 	_, ok = originOf(byHand)
 	require.False(t, ok)
 }
+
+// What anybody made by hand to have the data back leads to the volume, whatever it is called and however little it says.
+func TestLeadsTo(t *testing.T) {
+	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1-1"}, Spec: v1alpha1.VolumeSpec{Adopt: &v1alpha1.Adoption{Path: "/volumes/old"}}}
+	pv := func(source corev1.PersistentVolumeSource) *corev1.PersistentVolume {
+		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "by-hand"}, Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: source}}
+	}
+	local := func(path string) *corev1.PersistentVolume {
+		return pv(corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}})
+	}
+	csi := func(driver, handle string) *corev1.PersistentVolume {
+		return pv(corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: driver, VolumeHandle: handle}})
+	}
+	for _, leads := range []*corev1.PersistentVolume{local("/volumes/pvc-1-1/mount/data"), local("/run/quarry/dev/pvc-1-1"), local("/volumes/old"), csi(v1alpha1.CSIDriver, "pvc-1-1")} {
+		require.True(t, LeadsTo(leads, v), "%v", leads.Spec)
+	}
+	for _, not := range []*corev1.PersistentVolume{local("/volumes/pvc-1-10/data"), local("/volumes/older"), csi(v1alpha1.CSIDriver, "pvc-1-2"), csi("another", "pvc-1-1"), pv(corev1.PersistentVolumeSource{})} {
+		require.False(t, LeadsTo(not, v), "%v", not.Spec)
+	}
+}
