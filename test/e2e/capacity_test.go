@@ -28,6 +28,16 @@ func TestPodLandsWhereThereIsRoom(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) {
 			ns := newNamespace(t)
 			class := d.newClass(t, unenforced("spare"))
+			eventually(t, "the class has room on node3", func() (bool, string) { // as far as the scheduler knows
+				list, err := kube.StorageV1().CSIStorageCapacities(quarryNamespace).List(t.Context(), metav1.ListOptions{})
+				require.NoError(t, err)
+				for _, c := range list.Items {
+					if c.StorageClassName == class && c.NodeTopology.MatchLabels[corev1.LabelHostname] == "node3" && !c.Capacity.IsZero() {
+						return true, ""
+					}
+				}
+				return false, fmt.Sprint(len(list.Items), " objects")
+			})
 			claim(t, ns, "before", class, "64Mi")
 			newPod(t, ns, "before", prefers("node3"), "before")
 			require.Equal(t, "node3", running(t, ns, "before").Spec.NodeName, "the one it prefers")

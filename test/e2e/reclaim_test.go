@@ -5,15 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/quarry-storage/quarry/test/testbed"
 )
 
 // namesVolume has a claim ask for one PersistentVolume.
@@ -236,7 +233,8 @@ func TestScrubbedVolume(t *testing.T) {
 				pv := bound(t, ns, "data")
 				marker := "on-the-disk-" + string(p.UID)
 				inPod(t, ns, "app", "yes "+marker+" | dd of=/data/file bs=1M iflag=fullblock count=8 conv=fsync 2>/dev/null")
-				disk := filepath.Join(testbed.Dir(), "nodes", p.Spec.NodeName, "disks", "mnt-disks-"+test.pool+".img")
+				disk, err := cluster.DiskImage(p.Spec.NodeName, "/mnt/disks/"+test.pool)
+				require.NoError(t, err)
 				holds := func() bool {
 					onHost(t, p.Spec.NodeName, "sync -f /mnt/disks/"+test.pool)
 					return fileHolds(t, disk, marker)

@@ -138,6 +138,15 @@ func TestTrashIsTakenBack(t *testing.T) {
 			mustPlugin(t, "trash", "purge", id, "--yes")
 			gone(t, pv)
 			require.NotContains(t, mustPlugin(t, "trash", "list"), id)
+
+			other := bound(t, ns, "data")
+			otherID, _ := whereIs(other)
+			deletePod(t, ns, "app")
+			deleteClaim(t, ns, "data")
+			pvGone(t, other.Name)
+			phaseOf(t, otherID, "Trashed")
+			mustPlugin(t, "trash", "purge", otherID, "--yes")
+			gone(t, other)
 		})
 	}
 }

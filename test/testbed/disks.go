@@ -96,6 +96,20 @@ func (c *Cluster) SwapDisks(ctx context.Context, one, other, path string) error 
 	return errors.Join(c.writeRecord(one, records[one]), c.writeRecord(other, records[other]))
 }
 
+// DiskImage is the file of the disk that a node has at a path, by now.
+func (c *Cluster) DiskImage(name, path string) (string, error) {
+	r, err := c.readRecord(name)
+	if err != nil {
+		return "", err
+	}
+	for _, disk := range r.Disks {
+		if disk.Path == path {
+			return disk.Image, nil
+		}
+	}
+	return "", fmt.Errorf("%s has no disk at %s", name, path)
+}
+
 // imagesOf are the images that only this node can have in use: its own, but for those that another node has by
 // now, and those it got from others.
 func (c *Cluster) imagesOf(name string) ([]string, error) {
