@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,47 +19,13 @@ volume until a person decides. Volumes that do not even have a Volume object any
 }
 
 func newOrphansList() *cobra.Command {
-	var (
-		to        cluster
-		o         output
-		namespace string
-	)
-	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the volumes that no PersistentVolume names",
+	return volumeList{
+		which: (*rescue.Rescuer).Orphans, none: "There are no orphans.",
+		column: "CLASS", cell: func(v *v1alpha1.Volume) string { return v.Spec.StorageClassName },
+	}.command(&cobra.Command{
+		Short:   "List the volumes that no PersistentVolume names",
 		Example: `  kubectl quarry orphans list`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := o.json()
-			if err != nil {
-				return err
-			}
-			r, err := to.rescuer()
-			if err != nil {
-				return err
-			}
-			all, err := r.Orphans(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all = inNamespace(all, namespace)
-			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), all)
-			}
-			if len(all) == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "There are no orphans.")
-				return nil
-			}
-			rows := [][]string{{"VOLUME", "NODE", "POOL", "CLAIM", "SIZE", "STATE", "CLASS"}}
-			for i := range all {
-				rows = append(rows, volumeRow(&all[i], string(all[i].Status.Phase), all[i].Spec.StorageClassName))
-			}
-			return table(cmd.OutOrStdout(), rows...)
-		},
-	}
-	to.flags(cmd.Flags())
-	o.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only volumes of this namespace's claims")
-	return cmd
+	})
 }
 
 func newOrphansRestore() *cobra.Command {

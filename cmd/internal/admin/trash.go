@@ -22,54 +22,20 @@ Until then it can be brought back with all its data, or its space be freed at on
 }
 
 func newTrashList() *cobra.Command {
-	var (
-		to        cluster
-		o         output
-		namespace string
-	)
-	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the volumes in the trash",
-		Long: "List the volumes in the trash, with the claim each was for and when its space will be freed.",
+	return volumeList{
+		which: (*rescue.Rescuer).Trashed, none: "The trash is empty.",
+		column: "FREED", cell: func(v *v1alpha1.Volume) string {
+			if v.Status.ExpiresAt == nil {
+				return ""
+			}
+			return left(v.Status.ExpiresAt.Time)
+		},
+	}.command(&cobra.Command{
+		Short: "List the volumes in the trash",
+		Long:  "List the volumes in the trash, with the claim each was for and when its space will be freed.",
 		Example: `  kubectl quarry trash list
   kubectl quarry trash list -n shop -o json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := o.json()
-			if err != nil {
-				return err
-			}
-			r, err := to.rescuer()
-			if err != nil {
-				return err
-			}
-			all, err := r.Trashed(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all = inNamespace(all, namespace)
-			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), all)
-			}
-			if len(all) == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "The trash is empty.")
-				return nil
-			}
-			rows := [][]string{{"VOLUME", "NODE", "POOL", "CLAIM", "SIZE", "STATE", "FREED"}}
-			for i := range all {
-				v := &all[i]
-				freed := ""
-				if v.Status.ExpiresAt != nil {
-					freed = left(v.Status.ExpiresAt.Time)
-				}
-				rows = append(rows, volumeRow(v, string(v.Status.Phase), freed))
-			}
-			return table(cmd.OutOrStdout(), rows...)
-		},
-	}
-	to.flags(cmd.Flags())
-	o.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only volumes of this namespace's claims")
-	return cmd
+	})
 }
 
 func newTrashRestore() *cobra.Command {
