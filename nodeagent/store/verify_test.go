@@ -60,7 +60,7 @@ func TestVerifyLoopVolumes(t *testing.T) {
 
 	// Attached by hand, as losetup does it: with discards.
 	n.reboot()
-	testroot.Run(t, "losetup", "--find", "--sector-size", strconv.Itoa(int(v.LogicalBlockSize)), image)
+	testroot.Losetup(t, image, "--sector-size", strconv.Itoa(int(v.LogicalBlockSize)))
 	damaged(t, n, "passes discards on", true)
 	dev := deviceOf(image)
 	testroot.Run(t, "losetup", "--direct-io=off", dev.Path)
@@ -92,7 +92,7 @@ func TestVerifyLoopVolumes(t *testing.T) {
 	damaged(t, n, "leads to no volume", true)
 
 	// A second device over the image: each has a cache of its own.
-	second := strings.TrimSpace(testroot.Run(t, "losetup", "--find", "--show", deviceImage(t, path, "raw")))
+	second := testroot.Losetup(t, deviceImage(t, path, "raw"))
 	damaged(t, n, "several loop devices", false)
 	testroot.Run(t, "losetup", "--detach", second)
 
@@ -103,7 +103,7 @@ func TestVerifyLoopVolumes(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, left.Truncate(16*mib))
 	require.NoError(t, left.Close())
-	testroot.Run(t, "losetup", "--find", filepath.Join(tmp, record.ImageFile))
+	testroot.Losetup(t, filepath.Join(tmp, record.ImageFile))
 	found := n.store.Verify(t.Context())
 	require.True(t, contains(found, "never finished"))
 	require.NoError(t, Repair(t.Context(), found))
@@ -111,9 +111,9 @@ func TestVerifyLoopVolumes(t *testing.T) {
 
 	require.NoError(t, n.store.Delete(t.Context(), "raw", keep(3600)))
 	entry := filepath.Join(path, ".quarry/trash", n.store.Trash()[0].Entry)
-	testroot.Run(t, "losetup", "--find", filepath.Join(entry, record.ImageFile))
+	testroot.Losetup(t, filepath.Join(entry, record.ImageFile))
 	damaged(t, n, "is still over its image", true)
-	testroot.Run(t, "losetup", "--find", filepath.Join(entry, record.ImageFile))
+	testroot.Losetup(t, filepath.Join(entry, record.ImageFile))
 	require.NoError(t, n.store.Delete(t.Context(), "raw", purge))
 	require.NoError(t, os.Remove(filepath.Join(entry, record.ImageFile)))
 	damaged(t, n, "is over a deleted image", true)

@@ -85,11 +85,38 @@ func NewLoop(t testing.TB, image string, args ...string) string {
 	t.Helper()
 	t.Cleanup(func() { DetachAll(t, image) })
 	for {
-		device := strings.TrimSpace(Run(t, "losetup", append(args, "--find", "--show", image)...))
+		device := Losetup(t, image, args...)
 		if !withoutDiscards(t, device) {
 			return device
 		}
 		renew(t, device)
+	}
+}
+
+// Losetup has losetup put a free device over the image, and leaves it there. Its own --find keeps a device that another
+// process was faster to take open for up to seconds, and to whoever is to delete that one's volume it looks like a user.
+func Losetup(t testing.TB, image string, args ...string) string {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	for {
+		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Fatalf("find a free loop device: %v", err)
+		}
+		device := fmt.Sprintf("/dev/loop%d", number)
+		out, err := exec.Command("losetup", append(args, device, image)...).CombinedOutput()
+		switch {
+		case err == nil:
+			return device
+		case strings.Contains(string(out), "busy"):
+			// Taken by another process since.
+		default:
+			t.Fatalf("losetup %s %s: %v: %s", device, image, err, out)
+		}
 	}
 }
 
