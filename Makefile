@@ -5,8 +5,11 @@
 VERSION ?= 0.1.0
 # Below its own name the image has no registry: what runs it decides where it is kept.
 IMAGE ?= quarry-storage/quarry:$(VERSION)
-# Passed to every `go test`, for instance GOTESTFLAGS=-v.
+# Passed to every `go test`, for instance GOTESTFLAGS='-run NAME'.
 GOTESTFLAGS ?=
+# How tests are shown as they end: testname, standard-verbose (as go test -v) or another of gotestsum's. What failed, and what
+# was skipped and why, is said once more at the end.
+GOTESTFORMAT ?= testname
 # Nodes of the demo's cluster.
 NODES ?= 3
 
@@ -52,9 +55,9 @@ lint: $(BIN)/staticcheck ## gofmt, go vet and staticcheck over all modules
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@set -e; for m in $(MODULES); do echo "lint $$m"; (cd $$m && go vet ./... && $(BIN)/staticcheck ./...); done
 
-# Pinned in a module of its own.
-$(BIN)/staticcheck: test/lint/go.mod test/lint/go.sum
-	go -C test/lint build -o $@ honnef.co/go/tools/cmd/staticcheck
+# What a developer runs, pinned in a module of its own.
+$(BIN)/staticcheck: test/dev/go.mod test/dev/go.sum
+	go -C test/dev build -o $@ honnef.co/go/tools/cmd/staticcheck
 
 .PHONY: verify-generate
 verify-generate: ## Check that what is generated is what is committed
@@ -64,6 +67,10 @@ verify-generate: ## Check that what is generated is what is committed
 	  echo "generated files were out of date; they are current now: look at them and commit them"; exit 1; fi
 
 ##### Test
+
+GOTEST := $(BIN)/gotestsum --format $(GOTESTFORMAT) --
+$(BIN)/gotestsum: test/dev/go.mod test/dev/go.sum
+	go -C test/dev build -o $@ gotest.tools/gotestsum
 
 # A stage: its name, and what to do when it fails. In one line, so that the list of stages can be read below.
 define stage
@@ -76,7 +83,7 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 	$(call stage,set-up: packages and the programs of the testbed,test-setup,the lines above say what is missing; a second run goes on where this one stopped)
 	$(call stage,gofmt go vet staticcheck,lint,the lines above say where)
 	$(call stage,generated files,verify-generate,commit what make generate writes)
-	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-v -run NAME" for one test)
+	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-run NAME" for one test)
 	$(call stage,tests on this kernel,test-root,losetup -l and findmnt show what a test left behind)
 	$(call stage,parallel operations under the race detector,test-race,apt-get install gcc where the linker is missing)
 	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
@@ -95,33 +102,33 @@ test-setup: root ## Install the packages and build the programs that tests run: 
 	go -C test run ./cmd/machine setup
 
 .PHONY: test-unit
-test-unit: ## Tests that need no root
-	go test $(GOTESTFLAGS) $$(go list ./... | grep -v /nodeagent)
+test-unit: $(BIN)/gotestsum ## Tests that need no root
+	$(GOTEST) $(GOTESTFLAGS) $$(go list ./... | grep -v /nodeagent)
 
 .PHONY: test-root
-test-root: root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
-	go test $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
+test-root: $(BIN)/gotestsum root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
+	$(GOTEST) $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
 
 .PHONY: test-race
-test-race: root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 go test $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
+test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
 
 .PHONY: test-chart
-test-chart: ## Tests of the Helm chart and the examples
-	go -C test test $(GOTESTFLAGS) -count=1 ./chart # Go's cache does not see files outside the module
+test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples
+	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 ./chart # Go's cache does not see files outside the module
 
 .PHONY: test-image
-test-image: ## Tests of the container image and its tools
-	go -C test test $(GOTESTFLAGS) ./cmd/mkimage
+test-image: $(BIN)/gotestsum ## Tests of the container image and its tools
+	cd test && $(GOTEST) $(GOTESTFLAGS) ./cmd/mkimage
 
 .PHONY: test-vm
-test-vm: root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 30m -p 1 ./machine/... ./vm/...
+test-vm: $(BIN)/gotestsum root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
+	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 30m -p 1 ./machine/... ./vm/...
 
 .PHONY: test-e2e
-test-e2e: root image ## End-to-end tests in a real Kubernetes on this machine; a cluster of the demo's is taken down
+test-e2e: $(BIN)/gotestsum root image ## End-to-end tests in a real Kubernetes on this machine; a cluster of the demo's is taken down
 	go -C test run ./cmd/testbed down
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 -parallel 4 ./testbed/... ./sanity/... ./e2e/...
+	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 -parallel 4 ./testbed/... ./sanity/... ./e2e/...
 
 ##### Run
 
