@@ -334,7 +334,7 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 		&v1alpha1.Volume{}:              c.Records,
 		&corev1.Node{}:                  onNode(waiting.nodeChanged),
 		&storagev1.StorageClass{}:       onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
-		&corev1.PersistentVolumeClaim{}: onDelete(func(p *corev1.PersistentVolumeClaim) { waiting.removeClaim(string(p.UID)) }),
+		&corev1.PersistentVolumeClaim{}: onDelete(func(p *corev1.PersistentVolumeClaim) { waiting.claimGone(string(p.UID)) }),
 		&corev1.PersistentVolume{}:      onDelete(func(p *corev1.PersistentVolume) { waiting.removeVolume(p.Name) }),
 		&v1alpha1.Pool{}: toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(obj any) { waiting.poolChanged(nil, obj.(*v1alpha1.Pool)) },

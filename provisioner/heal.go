@@ -3,7 +3,6 @@ package provisioner
 import (
 	"context"
 	"fmt"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,10 +24,6 @@ type healer struct {
 	metrics *Metrics
 }
 
-// healEvery is how often every PersistentVolume's record is looked for without an event, in the cache: that a volume has its
-// record must not hang on one event that was delivered.
-const healEvery = 30 * time.Second
-
 // Reconcile looks at one PersistentVolume. The request's name is the PersistentVolume's.
 func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
@@ -42,12 +37,12 @@ func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	var v v1alpha1.Volume
 	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
 	if apierrors.IsNotFound(err) {
-		return reconcile.Result{RequeueAfter: healEvery}, h.restore(ctx, &pv, o)
+		return reconcile.Result{}, h.restore(ctx, &pv, o)
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("reading Volume %s: %w", o.Volume, err)
 	}
-	return reconcile.Result{RequeueAfter: healEvery}, h.follow(ctx, &pv, &v, o)
+	return reconcile.Result{}, h.follow(ctx, &pv, &v, o)
 }
 
 // restore writes a lost record again.

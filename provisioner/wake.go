@@ -2,7 +2,6 @@ package provisioner
 
 import (
 	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -15,13 +14,15 @@ import (
 // takes the delay away. Waking one too many costs a look at the cache, so the conditions here are wide.
 //
 // The library offers no way to retry one object at once. But its handlers on the informers do no more than put an
-// object's key into its queue, so the informers given to it (capture) remember the handler, and waking calls it.
+// object's key into its queue, so the informers given to it (libraryView) remember the handler, and waking calls it.
 type waitingRoom struct {
 	mu      sync.Mutex
 	claims  map[string]waiter // by claim UID, the library's key
 	volumes map[string]waiter // by the PersistentVolume's name, the library's key
 
 	claimHandler, volumeHandler cache.ResourceEventHandler
+	// claimStore is what the library sees of the claims; nil on a replica that does not lead.
+	claimStore *libraryStore
 	// forget clears the library's count of failures of a key.
 	forget func(key any)
 	// count is told how many claims wait.
@@ -67,6 +68,16 @@ func (r *waitingRoom) removeClaim(uid string) {
 	if _, waits := r.claims[uid]; waits {
 		delete(r.claims, uid)
 		r.count(len(r.claims))
+	}
+}
+
+// claimGone is removeClaim for one that does not exist any more.
+func (r *waitingRoom) claimGone(uid string) {
+	r.removeClaim(uid)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.claimStore != nil {
+		r.claimStore.forget(uid)
 	}
 }
 
@@ -170,30 +181,23 @@ func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
 	}
 }
 
-// capture is an informer that hands on the library's handler before it registers it.
-type capture struct {
-	cache.SharedIndexInformer
-	remember func(cache.ResourceEventHandler)
-}
-
-func (c capture) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	c.remember(handler)
-	return c.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
-}
-
-// captureClaims and captureVolumes wrap the informers that the library is given.
-func (r *waitingRoom) captureClaims(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
-	return capture{informer, func(h cache.ResourceEventHandler) {
+// claimsFor and volumesFor are the informers that the library is given.
+func (r *waitingRoom) claimsFor(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
+	view := newLibraryView(informer, func(h cache.ResourceEventHandler) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.claimHandler = h
-	}}
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.claimStore = view.store
+	return view
 }
 
-func (r *waitingRoom) captureVolumes(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
-	return capture{informer, func(h cache.ResourceEventHandler) {
+func (r *waitingRoom) volumesFor(informer cache.SharedIndexInformer) cache.SharedIndexInformer {
+	return newLibraryView(informer, func(h cache.ResourceEventHandler) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.volumeHandler = h
-	}}
+	})
 }
