@@ -218,33 +218,47 @@ func (s *Store) alike(group string) map[*pool]map[string]bool {
 // relieve makes trash due before its time, the oldest first, on pools that allow it (purgeUnderPressure), if that makes room
 // for the requests that are not met yet; else nothing is touched.
 func (s *Store) relieve(ctx context.Context, requests []Request) {
-	var need int64
+	var unmet []Request
 	for i := range requests {
 		if s.lookup(requests[i].ID) == nil {
-			need += requests[i].SizeBytes - requests[i].occupied()
+			unmet = append(unmet, requests[i])
 		}
 	}
-	s.makeRoom(ctx, need, func(p *pool) bool {
-		return slices.ContainsFunc(requests, func(r Request) bool { return r.wants(p, s.opts.Node) })
-	})
-}
-
-// makeRoom makes so much trash due that need bytes can be promised on one of the pools that are wanted, once it is freed.
-func (s *Store) makeRoom(ctx context.Context, need int64, wanted func(*pool) bool) {
 	for _, space := range s.allSpaces() {
-		victims := s.victims(space, need, wanted)
-		if len(victims) == 0 {
-			continue
-		}
-		for _, t := range victims {
-			s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
-			if err := s.changeTrash(ctx, t, func(note *record.Trash) { note.Purge = true }); err != nil {
-				s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
+		// Only those count that may go to this filesystem: another's lack of room is none of its trash's.
+		var here, elsewhere []Request
+		var need int64
+		for _, r := range unmet {
+			if slices.ContainsFunc(s.pools, func(p *pool) bool { return p.on(space) && r.wants(p, s.opts.Node) }) {
+				here = append(here, r)
+				need += r.SizeBytes - r.occupied()
+			} else {
+				elsewhere = append(elsewhere, r)
 			}
 		}
-		s.freer.wake()
-		return
+		wanted := func(p *pool) bool {
+			return slices.ContainsFunc(here, func(r Request) bool { return r.wants(p, s.opts.Node) })
+		}
+		if len(here) > 0 && s.makeRoom(ctx, space, need, wanted) {
+			unmet = elsewhere
+		}
 	}
+}
+
+// makeRoom makes so much trash due that need bytes can be promised on one of a filesystem's pools that are wanted, once it is
+// freed. It reports whether they can then; if not, nothing was touched.
+func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64, wanted func(*pool) bool) bool {
+	victims, enough := s.victims(space, need, wanted)
+	for _, t := range victims {
+		s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
+		if err := s.purgeOne(ctx, t); err != nil {
+			s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
+		}
+	}
+	if len(victims) > 0 {
+		s.freer.wake()
+	}
+	return enough
 }
 
 func (s *Store) allSpaces() []*filesystemSpace {
@@ -258,8 +272,8 @@ func (s *Store) allSpaces() []*filesystemSpace {
 }
 
 // victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised on one of its
-// wanted pools; none if that is not enough, if what is being freed already is, or if no wanted pool is there.
-func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) bool) []*trashed {
+// wanted pools, and whether that is enough; none if it is not, if what is being freed already is, or if no wanted pool is there.
+func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) bool) (oldest []*trashed, enough bool) {
 	room := int64(math.MinInt64)
 	able := map[*pool]bool{}
 	for _, p := range s.pools {
@@ -275,7 +289,7 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 		}
 	}
 	if room == math.MinInt64 {
-		return nil
+		return nil, false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -295,14 +309,14 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 	slices.SortFunc(kept, func(a, b *trashed) int { return a.trash.DeletedAt.Compare(b.trash.DeletedAt) })
 	for i, t := range kept {
 		if room >= need {
-			return kept[:i]
+			return kept[:i], true
 		}
 		room += t.rec.Promise()
 	}
 	if room >= need {
-		return kept
+		return kept, true
 	}
-	return nil
+	return nil, false
 }
 
 // purgeable is how many bytes of a filesystem are promised to trash that may be freed before its time.

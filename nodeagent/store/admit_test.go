@@ -285,6 +285,12 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4*size, v.SizeBytes)
 
+	// Of a group only those count that may go to a filesystem: what is missing on pool1 is no reason to free trash on pool2.
+	_, err = n.store.Admit(t.Context(), block("a", "pool1"), block("b", "pool2"))
+	require.ErrorAs(t, err, &full)
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Len(t, n.store.Trash(), 1)
+
 	// A new volume for pool1 gets nothing of what lies in the trash of another filesystem.
 	_, err = n.create(block("more", "pool1"))
 	require.ErrorAs(t, err, &full)

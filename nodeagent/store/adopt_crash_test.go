@@ -108,7 +108,7 @@ func TestAdoptionKilledAtEveryStep(t *testing.T) {
 					n.mustCreate(r)
 				}
 				if op == opRestore {
-					require.NoError(t, n.store.Delete(t.Context(), r.ID, keep(3600)))
+					require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, keep(3600)))
 				}
 				killedBefore := doom{Pools: []string{n.pools[0].Path}, Devices: n.devices, Op: op, Request: r, Step: step}.run(t)
 				if op == opCreate && old {

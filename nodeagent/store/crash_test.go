@@ -69,9 +69,9 @@ func begin(t *testing.T, n *node, state string, r Request) {
 	mark(t, n.mustCreate(r), "kept")
 	switch state {
 	case "trash":
-		require.NoError(t, n.store.Delete(t.Context(), r.ID, keep(3600)))
+		require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, keep(3600)))
 	case "purged":
-		require.NoError(t, n.store.Delete(t.Context(), r.ID, purge))
+		require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, purge))
 	}
 }
 
@@ -112,7 +112,7 @@ func whole(t *testing.T, n *node, op string, r Request, size int64) bool {
 // clear takes everything away again.
 func clearAll(t *testing.T, n *node, r Request) {
 	t.Helper()
-	require.NoError(t, n.store.Delete(t.Context(), r.ID, purge))
+	require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, purge))
 	require.NoError(t, n.store.Drain(t.Context()))
 	n.check()
 	require.Empty(t, n.ids())

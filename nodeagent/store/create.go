@@ -46,6 +46,14 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	v, err := build(ctx, a)
 	if err != nil {
 		a.Cancel()
+		var full *CapacityError
+		if _, space, stateErr := a.pool.state(); stateErr == nil && (isFull(err) || errors.As(err, &full)) {
+			// There is less than was measured: whoever asks next is to hear of it.
+			space.expire()
+			if full == nil {
+				err = fmt.Errorf("%w (%v)", &CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
+			}
+		}
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
 	}
 	s.notify()

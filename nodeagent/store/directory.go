@@ -163,12 +163,13 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 			if err := quota.SetProject(data.File(), uint32(rec.QuotaID), true); err != nil {
 				return false, err
 			}
+			repaired = true
 		}
 		have, _, err := quota.GetLimits(r.File(), uint32(rec.QuotaID))
 		if err != nil {
 			return false, err
 		}
-		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > uint64(rec.Promise()) {
+		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > uint64(rec.Promise()) || have.Inodes != uint64(rec.Inodes) {
 			return true, setDirectoryLimit(r, rec, rec.SizeBytes)
 		}
 	case record.QuotaBtrfs:

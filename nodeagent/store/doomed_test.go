@@ -3,13 +3,18 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // doomedEnvironment holds what a process of its own is to do, and when it is to be killed.
@@ -92,11 +97,11 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 	case opGrow:
 		_, err = s.Grow(ctx, r.ID, size)
 	case opDelete:
-		err = s.Delete(ctx, r.ID, keep(3600))
+		err = deleteWhenFree(ctx, s, r.ID, keep(3600))
 	case opRestore:
 		_, err = s.Restore(ctx, r.ID)
 	case opPurge:
-		if err = s.Delete(ctx, r.ID, purge); err == nil {
+		if err = deleteWhenFree(ctx, s, r.ID, purge); err == nil {
 			err = s.Drain(ctx)
 		}
 	case opFree:
@@ -109,6 +114,19 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 		err = fmt.Errorf("no operation %q", op)
 	}
 	return err
+}
+
+// deleteWhenFree deletes as an agent does, which tries again when a volume is in use. Processes of other tests hold any loop device
+// for a moment: one that they found free, and this one's store was faster to take.
+func deleteWhenFree(ctx context.Context, s *Store, id string, how record.Deletion) error {
+	for try := 1; ; try++ {
+		err := s.Delete(ctx, id, how)
+		var inUse *InUseError
+		if !errors.As(err, &inUse) || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == 100 {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // run lets the process live its life. It returns what it was killed before, or "" when it came to its end.

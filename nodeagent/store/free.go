@@ -67,22 +67,28 @@ func (s *Store) Run(ctx context.Context) {
 	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); errno != 0 {
 		s.log.WarnContext(ctx, "the trash is freed with normal I/O priority", "error", errno)
 	}
+	sweepAt := time.Now().Add(retryFreeing)
 	for ctx.Err() == nil {
-		t, wait := s.freer.next(time.Now())
+		// Not by the timer: it starts anew whenever something is deleted.
+		now := time.Now()
+		s.noteRetention(ctx, now)
+		if now.After(sweepAt) {
+			s.sweepLeftovers(ctx)
+			sweepAt = now.Add(retryFreeing)
+		}
+		t, wait := s.freer.next(now)
 		if t != nil {
 			s.freeOrRetry(ctx, t)
 			continue
 		}
 		if s.freer.sweepAgain.Load() {
-			wait = min(wait, retryFreeing)
+			wait = min(wait, time.Until(sweepAt))
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 		case <-s.freer.poke:
 		case <-timer.C:
-			s.noteRetention(ctx)
-			s.sweepLeftovers(ctx)
 		}
 		timer.Stop()
 	}
@@ -124,9 +130,16 @@ func (s *Store) sweepLeftovers(ctx context.Context) {
 	}
 }
 
-// Drain frees everything that is due now and returns. It is what Run does, once; for tests and for programs that end.
+// Drain does what was left for later and is due now, adoptions and trash, and returns; for tests and for programs that end.
 func (s *Store) Drain(ctx context.Context) error {
 	s.sweepLeftovers(ctx)
+	for _, v := range s.List() {
+		if v.Unavailable != nil && v.Adopting != "" {
+			if _, err := s.Activate(ctx, v.ID); err != nil {
+				return err
+			}
+		}
+	}
 	for {
 		t, _ := s.freer.next(time.Now())
 		if t == nil {
@@ -164,8 +177,7 @@ func (f *freer) next(now time.Time) (*trashed, time.Duration) {
 }
 
 // noteRetention writes down how much of each retention passed.
-func (s *Store) noteRetention(ctx context.Context) {
-	now := time.Now()
+func (s *Store) noteRetention(ctx context.Context, now time.Time) {
 	s.mu.Lock()
 	var waiting []*trashed
 	for _, t := range s.trash {
@@ -236,20 +248,7 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 	if err := s.fault("free: point of no return"); err != nil {
 		return false, err
 	}
-	to := t.entry + freeingSuffix
-	if err := trash.Rename(t.entry, trash, to); err != nil {
-		return false, err
-	}
-	from := t.key()
-	s.mu.Lock()
-	delete(s.trash, from)
-	t.entry = to
-	s.trash[t.key()] = t
-	s.mu.Unlock()
-	if _, space, err := t.pool.state(); err == nil {
-		space.move(from, t.key(), t.rec)
-	}
-	return false, trash.Sync()
+	return false, s.beginFreeing(t, trash)
 }
 
 // freeEntry empties an entry and removes it. The records go last: they say what else has to be given back.

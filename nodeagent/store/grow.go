@@ -23,7 +23,9 @@ func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error)
 	var full *CapacityError
 	if v := s.lookup(id); v != nil && errors.As(err, &full) {
 		// Without the lock: the trash may hold an entry of the same id.
-		s.makeRoom(ctx, full.Need, func(p *pool) bool { return p == v.pool })
+		if _, space, err := v.pool.state(); err == nil {
+			s.makeRoom(ctx, space, full.Need, func(p *pool) bool { return p == v.pool })
+		}
 	}
 	return grown, err
 }
@@ -114,7 +116,8 @@ func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
 	return nil
 }
 
-// growFailed takes the wish back where the disk turned out to be full, so that the pool does not owe it for ever.
+// growFailed takes the wish back where the disk turned out to be full, so that the pool does not owe it for ever. An image that an
+// earlier growth made larger stays that large, and so does the wish.
 func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
 	var capacity *CapacityError
 	if !errors.As(cause, &capacity) {
@@ -132,6 +135,15 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 	defer dir.Close()
 	next := v.rec
 	next.GrowingTo = 0
+	if next.Backend == record.BackendLoop {
+		st, err := dir.Stat(record.ImageFile)
+		if err != nil {
+			return errors.Join(cause, err)
+		}
+		if st.Size > next.SizeBytes {
+			next.GrowingTo = st.Size
+		}
+	}
 	if err := writeVolume(dir, &next); err != nil {
 		return errors.Join(cause, err)
 	}
@@ -167,8 +179,9 @@ func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
 		if v.rec.Allocation == record.AllocationThin {
 			err = unix.Ftruncate(int(image.Fd()), size)
 		} else if err = fallocate(int(image.Fd()), size); err != nil {
-			// What was allocated beyond the former size is given back; nothing was written there.
-			err = errors.Join(err, unix.Ftruncate(int(image.Fd()), v.rec.SizeBytes))
+			// What was allocated is given back. Not down to the record's size: an earlier growth may have come as far as its
+			// filesystem, which is in use.
+			err = errors.Join(err, unix.Ftruncate(int(image.Fd()), st.Size()))
 		}
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
 			return &CapacityError{Pool: v.pool.name(), Need: size - v.rec.SizeBytes}

@@ -95,6 +95,10 @@ func (b *building) allocate(image *os.File) error {
 	} else {
 		err = fallocate(fd, b.rec.SizeBytes)
 	}
+	if err != nil {
+		// ext4 keeps what it could allocate, down to the last block of the disk, and clearing away needs one.
+		err = errors.Join(err, unix.Ftruncate(fd, 0))
+	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
 		return &CapacityError{Pool: b.adm.pool.name(), Need: b.rec.SizeBytes}
 	}

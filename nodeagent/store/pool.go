@@ -32,6 +32,8 @@ const (
 	OfflineUnreadable    = "Unreadable"    // pool.json can not be read
 	OfflineFailed        = "Failed"        // the disk answers with errors
 	OfflineRebuilt       = "Rebuilt"       // Missing, on another machine than the one that had it; whoever knows machines says so
+	OfflineLoading       = "Loading"       // its disk is there, and what is on it is being read
+	OfflineNotConfigured = "NotConfigured" // the agent's configuration does not name it any more; whoever knows Pool objects says so
 )
 
 // pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
@@ -55,6 +57,12 @@ type expectation struct {
 	node      string
 	// takeOver is another cluster whose disk may be made this one's.
 	takeOver string
+}
+
+// on reports whether the pool is online on that filesystem.
+func (p *pool) on(space *filesystemSpace) bool {
+	_, sp, err := p.state()
+	return err == nil && sp == space
 }
 
 // root is an open pool whose identity was checked.
@@ -263,8 +271,8 @@ func filesystemKey(dir *os.File) (string, error) {
 	return strings.Join(texts, ","), nil
 }
 
-// refresh looks whether the pool's disk is there, and takes in what changed. It returns true when the pool came online, or
-// came back with another filesystem below it.
+// refresh looks whether the pool's disk is there, and takes in what changed. It returns true when the disk came, or another
+// filesystem is below the pool now; then the pool is Loading until load has read it.
 func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	p.mu.Lock()
 	want, space := p.expect, p.space
@@ -291,11 +299,11 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
 				s.forgetVolumes(p, identity.UID)
 				p.mu.Lock()
-				p.features, p.space, p.identity, p.offline = features, space, identity, nil
+				p.features, p.space, p.identity = features, space, identity
+				p.offline = &OfflineError{Pool: p.name(), Reason: OfflineLoading, Err: errors.New("what is on its disk is being read")}
 				// From now on it must be this disk, whatever was known before.
 				p.expect.uid = identity.UID
 				p.mu.Unlock()
-				s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", identity.UID, "filesystem", features.Filesystem, "features", features)
 				return true
 			}
 		}

@@ -412,3 +412,48 @@ func TestLinksLeadNowhere(t *testing.T) {
 	require.NoError(t, n.store.Delete(t.Context(), "victim", purge), "there is nothing left to delete")
 	require.Empty(t, n.ids())
 }
+
+// TestPoolIsCopied copies a pool to another disk, as the runbook has it for a disk that is to be replaced (`cp -a`). The pool is
+// what it was, but for what a copy loses: preallocated space, attributes and project ids, which come back by themselves or by
+// Repair.
+func TestPoolIsCopied(t *testing.T) {
+	for _, kind := range []poolKind{onExt4, onXFS, onExt4Prj, onXFSPrj} {
+		t.Run(kind.name, func(t *testing.T) {
+			from, to := kind.make(t, 2*gib), kind.make(t, 2*gib)
+			n := newNode(t, from)
+			directory := Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib}
+			if kind.quota == "" {
+				directory.Enforcement = record.EnforcementNone
+			}
+			for _, r := range []Request{
+				directory,
+				{ID: "pvc-2", FSType: "ext4", SizeBytes: 32 * mib},
+				{ID: "pvc-3", FSType: "ext4", SizeBytes: 32 * mib, Allocation: record.AllocationThin},
+				{ID: "pvc-4", VolumeMode: record.ModeBlock, SizeBytes: 16 * mib},
+			} {
+				mark(t, n.mustCreate(r), r.ID)
+			}
+			n.mustCreate(Request{ID: "pvc-5", FSType: "ext4", SizeBytes: 32 * mib})
+			require.NoError(t, n.store.Delete(t.Context(), "pvc-5", keep(3600)))
+			uid := n.store.Pools()[0].UID
+			n.reboot()
+			testroot.Run(t, "cp", "-a", from+"/.", to)
+
+			n.pools[0].Path = to
+			n.prepare()
+			n.store.Expect("pool1", Expectation{UID: uid})
+			n.store.Refresh(t.Context())
+			for _, id := range []string{"pvc-1", "pvc-2", "pvc-3", "pvc-4"} {
+				v, err := n.store.Get(id)
+				require.NoError(t, err)
+				require.NoError(t, v.Unavailable)
+				require.Equal(t, id, marked(t, v))
+				require.NoError(t, n.store.Recheck(t.Context(), id))
+			}
+			require.NoError(t, Repair(t.Context(), n.store.Verify(t.Context())))
+			n.check()
+			_, err := n.store.Restore(t.Context(), "pvc-5")
+			require.NoError(t, err)
+		})
+	}
+}

@@ -47,6 +47,15 @@ func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
 			if k.quota != record.QuotaProject {
 				return
 			}
+			// An administrator lifts the limit of inodes only.
+			few := n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendDirectory, SizeBytes: 16 * mib, Inodes: 1000})
+			require.NoError(t, quota.SetLimits(pool, uint32(few.QuotaID), quota.Limits{Bytes: 16 * mib}))
+			require.ErrorAs(t, s.Recheck(t.Context(), few.ID), &lost)
+			limits, _, err := quota.GetLimits(pool, uint32(few.QuotaID))
+			require.NoError(t, err)
+			require.EqualValues(t, 1000, limits.Inodes)
+			require.NoError(t, s.Recheck(t.Context(), few.ID))
+
 			// The owner of a file takes it out of the volume's project.
 			stray := filepath.Join(v.Path, "stray")
 			require.NoError(t, os.WriteFile(stray, []byte("free of charge"), 0o644))

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -77,7 +79,7 @@ func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) erro
 	}
 	rec := v.rec
 	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
-		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Second), Deletion: how}}
+		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Deletion: how}}
 	err = s.takeDown(ctx, v.id, dir)
 	if err == nil {
 		// Again: a pod may have come in between, and our own unmount shows what propagation had copied.
@@ -125,7 +127,13 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	if err := s.fault("write trash record"); err != nil {
 		return err
 	}
-	if err := dir.WriteFile(record.TrashedFile, data, 0o600); err != nil {
+	suffix := ""
+	err = dir.WriteFile(record.TrashedFile, data, 0o600)
+	if isFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
+		// A full disk has no block for a note, and freeing this one helps it: so it goes where no note is needed.
+		suffix, err = freeingSuffix, nil
+	}
+	if err != nil {
 		return err
 	}
 	trash, err := r.sub(record.TrashDir)
@@ -137,7 +145,7 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 		return err
 	}
 	for at := time.Now().Unix(); ; at++ {
-		t.entry = t.id + "@" + strconv.FormatInt(at, 10)
+		t.entry = t.id + "@" + strconv.FormatInt(at, 10) + suffix
 		err := parent.Rename(t.id, trash, t.entry)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -153,6 +161,9 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	}
 	return errors.Join(trash.Sync(), parent.Sync())
 }
+
+// isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // enterTrash makes the entry known, in the place of the volume of its id if that is what it was.
 func (s *Store) enterTrash(t *trashed, key string) {

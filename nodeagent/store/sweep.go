@@ -20,7 +20,12 @@ import (
 // bringUpAtOnce is how many volumes are brought up at the same time after a reboot.
 const bringUpAtOnce = 8
 
-// load reads what is on a pool that came online, clears away what a crash left, and brings the volumes up.
+// bringUpWait is how long a start waits for volumes to come up. One whose filesystem has to be repaired may take hours; the
+// others are served meanwhile.
+const bringUpWait = time.Minute
+
+// load reads what is on a pool whose disk came, clears away what a crash left, and brings the volumes up. Before all volumes and
+// promises are known the pool is not online: nobody must be told that a volume is not there, nor be promised its space.
 func (s *Store) load(ctx context.Context, p *pool) {
 	vols, err := s.scan(ctx, p)
 	if err != nil {
@@ -31,9 +36,40 @@ func (s *Store) load(ctx context.Context, p *pool) {
 		s.forgetPool(p)
 		return
 	}
+	p.mu.Lock()
+	p.offline = nil
+	uid, features := p.identity.UID, p.features
+	p.mu.Unlock()
+	s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", uid, "filesystem", features.Filesystem, "features", features)
+	if err := p.with(func(r *root) error {
+		s.sweepClaims(ctx, p, r)
+		return s.sweepTmp(ctx, p, r)
+	}); err != nil {
+		s.log.WarnContext(ctx, "clear away what was left", "pool", p.name(), "error", err)
+		s.freer.sweepAgain.Store(true)
+	}
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		s.bringAllUp(ctx, vols)
+	}()
+	timer := time.NewTimer(bringUpWait)
+	defer timer.Stop()
+	select {
+	case <-up:
+	case <-timer.C:
+		s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile", "pool", p.name())
+	}
+	s.freer.wake()
+}
+
+func (s *Store) bringAllUp(ctx context.Context, vols []*volume) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, bringUpAtOnce)
 	for _, v := range vols {
+		if v.finishesLater() {
+			continue
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -43,7 +79,12 @@ func (s *Store) load(ctx context.Context, p *pool) {
 		})
 	}
 	wg.Wait()
-	s.freer.wake()
+}
+
+// finishesLater reports whether the volume is an adopted directory whose files have not all got their quota id. That may take
+// long, and no other volume waits for it: Create, Activate or Drain finishes it. Its data is in its place meanwhile.
+func (v *volume) finishesLater() bool {
+	return v.rec.Adopting != "" && v.rec.QuotaKind == record.QuotaProject
 }
 
 // comeBack brings one volume up after a start, and carries on with its growth if that was under way.
@@ -66,17 +107,16 @@ func (s *Store) comeBack(ctx context.Context, v *volume) error {
 	return nil
 }
 
-// scan registers the pool's volumes and trash, and scraps what is in tmp.
+// scan registers the pool's volumes and trash.
 func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
 	r, err := p.open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	_, space, err := p.state()
-	if err != nil {
-		return nil, err
-	}
+	p.mu.Lock()
+	space := p.space
+	p.mu.Unlock()
 	vols, err := s.scanVolumes(ctx, p, r, space)
 	if err != nil {
 		return nil, err
@@ -84,10 +124,6 @@ func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
 	if err := s.scanTrash(p, r, space); err != nil {
 		return nil, err
 	}
-	if err := s.sweepTmp(ctx, p, r); err != nil {
-		return nil, err
-	}
-	s.sweepClaims(ctx, p, r)
 	space.expire()
 	return vols, nil
 }
@@ -265,7 +301,7 @@ func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, i
 	if err := s.release(ctx, dir); err != nil {
 		return err
 	}
-	t := &trashed{pool: p, id: id, since: time.Now(), trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Second), Purge: true}}
+	t := &trashed{pool: p, id: id, since: time.Now(), trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Purge: true}}
 	if rec, err := readEntry(tmp, id, id); err == nil {
 		t.rec = rec
 	}

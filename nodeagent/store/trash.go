@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -135,7 +136,53 @@ func (s *Store) purge(t *trashed) error {
 	if err := s.fault("purge"); err != nil {
 		return err
 	}
-	return s.writeTrash(t, next)
+	err := s.writeTrash(t, next)
+	if !isFull(err) {
+		return err
+	}
+	// A full disk has no block for the note, and room for another name.
+	return t.pool.with(func(r *root) error {
+		trash, err := r.sub(record.TrashDir)
+		if err != nil {
+			return err
+		}
+		defer trash.Close()
+		return s.beginFreeing(t, trash)
+	})
+}
+
+// purgeOne is purge for one that may have been restored or freed by now.
+func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
+	unlock, err := s.locks.Lock(ctx, t.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s.mu.Lock()
+	there := s.trash[t.key()] == t
+	s.mu.Unlock()
+	if !there {
+		return nil
+	}
+	return s.purge(t)
+}
+
+// beginFreeing renames the entry so that it can not be restored any more. It is called with the volume's lock held.
+func (s *Store) beginFreeing(t *trashed, trash *beneath.Dir) error {
+	to := t.entry + freeingSuffix
+	if err := trash.Rename(t.entry, trash, to); err != nil {
+		return err
+	}
+	from := t.key()
+	s.mu.Lock()
+	delete(s.trash, from)
+	t.entry = to
+	s.trash[t.key()] = t
+	s.mu.Unlock()
+	if _, space, err := t.pool.state(); err == nil {
+		space.move(from, t.key(), t.rec)
+	}
+	return trash.Sync()
 }
 
 // changeTrash rewrites an entry's note under the volume's lock, unless it was restored or is being freed by now.

@@ -112,8 +112,8 @@ func Losetup(t testing.TB, image string, args ...string) string {
 		switch {
 		case err == nil:
 			return device
-		case strings.Contains(string(out), "busy"):
-			// Taken by another process since.
+		case strings.Contains(string(out), "busy"), strings.Contains(string(out), "No such device"):
+			// Taken, or removed, by another process since.
 		default:
 			t.Fatalf("losetup %s %s: %v: %s", device, image, err, out)
 		}
