@@ -156,6 +156,31 @@ func TestPublishProvesTheVolume(t *testing.T) {
 	requireCode(t, codes.FailedPrecondition, err, "staged")
 }
 
+// TestUnpublishAfterTheDiskWasExchanged replaces a pool's disk by a copy while a pod has a volume of it: what the pod has is not
+// what would be published now, and has to go all the same.
+func TestUnpublishAfterTheDiskWasExchanged(t *testing.T) {
+	requireRoot(t)
+	pool, copied := filesystem(t, "ext4", 64<<20), filesystem(t, "ext4", 64<<20)
+	d := newDriver(t, nil, pool)
+	mode := mountable(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+	id := d.create(t, "pvc-1", 8<<20, mode, map[string]string{"backend": "directory", "enforcement": "none"})
+	target := d.target("pod")
+	require.NoError(t, d.publish(t, id, target, mode, false))
+	command(t, "cp", "-a", pool+"/.", copied)
+	command(t, "mount", "--bind", copied, pool)
+	d.store.Refresh(t.Context())
+	t.Cleanup(func() {
+		command(t, "umount", pool)
+		d.store.Refresh(context.Background())
+	})
+	require.NoError(t, d.publish(t, id, d.target("other"), mode, false), "the copy is served")
+	require.NoError(t, d.unpublish(t, id, d.target("other")))
+	require.Equal(t, 1, mountsAt(t, target))
+	require.NoError(t, d.unpublish(t, id, target))
+	require.Zero(t, mountsAt(t, target))
+	require.NoDirExists(t, target)
+}
+
 func TestPublishBlock(t *testing.T) {
 	requireRoot(t)
 	d := newDriver(t, nil, filesystem(t, "xfs", 2*gib))

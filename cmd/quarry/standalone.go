@@ -31,6 +31,7 @@ type standaloneFlags struct {
 	filesystem          string
 	reserve, overcommit string
 	enableQuota         bool
+	requireMountpoint   bool
 	inline              bool
 	maxVolumes          int64
 	deviceDir           string
@@ -40,7 +41,7 @@ func newStandaloneCommand() *cobra.Command {
 	var o standaloneFlags
 	cmd := &cobra.Command{
 		Use:     "standalone",
-		Short:   "Serve all of CSI on one machine, without Kubernetes: records are on disk only",
+		Short:   "Serve CSI on one machine, without Kubernetes: records are on disk only",
 		Example: "  quarry standalone --pool /volumes --endpoint unix:///run/quarry/csi.sock",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
@@ -51,10 +52,12 @@ func newStandaloneCommand() *cobra.Command {
 	f.StringArrayVar(&o.pools, "pool", nil, "a directory that volumes are carved out of, or name=directory; may be repeated")
 	f.StringVar(&o.endpoint, "endpoint", "unix:///run/quarry/csi.sock", "the unix socket that is served")
 	f.StringVar(&o.node, "node-id", strings.ToLower(host), "what this machine is called: the CSI node id")
+	f.Lookup("node-id").DefValue = "the host's name"
 	f.StringVar(&o.filesystem, "default-filesystem", config.DefaultFilesystem, "what is made in images when nobody says: ext4, xfs or btrfs")
 	f.StringVar(&o.reserve, "reserve", config.DefaultReserve, "what of each pool's filesystem is never promised: a percentage or a size")
 	f.StringVar(&o.overcommit, "overcommit", config.DefaultOvercommit, "how many times over the rest may be promised")
 	f.BoolVar(&o.enableQuota, "enable-quota", false, "switch simple quotas on where a pool is on a btrfs that has none")
+	f.BoolVar(&o.requireMountpoint, "require-mountpoint", false, "use a pool only while something is mounted at its path: for disks of their own")
 	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline volumes that pods ask for at publish")
 	f.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes may be published here (0: no limit)")
 	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir, "where links to the devices of Block volumes are made; must be emptied at boot")
@@ -140,7 +143,8 @@ func (o *standaloneFlags) config() ([]config.Pool, error) {
 				return nil, fmt.Errorf("--pool %s: there is pool %s=%s already", text, other.Name, other.Path)
 			}
 		}
-		p.Name, p.Reserve, p.Overcommit, p.DefaultFilesystem, p.EnableQuota = name, reserve, overcommit, o.filesystem, o.enableQuota
+		p.Name, p.Reserve, p.Overcommit, p.DefaultFilesystem = name, reserve, overcommit, o.filesystem
+		p.EnableQuota, p.RequireMountpoint = o.enableQuota, o.requireMountpoint
 		pools = append(pools, p)
 	}
 	return pools, nil

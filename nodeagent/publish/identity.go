@@ -145,8 +145,8 @@ func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source 
 	return no(errors.New("something else is"))
 }
 
-// isOf tells whether f, the root of a mount, shows the volume id. Where the volume can not be opened (its disk is gone, or it
-// was deleted), what the kernel remembers of the mount's origin decides.
+// isOf tells whether f, the root of a mount, shows the volume id. Where it is not what can be opened now (its disk is gone, or is
+// mounted anew; it was deleted), what the kernel remembers of the mount's origin decides.
 func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, error) {
 	if v, err := p.Store.Get(id); err == nil {
 		if source, err := p.Store.Open(ctx, id); err == nil {
@@ -158,10 +158,12 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 			if same {
 				return true, nil
 			}
-			if v.VolumeMode != record.ModeBlock {
-				return false, nil
+			if v.VolumeMode == record.ModeBlock {
+				if is, err := p.isReadOnlyOf(ctx, id, f); err != nil || is {
+					return is, err
+				}
 			}
-			return p.isReadOnlyOf(ctx, id, f)
+			// It may be the volume as it was: a pool can come back on another device under a running pod.
 		}
 	}
 	if record.CheckID(id) != nil {

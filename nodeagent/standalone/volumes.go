@@ -104,7 +104,11 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 				return reason(v1alpha1.ReasonVolumeUnavailable, "volume %s may be on a pool that can not be looked at: %w", id, p.Offline)
 			}
 		}
-		return nil
+		if record.CheckID(id) != nil {
+			return nil // no volume was ever called that
+		}
+		// It may be there with a record that can not be read, or in the trash, and not durably so; nothing there is hurried.
+		return nodeagent.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
 	}
 	if err != nil {
 		return nodeagent.WithReason(err)
