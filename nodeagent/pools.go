@@ -179,12 +179,41 @@ func (p *poolReporter) flushLocked(ctx context.Context) {
 	if p.clusterID == "" {
 		return // not identified yet
 	}
+	configured := map[string]bool{}
 	for _, pool := range p.agent.store.Pools() {
+		configured[p.name(pool.Name)] = true
 		if err := p.report(ctx, &pool); err != nil && ctx.Err() == nil {
 			p.agent.log.WarnContext(ctx, "report pool", "pool", pool.Name, "error", err)
 			time.AfterFunc(identifyRetry, p.poke)
 		}
 	}
+	if err := p.retire(ctx, configured); err != nil && ctx.Err() == nil {
+		p.agent.log.WarnContext(ctx, "report pools that are not configured any more", "error", err)
+		time.AfterFunc(identifyRetry, p.poke)
+	}
+}
+
+// retire says of the node's Pool objects that no pool of the configuration has that there is no room in them: what they said
+// last would bring volumes here for ever. Only people delete them, for they remember which disk was there.
+func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) error {
+	var list v1alpha1.PoolList
+	if err := p.agent.client.List(ctx, &list); err != nil {
+		return fmt.Errorf("list pool objects: %w", err)
+	}
+	for i := range list.Items {
+		object := &list.Items[i]
+		if configured[object.Name] {
+			continue
+		}
+		status := object.Status.DeepCopy()
+		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
+		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, store.OfflineNotConfigured,
+			"the agent's configuration has no such pool; delete this object when its volumes are not needed any more")
+		if err := p.write(ctx, object, status); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
@@ -205,6 +234,11 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 	}
 	status := object.Status.DeepCopy()
 	p.describe(ctx, pool, status)
+	return p.write(ctx, object, status)
+}
+
+// write writes a Pool object's status if it is not what it was.
+func (p *poolReporter) write(ctx context.Context, object *v1alpha1.Pool, status *v1alpha1.PoolStatus) error {
 	if equality.Semantic.DeepEqual(&object.Status, status) {
 		return nil
 	}
