@@ -33,11 +33,14 @@ type adviser struct {
 type advice struct {
 	claim types.UID
 	text  string
+	at    time.Time
 }
 
 const (
 	adviceAfter = 2 * time.Second // the scheduler's own time to choose
 	adviceEvery = 30 * time.Second
+	// adviceAgain is after how long the same is said once more: the API server keeps events for an hour.
+	adviceAgain = 30 * time.Minute
 )
 
 // Reconcile looks at one claim, again and again as long as it has no node.
@@ -84,12 +87,12 @@ func (a *adviser) advise(ctx context.Context, claim *corev1.PersistentVolumeClai
 	return nil
 }
 
-// news remembers an advice, and reports whether it is a new one.
+// news remembers an advice, and reports whether it is to be given (again).
 func (a *adviser) news(claim *corev1.PersistentVolumeClaim, text string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	key, now := client.ObjectKeyFromObject(claim), advice{claim.UID, text}
-	if a.said[key] == now {
+	key, now := client.ObjectKeyFromObject(claim), advice{claim.UID, text, a.now()}
+	if last := a.said[key]; last.claim == now.claim && last.text == text && now.at.Sub(last.at) < adviceAgain {
 		return false
 	}
 	if a.said == nil {

@@ -22,8 +22,7 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 		}
 	}
 	if name := claim.Spec.VolumeAttributesClassName; name != nil && *name != "" {
-		return &ClaimError{"volumeAttributesClassName", fmt.Sprintf("%q: only volumes of %s have attributes that change",
-			*name, v1alpha1.CSIDriver)}
+		return &ClaimError{"volumeAttributesClassName", fmt.Sprintf("%q: classic volumes have no attributes that change", *name)}
 	}
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	if size.Sign() <= 0 {
@@ -38,9 +37,9 @@ func checkSource(claim *corev1.PersistentVolumeClaim) error {
 	refuse := func(group *string, kind, name string) error {
 		switch {
 		case (group == nil || *group == "") && kind == "PersistentVolumeClaim":
-			return &ClaimError{"dataSource", fmt.Sprintf("a copy of claim %q: classic volumes are made empty; use %s", name, v1alpha1.CSIDriver)}
+			return &ClaimError{"dataSource", fmt.Sprintf("a copy of claim %q: volumes are made empty, Quarry makes no copies yet", name)}
 		case group != nil && *group == "snapshot.storage.k8s.io" && kind == "VolumeSnapshot":
-			return &ClaimError{"dataSource", fmt.Sprintf("a copy of snapshot %q: classic volumes are made empty; use %s", name, v1alpha1.CSIDriver)}
+			return &ClaimError{"dataSource", fmt.Sprintf("a copy of snapshot %q: volumes are made empty, Quarry makes no copies yet", name)}
 		}
 		return &controller.IgnoredError{Reason: fmt.Sprintf("a data source of kind %s is somebody else's to populate", kind)}
 	}

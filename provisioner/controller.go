@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -54,8 +55,11 @@ type Options struct {
 	SweepGrace time.Duration
 	// NodeLoss allows claims to be deleted so that they start over elsewhere, for classes with onNodeLoss.
 	NodeLoss bool
-	// CapacityOwner, if set, owns the capacity objects, so that they go with it: the controller's Deployment.
-	CapacityOwner *metav1.OwnerReference
+	// Deployment, if set, is the controller's own, in its namespace. It owns the capacity objects, so that they go with it: the
+	// scheduler would believe what they said last for ever.
+	Deployment string
+	// capacityOwner is the reference to it.
+	capacityOwner *metav1.OwnerReference
 	// MetricsAddress and HealthAddress are where those are served. Default: not at all.
 	MetricsAddress string
 	HealthAddress  string
@@ -163,6 +167,11 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("making the manager: %w", err)
 	}
+	if o.Deployment != "" {
+		if o.capacityOwner, err = ownerOf(ctx, mgr.GetAPIReader(), client.ObjectKey{Namespace: o.Namespace, Name: o.Deployment}); err != nil {
+			return err
+		}
+	}
 	c, err := Setup(ctx, mgr, o)
 	if err != nil {
 		return err
@@ -173,6 +182,15 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		}
 	}
 	return mgr.Start(ctx)
+}
+
+// ownerOf is the reference to a Deployment that others are to go with.
+func ownerOf(ctx context.Context, live client.Reader, key client.ObjectKey) (*metav1.OwnerReference, error) {
+	var d appsv1.Deployment
+	if err := live.Get(ctx, key, &d); err != nil {
+		return nil, fmt.Errorf("reading the controller's own Deployment %s: %w", key, err)
+	}
+	return &metav1.OwnerReference{APIVersion: appsv1.SchemeGroupVersion.String(), Kind: "Deployment", Name: d.Name, UID: d.UID}, nil
 }
 
 // Throughput returns the config with client-side limits that a burst of a few hundred claims does not meet, unless it
@@ -210,7 +228,7 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 			return nil, fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
 		}
 	}
-	recorder := mgr.GetEventRecorder("quarry-controller")
+	recorder := eventRecorder{mgr.GetEventRecorder("quarry-controller")}
 	agents := &Agents{}
 	c := &Controller{
 		Agents: agents,
@@ -224,7 +242,7 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 		waiting: newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
 	}
 	capacity := &capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
-		namespace: o.Namespace, owner: o.CapacityOwner, metrics: metrics}
+		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics}
 	c.Capacity, c.Local.Capacity = capacity, capacity
 	agents.OnChange = func(node string, ready bool) {
 		capacity.agentChanged(node)
@@ -330,12 +348,21 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 	waiting := c.Local.waiting
 	news := &news{client: mgr.GetClient(), events: c.Local.Events, leading: mgr.Elected()}
 	handlers := map[client.Object]toolscache.ResourceEventHandler{
-		&corev1.Pod{}:                   c.Agents,
-		&v1alpha1.Volume{}:              c.Records,
-		&corev1.Node{}:                  onNode(waiting.nodeChanged),
-		&storagev1.StorageClass{}:       onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
-		&corev1.PersistentVolumeClaim{}: onDelete(func(p *corev1.PersistentVolumeClaim) { waiting.claimGone(string(p.UID)) }),
-		&corev1.PersistentVolume{}:      onDelete(func(p *corev1.PersistentVolume) { waiting.removeVolume(p.Name) }),
+		&corev1.Pod{}:             c.Agents,
+		&v1alpha1.Volume{}:        c.Records,
+		&corev1.Node{}:            onNode(waiting.nodeChanged),
+		&storagev1.StorageClass{}: onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
+		&corev1.PersistentVolumeClaim{}: toolscache.ResourceEventHandlerFuncs{
+			UpdateFunc: func(_, after any) {
+				if claim := after.(*corev1.PersistentVolumeClaim); claim.Spec.VolumeName != "" {
+					waiting.removeClaim(string(claim.UID)) // also where it was bound to another volume than ours
+				}
+			},
+			DeleteFunc: func(obj any) {
+				lastState(obj, func(claim *corev1.PersistentVolumeClaim) { waiting.claimGone(string(claim.UID)) })
+			},
+		},
+		&corev1.PersistentVolume{}: onDelete(func(p *corev1.PersistentVolume) { waiting.removeVolume(p.Name) }),
 		&v1alpha1.Pool{}: toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(obj any) { waiting.poolChanged(nil, obj.(*v1alpha1.Pool)) },
 			UpdateFunc: func(before, after any) {

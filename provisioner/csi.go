@@ -340,11 +340,30 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	case pv != nil && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain:
 		return &NotOursError{pv.Name, "its reclaim policy is Retain"}
 	default:
+		if other, err := c.boundElsewhere(ctx, v); err != nil {
+			return err
+		} else if other != "" {
+			return &InUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s leads to it and is bound to a claim", other)}
+		}
 		if v, err = c.records().desire(ctx, v, wishToDelete(v)); err != nil {
 			return err
 		}
 	}
 	return c.awaitDeleted(ctx, v)
+}
+
+// boundElsewhere names a PersistentVolume of another name than the volume's, made by hand to have the data back, that is bound.
+func (c *CSI) boundElsewhere(ctx context.Context, v *v1alpha1.Volume) (string, error) {
+	var pvs corev1.PersistentVolumeList
+	if err := c.Local.Client.List(ctx, &pvs, client.UnsafeDisableDeepCopy); err != nil {
+		return "", &APIError{"listing PersistentVolumes", err}
+	}
+	for i := range pvs.Items {
+		if pv := &pvs.Items[i]; pv.Status.Phase == corev1.VolumeBound && LeadsTo(pv, v) {
+			return pv.Name, nil
+		}
+	}
+	return "", nil
 }
 
 func (c *CSI) awaitDeleted(ctx context.Context, v *v1alpha1.Volume) error {

@@ -177,7 +177,7 @@ var verdicts = map[string]Verdict{
 	v1alpha1.ReasonGroupRefused: {State: controller.ProvisioningReschedule,
 		Hint: "the claims of one pod are admitted together or not at all: make room for all of them on one node"},
 	v1alpha1.ReasonUnsupported: {State: controller.ProvisioningReschedule,
-		Hint: "choose backend: loop, or a pool on a filesystem that can enforce the size (docs: choosing a backend)"},
+		Hint: "choose backend: loop, or a pool on a filesystem that can enforce the size (docs/enforcement.md)"},
 	v1alpha1.ReasonPoolNotFound: {State: controller.ProvisioningReschedule,
 		Hint: "compare the class's pool and poolSelector with kubectl get pools.quarry.storage --show-labels"},
 	v1alpha1.ReasonPoolOffline: {State: controller.ProvisioningReschedule,

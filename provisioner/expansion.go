@@ -88,7 +88,7 @@ func (e *expander) expand(ctx context.Context, claim *corev1.PersistentVolumeCla
 		if err := e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInProgress, ""); err != nil {
 			return err
 		}
-		e.events.Eventf(claim, nil, corev1.EventTypeNormal, "Resizing", "Expand", "The agent of node %s resizes volume %s to %s", v.Spec.NodeName, v.Name, want.String())
+		e.events.Eventf(claim, nil, corev1.EventTypeNormal, v1alpha1.EventResizing, "Expand", "The agent of node %s resizes volume %s to %s", v.Spec.NodeName, v.Name, want.String())
 		base := v.DeepCopy()
 		v.Spec.Capacity = want
 		if err := e.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
@@ -103,7 +103,7 @@ func (e *expander) expand(ctx context.Context, claim *corev1.PersistentVolumeCla
 		return e.finish(ctx, claim, pv, *v.Status.Capacity)
 	case answered && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible:
 		if claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible {
-			e.events.Eventf(claim, nil, corev1.EventTypeWarning, "VolumeResizeFailed", "Expand",
+			e.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventVolumeResizeFailed, "Expand",
 				"Volume %s cannot be resized to %s: %s (lower the claim's request, or make room)", v.Name, want.String(), c.Message)
 		}
 		return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInfeasible, c.Message)
@@ -147,7 +147,7 @@ func (e *expander) finish(ctx context.Context, claim *corev1.PersistentVolumeCla
 		return err
 	}
 	if had := base.Status.Capacity[corev1.ResourceStorage]; had.Cmp(size) < 0 {
-		e.events.Eventf(claim, nil, corev1.EventTypeNormal, "VolumeResizeSuccessful", "Expand", "The volume is %s now", size.String())
+		e.events.Eventf(claim, nil, corev1.EventTypeNormal, v1alpha1.EventVolumeResizeSuccessful, "Expand", "The volume is %s now", size.String())
 	}
 	return nil
 }

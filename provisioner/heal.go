@@ -56,7 +56,7 @@ func (h *healer) restore(ctx context.Context, cached *corev1.PersistentVolume, o
 	}
 	v, err := recordFromPV(&pv)
 	if err != nil {
-		h.events.Eventf(&pv, nil, corev1.EventTypeWarning, "RecordLost", "Heal",
+		h.events.Eventf(&pv, nil, corev1.EventTypeWarning, v1alpha1.EventRecordLost, "Heal",
 			"Volume %s has no record, and it cannot be written again: %v", o.Volume, err)
 		return nil // nothing about that changes before the PersistentVolume does
 	}
@@ -68,7 +68,7 @@ func (h *healer) restore(ctx context.Context, cached *corev1.PersistentVolume, o
 	}
 	h.metrics.healed.Inc()
 	log.FromContext(ctx).Info("Wrote a lost record again", "volume", v.Name, "node", v.Spec.NodeName)
-	h.events.Eventf(&pv, nil, corev1.EventTypeNormal, "RecordRestored", "Heal", "Wrote Volume %s again, which was lost", v.Name)
+	h.events.Eventf(&pv, nil, corev1.EventTypeNormal, v1alpha1.EventRecordRestored, "Heal", "Wrote Volume %s again, which was lost", v.Name)
 	return nil
 }
 

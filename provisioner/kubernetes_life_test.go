@@ -45,6 +45,13 @@ func testSelector(t *testing.T, k *cluster) {
 	k.agent(other, "10Gi")
 	k.claim("elsewhere", class, "1Gi", other, tier("gold"))
 	k.warned("elsewhere", "a claim of StorageClass "+gold+" would find one")
+
+	// Where no scheduler chose, a node is taken that has such a pool, though another has more room.
+	roomy := k.node("roomy")
+	k.agent(roomy, "100Gi")
+	k.claim("now", k.class("now", immediate, nil), "1Gi", "", tier("silver"))
+	_, pv = k.bound("now")
+	require.Equal(t, node, pv.Annotations[v1alpha1.AnnotationNode])
 }
 
 func testRecycle(t *testing.T, k *cluster) {

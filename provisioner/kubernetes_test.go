@@ -154,7 +154,7 @@ func testBadInput(t *testing.T, k *cluster) {
 	k.claim("copy", good, "1Gi", node, func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "other"}
 	})
-	k.warned("copy", "classic volumes are made empty")
+	k.warned("copy", "volumes are made empty")
 	claim := k.claim("typo", bad, "1Gi", node)
 	k.warned("typo", `"backnd": is not known (did you mean "backend"?)`)
 

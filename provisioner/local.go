@@ -81,6 +81,10 @@ func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*
 		size := o.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
 		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value()}, refusedBy)
 		l.wakeIfReadyNow(uid, node, err)
+		var now corev1.PersistentVolumeClaim
+		if err := l.Client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now); apierrors.IsNotFound(err) || err == nil && now.UID != o.PVC.UID {
+			l.waiting.removeClaim(uid) // deleted before it came into the room, whose watch saw nobody go
+		}
 	}
 	return nil, state, errors.New(Explain(err))
 }
@@ -141,7 +145,7 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 	}
 	pv, err = localPV(o.PVName, v, host, l.poolLabels(ctx, v))
 	if err == nil && v.Spec.Enforcement == v1alpha1.EnforcementNone {
-		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, "SizeNotEnforced", "Provision",
+		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventSizeNotEnforced, "Provision",
 			"The class's enforcement is none: nothing keeps the volume from growing over %s", v.Spec.Capacity.String())
 	}
 	return pv, v.Spec.NodeName, err
@@ -209,6 +213,11 @@ func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p
 			continue // Ensure gives it up, or leaves it to a person
 		}
 		return v.Spec.NodeName, err
+	}
+	if o.PVC.Spec.Selector != nil { // there is no scheduler to have chosen: only nodes with such a pool will do
+		wish := v1alpha1.VolumeSpec{Pool: p.Pool, PoolSelector: p.PoolSelector}
+		narrow(&wish, o.PVC.Spec.Selector)
+		p.Pool, p.PoolSelector = wish.Pool, wish.PoolSelector
 	}
 	return l.pickNode(ctx, o.StorageClass, p, size, l.waiting.refusals(string(o.PVC.UID)))
 }

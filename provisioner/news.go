@@ -46,9 +46,9 @@ func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
 
 func (n *news) volume(ctx context.Context, was, is *v1alpha1.Volume) {
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionEnforced, metav1.ConditionFalse); turned {
-		n.claimEvent(ctx, is, "SizeNotEnforced", c.Message)
+		n.claimEvent(ctx, is, v1alpha1.EventSizeNotEnforced, c.Message)
 	}
-	bad := map[v1alpha1.VolumePhase]string{v1alpha1.VolumeLost: "VolumeLost", v1alpha1.VolumeUnavailable: "VolumeUnavailable"}
+	bad := map[v1alpha1.VolumePhase]string{v1alpha1.VolumeLost: v1alpha1.EventVolumeLost, v1alpha1.VolumeUnavailable: v1alpha1.EventVolumeUnavailable}
 	if reason := bad[is.Status.Phase]; reason != "" && was.Status.Phase != is.Status.Phase && is.Spec.DesiredState == v1alpha1.DesiredPresent {
 		_, message := condition(is.Status.Conditions, v1alpha1.ConditionReady)
 		n.claimEvent(ctx, is, reason, fmt.Sprintf("volume %s on node %s: %s", is.Name, is.Spec.NodeName, message))
@@ -79,13 +79,13 @@ func (n *news) pools() cache.ResourceEventHandler {
 
 func (n *news) pool(was, is *v1alpha1.Pool) {
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionFalse); turned {
-		n.events.Eventf(is, nil, corev1.EventTypeWarning, "PoolOffline", "Watch", "%s: %s", c.Reason, c.Message)
+		n.events.Eventf(is, nil, corev1.EventTypeWarning, v1alpha1.EventPoolOffline, "Watch", "%s: %s", c.Reason, c.Message)
 	}
 	if _, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue); turned && len(was.Status.Conditions) > 0 {
-		n.events.Eventf(is, nil, corev1.EventTypeNormal, "PoolOnline", "Watch", "the pool's disk is there")
+		n.events.Eventf(is, nil, corev1.EventTypeNormal, v1alpha1.EventPoolOnline, "Watch", "the pool's disk is there")
 	}
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionOrphans, metav1.ConditionTrue); turned {
-		n.events.Eventf(is, nil, corev1.EventTypeWarning, "Orphans", "Watch", "%s", c.Message)
+		n.events.Eventf(is, nil, corev1.EventTypeWarning, v1alpha1.EventOrphans, "Watch", "%s", c.Message)
 	}
 }
 

@@ -115,11 +115,12 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	return reconcile.Result{RequeueAfter: next}, nil
 }
 
-// manyLostRetry is how soon it is looked again whether most nodes are back.
+// manyLostRetry is how soon it is looked again whether most nodes are back, or a claim's pod is there.
 const manyLostRetry = time.Minute
 
 // manyLost reports whether half of the nodes with pools, and more than one, are missing or not ready: then the network or the
-// control plane is in trouble, and every volume is where it was. The control plane stops evicting pods then as well.
+// control plane is in trouble, and every volume is where it was. The control plane stops evicting pods then as well. A node that
+// does not exist counts while a claim is bound to a volume of its: Pools of nodes that were taken away in peace may stay for years.
 func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 	var pools v1alpha1.PoolList
 	if err := n.client.List(ctx, &pools, client.UnsafeDisableDeepCopy); err != nil {
@@ -136,6 +137,15 @@ func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 		if client.IgnoreNotFound(err) != nil {
 			return false, &APIError{"reading Node " + name, err}
 		}
+		if err != nil {
+			holds, err := n.holdsBound(ctx, name)
+			if err != nil {
+				return false, err
+			}
+			if !holds {
+				continue
+			}
+		}
 		ready[name] = err == nil && isNodeReady(&node)
 	}
 	lost := 0
@@ -145,6 +155,15 @@ func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 		}
 	}
 	return lost > 1 && 2*lost >= len(ready), nil
+}
+
+// holdsBound reports whether a claim is bound to a volume of the node.
+func (n *nodeLoss) holdsBound(ctx context.Context, node string) (bool, error) {
+	var pvs corev1.PersistentVolumeList
+	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}, client.UnsafeDisableDeepCopy); err != nil {
+		return false, &APIError{"listing PersistentVolumes", err}
+	}
+	return slices.ContainsFunc(pvs.Items, func(pv corev1.PersistentVolume) bool { return pv.Status.Phase == corev1.VolumeBound }), nil
 }
 
 type wantingPV struct {
@@ -169,7 +188,7 @@ func (n *nodeLoss) look(ctx context.Context, name string) (lossState, error) {
 	if err != nil {
 		return lossState{}, &APIError{"reading Node " + name, err}
 	}
-	s := lossState{outOfService: slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintOutOfService })}
+	s := lossState{outOfService: isOutOfService(&node)}
 	for _, c := range node.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
 			s.lost, s.since = true, n.seen(name)
@@ -183,6 +202,10 @@ func (n *nodeLoss) look(ctx context.Context, name string) (lossState, error) {
 		n.forget(name)
 	}
 	return s, nil
+}
+
+func isOutOfService(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintOutOfService })
 }
 
 // seen is when a node was first seen to be lost.
@@ -232,8 +255,9 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 	case err != nil:
 		return 0, err
 	case !owned:
-		n.tellOnce(&claim, "the claim is of no StatefulSet's template with a pod, so nobody would make it again; it stays as it is")
-		return 0, nil
+		// Its StatefulSet may make the pod later: one after the other, or when it is scaled up again.
+		n.tellOnce(&claim, "no StatefulSet's pod uses the claim by a template now, so nobody would make it again; it stays as it is for the time being")
+		return manyLostRetry, nil
 	case !n.enabled:
 		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
 		return 0, nil
@@ -255,9 +279,9 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		}
 	}
 	if claim.DeletionTimestamp == nil {
-		n.events.Eventf(&claim, nil, corev1.EventTypeWarning, "StartingOver", "NodeLoss",
+		n.events.Eventf(&claim, nil, corev1.EventTypeWarning, v1alpha1.EventStartingOver, "NodeLoss",
 			"%s, and the class says onNodeLoss: the claim is deleted so that its StatefulSet makes it again, empty, on another node; PersistentVolume %s keeps the old data", why, pv.Name)
-		n.events.Eventf(&pv, nil, corev1.EventTypeWarning, "NodeLost", "NodeLoss",
+		n.events.Eventf(&pv, nil, corev1.EventTypeWarning, v1alpha1.EventNodeLost, "NodeLoss",
 			"%s; claim %s/%s starts over elsewhere, and the data stays: the policy is Retain now", why, claim.Namespace, claim.Name)
 		if err := n.client.Delete(ctx, &claim, client.Preconditions{UID: &claim.UID}); client.IgnoreNotFound(err) != nil {
 			return 0, &APIError{"deleting claim " + claim.Namespace + "/" + claim.Name, err}
@@ -271,7 +295,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		if pod.Spec.NodeName != node {
 			continue
 		}
-		n.events.Eventf(pod, nil, corev1.EventTypeWarning, "StartingOver", "NodeLoss", "%s; the pod is removed so that its StatefulSet makes it again elsewhere", why)
+		n.events.Eventf(pod, nil, corev1.EventTypeWarning, v1alpha1.EventStartingOver, "NodeLoss", "%s; the pod is removed so that its StatefulSet makes it again elsewhere", why)
 		err := n.client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
 			return 0, &APIError{"deleting pod " + pod.Namespace + "/" + pod.Name, err}
@@ -316,7 +340,7 @@ func (n *nodeLoss) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
 		n.told = map[string]bool{}
 	}
 	n.told[key] = true
-	n.events.Eventf(claim, nil, corev1.EventTypeWarning, "NodeLost", "NodeLoss", "%s", text)
+	n.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventNodeLost, "NodeLoss", "%s", text)
 }
 
 // addNodeLoss drives it by nodes whose state changes, and by PersistentVolumes that come to be bound.
@@ -343,7 +367,7 @@ var (
 	nodeTurned = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		before, wasNode := e.ObjectOld.(*corev1.Node)
 		after, isNode := e.ObjectNew.(*corev1.Node)
-		return wasNode && isNode && (isNodeReady(before) != isNodeReady(after) || before.UID != after.UID || len(before.Spec.Taints) != len(after.Spec.Taints))
+		return wasNode && isNode && (isNodeReady(before) != isNodeReady(after) || before.UID != after.UID || isOutOfService(before) != isOutOfService(after))
 	}}
 	// pvTurned lets PersistentVolumes through that come to be bound.
 	pvTurned = predicate.Funcs{

@@ -93,6 +93,23 @@ func TestNodeLossOfManyIsNone(t *testing.T) {
 	}
 }
 
+// Nodes that were taken away in peace, and left their Pools behind, are not lost.
+func TestNodeLossForgetsNodesOfThePast(t *testing.T) {
+	n, look, now := lossBench(t, map[string]bool{"a": false, "b": true, "c": true, "old-1": false, "old-2": false, "old-3": false})
+	for _, name := range []string{"old-1", "old-2", "old-3"} {
+		require.NoError(t, n.client.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+	}
+	request := reconcile.Request{NamespacedName: client.ObjectKey{Name: "a"}}
+	result, err := n.Reconcile(t.Context(), request)
+	require.NoError(t, err)
+	require.Equal(t, 10*time.Minute, result.RequeueAfter)
+	*now = now.Add(10 * time.Minute)
+	_, err = n.Reconcile(t.Context(), request)
+	require.NoError(t, err)
+	_, _, err = look()
+	require.True(t, apierrors.IsNotFound(err), "%v", err)
+}
+
 // A claim that a StatefulSet's pods only name is made by nobody again.
 func TestNodeLossHelpsTemplatesOnly(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "db-0"}, Spec: corev1.PodSpec{Volumes: []corev1.Volume{

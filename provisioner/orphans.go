@@ -3,6 +3,7 @@ package provisioner
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,12 +43,19 @@ func (o *orphanage) Reconcile(ctx context.Context, req reconcile.Request) (recon
 		o.count(req.Name, false)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	orphaned, err := o.orphaned(ctx, &v)
+	if !v.Spec.Published || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		o.count(v.Name, false)
+		return reconcile.Result{}, nil
+	}
+	if age := o.now().Sub(v.CreationTimestamp.Time); age < o.grace {
+		return reconcile.Result{RequeueAfter: o.grace - age}, nil // its PersistentVolume is being written
+	}
+	orphaned, waits, err := o.orphaned(ctx, &v)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if age := o.now().Sub(v.CreationTimestamp.Time); orphaned && age < o.grace {
-		return reconcile.Result{RequeueAfter: o.grace - age}, nil // its PersistentVolume is being written
+	if waits { // for a claim, whose end nobody tells
+		return reconcile.Result{RequeueAfter: o.grace}, nil
 	}
 	o.count(v.Name, orphaned)
 	if orphaned == (v.Labels[v1alpha1.LabelOrphaned] != "") {
@@ -66,53 +74,52 @@ func (o *orphanage) Reconcile(ctx context.Context, req reconcile.Request) (recon
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if orphaned {
-		o.events.Eventf(&v, nil, corev1.EventTypeWarning, "Orphaned", "Report",
+		o.events.Eventf(&v, nil, corev1.EventTypeWarning, v1alpha1.EventOrphaned, "Report",
 			"No PersistentVolume points at the volume any more. Its data stays on node %s until somebody decides: "+
 				"kubectl quarry orphans restore %s, or kubectl quarry orphans delete %s", v.Spec.NodeName, v.Name, v.Name)
 	}
 	return reconcile.Result{}, nil
 }
 
-// orphaned reports whether nothing points at a volume, and nothing will.
-func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
-	if !v.Spec.Published || v.Spec.DesiredState != v1alpha1.DesiredPresent {
-		return false, nil
-	}
+// orphaned reports whether nothing points at a volume, and nothing will; waits, whether it is a claim's that is still to be served
+// from it.
+func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (orphaned, waits bool, err error) {
 	name := v.Labels[v1alpha1.LabelPVName]
 	for _, reader := range []client.Reader{o.client, o.live} { // that it is gone is only concluded from a live read
 		var pv corev1.PersistentVolume
 		err := reader.Get(ctx, client.ObjectKey{Name: name}, &pv)
 		if err == nil {
 			of, ok := originOf(&pv)
-			return ok && of.Volume != v.Name, nil // one that is not ours is a hand-made one, which points at the path
+			return ok && of.Volume != v.Name, false, nil // one that is not ours is a hand-made one, which points at the path
 		}
 		if !apierrors.IsNotFound(err) {
-			return false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
+			return false, false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
 		}
 	}
 	var pvs corev1.PersistentVolumeList
 	if err := o.client.List(ctx, &pvs, client.UnsafeDisableDeepCopy); err != nil {
-		return false, fmt.Errorf("listing PersistentVolumes: %w", err)
+		return false, false, fmt.Errorf("listing PersistentVolumes: %w", err)
 	}
 	for i := range pvs.Items {
 		if LeadsTo(&pvs.Items[i], v) {
-			return false, nil // of another name: made by hand, to have the data back
+			return false, false, nil // of another name: made by hand, to have the data back
 		}
 	}
 	ref := v.Spec.Claim
 	if ref == nil {
-		return true, nil
+		return true, false, nil
 	}
 	var claim corev1.PersistentVolumeClaim
-	err := o.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	err = o.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
 	switch {
 	case apierrors.IsNotFound(err):
-		return true, nil
+		return true, false, nil
 	case err != nil:
-		return false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
+		return false, false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
 	// A claim that is not bound yet is served from this very volume.
-	return ref.UID != "" && claim.UID != ref.UID || claim.Status.Phase != corev1.ClaimPending, nil
+	waits = (ref.UID == "" || claim.UID == ref.UID) && claim.Status.Phase == corev1.ClaimPending
+	return !waits, waits, nil
 }
 
 func (o *orphanage) count(name string, orphaned bool) {
@@ -129,18 +136,44 @@ func (o *orphanage) count(name string, orphaned bool) {
 	o.metrics.orphans.Set(float64(len(o.held)))
 }
 
+// namedBy are the volumes that a PersistentVolume may lead to, by whatever way LeadsTo knows, and those that were made for one of
+// its name.
+func (o *orphanage) namedBy(ctx context.Context, pv *corev1.PersistentVolume) map[string]bool {
+	names := map[string]bool{}
+	if of, ok := originOf(pv); ok {
+		names[of.Volume] = true
+	}
+	switch {
+	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
+		names[pv.Spec.CSI.VolumeHandle] = true
+	case pv.Spec.Local != nil:
+		for _, element := range strings.Split(pv.Spec.Local.Path, "/") {
+			if ValidID(element) && pvOf(element) != "" {
+				names[element] = true
+			}
+		}
+	}
+	var list v1alpha1.VolumeList
+	if err := o.client.List(ctx, &list, client.MatchingFields{indexPVName: pv.Name}); err == nil {
+		for i := range list.Items {
+			names[list.Items[i].Name] = true
+		}
+	}
+	return names
+}
+
 // addOrphanage drives it by Volumes, and by PersistentVolumes that come and go.
 func addOrphanage(mgr manager.Manager, o *orphanage) error {
-	toVolume := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, object client.Object) []reconcile.Request {
+	toVolume := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, object client.Object) []reconcile.Request {
 		pv, isPV := object.(*corev1.PersistentVolume)
 		if !isPV {
 			return nil
 		}
-		of, ok := originOf(pv)
-		if !ok {
-			return nil
+		var out []reconcile.Request
+		for name := range o.namedBy(ctx, pv) {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Name: name}})
 		}
-		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: of.Volume}}}
+		return out
 	})
 	err := builder.ControllerManagedBy(mgr).Named("orphans").For(&v1alpha1.Volume{}).
 		Watches(&corev1.PersistentVolume{}, toVolume).

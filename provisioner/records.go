@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -245,6 +246,10 @@ func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha
 	return nil, &APIError{"changing the admission group of Volume " + use.Name, err}
 }
 
+// groupPatience is how long a worker waits for the other claims of a pod. They are worked on at the same time; one that can not be
+// served must not hold up the workers that everybody shares. The record's change wakes the claim.
+const groupPatience = 5 * time.Second
+
 // settle waits until the agent made the volume or refused it. It returns the newest state also with an error.
 func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan *v1alpha1.Volume) (*v1alpha1.Volume, error) {
 	var agent <-chan bool
@@ -254,8 +259,14 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 		agent = s.C
 	}
 	uid := v.UID
+	var patience <-chan time.Time
 	for {
 		reason, message := condition(v.Status.Conditions, v1alpha1.ConditionReady)
+		if reason != v1alpha1.ReasonWaitingForGroup {
+			patience = nil
+		} else if patience == nil {
+			patience = time.After(groupPatience)
+		}
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent || v.DeletionTimestamp != nil:
 			return v, &PendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
@@ -278,6 +289,8 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 			if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
 				return v, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
 			}
+		case <-patience:
+			return v, &PendingError{v.Spec.NodeName, message}
 		case <-ctx.Done():
 			if message == "" {
 				message = "its agent has not answered yet"

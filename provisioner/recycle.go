@@ -117,7 +117,7 @@ func (r *recycler) offer(ctx context.Context, old *v1alpha1.Volume) error {
 	case err != nil:
 		return &APIError{"creating PersistentVolume " + name, err}
 	}
-	r.events.Eventf(pv, nil, corev1.EventTypeNormal, "Recycled", "Recycle", "Made of the space of volume %s, which was deleted", old.Name)
+	r.events.Eventf(pv, nil, corev1.EventTypeNormal, v1alpha1.EventRecycled, "Recycle", "Made of the space of volume %s, which was deleted", old.Name)
 	return nil
 }
 

@@ -45,6 +45,7 @@ func newControllerCommand() *cobra.Command {
 	f.StringVar(&o.Namespace, "namespace", "", "the namespace Quarry is installed in")
 	f.StringVar(&selector, "agent-selector", "app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
 	f.StringVar(&o.LeaseName, "lease-name", "quarry-controller", "the lease that the replicas elect their leader with")
+	f.StringVar(&o.Deployment, "deployment", "", "the controller's own Deployment, with which the capacity objects are to go (empty: with none)")
 	f.StringVar(&endpoint, "csi-endpoint", "", "the unix socket that the CSI controller service is served at (empty: it is not)")
 	f.IntVar(&o.Workers, "workers", 100, "how many claims, and how many PersistentVolumes, are worked on at a time")
 	f.DurationVar(&o.ProvisionTimeout, "provision-timeout", 0, "how long one try of one claim may take (0: 60s)")

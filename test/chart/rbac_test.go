@@ -120,7 +120,7 @@ func TestControllerGrants(t *testing.T) {
 		switch resource {
 		case "volumes/status.quarry.storage", "snapshots/status.quarry.storage", "pools/status.quarry.storage":
 			require.Fail(t, "status is the agents' word", line)
-		case "pods", "nodes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io":
+		case "pods", "nodes", "pools.quarry.storage", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io":
 			require.False(t, write, line)
 		case "persistentvolumeclaims":
 			require.NotEqual(t, "delete", verb, "nothing deletes a claim by itself")
