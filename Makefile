@@ -29,7 +29,7 @@ help: ## Show this list
 ##### Build
 
 .PHONY: build
-build: ## Build bin/quarry (static)
+build: ## Build bin/quarry and bin/kubectl-quarry (static)
 	go build -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
 
 .PHONY: image

@@ -105,7 +105,9 @@ const (
 // +kubebuilder:printcolumn:name="Volumes",type=integer,JSONPath=`.status.volumes`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
-// +kubebuilder:printcolumn:name="Quota",type=boolean,JSONPath=`.status.features.projectQuota`,priority=1
+// +kubebuilder:printcolumn:name="Orphans",type=integer,JSONPath=`.status.orphaned`,priority=1
+// +kubebuilder:printcolumn:name="ProjectQuota",type=boolean,JSONPath=`.status.features.projectQuota`,priority=1
+// +kubebuilder:printcolumn:name="SimpleQuota",type=boolean,JSONPath=`.status.features.simpleQuota`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Pool struct {
 	metav1.TypeMeta   `json:",inline"`

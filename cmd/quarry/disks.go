@@ -31,6 +31,7 @@ func (d *disks) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&d.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration, which names the pools")
 	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"), "the name of the node, where its pools differ from the others'")
+	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringArrayVar(&d.paths, "pool", nil, "a pool's path, instead of those of the configuration (repeatable)")
 	f.StringVarP(&d.output, "output", "o", "table", "table or json")
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"flag"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +20,8 @@ import (
 
 	"github.com/quarry-storage/quarry/cmd/internal/admin"
 	"github.com/quarry-storage/quarry/nodeagent"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/provisioner"
 )
@@ -25,7 +30,9 @@ var update = flag.Bool("update", false, "write docs/reference instead of compari
 
 // TestReferenceIsCurrent compares docs/reference with what the program says of itself. `make generate` writes it.
 func TestReferenceIsCurrent(t *testing.T) {
-	for name, text := range map[string]string{"commands.md": commandsReference(), "metrics.md": metricsReference(t)} {
+	for name, text := range map[string]string{
+		"commands.md": commandsReference(), "metrics.md": metricsReference(t), "options.md": optionsReference(), "reasons.md": reasonsReference(t),
+	} {
 		path := filepath.Join("../../docs/reference", name)
 		if *update {
 			require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
@@ -128,4 +135,71 @@ func between(text, after, before string) string {
 	_, rest, _ := strings.Cut(text, after)
 	part, _, _ := strings.Cut(rest, before)
 	return part
+}
+
+func optionsReference() string {
+	var b strings.Builder
+	b.WriteString("# Options of mkfs and mount\n\nGenerated from the program (`make generate`). What is not listed is refused, with the reason in the claim's event: " +
+		"other devices and files, what forces, what can lose data, and what the oldest supported kernel does not mount.\n")
+	for _, t := range filesystem.Types() {
+		fmt.Fprintf(&b, "\n## mkfs.%s\n\nThe class's parameter `mkfsOptions`.\n\n| option | value |\n|---|---|\n", t)
+		for _, o := range filesystem.AllowedMkfsOptions(t) {
+			fmt.Fprintf(&b, "| `%s` | %s |\n", o.Option, o.Value)
+		}
+	}
+	b.WriteString("\n## mount, every filesystem\n\nThe class's field `mountOptions`. `nosuid` and `nodev` are on unless `suid` and `dev` are asked for.\n\n")
+	var all []string
+	for _, o := range mount.AllowedOptions("") {
+		all = append(all, "`"+o.Option+"`")
+	}
+	fmt.Fprintln(&b, strings.Join(all, ", "))
+	for _, t := range filesystem.Types() {
+		fmt.Fprintf(&b, "\n## mount, %s\n\n| option | value |\n|---|---|\n", t)
+		for _, o := range mount.AllowedOptions(string(t)) {
+			fmt.Fprintf(&b, "| `%s` | %s |\n", o.Option, o.Value)
+		}
+	}
+	return b.String()
+}
+
+func reasonsReference(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString("# Reasons\n\nOf conditions and events. Generated from the program (`make generate`). None is ever renamed.\n")
+	for _, from := range []struct{ file, prefix string }{
+		{"../../api/v1alpha1/reasons.go", "Reason"}, {"../../api/v1alpha1/events.go", "Event"}, {"../../nodeagent/store/pool.go", "Offline"},
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), from.file, nil, parser.ParseComments)
+		require.NoError(t, err)
+		for _, decl := range file.Decls {
+			if group, ok := decl.(*ast.GenDecl); ok && group.Tok == token.CONST {
+				describeReasons(&b, group, from.prefix)
+			}
+		}
+	}
+	return b.String()
+}
+
+// describeReasons makes a table of the constants of one block whose names begin with the prefix. Each has a comment of its own,
+// above it or behind it, or shares that of the one above.
+func describeReasons(b *strings.Builder, group *ast.GenDecl, prefix string) {
+	var rows []string
+	meaning := ""
+	for _, spec := range group.Specs {
+		value := spec.(*ast.ValueSpec)
+		name := value.Names[0].Name
+		literal, ok := value.Values[0].(*ast.BasicLit)
+		if !ok || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		if text := value.Doc.Text() + value.Comment.Text(); text != "" {
+			meaning = strings.Join(strings.Fields(text), " ")
+			for _, lead := range []string{name + ": ", name + ", ", name + " "} {
+				meaning = strings.TrimPrefix(meaning, lead)
+			}
+		}
+		rows = append(rows, fmt.Sprintf("| `%s` | %s |", strings.Trim(literal.Value, `"`), meaning))
+	}
+	if len(rows) > 0 {
+		fmt.Fprintf(b, "\n%s\n\n| reason | meaning |\n|---|---|\n%s\n", strings.TrimSpace(strings.ReplaceAll(group.Doc.Text(), "\n", " ")), strings.Join(rows, "\n"))
+	}
 }

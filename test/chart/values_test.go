@@ -2,7 +2,9 @@ package chart
 
 import (
 	"bytes"
+	"os"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -164,4 +166,41 @@ func TestVersions(t *testing.T) {
 	version := regexp.MustCompile(`(?m)^VERSION \?= (\S+)$`).FindStringSubmatch(readFile(t, "Makefile"))
 	require.NotNil(t, version)
 	require.Equal(t, c.Metadata.AppVersion, version[1])
+}
+
+// TestAlerts compares the alerts with the metrics there are, and with the page that explains them.
+func TestAlerts(t *testing.T) {
+	files, err := renderFiles(t, values{"metrics": values{"prometheusRule": values{"enabled": true, "labels": values{"release": "prometheus"}}}})
+	require.NoError(t, err)
+	var rule struct {
+		Metadata metav1.ObjectMeta
+		Spec     struct {
+			Groups []struct {
+				Rules []struct {
+					Alert, Expr string
+					Annotations map[string]string
+				}
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(files["quarry/templates/prometheusrule.yaml"]), &rule))
+	require.Equal(t, "prometheus", rule.Metadata.Labels["release"])
+	require.Len(t, rule.Spec.Groups, 1)
+	require.Len(t, rule.Spec.Groups[0].Rules, 5)
+	metrics, err := os.ReadFile("../../docs/reference/metrics.md")
+	require.NoError(t, err)
+	guide, err := os.ReadFile("../../docs/guides/monitoring.md")
+	require.NoError(t, err)
+	for _, r := range rule.Spec.Groups[0].Rules {
+		names := regexp.MustCompile(`quarry_\w+`).FindAllString(r.Expr, -1)
+		require.NotEmpty(t, names, r.Expr)
+		for _, name := range names {
+			require.Contains(t, string(metrics), "| `"+name+"` |")
+		}
+		require.Contains(t, string(guide), "| "+r.Alert+" | `"+strings.ReplaceAll(r.Expr, `{namespace="`+namespace+`"}`, "")+"`")
+		require.NotEmpty(t, r.Annotations["summary"])
+	}
+	files, err = renderFiles(t, nil)
+	require.NoError(t, err)
+	require.Empty(t, strings.TrimSpace(files["quarry/templates/prometheusrule.yaml"]))
 }

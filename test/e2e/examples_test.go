@@ -25,6 +25,7 @@ func TestExamples(t *testing.T) {
 		"quickstart":  {"quickstart"},
 		"block":       nil,
 		"statefulset": nil,
+		"csi":         {"csi-web", "csi-block", "csi-ephemeral", "csi-rwop"},
 	} {
 		t.Run(example, func(t *testing.T) {
 			t.Parallel()
@@ -119,6 +120,49 @@ func TestTiersExample(t *testing.T) {
 	require.Equal(t, "hdd", poolOf(t, bound(t, ns, "archive")))
 }
 
+// replaceMember gives up the volume of member 1 and has it start over, as the example's README has it for a lost node.
+func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args string) string) {
+	t.Helper()
+	const name = "easemesh-control-plane-1"
+	member := ""
+	for _, line := range strings.Split(etcdctl(0, "member list"), "\n") {
+		if fields := strings.Split(line, ", "); len(fields) > 3 && fields[2] == name {
+			member = fields[0]
+			etcdctl(0, "member remove "+member)
+			etcdctl(0, "member add "+name+" --peer-urls="+fields[3])
+		}
+	}
+	require.NotEmpty(t, member)
+	script, err := kube.CoreV1().ConfigMaps(mesh).Get(t.Context(), "easemesh-control-plane", metav1.GetOptions{})
+	require.NoError(t, err)
+	const isNew, existing = "initial-cluster-state: new", "initial-cluster-state: existing"
+	require.Contains(t, script.Data["configure"], isNew)
+	script.Data["configure"] = strings.Replace(script.Data["configure"], isNew, existing, 1)
+	_, err = kube.CoreV1().ConfigMaps(mesh).Update(t.Context(), script, metav1.UpdateOptions{})
+	require.NoError(t, err)
+
+	claims, err := kube.CoreV1().PersistentVolumeClaims(mesh).List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	for _, c := range claims.Items {
+		if strings.HasSuffix(c.Name, name) {
+			require.NoError(t, kube.CoreV1().PersistentVolumeClaims(mesh).Delete(t.Context(), c.Name, metav1.DeleteOptions{}))
+		}
+	}
+	deletePodAndWaitForAnother(t, mesh, name)
+	eventually(t, "the new member has what the old one had", func() (bool, string) {
+		out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, name, "-c", "easemesh-control-plane", "--",
+			"etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "answer", "--print-value-only")
+		return err == nil && strings.TrimSpace(string(out)) == "42", fmt.Sprint(string(out), err)
+	})
+	for _, c := range claims.Items {
+		if strings.HasSuffix(c.Name, name) {
+			now, err := kube.CoreV1().PersistentVolumeClaims(mesh).Get(t.Context(), c.Name, metav1.GetOptions{})
+			require.NoError(t, err)
+			require.NotEqual(t, c.UID, now.UID)
+		}
+	}
+}
+
 func deletePodAndWaitForAnother(t testing.TB, ns, name string) {
 	t.Helper()
 	before, err := kube.CoreV1().Pods(ns).Get(t.Context(), name, metav1.GetOptions{})
@@ -150,9 +194,6 @@ func TestEaseMesh(t *testing.T) {
 			claims, err := kube.CoreV1().PersistentVolumeClaims(mesh).List(t.Context(), metav1.ListOptions{})
 			require.NoError(t, err)
 			require.Len(t, claims.Items, 3)
-			for _, c := range claims.Items {
-				volumes = append(volumes, bound(t, mesh, c.Name))
-			}
 			eventually(t, "the members have a leader", func() (bool, string) {
 				out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c", "easemesh-control-plane", "--",
 					"etcdctl", "--endpoints=http://127.0.0.1:2379", "endpoint", "health")
@@ -166,7 +207,13 @@ func TestEaseMesh(t *testing.T) {
 					"etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "answer", "--print-value-only")
 				return err == nil && strings.TrimSpace(string(out)) == "42", fmt.Sprint(string(out), err)
 			})
+			if round == 0 {
+				replaceMember(t, mesh, etcdctl)
+			}
 			// emctl reset, and what its manual says of claims: they are deleted by hand.
+			for _, c := range claims.Items {
+				volumes = append(volumes, bound(t, mesh, c.Name))
+			}
 			_, err = cluster.Kubectl(t.Context(), "delete", "namespace", mesh)
 			require.NoError(t, err)
 			for _, pv := range volumes {

@@ -67,6 +67,7 @@ report says that.`,
 	f.BoolVar(&check, "check", false, "look only; required")
 	f.StringVar(&file, "config", "/etc/quarry/agent.yaml", "the agents' configuration, which names the pools")
 	f.StringVar(&node, "node-name", os.Getenv("NODE_NAME"), "the name of the node, where its pools differ from the others'")
+	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringVar(&dir, "path", "", "the path to look at")
 	f.StringVar(&kind, "type", string(v1alpha1.AdoptDirectory), "what is there: Directory, DirectoryOrCreate, File or FileOrCreate")
 	f.StringVar(&mode, "volume-mode", defaultMode, "Filesystem or Block")
