@@ -327,7 +327,7 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 				a.queue.Add(v.Name)
 			}
 		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
-			if available || err != nil {
+			if available || err != nil || there.Adopting != "" { // the latter waits for us to finish it
 				a.queue.Add(v.Name)
 			}
 		case v1alpha1.VolumePending: // an adoption waits for its pool

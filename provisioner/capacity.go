@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -152,11 +153,11 @@ func (c *capacityPublisher) publish(ctx context.Context, name string) error {
 		switch {
 		case !keep:
 			err = client.IgnoreNotFound(c.client.Delete(ctx, old))
-		case sameCapacity(old, wish):
+		case sameCapacity(old, wish) && equality.Semantic.DeepEqual(old.OwnerReferences, wish.OwnerReferences):
 			continue
 		default:
 			changed := old.DeepCopy()
-			changed.Capacity, changed.MaximumVolumeSize = wish.Capacity, wish.MaximumVolumeSize
+			changed.Capacity, changed.MaximumVolumeSize, changed.OwnerReferences = wish.Capacity, wish.MaximumVolumeSize, wish.OwnerReferences
 			err = c.client.Patch(ctx, changed, client.MergeFrom(old))
 		}
 		c.metrics.capacity.Inc()

@@ -169,7 +169,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	if o.Deployment != "" {
 		if o.capacityOwner, err = ownerOf(ctx, mgr.GetAPIReader(), client.ObjectKey{Namespace: o.Namespace, Name: o.Deployment}); err != nil {
-			return err
+			mgr.GetLogger().Error(err, "The capacity objects will not go with the installation")
 		}
 	}
 	c, err := Setup(ctx, mgr, o)

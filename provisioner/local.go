@@ -82,8 +82,9 @@ func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*
 		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value()}, refusedBy)
 		l.wakeIfReadyNow(uid, node, err)
 		var now corev1.PersistentVolumeClaim
-		if err := l.Client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now); apierrors.IsNotFound(err) || err == nil && now.UID != o.PVC.UID {
-			l.waiting.removeClaim(uid) // deleted before it came into the room, whose watch saw nobody go
+		err := l.Client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now)
+		if apierrors.IsNotFound(err) || err == nil && (now.UID != o.PVC.UID || now.Spec.VolumeName != "") {
+			l.waiting.removeClaim(uid) // deleted, or bound to another volume, before it came into the room
 		}
 	}
 	return nil, state, errors.New(Explain(err))

@@ -250,17 +250,18 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 	if err != nil {
 		return 0, &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
 	}
+	if !n.enabled {
+		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
+		return 0, nil
+	}
 	pods, owned, err := n.pods(ctx, &claim)
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0, err
-	case !owned:
+	}
+	if !owned {
 		// Its StatefulSet may make the pod later: one after the other, or when it is scaled up again.
 		n.tellOnce(&claim, "no StatefulSet's pod uses the claim by a template now, so nobody would make it again; it stays as it is for the time being")
 		return manyLostRetry, nil
-	case !n.enabled:
-		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
-		return 0, nil
 	}
 
 	// First the data: nothing that happens from here on may end in its deletion.

@@ -107,6 +107,9 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 		if record.CheckID(id) != nil {
 			return nil // no volume was ever called that
 		}
+		v, err = s.Store.Get(id) // a pool may have come online since
+	}
+	if errors.As(err, &missing) {
 		// It may be there with a record that can not be read, or in the trash, and not durably so; nothing there is hurried.
 		return nodeagent.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
 	}

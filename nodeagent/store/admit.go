@@ -224,6 +224,7 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 			unmet = append(unmet, requests[i])
 		}
 	}
+	var victims []*trashed
 	for _, space := range s.allSpaces() {
 		// Only those count that may go to this filesystem: another's lack of room is none of its trash's.
 		var here, elsewhere []Request
@@ -239,16 +240,25 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 		wanted := func(p *pool) bool {
 			return slices.ContainsFunc(here, func(r Request) bool { return r.wants(p, s.opts.Node) })
 		}
-		if len(here) > 0 && s.makeRoom(ctx, space, need, wanted) {
-			unmet = elsewhere
+		if oldest, enough := s.victims(space, need, wanted); len(here) > 0 && enough {
+			victims, unmet = append(victims, oldest...), elsewhere
 		}
+	}
+	if len(unmet) == 0 {
+		s.giveWay(ctx, victims)
 	}
 }
 
 // makeRoom makes so much trash due that need bytes can be promised on one of a filesystem's pools that are wanted, once it is
-// freed. It reports whether they can then; if not, nothing was touched.
-func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64, wanted func(*pool) bool) bool {
-	victims, enough := s.victims(space, need, wanted)
+// freed; if that is not possible, nothing is touched.
+func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64, wanted func(*pool) bool) {
+	if victims, enough := s.victims(space, need, wanted); enough {
+		s.giveWay(ctx, victims)
+	}
+}
+
+// giveWay makes trash due before its time.
+func (s *Store) giveWay(ctx context.Context, victims []*trashed) {
 	for _, t := range victims {
 		s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
 		if err := s.purgeOne(ctx, t); err != nil {
@@ -258,7 +268,6 @@ func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64
 	if len(victims) > 0 {
 		s.freer.wake()
 	}
-	return enough
 }
 
 func (s *Store) allSpaces() []*filesystemSpace {

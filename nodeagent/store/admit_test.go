@@ -291,7 +291,21 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Len(t, n.store.Trash(), 1)
 
+	// Nor is trash freed where it would help one of a group, if the other one fits nowhere.
+	large := block("b", "pool2")
+	large.SizeBytes = 4 * size
+	_, err = n.store.Admit(t.Context(), block("a", "pool1"), large)
+	require.ErrorAs(t, err, &full)
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Len(t, n.store.Trash(), 1)
+	_, err = n.store.Admit(t.Context(), large)
+	require.ErrorAs(t, err, &full, "it is refused now")
+	require.NoError(t, n.store.Drain(t.Context()))
+	require.Empty(t, n.store.Trash(), "alone it gets what is in the trash")
+
 	// A new volume for pool1 gets nothing of what lies in the trash of another filesystem.
+	n.mustCreate(block("other", "pool2"))
+	require.NoError(t, n.store.Delete(t.Context(), "other", keep(3600)))
 	_, err = n.create(block("more", "pool1"))
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))

@@ -47,7 +47,8 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	if err != nil {
 		a.Cancel()
 		var full *CapacityError
-		if _, space, stateErr := a.pool.state(); stateErr == nil && (isFull(err) || errors.As(err, &full)) {
+		// Not where adopted data was moved already: a refusal would say that nothing is on disk.
+		if space := a.pool.books(); space != nil && s.lookup(id) == nil && (isFull(err) || errors.As(err, &full)) {
 			// There is less than was measured: whoever asks next is to hear of it.
 			space.expire()
 			if full == nil {

@@ -181,7 +181,8 @@ func (s *Store) noteRetention(ctx context.Context, now time.Time) {
 	s.mu.Lock()
 	var waiting []*trashed
 	for _, t := range s.trash {
-		if t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention {
+		if t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention && now.Sub(t.noted) >= noteRetention {
+			t.noted = now
 			waiting = append(waiting, t)
 		}
 	}
@@ -217,7 +218,7 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	s.mu.Lock()
 	delete(s.trash, t.key())
 	s.mu.Unlock()
-	if _, space, err := t.pool.state(); err == nil {
+	if space := t.pool.books(); space != nil {
 		space.ledger.release(t.key())
 		if t.rec != nil {
 			space.disown(t.key(), uint32(t.rec.QuotaID))
@@ -302,9 +303,9 @@ func (f *freer) releaseQuota(t *trashed, r *root) error {
 	if t.rec == nil || t.rec.QuotaKind == "" {
 		return nil
 	}
-	_, space, err := t.pool.state()
-	if err != nil {
-		return err
+	space := t.pool.books()
+	if space == nil {
+		return fmt.Errorf("pool %s is not there", t.pool.name())
 	}
 	id := uint32(t.rec.QuotaID)
 	// A record that names another volume's id, or none of ours, must not take the limit off that.

@@ -59,6 +59,14 @@ type expectation struct {
 	takeOver string
 }
 
+// books are the ledger and the owners of quota ids of the filesystem below the pool, nil while nothing is known of it. What volumes
+// and trash hold is written there as soon as the disk is being read, before anybody may be promised anything.
+func (p *pool) books() *filesystemSpace {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.space
+}
+
 // on reports whether the pool is online on that filesystem.
 func (p *pool) on(space *filesystemSpace) bool {
 	_, sp, err := p.state()

@@ -110,7 +110,7 @@ func (s *Store) forgetLost(v *volume) error {
 	s.mu.Lock()
 	delete(s.volumes, v.id)
 	s.mu.Unlock()
-	if _, space, err := v.pool.state(); err == nil {
+	if space := v.pool.books(); space != nil {
 		space.ledger.release(v.pool.key(v.id))
 		// Its quota id stays taken: files may carry it still, wherever the directory went.
 	}
@@ -173,8 +173,8 @@ func (s *Store) enterTrash(t *trashed, key string) {
 	}
 	s.trash[t.key()] = t
 	s.mu.Unlock()
-	_, space, err := t.pool.state()
-	if err != nil || t.rec == nil {
+	space := t.pool.books()
+	if space == nil || t.rec == nil {
 		return
 	}
 	space.move(key, t.key(), t.rec)

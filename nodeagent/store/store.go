@@ -177,15 +177,18 @@ func (s *Store) Expect(poolName string, e Expectation) {
 func (s *Store) Refresh(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
+	var came []*pool
 	for _, p := range s.pools {
 		before := p.offlineText()
-		came := p.refresh(ctx, s)
-		if came {
-			s.load(ctx, p)
-		}
-		if came || before != p.offlineText() {
+		if p.refresh(ctx, s) {
+			came = append(came, p)
+		} else if before != p.offlineText() {
 			s.notify()
 		}
+	}
+	if len(came) > 0 {
+		s.load(ctx, came)
+		s.notify()
 	}
 }
 

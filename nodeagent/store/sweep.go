@@ -24,29 +24,37 @@ const bringUpAtOnce = 8
 // others are served meanwhile.
 const bringUpWait = time.Minute
 
-// load reads what is on a pool whose disk came, clears away what a crash left, and brings the volumes up. Before all volumes and
-// promises are known the pool is not online: nobody must be told that a volume is not there, nor be promised its space.
-func (s *Store) load(ctx context.Context, p *pool) {
-	vols, err := s.scan(ctx, p)
-	if err != nil {
-		s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
-		p.mu.Lock()
-		p.offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
-		p.mu.Unlock()
-		s.forgetPool(p)
-		return
+// load reads what is on the pools whose disks came, clears away what a crash left, and brings the volumes up. None of the pools is
+// online before all volumes and promises of all of them are known, for they may share a filesystem: nobody must be told that a
+// volume is not there, nor be promised its space.
+func (s *Store) load(ctx context.Context, pools []*pool) {
+	var vols []*volume
+	var read []*pool
+	for _, p := range pools {
+		found, err := s.scan(ctx, p)
+		if err != nil {
+			s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
+			p.mu.Lock()
+			p.offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+			p.mu.Unlock()
+			s.forgetPool(p)
+			continue
+		}
+		vols, read = append(vols, found...), append(read, p)
 	}
-	p.mu.Lock()
-	p.offline = nil
-	uid, features := p.identity.UID, p.features
-	p.mu.Unlock()
-	s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", uid, "filesystem", features.Filesystem, "features", features)
-	if err := p.with(func(r *root) error {
-		s.sweepClaims(ctx, p, r)
-		return s.sweepTmp(ctx, p, r)
-	}); err != nil {
-		s.log.WarnContext(ctx, "clear away what was left", "pool", p.name(), "error", err)
-		s.freer.sweepAgain.Store(true)
+	for _, p := range read {
+		p.mu.Lock()
+		p.offline = nil
+		uid, features := p.identity.UID, p.features
+		p.mu.Unlock()
+		s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", uid, "filesystem", features.Filesystem, "features", features)
+		if err := p.with(func(r *root) error {
+			s.sweepClaims(ctx, p, r)
+			return s.sweepTmp(ctx, p, r)
+		}); err != nil {
+			s.log.WarnContext(ctx, "clear away what was left", "pool", p.name(), "error", err)
+			s.freer.sweepAgain.Store(true)
+		}
 	}
 	up := make(chan struct{})
 	go func() {
@@ -58,7 +66,7 @@ func (s *Store) load(ctx context.Context, p *pool) {
 	select {
 	case <-up:
 	case <-timer.C:
-		s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile", "pool", p.name())
+		s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile")
 	}
 	s.freer.wake()
 }
@@ -67,9 +75,6 @@ func (s *Store) bringAllUp(ctx context.Context, vols []*volume) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, bringUpAtOnce)
 	for _, v := range vols {
-		if v.finishesLater() {
-			continue
-		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -81,12 +86,6 @@ func (s *Store) bringAllUp(ctx context.Context, vols []*volume) {
 	wg.Wait()
 }
 
-// finishesLater reports whether the volume is an adopted directory whose files have not all got their quota id. That may take
-// long, and no other volume waits for it: Create, Activate or Drain finishes it. Its data is in its place meanwhile.
-func (v *volume) finishesLater() bool {
-	return v.rec.Adopting != "" && v.rec.QuotaKind == record.QuotaProject
-}
-
 // comeBack brings one volume up after a start, and carries on with its growth if that was under way.
 func (s *Store) comeBack(ctx context.Context, v *volume) error {
 	unlock, err := s.locks.Lock(ctx, v.id)
@@ -96,6 +95,11 @@ func (s *Store) comeBack(ctx context.Context, v *volume) error {
 	defer unlock()
 	if s.lookup(v.id) != v {
 		return nil // deleted meanwhile
+	}
+	if v.rec.Adopting != "" && v.rec.QuotaKind == record.QuotaProject {
+		// Not all files of an adopted directory have their quota id. That may take long, and no other volume waits for it:
+		// Create, Activate or Drain finishes it. Its data is in its place meanwhile.
+		return nil
 	}
 	if err := s.activate(ctx, v); err != nil {
 		return err
@@ -141,6 +145,9 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 			continue // not ours: lost+found, an administrator's own directory, the link that an adoption left
 		}
 		v, err := s.scanVolume(ctx, p, r, space, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted since its name was read
+		}
 		if err != nil {
 			s.mu.Lock()
 			s.broken[p.key(name)] = err

@@ -37,8 +37,8 @@ type trashed struct {
 	trash record.Trash
 	// since is when the agent began to watch the retention pass; the monotonic clock does not jump.
 	since time.Time
-	// retry is when freeing may be tried again after an error.
-	retry time.Time
+	// retry is when freeing may be tried again after an error, and noted when the retention was last to be written down.
+	retry, noted time.Time
 }
 
 func (t *trashed) key() string { return t.pool.key(t.entry) }
@@ -179,7 +179,7 @@ func (s *Store) beginFreeing(t *trashed, trash *beneath.Dir) error {
 	t.entry = to
 	s.trash[t.key()] = t
 	s.mu.Unlock()
-	if _, space, err := t.pool.state(); err == nil {
+	if space := t.pool.books(); space != nil {
 		space.move(from, t.key(), t.rec)
 	}
 	return trash.Sync()
@@ -291,7 +291,7 @@ func (s *Store) restore(t *trashed) (*volume, error) {
 	delete(s.trash, t.key())
 	s.volumes[t.id] = v
 	s.mu.Unlock()
-	if _, space, err := t.pool.state(); err == nil {
+	if space := t.pool.books(); space != nil {
 		space.move(t.key(), t.pool.key(t.id), t.rec)
 	}
 	if err := s.fault("sync restore"); err != nil {

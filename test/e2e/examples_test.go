@@ -128,8 +128,14 @@ func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args stri
 	for _, line := range strings.Split(etcdctl(0, "member list"), "\n") {
 		if fields := strings.Split(line, ", "); len(fields) > 3 && fields[2] == name {
 			member = fields[0]
-			etcdctl(0, "member remove "+member)
-			etcdctl(0, "member add "+name+" --peer-urls="+fields[3])
+			// Refused until all members have been connected for some seconds.
+			for _, change := range []string{"remove " + member, "add " + name + " --peer-urls=" + fields[3]} {
+				eventually(t, "member "+change, func() (bool, string) {
+					out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c", "easemesh-control-plane", "--",
+						"sh", "-c", "etcdctl --endpoints=http://127.0.0.1:2379 member "+change)
+					return err == nil, string(out)
+				})
+			}
 		}
 	}
 	require.NotEmpty(t, member)
