@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -133,12 +135,19 @@ func checkLimit(t *testing.T, k poolKind, v Volume) {
 		}
 	}
 	if v.Inodes > 0 {
+		_, before, err := quota.GetLimits(dir, uint32(v.QuotaID))
+		require.NoError(t, err)
 		result := tenant.Run(t, tenant.User, dir, "files", "f", "1000")
 		require.Contains(t, []error{unix.ENOSPC, unix.EDQUOT}, error(result.Errno))
 		require.LessOrEqual(t, result.Done, v.Inodes)
 		for i := range result.Done {
 			require.NoError(t, os.Remove(filepath.Join(v.Path, fmt.Sprintf("f%d", i))))
 		}
+		// xfs gives the inodes of removed files back in the background.
+		require.Eventually(t, func() bool {
+			_, usage, err := quota.GetLimits(dir, uint32(v.QuotaID))
+			return err == nil && usage.Inodes <= before.Inodes
+		}, time.Minute, 10*time.Millisecond)
 	}
 }
 
