@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,23 +144,25 @@ func optionsReference() string {
 		"other devices and files, what forces, what can lose data, and what the oldest supported kernel does not mount.\n")
 	for _, t := range filesystem.Types() {
 		fmt.Fprintf(&b, "\n## mkfs.%s\n\nThe class's parameter `mkfsOptions`.\n\n| option | value |\n|---|---|\n", t)
-		for _, o := range filesystem.AllowedMkfsOptions(t) {
-			fmt.Fprintf(&b, "| `%s` | %s |\n", o.Option, o.Value)
-		}
+		optionRows(&b, filesystem.AllowedMkfsOptions(t))
 	}
 	b.WriteString("\n## mount, every filesystem\n\nThe class's field `mountOptions`. `nosuid` and `nodev` are on unless `suid` and `dev` are asked for.\n\n")
 	var all []string
-	for _, o := range mount.AllowedOptions("") {
-		all = append(all, "`"+o.Option+"`")
+	for _, name := range slices.Sorted(maps.Keys(mount.AllowedOptions(""))) {
+		all = append(all, "`"+name+"`")
 	}
 	fmt.Fprintln(&b, strings.Join(all, ", "))
 	for _, t := range filesystem.Types() {
 		fmt.Fprintf(&b, "\n## mount, %s\n\n| option | value |\n|---|---|\n", t)
-		for _, o := range mount.AllowedOptions(string(t)) {
-			fmt.Fprintf(&b, "| `%s` | %s |\n", o.Option, o.Value)
-		}
+		optionRows(&b, mount.AllowedOptions(string(t)))
 	}
 	return b.String()
+}
+
+func optionRows(b *strings.Builder, options map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		fmt.Fprintf(b, "| `%s` | %s |\n", name, options[name])
+	}
 }
 
 func reasonsReference(t *testing.T) string {

@@ -1,30 +1,17 @@
 package filesystem
 
-import (
-	"maps"
-	"slices"
-	"strings"
-)
+import "strings"
 
-// AllowedOption is an option that a StorageClass may give, for the reference.
-type AllowedOption struct {
-	// Option is as it is written: "-i", or "-E stride" for an element of a list.
-	Option string
-	// Value says what may follow it; empty where nothing may.
-	Value string
-}
-
-// AllowedMkfsOptions lists what [ValidateMkfsOptions] lets through, in order.
-func AllowedMkfsOptions(t Type) []AllowedOption {
-	var out []AllowedOption
-	for _, name := range slices.Sorted(maps.Keys(mkfsRules[t])) {
-		rule := mkfsRules[t][name]
+// AllowedMkfsOptions is what [ValidateMkfsOptions] lets through, for the reference: each option as it is written ("-i", or
+// "-E stride" for an element of a list), and what may follow it, empty where nothing may.
+func AllowedMkfsOptions(t Type) map[string]string {
+	out := map[string]string{}
+	for name, rule := range mkfsRules[t] {
 		if rule.list == nil {
-			out = append(out, AllowedOption{name, wants(rule.value)})
-			continue
+			out[name] = wants(rule.value)
 		}
-		for _, key := range slices.Sorted(maps.Keys(rule.list)) {
-			out = append(out, AllowedOption{name + " " + key, wants(rule.list[key])})
+		for key, check := range rule.list {
+			out[name+" "+key] = wants(check)
 		}
 	}
 	return out

@@ -1,37 +1,28 @@
 package mount
 
-import (
-	"maps"
-	"slices"
-	"strings"
-)
+import "strings"
 
-// AllowedOption is an option that a StorageClass may give, for the reference.
-type AllowedOption struct {
-	Option string
-	// Value says what may follow it, after "="; empty where nothing may.
-	Value string
-}
-
-// AllowedOptions lists the options that [ParseOptions] takes for a filesystem, in order; with the empty name, those that it
-// takes for all.
-func AllowedOptions(fstype string) []AllowedOption {
-	var out []AllowedOption
+// AllowedOptions is what [ParseOptions] takes for a filesystem, for the reference: each option, and what may follow it after
+// "=", empty where nothing may. With the empty name it is what is taken for all filesystems.
+func AllowedOptions(fstype string) map[string]string {
+	out := map[string]string{}
 	if fstype == "" {
-		for _, name := range slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(attributes)), superFlags))) {
-			out = append(out, AllowedOption{Option: name})
+		for name := range attributes {
+			out[name] = ""
 		}
-		return out
+		for _, name := range superFlags {
+			out[name] = ""
+		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(allowed[fstype])) {
-		value := strings.TrimPrefix(allowed[fstype][name]("\x00", true), "it wants ")
+	for name, check := range allowed[fstype] {
+		value := strings.TrimPrefix(check("\x00", true), "it wants ")
 		switch {
 		case value == "it takes no value":
 			value = ""
-		case allowed[fstype][name]("", false) == "":
+		case check("", false) == "":
 			value += ", or nothing"
 		}
-		out = append(out, AllowedOption{name, value})
+		out[name] = value
 	}
 	return out
 }
