@@ -33,8 +33,13 @@ build: ## Build bin/quarry and bin/kubectl-quarry (static)
 	go build -ldflags "$(LDFLAGS)" -o $(BIN)/ ./cmd/...
 
 .PHONY: image
-image: build ## Make dist/quarry-image.tar, without any daemon or registry
+image: filesystem-tools build ## Make dist/quarry-image.tar, without any daemon or registry
 	go -C test run ./cmd/mkimage -binary $(BIN)/quarry -tag $(IMAGE) -version $(VERSION) -o $(CURDIR)/dist/quarry-image.tar
+
+# Asked for before anything is built, so that a machine without them says so in its first seconds.
+.PHONY: filesystem-tools
+filesystem-tools:
+	@go -C test run ./cmd/packages filesystems
 
 .PHONY: generate
 generate: ## Generate deepcopy functions and CRDs from api/, and docs/reference
@@ -85,9 +90,9 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 	$(call stage,generated files,verify-generate,commit what make generate writes)
 	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-run NAME" for one test)
 	$(call stage,tests on this kernel,test-root,losetup -l and findmnt show what a test left behind)
-	$(call stage,parallel operations under the race detector,test-race,apt-get install gcc where the linker is missing)
+	$(call stage,parallel operations under the race detector,test-race,the lines above say what raced)
 	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
-	$(call stage,image,test-image,apt-get install e2fsprogs xfsprogs btrfs-progs)
+	$(call stage,image,test-image,the lines above say what is missing)
 	$(call stage,tests on other kernels,test-vm,go -C test run ./cmd/machine setup prepares the machine)
 	$(call stage,a real Kubernetes,test-e2e,go -C test run ./cmd/testbed logs shows what each program printed)
 	@printf '\n==> all tests passed\n'
@@ -98,6 +103,7 @@ root:
 
 .PHONY: test-setup
 test-setup: root ## Install the packages and build the programs that tests run: Kubernetes, containerd, sidecars, kernels
+	go -C test run ./cmd/packages testbed machine race
 	go -C test run ./cmd/testbed build
 	go -C test run ./cmd/machine setup
 
@@ -106,7 +112,7 @@ test-unit: $(BIN)/gotestsum ## Tests that need no root
 	$(GOTEST) $(GOTESTFLAGS) $$(go list ./... | grep -v /nodeagent)
 
 .PHONY: test-root
-test-root: $(BIN)/gotestsum root ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
+test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
 	$(GOTEST) $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
 
 .PHONY: test-race
@@ -118,7 +124,7 @@ test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples
 	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 ./chart # Go's cache does not see files outside the module
 
 .PHONY: test-image
-test-image: $(BIN)/gotestsum ## Tests of the container image and its tools
+test-image: $(BIN)/gotestsum filesystem-tools ## Tests of the container image and its tools
 	cd test && $(GOTEST) $(GOTESTFLAGS) ./cmd/mkimage
 
 .PHONY: test-vm
@@ -133,8 +139,12 @@ test-e2e: $(BIN)/gotestsum root image ## End-to-end tests in a real Kubernetes o
 ##### Run
 
 .PHONY: demo
-demo: root image ## A cluster of NODES nodes on this machine with Quarry and the EaseMesh example; stays up
+demo: root demo-packages image ## A cluster of NODES nodes on this machine with Quarry and the EaseMesh example; stays up
 	go -C test run ./cmd/demo --nodes $(NODES) --image $(CURDIR)/dist/quarry-image.tar
+
+.PHONY: demo-packages
+demo-packages: root
+	@go -C test run ./cmd/packages testbed
 
 .PHONY: demo-down
 demo-down: root ## End the demo's cluster; nothing is left behind

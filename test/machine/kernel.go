@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/quarry-storage/quarry/test/debian"
 )
 
 // DefaultKernel is the kernel series that an empty Config.Kernel means.
@@ -78,7 +80,7 @@ func setup(ctx context.Context, series string, update bool) (kernel, string, err
 		return kernel{}, "", err
 	}
 	defer unlock()
-	if err := installTools(ctx); err != nil {
+	if err := debian.Install(ctx, progress, debian.Machine); err != nil {
 		return kernel{}, "", err
 	}
 	k, err := cachedKernel(cache, series)
@@ -276,3 +278,6 @@ func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
+
+// progress tells a person what takes a while.
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "machine: "+format+"\n", args...) }

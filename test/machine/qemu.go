@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/quarry-storage/quarry/test/debian"
 	"github.com/quarry-storage/quarry/test/machine/wire"
 )
 
@@ -57,7 +58,7 @@ func (m *Machine) Cut() {
 
 // boot starts QEMU.
 func boot(ctx context.Context, cfg Config, k kernel, initramfs string) (_ *Machine, err error) {
-	program, err := hostProgram(qemu)
+	program, err := debian.Find(qemu)
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +309,7 @@ func makeScratch(ctx context.Context, size int64) (string, error) {
 		os.Remove(f.Name())
 		return "", err
 	}
-	mkfs, err := hostProgram("mkfs.ext4")
+	mkfs, err := debian.Find("mkfs.ext4")
 	if err == nil {
 		_, err = command(ctx, "", mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1", f.Name())
 	}

@@ -5,60 +5,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 )
-
-// tools are the programs of the host that a machine needs, with the Debian
-// packages they are in.
-var tools = []struct{ program, pkg string }{
-	{qemu, "qemu-system-x86"},
-	{"/sbin/modprobe", "kmod"},
-	{"depmod", "kmod"},
-	{"mkfs.ext4", "e2fsprogs"},
-}
-
-// installTools installs the packages of missing programs.
-func installTools(ctx context.Context) error {
-	missing := missingPackages()
-	if len(missing) == 0 {
-		return nil
-	}
-	byHand := "apt-get install --no-install-recommends " + strings.Join(missing, " ")
-	if _, err := exec.LookPath("apt-get"); err != nil {
-		return fmt.Errorf("machine: missing here: %s; this is not Debian, install them by its own means", strings.Join(missing, ", "))
-	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("machine: missing here: %s; as root run: %s", strings.Join(missing, ", "), byHand)
-	}
-	args := append([]string{"DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "install", "-y", "--no-install-recommends"}, missing...)
-	if _, err := command(ctx, "/", "env", args...); err != nil {
-		return fmt.Errorf("machine: install %s (perhaps `apt-get update` is needed first): %w", strings.Join(missing, ", "), err)
-	}
-	if still := missingPackages(); len(still) > 0 {
-		return fmt.Errorf("machine: still missing after %s: %s", byHand, strings.Join(still, ", "))
-	}
-	return nil
-}
-
-func missingPackages() []string {
-	var pkgs []string
-	for _, t := range tools {
-		if _, err := hostProgram(t.program); err != nil && (len(pkgs) == 0 || pkgs[len(pkgs)-1] != t.pkg) {
-			pkgs = append(pkgs, t.pkg)
-		}
-	}
-	return pkgs
-}
-
-// hostProgram finds a program also where an ordinary user's PATH does not look.
-func hostProgram(name string) (string, error) {
-	if path, err := exec.LookPath(name); err == nil {
-		return path, nil
-	}
-	return exec.LookPath(filepath.Join("/usr/sbin", filepath.Base(name)))
-}
 
 // extractELF writes the kernel proper, dir/vmlinux, out of the self-unpacking
 // bzImage. QEMU starts it by its PVH entry, which saves the guest some seconds

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/quarry-storage/quarry/test/debian"
 	"github.com/quarry-storage/quarry/test/testbed/build"
 	"github.com/quarry-storage/quarry/test/testbed/network"
 	"github.com/quarry-storage/quarry/test/testbed/node"
@@ -146,7 +147,7 @@ func (c *Cluster) prepare(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := cache.InstallPackages(ctx); err != nil {
+	if err := debian.Install(ctx, cache.Progress, debian.Testbed); err != nil {
 		return "", err
 	}
 	if c.state.Kube, err = cache.Kube(ctx); err != nil {

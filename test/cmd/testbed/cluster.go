@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/quarry-storage/quarry/test/debian"
 	"github.com/quarry-storage/quarry/test/testbed"
 	"github.com/spf13/cobra"
 )
@@ -104,7 +105,7 @@ func buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := cache.InstallPackages(cmd.Context()); err != nil {
+			if err := debian.Install(cmd.Context(), cache.Progress, debian.Testbed); err != nil {
 				return err
 			}
 			for _, get := range []func(context.Context) (string, error){cache.Kube, cache.Containerd, cache.Images, cache.Tools} {

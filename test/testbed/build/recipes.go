@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/quarry-storage/quarry/test/debian"
 	"github.com/quarry-storage/quarry/test/testbed/image"
 )
 
@@ -100,7 +100,7 @@ func (c *Cache) Images(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	busybox, err := staticBusybox()
+	busybox, err := debian.Static(debian.Need{Program: "busybox", Package: "busybox-static"})
 	if err != nil {
 		return "", err
 	}
@@ -160,28 +160,6 @@ func imagesOf(ctx context.Context, pause, busybox, etcd string) (map[string]imag
 		"busybox": shell,
 		"etcd":    server,
 	}, nil
-}
-
-// staticBusybox finds Debian's busybox-static: the other package's busybox needs libraries an image does not have.
-func staticBusybox() (string, error) {
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		return "", fmt.Errorf("find busybox (Debian package busybox-static): %w", err)
-	}
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return "", err
-	}
-	file, err := elf.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("look into %s: %w", path, err)
-	}
-	defer file.Close()
-	for _, segment := range file.Progs {
-		if segment.Type == elf.PT_INTERP {
-			return "", fmt.Errorf("%s is linked dynamically: install the Debian package busybox-static", path)
-		}
-	}
-	return path, nil
 }
 
 func moduleVersion(goMod, module string) (string, error) {
