@@ -204,6 +204,8 @@ func TestPublishBlock(t *testing.T) {
 		stats, err := d.NodeGetVolumeStats(t.Context(), &spec.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: path})
 		require.NoError(t, err)
 		require.EqualValues(t, 64*mib, stats.GetUsage()[0].GetTotal())
+		require.Zero(t, stats.GetUsage()[0].GetUsed(), "alerts spare what reports no use")
+		require.Zero(t, stats.GetUsage()[0].GetAvailable())
 	}
 	requireCode(t, codes.InvalidArgument, d.publish(t, id, d.target("fs"), mountable(multiWriter, "data=journal"), false))
 

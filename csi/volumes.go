@@ -62,7 +62,8 @@ type NodeVolumes interface {
 	Unpublish(ctx context.Context, id, target string) error
 
 	// Statfs tells how full the volume is, as statfs(2) would of a filesystem of its size. Files is 0 where nothing counts
-	// inodes. path is where it is published; elsewhere the error has ReasonNotPublished.
+	// inodes. Of a Block volume only the size is known, and Type is 0. path is where it is published; elsewhere the error has
+	// ReasonNotPublished.
 	Statfs(ctx context.Context, id, path string) (unix.Statfs_t, error)
 
 	// Expand is Volumes.Expand for a volume of this node.
