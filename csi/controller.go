@@ -76,11 +76,6 @@ func (c *Controller) ValidateVolumeCapabilities(ctx context.Context, req *spec.V
 	if why := w.mismatch(v); why != "" {
 		return no(why)
 	}
-	for key, value := range req.GetVolumeContext() {
-		if have, ok := volumeContext(v, "")[key]; ok && have != value {
-			return no("volume_context is not this volume's")
-		}
-	}
 	if len(req.GetParameters()) > 0 {
 		if _, err := c.Parameters(req.GetParameters(), v.Spec.DeepCopy()); err != nil {
 			return no(err.Error())
@@ -172,19 +167,17 @@ func (c *Controller) get(ctx context.Context, id string) (*v1alpha1.Volume, erro
 
 // message is a volume as callers get it. parameters are in it only where the volume is made.
 func message(v *v1alpha1.Volume, parameters string) *spec.Volume {
-	m := &spec.Volume{VolumeId: v.Name, CapacityBytes: capacityOf(v), VolumeContext: volumeContext(v, parameters)}
+	m := &spec.Volume{VolumeId: v.Name, CapacityBytes: capacityOf(v), VolumeContext: volumeContext(parameters)}
 	if v.Spec.NodeName != "" {
 		m.AccessibleTopology = []*spec.Topology{{Segments: map[string]string{v1alpha1.TopologyNode: v.Spec.NodeName}}}
 	}
 	return m
 }
 
-// volumeContext ends up in the PersistentVolume's volumeAttributes, from which a lost record is written again.
-func volumeContext(v *v1alpha1.Volume, parameters string) map[string]string {
-	m := map[string]string{v1alpha1.AnnotationNode: v.Spec.NodeName}
-	if v.Status.Pool != "" {
-		m[v1alpha1.AnnotationPool] = v.Status.Pool
-	}
+// volumeContext ends up in the PersistentVolume's volumeAttributes, from which a lost record is written again. Nobody can
+// change those: what may change, the node and the pool, is not among them.
+func volumeContext(parameters string) map[string]string {
+	m := map[string]string{}
 	if parameters != "" {
 		m[v1alpha1.AnnotationParameters] = parameters
 	}

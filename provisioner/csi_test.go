@@ -134,7 +134,9 @@ func testCSI(t *testing.T, k *cluster) {
 		Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")}, AccessModes: v.Spec.AccessModes,
 		PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain, StorageClassName: "none",
 		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
-			VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: b}}},
+			VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: "where it was made, long ago"}}},
+		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: v1alpha1.TopologyNode, Operator: corev1.NodeSelectorOpIn, Values: []string{b}}}}}}},
 		ClaimRef: &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: k.namespace, Name: "data"},
 	}}
 	k.make(pv)

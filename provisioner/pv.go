@@ -85,8 +85,7 @@ func PersistentVolumeOf(pvName string, v *v1alpha1.Volume, node *corev1.Node, po
 	pv.Annotations = map[string]string{annProvisionedBy: v1alpha1.CSIDriver}
 	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 		Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
-		VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: node.Name, v1alpha1.AnnotationPool: v.Status.Pool,
-			v1alpha1.AnnotationParameters: ParametersOf(&v.Spec)},
+		VolumeAttributes: map[string]string{v1alpha1.AnnotationParameters: ParametersOf(&v.Spec)},
 	}}
 	if v.Spec.VolumeMode == corev1.PersistentVolumeFilesystem {
 		pv.Spec.CSI.FSType = v.Spec.FSType
@@ -96,8 +95,9 @@ func PersistentVolumeOf(pvName string, v *v1alpha1.Volume, node *corev1.Node, po
 	return pv, nil
 }
 
-// origin is what a PersistentVolume says about the volume behind it: in annotations for classic ones, in the volume's
-// attributes for CSI ones, under the same names.
+// origin is what a PersistentVolume says about the volume behind it: in annotations for classic ones; for CSI ones in the
+// volume's attributes, under the same names, but for the node. Attributes cannot be changed, and the affinity could be: what
+// the scheduler goes by is what holds.
 type origin struct {
 	Provisioner string
 	Volume      string
@@ -111,14 +111,36 @@ func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
 	switch {
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
 		facts = pv.Spec.CSI.VolumeAttributes
-		o.Provisioner, o.Volume = v1alpha1.CSIDriver, pv.Spec.CSI.VolumeHandle
+		o.Provisioner, o.Volume, o.Node = v1alpha1.CSIDriver, pv.Spec.CSI.VolumeHandle, TopologyNodeOf(pv)
 	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
-		o.Provisioner, o.Volume = v1alpha1.LocalProvisioner, facts[v1alpha1.AnnotationVolume]
+		o.Provisioner, o.Volume, o.Node = v1alpha1.LocalProvisioner, facts[v1alpha1.AnnotationVolume], facts[v1alpha1.AnnotationNode]
 	default:
 		return origin{}, false
 	}
-	o.Node, o.Parameters = facts[v1alpha1.AnnotationNode], facts[v1alpha1.AnnotationParameters]
+	o.Parameters = facts[v1alpha1.AnnotationParameters]
 	return o, ValidID(o.Volume) && o.Node != ""
+}
+
+// TopologyNodeOf is the one node that a PersistentVolume's affinity allows by the topology of the CSI driver, "" if that is
+// not one.
+func TopologyNodeOf(pv *corev1.PersistentVolume) string {
+	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return ""
+	}
+	node := ""
+	for _, term := range pv.Spec.NodeAffinity.Required.NodeSelectorTerms {
+		one := ""
+		for _, e := range term.MatchExpressions {
+			if e.Key == v1alpha1.TopologyNode && e.Operator == corev1.NodeSelectorOpIn && len(e.Values) == 1 {
+				one = e.Values[0]
+			}
+		}
+		if one == "" || node != "" && node != one {
+			return ""
+		}
+		node = one
+	}
+	return node
 }
 
 // LeadsTo reports whether anything in a PersistentVolume leads to the volume: as one of ours does, or one that somebody made by
@@ -193,9 +215,19 @@ func matches(v *v1alpha1.Volume, pv *corev1.PersistentVolume, o origin) string {
 	if v.Spec.NodeName != o.Node {
 		differences = append(differences, fmt.Sprintf("volume %s is on node %s, not %s", v.Name, v.Spec.NodeName, o.Node))
 	}
-	adopted := v.Spec.Adopt != nil && pv.Spec.Local != nil && v.Spec.Adopt.Path == pv.Spec.Local.Path // by the link that was left there
-	if pv.Spec.Local != nil && v.Status.Path != "" && v.Status.Path != pv.Spec.Local.Path && !adopted {
-		differences = append(differences, fmt.Sprintf("volume %s is at %s, not %s", v.Name, v.Status.Path, pv.Spec.Local.Path))
-	}
 	return strings.Join(differences, "; ")
+}
+
+// StalePath says that the path in a PersistentVolume is not where its volume is, and what to do about it; "" if all is well.
+// The path of its pool was changed. The volume is the same one: it can be deleted, but pods find nothing at the old path, and
+// a PersistentVolume's path cannot be changed.
+func StalePath(v *v1alpha1.Volume, pv *corev1.PersistentVolume) string {
+	if pv.Spec.Local == nil || v.Status.Path == "" || v.Status.Path == pv.Spec.Local.Path {
+		return ""
+	}
+	if v.Spec.Adopt != nil && v.Spec.Adopt.Path == pv.Spec.Local.Path {
+		return "" // by the link that was left there
+	}
+	return fmt.Sprintf("volume %s is at %s now, and PersistentVolume %s says %s: pods cannot use it there; "+
+		"set the pool's path back, or run `kubectl quarry recover`, which writes the PersistentVolume again", v.Name, v.Status.Path, pv.Name, pv.Spec.Local.Path)
 }

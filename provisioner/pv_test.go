@@ -78,6 +78,7 @@ func TestRecordOfAdopted(t *testing.T) {
 	o, ok := originOf(pv)
 	require.True(t, ok)
 	require.Empty(t, matches(v, pv, o))
+	require.Empty(t, StalePath(v, pv), "the link leads to it")
 	pv.Spec.Local.Path = "/volumes/by-hand-1/data"
 	v, err = recordFromPV(pv)
 	require.NoError(t, err)
@@ -97,9 +98,19 @@ func TestLocalPVRefuses(t *testing.T) {
 
 func TestOriginOf(t *testing.T) {
 	csi := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
-		Driver: v1alpha1.CSIDriver, VolumeHandle: "pvc-1-1", VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: "n"}}}}}
-	o, ok := originOf(csi)
-	require.True(t, ok)
+		Driver: v1alpha1.CSIDriver, VolumeHandle: "pvc-1-1", VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: "where it was made"}}}}}
+	_, ok := originOf(csi)
+	require.False(t, ok, "attributes cannot be changed, so they are no truth")
+	on := func(nodes ...string) *corev1.VolumeNodeAffinity {
+		return &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{
+			{Key: v1alpha1.TopologyNode, Operator: corev1.NodeSelectorOpIn, Values: nodes}}}}}}
+	}
+	csi.Spec.NodeAffinity = on("n", "m")
+	_, ok = originOf(csi)
+	require.False(t, ok)
+	csi.Spec.NodeAffinity = on("n")
+	o, is := originOf(csi)
+	require.True(t, is)
 	require.Equal(t, origin{Provisioner: v1alpha1.CSIDriver, Volume: "pvc-1-1", Node: "n"}, o)
 	csi.Spec.CSI.VolumeHandle = "../../etc"
 	_, ok = originOf(csi)
@@ -127,4 +138,16 @@ func TestLeadsTo(t *testing.T) {
 	for _, not := range []*corev1.PersistentVolume{local("/volumes/pvc-1-10/data"), local("/volumes/older"), csi(v1alpha1.CSIDriver, "pvc-1-2"), csi("another", "pvc-1-1"), pv(corev1.PersistentVolumeSource{})} {
 		require.False(t, LeadsTo(not, v), "%v", not.Spec)
 	}
+}
+
+// A pool's path that changed leaves the volume the PersistentVolume's own: it can be deleted, and somebody is told.
+func TestStalePath(t *testing.T) {
+	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-x-1", Labels: map[string]string{v1alpha1.LabelPVName: "pvc-x"}},
+		Spec: v1alpha1.VolumeSpec{NodeName: "n"}, Status: v1alpha1.VolumeStatus{Path: "/mnt/new/pvc-x-1/data"}}
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-x"}}
+	pv.Spec.Local = &corev1.LocalVolumeSource{Path: "/volumes/pvc-x-1/data"}
+	require.Empty(t, matches(v, pv, origin{Volume: "pvc-x-1", Node: "n"}))
+	require.Contains(t, StalePath(v, pv), "kubectl quarry recover")
+	v.Status.Path = ""
+	require.Empty(t, StalePath(v, pv), "nothing is known of where it is")
 }

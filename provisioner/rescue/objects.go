@@ -79,7 +79,7 @@ func sizeOf(v *v1alpha1.Volume) resource.Quantity {
 func behind(pv *corev1.PersistentVolume) (id, node string, ok bool) {
 	switch {
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
-		id, node = pv.Spec.CSI.VolumeHandle, pv.Spec.CSI.VolumeAttributes[v1alpha1.AnnotationNode]
+		id, node = pv.Spec.CSI.VolumeHandle, provisioner.TopologyNodeOf(pv)
 	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
 		id, node = pv.Annotations[v1alpha1.AnnotationVolume], pv.Annotations[v1alpha1.AnnotationNode]
 	}

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner"
 )
 
 func metaNamed(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }
@@ -50,7 +51,20 @@ func (p *planner) moved(at place, record *v1alpha1.Volume, pv *corev1.Persistent
 		return false
 	}
 	_, node, ours := behind(pv)
-	return ours && (node != at.disk.Node || p.wrongHost(pv, at.disk.Node) || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "")
+	return ours && (node != at.disk.Node || p.wrongHost(pv, at.disk.Node) || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" ||
+		stalePath(at, record, pv) != "")
+}
+
+// stalePath is where a volume is if that is not where its PersistentVolume says: the pool's path was changed.
+func stalePath(at place, record *v1alpha1.Volume, pv *corev1.PersistentVolume) string {
+	v := at.found.Volume
+	if record != nil && record.Status.Path != "" {
+		v = record // by the agent that will be asked to keep it
+	}
+	if pv == nil || provisioner.StalePath(v, pv) == "" {
+		return ""
+	}
+	return v.Status.Path
 }
 
 // move plans for a volume whose disk is on another node than its Volume or its PersistentVolume says. Both are fixed to a
@@ -76,27 +90,34 @@ func (p *planner) move(at place, record *v1alpha1.Volume, pv *corev1.PersistentV
 	}
 	slices.Sort(pods)
 	old := p.Nodes[was]
+	why := p.whyMoved(was, at, record, pv)
 	switch {
 	case p.Nodes[at.disk.Node] == nil:
-		p.add(Refused, object, at, "its disk moved from node %s to %s, and there is no Node of that name", was, at.disk.Node)
+		p.add(Refused, object, at, "%s, and there is no Node of that name", why)
 	case len(pods) > 0:
-		p.add(Refused, object, at, "its disk moved from node %s to %s, and pods still hold it: %s; delete them, and run this again", was, at.disk.Node, strings.Join(pods, ", "))
+		p.add(Refused, object, at, "%s, and pods still hold it: %s; delete them, and run this again", why, strings.Join(pods, ", "))
 	case was != at.disk.Node && old != nil && isNodeReady(old) && !p.readOK[was]:
 		p.add(Refused, object, at, "its disk seems to have moved from node %s to %s, but node %s is ready and its disks could not all be read: it may still have it", was, at.disk.Node, was)
 	default:
-		s := p.add(Move, object, at, "its disk moved from node %s to %s", was, at.disk.Node)
-		switch {
-		case was != at.disk.Node:
-		case !p.wrongHost(pv, at.disk.Node):
-			s.Why = "the replacement of its PersistentVolume was begun, and not finished"
-		default:
-			s.Why = fmt.Sprintf("node %s has another label %s now than its PersistentVolume asks for", was, corev1.LabelHostname)
-		}
+		s := p.add(Move, object, at, "%s", why)
 		s.Sees = "nothing of the data changes; the PersistentVolume is replaced by one of the same name, so its claim is Lost for some seconds and then Bound again, and its pods run on node " + at.disk.Node
 		if was != at.disk.Node && old != nil && !isNodeReady(old) {
 			s.Sees += "; node " + was + " is not ready: make sure that it is off, or has not the disk, before you go on"
 		}
 	}
+}
+
+// whyMoved says what of a volume's objects is not true any more.
+func (p *planner) whyMoved(was string, at place, record *v1alpha1.Volume, pv *corev1.PersistentVolume) string {
+	switch path := stalePath(at, record, pv); {
+	case was != at.disk.Node:
+		return fmt.Sprintf("its disk moved from node %s to %s", was, at.disk.Node)
+	case path != "":
+		return fmt.Sprintf("its pool's path was changed: it is at %s, and its PersistentVolume says %s", path, pv.Spec.Local.Path)
+	case p.wrongHost(pv, at.disk.Node):
+		return fmt.Sprintf("node %s has another label %s now than its PersistentVolume asks for", was, corev1.LabelHostname)
+	}
+	return "the replacement of its PersistentVolume was begun, and not finished"
 }
 
 // claimOf is the claim that uses a volume: the cluster knows better than the disk.

@@ -104,6 +104,8 @@ func TestPlan(t *testing.T) {
 			s.Disks[0].Volumes = append(s.Disks[0].Volumes, Found{Volume: v, InTrash: true, Remaining: left})
 		}
 	}
+	elsewhere := v.DeepCopy()
+	elsewhere.Status.Path = "/mnt/new/pvc-1-1/data"
 	adopted := v.DeepCopy()
 	adopted.Spec.Adopt = &v1alpha1.Adoption{Path: "/volumes/old"}
 	byHand := func(path string) func(*Snapshot) {
@@ -197,6 +199,9 @@ func TestPlan(t *testing.T) {
 		{"its disk moved back while it was replaced", world(disk("a", v), record(v), bound(t, v, replacing)), Options{}, []string{"move volume/pvc-1-1"}, "begun, and not finished"},
 		{"its node has another hostname label", world(disk("a", v), record(v), bound(t, v), func(s *Snapshot) { s.Nodes["a"].Labels[corev1.LabelHostname] = "new" }), Options{},
 			[]string{"move volume/pvc-1-1"}, "another label"},
+
+		{"its pool's path was changed", world(disk("a", elsewhere), record(elsewhere), bound(t, v)), Options{}, []string{"move volume/pvc-1-1"}, "it is at /mnt/new/pvc-1-1/data, and its PersistentVolume says /volumes"},
+		{"its pool's path was changed, and its pods are still there", world(disk("a", elsewhere), record(elsewhere), bound(t, v), held), Options{}, []string{"refused volume/pvc-1-1"}, "path was changed"},
 
 		{"it is on no disk", world(disk("a"), record(v), bound(t, v)), Options{}, []string{"lost persistentvolume/pvc-1"}, "restore a backup"},
 		{"its node is gone", world(disk("b"), bound(t, v), noNode("a")), Options{}, []string{"lost persistentvolume/pvc-1"}, "which does not exist"},

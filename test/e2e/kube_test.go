@@ -252,7 +252,7 @@ func deleteClaim(t testing.TB, ns, name string) {
 // whereIs returns a PersistentVolume's volume and its node, whichever front door it came in by.
 func whereIs(pv *corev1.PersistentVolume) (id, node string) {
 	if c := pv.Spec.CSI; c != nil {
-		return c.VolumeHandle, c.VolumeAttributes["quarry.storage/node"]
+		return c.VolumeHandle, topologyNode(pv)
 	}
 	return pv.Annotations["quarry.storage/volume"], pv.Annotations["quarry.storage/node"]
 }
@@ -324,3 +324,18 @@ func writeFile(t testing.TB, text string) string {
 
 // contextForCleanup outlives the test's own.
 func contextForCleanup() context.Context { return context.Background() }
+
+// topologyNode is the node that the affinity of a CSI PersistentVolume names.
+func topologyNode(pv *corev1.PersistentVolume) string {
+	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return ""
+	}
+	for _, term := range pv.Spec.NodeAffinity.Required.NodeSelectorTerms {
+		for _, e := range term.MatchExpressions {
+			if e.Key == "topology.quarry.storage/node" && len(e.Values) == 1 {
+				return e.Values[0]
+			}
+		}
+	}
+	return ""
+}
