@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -26,6 +27,10 @@ type agent struct {
 	held   map[string]int64 // by record
 	inUse  map[string]bool
 	paused bool
+	// path is the pool's; empty: /volumes.
+	path string
+	// failGrowth is what keeps volumes from growing.
+	failGrowth string
 }
 
 // agent starts one; it ends with the test.
@@ -98,6 +103,10 @@ func (a *agent) answer(ctx context.Context, v *v1alpha1.Volume) {
 		return
 	default:
 		want := v.Spec.Capacity.Value()
+		if a.held[v.Name] > 0 && want > a.held[v.Name] && a.failGrowth != "" {
+			set(v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizing, a.failGrowth)
+			break
+		}
 		if want != a.held[v.Name] && want-a.held[v.Name] > a.freeLocked() {
 			if a.held[v.Name] > 0 {
 				set(v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, "no room to grow in pool default")
@@ -113,7 +122,7 @@ func (a *agent) answer(ctx context.Context, v *v1alpha1.Volume) {
 			a.report()
 		}
 		v.Status.Phase, v.Status.Backend, v.Status.Pool, v.Status.FSType = v1alpha1.VolumeReady, v1alpha1.BackendLoop, "default", "ext4"
-		v.Status.Path = "/volumes/" + v.Name + "/mount/data"
+		v.Status.Path = cmp.Or(a.path, "/volumes") + "/" + v.Name + "/mount/data"
 		v.Status.Capacity = new(v.Spec.Capacity.DeepCopy())
 		set(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
 		set(v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")

@@ -28,8 +28,18 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 	if size.Sign() <= 0 {
 		return &ClaimError{"resources.requests.storage", "must be more than 0"}
 	}
+	if tooLarge(size) {
+		return &ClaimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
+	}
 	return checkSource(claim)
 }
+
+// largestVolume is the largest size that is taken from anybody, through
+// either door. Quantities have no limit, and Value() of one beyond 2^63-1
+// wraps around: 2^64+1 bytes would become a volume of one byte.
+var largestVolume = *resource.NewQuantity(1<<60, resource.BinarySI)
+
+func tooLarge(size resource.Quantity) bool { return size.Cmp(largestVolume) > 0 }
 
 // checkSource looks at what the volume's first content is to be. Without this a claim for a copy would get an empty
 // volume. Kinds that are not Kubernetes' own are left to their populators, as KEP-1495 asks.

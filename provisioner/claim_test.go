@@ -22,6 +22,12 @@ func TestCheckClaim(t *testing.T) {
 	for want, change := range map[string]func(*corev1.PersistentVolumeClaimSpec){
 		"accessModes: ReadOnlyMany": func(s *corev1.PersistentVolumeClaimSpec) { s.AccessModes = append(s.AccessModes, corev1.ReadOnlyMany) },
 		"must be more than 0":       func(s *corev1.PersistentVolumeClaimSpec) { s.Resources.Requests = nil },
+		"18446744073709551617: no volume is larger than 1Ei": func(s *corev1.PersistentVolumeClaimSpec) {
+			s.Resources.Requests["storage"] = resource.MustParse("18446744073709551617") // 1, in 64 bits
+		},
+		"9223372036854775808: no volume": func(s *corev1.PersistentVolumeClaimSpec) {
+			s.Resources.Requests["storage"] = resource.MustParse("9223372036854775808") // negative, in 64 bits
+		},
 		"volumeAttributesClassName": func(s *corev1.PersistentVolumeClaimSpec) { s.VolumeAttributesClassName = new("gold") },
 		`snapshot "s"`: func(s *corev1.PersistentVolumeClaimSpec) {
 			s.DataSourceRef = &corev1.TypedObjectReference{APIGroup: new("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "s"}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -104,6 +105,10 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 	}
 	if err != nil {
 		return &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+	}
+	// The sidecar asks for what is left of a size that does not fit into 63 bits.
+	if size := claim.Spec.Resources.Requests[corev1.ResourceStorage]; tooLarge(size) {
+		return &ClaimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
 	}
 	ref.UID, ref.Labels = claim.UID, claim.Labels
 	if claim.Spec.StorageClassName != nil {
@@ -258,6 +263,10 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 		} else if err != nil {
 			return nil, &APIError{"reading Volume " + id, err}
 		}
+		if size, too := c.claimTooLarge(ctx, v); too {
+			return nil, &RefusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonResizeInfeasible,
+				Message: fmt.Sprintf("the claim asks for %s, and no volume is larger than %s", size.String(), largestVolume.String())}
+		}
 		if have := v.Status.Capacity; have != nil && have.Value() >= bytes && v.Spec.Capacity.Cmp(*have) <= 0 {
 			return v, nil
 		}
@@ -274,6 +283,7 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 			return nil, &APIError{"asking for another size of Volume " + id, err}
 		}
 	}
+	patience := time.After(growPatience)
 	for {
 		resized := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
 		answered := resized != nil && max(resized.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
@@ -282,6 +292,8 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 			return v, nil
 		case answered && resized.Status == metav1.ConditionFalse && resized.Reason == v1alpha1.ReasonResizeInfeasible:
 			return nil, &RefusedError{Node: v.Spec.NodeName, Code: resized.Reason, Message: resized.Message}
+		case answered && resized.Status == metav1.ConditionFalse && resized.Message != "":
+			return nil, &GrowPendingError{v.Spec.NodeName, "it tries again after: " + resized.Message}
 		}
 		if ready, why := c.Local.Agents.Ready(v.Spec.NodeName); !ready {
 			return nil, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
@@ -291,10 +303,28 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 			if newer.UID == v.UID && newer.Generation >= v.Generation {
 				v = newer.DeepCopy()
 			}
+		case <-patience:
+			return nil, &GrowPendingError{v.Spec.NodeName, "its agent is at it"}
 		case <-ctx.Done():
-			return nil, &PendingError{v.Spec.NodeName, "it is still growing"}
+			return nil, &GrowPendingError{v.Spec.NodeName, "its agent is at it"}
 		}
 	}
+}
+
+// growPatience is how long a call waits for a growth. It is less than the 10 s after which the sidecar gives the call up, so
+// that what is said of the claim is what holds the growth up, and not that a deadline passed.
+const growPatience = 8 * time.Second
+
+// claimTooLarge reports the size that a volume's claim asks for if that is more than any volume can have. The sidecar asks
+// for what is left of it in 63 bits, which the volume may have already.
+func (c *CSI) claimTooLarge(ctx context.Context, v *v1alpha1.Volume) (resource.Quantity, bool) {
+	ref := v.Spec.Claim
+	var claim corev1.PersistentVolumeClaim
+	if ref == nil || c.Local.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim) != nil || claim.UID != ref.UID {
+		return resource.Quantity{}, false
+	}
+	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	return size, tooLarge(size)
 }
 
 // Delete has a volume deleted, or trashed, and returns once its node confirmed. A volume that does not exist is no error,

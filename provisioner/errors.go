@@ -101,6 +101,17 @@ func (e *PendingError) Error() string {
 }
 func (e *PendingError) Reason() string { return ReasonPending }
 
+// GrowPendingError: the new size is recorded, and the volume does not have it yet.
+type GrowPendingError struct {
+	Node string
+	Why  string
+}
+
+func (e *GrowPendingError) Error() string {
+	return fmt.Sprintf("node %s has not finished growing the volume: %s", e.Node, e.Why)
+}
+func (e *GrowPendingError) Reason() string { return ReasonPending }
+
 // UnavailableError: the volume exists, was published, and cannot be used now. Its data is not touched.
 type UnavailableError struct {
 	Node, Volume, Why string

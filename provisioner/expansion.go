@@ -29,10 +29,13 @@ import (
 //
 // What of the claim's status is set, and when, is kubelet's contract (node_expander.go in Kubernetes): with
 // allocatedResources set and the status ControllerResizeInProgress kubelet leaves the volume alone, also while the
-// PersistentVolume is larger than status.capacity already. The last write takes both away and raises status.capacity.
+// PersistentVolume is larger than status.capacity already. The last write raises status.capacity and takes the status away;
+// allocatedResources stays, as the new size, which is what external-resizer leaves and quotas count.
 type expander struct {
 	client client.Client
 	events events.EventRecorder
+
+	told toldAttributes
 }
 
 // Reconcile looks at one claim.
@@ -41,9 +44,14 @@ func (e *expander) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if err := e.client.Get(ctx, req.NamespacedName, &claim); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	if claim.Status.Phase != corev1.ClaimBound || claim.DeletionTimestamp != nil {
+	if claim.DeletionTimestamp != nil {
+		e.told.news(claim.UID, "")
 		return reconcile.Result{}, nil
 	}
+	if claim.Status.Phase != corev1.ClaimBound {
+		return reconcile.Result{}, nil
+	}
+	e.attributes(ctx, &claim)
 	want, have := claim.Spec.Resources.Requests[corev1.ResourceStorage], claim.Status.Capacity[corev1.ResourceStorage]
 	if want.Cmp(have) <= 0 && !expanding(&claim) {
 		return reconcile.Result{}, nil
@@ -52,14 +60,21 @@ func (e *expander) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if pv == nil || err != nil {
 		return reconcile.Result{}, err
 	}
+	if tooLarge(want) {
+		why := fmt.Sprintf("no volume is larger than %s", largestVolume.String())
+		return reconcile.Result{}, e.infeasible(ctx, &claim, v, want, why)
+	}
+	if why := StalePath(v, pv); why != "" {
+		return reconcile.Result{}, e.failing(ctx, &claim, want, why)
+	}
 	return reconcile.Result{}, e.expand(ctx, &claim, pv, v, *resource.NewQuantity(want.Value(), resource.BinarySI))
 }
 
 // expanding reports whether a growth was begun and not finished.
 func expanding(claim *corev1.PersistentVolumeClaim) bool {
 	_, status := claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage]
-	_, allocated := claim.Status.AllocatedResources[corev1.ResourceStorage]
-	return status || allocated
+	allocated, have := claim.Status.AllocatedResources[corev1.ResourceStorage], claim.Status.Capacity[corev1.ResourceStorage]
+	return status || allocated.Cmp(have) > 0
 }
 
 // volumeOf finds what is behind a claim; nil if it is not a classic volume of ours that is there to be used.
@@ -102,27 +117,45 @@ func (e *expander) expand(ctx context.Context, claim *corev1.PersistentVolumeCla
 	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0 && v.Status.ObservedGeneration >= v.Generation:
 		return e.finish(ctx, claim, pv, *v.Status.Capacity)
 	case answered && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible:
-		if claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible {
-			e.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventVolumeResizeFailed, "Expand",
-				"Volume %s cannot be resized to %s: %s (lower the claim's request, or make room)", v.Name, want.String(), c.Message)
-		}
-		return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInfeasible, c.Message)
+		return e.infeasible(ctx, claim, v, want, c.Message)
+	case answered && c.Status == metav1.ConditionFalse && c.Message != "":
+		return e.failing(ctx, claim, want, fmt.Sprintf("node %s, which tries again: %s", v.Spec.NodeName, c.Message))
 	default:
 		return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInProgress, "")
 	}
 }
 
-// mark writes into the claim's status how far a growth is; why is given with an infeasible one.
+// infeasible says that a growth can not be had. Only another request, or room, changes that.
+func (e *expander) infeasible(ctx context.Context, claim *corev1.PersistentVolumeClaim, v *v1alpha1.Volume, want resource.Quantity, why string) error {
+	if claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage] != corev1.PersistentVolumeClaimControllerResizeInfeasible {
+		e.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventVolumeResizeFailed, "Expand",
+			"Volume %s cannot be resized to %s: %s (lower the claim's request, or make room)", v.Name, want.String(), why)
+	}
+	return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInfeasible, why)
+}
+
+// failing says why a growth that goes on has not come to its end.
+func (e *expander) failing(ctx context.Context, claim *corev1.PersistentVolumeClaim, want resource.Quantity, why string) error {
+	if conditionOf(claim, corev1.PersistentVolumeClaimControllerResizeError) != why {
+		e.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventVolumeResizeFailed, "Expand", "Not resized to %s yet: %s", want.String(), why)
+	}
+	return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInProgress, why)
+}
+
+// mark writes into the claim's status how far a growth is; why is what keeps it from its end, if anything does.
 func (e *expander) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim, want resource.Quantity, status corev1.ClaimResourceStatus, why string) error {
 	base := claim.DeepCopy()
 	claim.Status.AllocatedResources = corev1.ResourceList{corev1.ResourceStorage: want}
 	claim.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: status}
 	if status == corev1.PersistentVolumeClaimControllerResizeInfeasible {
 		dropCondition(claim, corev1.PersistentVolumeClaimResizing)
+	} else {
+		setCondition(claim, corev1.PersistentVolumeClaimResizing, "")
+	}
+	if why != "" {
 		setCondition(claim, corev1.PersistentVolumeClaimControllerResizeError, why)
 	} else {
 		dropCondition(claim, corev1.PersistentVolumeClaimControllerResizeError)
-		setCondition(claim, corev1.PersistentVolumeClaimResizing, "")
 	}
 	return e.write(ctx, claim, base)
 }
@@ -138,7 +171,8 @@ func (e *expander) finish(ctx context.Context, claim *corev1.PersistentVolumeCla
 	}
 	base := claim.DeepCopy()
 	claim.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
-	claim.Status.AllocatedResources, claim.Status.AllocatedResourceStatuses = nil, nil
+	claim.Status.AllocatedResources = corev1.ResourceList{corev1.ResourceStorage: size}
+	delete(claim.Status.AllocatedResourceStatuses, corev1.ResourceStorage)
 	for _, kind := range []corev1.PersistentVolumeClaimConditionType{corev1.PersistentVolumeClaimResizing,
 		corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimFileSystemResizePending} {
 		dropCondition(claim, kind)
@@ -172,6 +206,16 @@ func setCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVol
 	}
 	claim.Status.Conditions = append(claim.Status.Conditions, corev1.PersistentVolumeClaimCondition{
 		Type: kind, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(), Message: message})
+}
+
+// conditionOf is a condition's message, "" if the claim does not have it.
+func conditionOf(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVolumeClaimConditionType) string {
+	for _, c := range claim.Status.Conditions {
+		if c.Type == kind {
+			return c.Message
+		}
+	}
+	return ""
 }
 
 func dropCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVolumeClaimConditionType) {

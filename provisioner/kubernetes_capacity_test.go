@@ -96,7 +96,7 @@ func testGroup(t *testing.T, k *cluster) {
 
 func testExpansion(t *testing.T, k *cluster) {
 	node := k.node("a")
-	k.agent(node, "10Gi")
+	a := k.agent(node, "10Gi")
 	class := k.class("wait", waitFirst, nil)
 	k.start()
 	k.claim("data", class, "1Gi", node)
@@ -113,7 +113,7 @@ func testExpansion(t *testing.T, k *cluster) {
 			return differs(claim.Status.Capacity.Storage().String(), size)
 		})
 		require.Empty(t, claim.Status.Conditions)
-		require.Empty(t, claim.Status.AllocatedResources)
+		require.Equal(t, size, claim.Status.AllocatedResources.Storage().String(), "it stays, as external-resizer leaves it")
 		require.Empty(t, claim.Status.AllocatedResourceStatuses)
 		require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(pv), pv))
 		require.Equal(t, size, pv.Spec.Capacity.Storage().String())
@@ -129,6 +129,65 @@ func testExpansion(t *testing.T, k *cluster) {
 	require.Equal(t, "2Gi", claim.Status.Capacity.Storage().String())
 	ask("3Gi")
 	grown("3Gi")
+	ask("18446744073709551617") // 1, in 64 bits
+	k.warned("data", "no volume is larger than 1Ei")
+	ask("4Gi")
+	grown("4Gi")
+
+	// Its agent fails, and says why; then the disk is well again.
+	a.set(func() { a.failGrowth = "input/output error" })
+	ask("5Gi")
+	k.warned("data", "Not resized to 5Gi yet: node "+node+", which tries again: input/output error")
+	a.set(func() { a.failGrowth = "" })
+	grown("5Gi")
+
+	// Nobody else says that a VolumeAttributesClass does nothing.
+	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
+	base := claim.DeepCopy()
+	claim.Spec.VolumeAttributesClassName = new("gold")
+	require.NoError(t, k.Patch(t.Context(), claim, client.MergeFrom(base)))
+	k.warned("data", `VolumeAttributesClass "gold" changes nothing`)
+}
+
+// testPathChanged is a pool whose path was changed: the claim is told, growth says why it waits, and deletion works.
+func testPathChanged(t *testing.T, k *cluster) {
+	node := k.node("a")
+	a := k.agent(node, "10Gi")
+	class := k.class("wait", waitFirst, nil)
+	k.start()
+	k.claim("data", class, "1Gi", node)
+	claim, pv := k.bound("data")
+	v := k.volumes(claim)[0]
+	a.set(func() { a.path = "/mnt/new" })
+	k.warned("data", "volume "+v.Name+" is at /mnt/new/"+v.Name+"/mount/data now")
+	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
+	base := claim.DeepCopy()
+	claim.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("2Gi")
+	require.NoError(t, k.Patch(t.Context(), claim, client.MergeFrom(base)))
+	k.warned("data", "Not resized to 2Gi yet: volume "+v.Name+" is at /mnt/new/")
+	require.NoError(t, k.Delete(t.Context(), claim))
+	k.gone(pv)
+	k.gone(&v)
+}
+
+// testTopologies is a claim that names a node which its class does not allow.
+func testTopologies(t *testing.T, k *cluster) {
+	east, west := k.node("east"), k.node("west")
+	k.agent(east, "10Gi")
+	k.agent(west, "10Gi")
+	class := &storagev1.StorageClass{ObjectMeta: clusterMeta(k.name("east-only")), Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: new(waitFirst),
+		AllowedTopologies: []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{
+			{Key: corev1.LabelHostname, Values: []string{"host-" + east}}}}}}
+	k.make(class)
+	t.Cleanup(func() { _ = k.Delete(context.Background(), class) })
+	k.start()
+	claim := k.claim("data", class.Name, "1Gi", west)
+	k.warned("data", "node "+west+" is not in the allowedTopologies of StorageClass "+class.Name)
+	require.Empty(t, k.volumes(claim))
+	k.claim("right", class.Name, "1Gi", east)
+	k.bound("right")
+	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
+	require.Equal(t, west, claim.Annotations[annSelectedNode], "no scheduler is asked again and again")
 }
 
 func testRace(t *testing.T, k *cluster) {

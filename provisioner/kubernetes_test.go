@@ -45,6 +45,8 @@ func TestKubernetes(t *testing.T) {
 		{"a pod goes where there is room", testCapacity},
 		{"the claims of one pod are admitted together", testGroup},
 		{"a claim grows, and recovers from growing too far", testExpansion},
+		{"a pool's path changes", testPathChanged},
+		{"a claim cannot leave its class's topologies", testTopologies},
 		{"many claims race for little room", testRace},
 		{"two controllers make one volume", testTwoControllers},
 		{"a claim's selector chooses the pool", testSelector},

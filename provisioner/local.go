@@ -3,6 +3,7 @@ package provisioner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -188,17 +189,7 @@ func (l *Local) claimGone(ctx context.Context, claim *corev1.PersistentVolumeCla
 // classes the one of the attempt that is under way, or the one with the most room.
 func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p Parameters, size int64) (string, error) {
 	if o.SelectedNode != nil {
-		name := o.SelectedNode.Name
-		if o.SelectedNode.UID != "" {
-			return name, nil // the lister has seen it
-		}
-		_, err := getNode(ctx, l.Client, l.Live, name)
-		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
-			if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
-				return name, err
-			}
-		}
-		return name, err
+		return o.SelectedNode.Name, l.checkSelected(ctx, o)
 	}
 	existing, err := l.Records.Of(ctx, o.PVName)
 	if err != nil {
@@ -221,6 +212,28 @@ func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p
 		p.Pool, p.PoolSelector = wish.Pool, wish.PoolSelector
 	}
 	return l.pickNode(ctx, o.StorageClass, p, size, l.waiting.refusals(string(o.PVC.UID)))
+}
+
+// checkSelected reports what is wrong with the node that a claim names: it does not exist, or the class does not allow it.
+// Anybody who may make claims may annotate them, so that the scheduler would not choose it proves nothing.
+func (l *Local) checkSelected(ctx context.Context, o controller.ProvisionOptions) error {
+	node := o.SelectedNode
+	if node.UID == "" { // the lister has not seen it
+		var err error
+		node, err = getNode(ctx, l.Client, l.Live, node.Name)
+		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
+			if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !inTopologies(node, o.StorageClass.AllowedTopologies) {
+		return &ClaimError{annSelectedNode, fmt.Sprintf("node %s is not in the allowedTopologies of StorageClass %s", node.Name, o.StorageClass.Name)}
+	}
+	return nil
 }
 
 // reschedule decides whether the scheduler is asked to choose again. It is, if a pod waits for that; else the claim

@@ -48,10 +48,27 @@ func (n *news) volume(ctx context.Context, was, is *v1alpha1.Volume) {
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionEnforced, metav1.ConditionFalse); turned {
 		n.claimEvent(ctx, is, v1alpha1.EventSizeNotEnforced, c.Message)
 	}
+	if was.Status.Path != is.Status.Path && is.Spec.Provisioner == v1alpha1.LocalProvisioner {
+		n.path(ctx, is)
+	}
 	bad := map[v1alpha1.VolumePhase]string{v1alpha1.VolumeLost: v1alpha1.EventVolumeLost, v1alpha1.VolumeUnavailable: v1alpha1.EventVolumeUnavailable}
 	if reason := bad[is.Status.Phase]; reason != "" && was.Status.Phase != is.Status.Phase && is.Spec.DesiredState == v1alpha1.DesiredPresent {
 		_, message := condition(is.Status.Conditions, v1alpha1.ConditionReady)
 		n.claimEvent(ctx, is, reason, fmt.Sprintf("volume %s on node %s: %s", is.Name, is.Spec.NodeName, message))
+	}
+}
+
+// path warns if a volume is not where its PersistentVolume says. That of a new volume is not there yet.
+func (n *news) path(ctx context.Context, v *v1alpha1.Volume) {
+	var pv corev1.PersistentVolume
+	if err := n.client.Get(ctx, client.ObjectKey{Name: v.Labels[v1alpha1.LabelPVName]}, &pv); err != nil {
+		return
+	}
+	if o, ours := originOf(&pv); !ours || o.Volume != v.Name {
+		return
+	}
+	if why := StalePath(v, &pv); why != "" {
+		n.claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
 	}
 }
 

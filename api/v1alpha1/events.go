@@ -15,6 +15,11 @@ const (
 	EventVolumeResizeSuccessful = "VolumeResizeSuccessful"
 	// EventVolumeResizeFailed, on a claim: the volume can not grow that far. It is as it was; ask for less, or make room.
 	EventVolumeResizeFailed = "VolumeResizeFailed"
+	// EventNoAttributes, on a claim: it was given a VolumeAttributesClass, and volumes have no attributes that change.
+	EventNoAttributes = "NoVolumeAttributes"
+	// EventPathChanged, on a claim: its pool's path was changed, and its PersistentVolume names the old one, where pods find
+	// nothing. `kubectl quarry recover` writes the PersistentVolume again.
+	EventPathChanged = "PathChanged"
 	// EventStartingOver, on a claim and its pods: their node is lost, and its class wants them to start over elsewhere.
 	EventStartingOver = "StartingOver"
 	// EventNodeLost, on a PersistentVolume or a claim: the node of the data is lost; the message says what was done.
