@@ -22,6 +22,7 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonUnsupported:          codes.ResourceExhausted,
 	v1alpha1.ReasonPoolNotFound:         codes.ResourceExhausted,
 	v1alpha1.ReasonPoolOffline:          codes.ResourceExhausted,
+	v1alpha1.ReasonCreateFailed:         codes.ResourceExhausted,
 	v1alpha1.ReasonNodeGone:             codes.ResourceExhausted,
 	v1alpha1.ReasonNoSuitableNode:       codes.ResourceExhausted,
 	// Nobody will make it anywhere.

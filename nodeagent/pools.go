@@ -180,13 +180,15 @@ func (p *poolReporter) flushLocked(ctx context.Context) {
 		return // not identified yet
 	}
 	configured := map[string]bool{}
-	for _, pool := range p.agent.store.Pools() {
+	pools := p.agent.store.Pools()
+	for _, pool := range pools {
 		configured[p.name(pool.Name)] = true
 		if err := p.report(ctx, &pool); err != nil && ctx.Err() == nil {
 			p.agent.log.WarnContext(ctx, "report pool", "pool", pool.Name, "error", err)
 			time.AfterFunc(identifyRetry, p.poke)
 		}
 	}
+	p.agent.store.Told(pools)
 	if err := p.retire(ctx, configured); err != nil && ctx.Err() == nil {
 		p.agent.log.WarnContext(ctx, "report pools that are not configured any more", "error", err)
 		time.AfterFunc(identifyRetry, p.poke)

@@ -25,6 +25,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 		if apierrors.IsNotFound(err) {
 			// No record is no wish. What was promised and never begun is let go; what is on disk stays, as an orphan.
 			a.groups.cancel(name)
+			a.failures.forget(name)
 			a.inUse.Delete(name)
 			a.pools.poke()
 			return nil
@@ -194,12 +195,21 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		a.groups.done(v.Name)
 	}
 	if err == nil {
+		a.failures.forget(v.Name)
 		return a.keep(ctx, v, status)
 	}
 	reason, refused := store.Reason(err)
+	if !refused && a.failures.giveUp(v, err, a.store) {
+		reason, refused = v1alpha1.ReasonCreateFailed, true
+		err = fmt.Errorf("it could not be made in %d tries: %w", createTries, err)
+	}
 	if !refused {
 		setReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return err
+	}
+	a.failures.forget(v.Name)
+	if reason == v1alpha1.ReasonPoolOffline {
+		a.store.Refresh(ctx) // what failed on the disk is looked at, and told below
 	}
 	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
 		// No other node or pool has the data: it waits for its disk, whose return wakes it.

@@ -193,6 +193,8 @@ var verdicts = map[string]Verdict{
 		Hint: "compare the class's pool and poolSelector with kubectl get pools.quarry.storage --show-labels"},
 	v1alpha1.ReasonPoolOffline: {State: controller.ProvisioningReschedule,
 		Hint: "kubectl describe pools.quarry.storage says what is wrong with the disk"},
+	v1alpha1.ReasonCreateFailed: {State: controller.ProvisioningReschedule,
+		Hint: "the node cannot make volumes; its agent's log says more"},
 	v1alpha1.ReasonTooSmall: {State: controller.ProvisioningFinished,
 		Hint: "ask for at least that size, or choose another fsType"},
 	v1alpha1.ReasonInvalidOptions: {State: controller.ProvisioningFinished,

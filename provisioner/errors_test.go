@@ -36,7 +36,7 @@ func TestJudge(t *testing.T) {
 func TestVerdictsAreComplete(t *testing.T) {
 	for _, reason := range []string{
 		v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused, v1alpha1.ReasonUnsupported, v1alpha1.ReasonPoolNotFound,
-		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions, v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
+		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonCreateFailed, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions, v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
 	} {
 		require.Contains(t, verdicts, reason)
 	}

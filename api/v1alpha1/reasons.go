@@ -14,8 +14,10 @@ const (
 	ReasonUnsupported = "Unsupported"
 	// ReasonPoolNotFound: the node has no pool of that name, or none whose labels match.
 	ReasonPoolNotFound = "PoolNotFound"
-	// ReasonPoolOffline: the pool's disk is missing, is another one, or is read-only.
+	// ReasonPoolOffline: the pool's disk is missing, is another one, is read-only, or does not answer; the Pool's condition says which.
 	ReasonPoolOffline = "PoolOffline"
+	// ReasonCreateFailed: the volume failed to be made too often on this node; the message is the last error. Another node is tried.
+	ReasonCreateFailed = "CreateFailed"
 	// ReasonTooSmall: the filesystem cannot be made that small; the message names the minimum.
 	ReasonTooSmall = "TooSmall"
 	// ReasonInvalidOptions: mkfs or mount options, owner or mode that no node would take.

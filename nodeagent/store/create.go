@@ -55,6 +55,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 				err = fmt.Errorf("%w (%v)", &CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
 			}
 		}
+		err = s.refuseFailed(a, err)
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
 	}
 	s.notify()

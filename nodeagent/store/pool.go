@@ -30,6 +30,7 @@ const (
 	OfflineNoMountpoint  = "NoMountpoint"  // requireMountpoint, and there is none
 	OfflineUninitialized = "Uninitialized" // nothing there yet, and it is not known whether there should be
 	OfflineUnreadable    = "Unreadable"    // pool.json can not be read
+	OfflineReadOnly      = "ReadOnly"      // its filesystem takes no writes: mounted so, or the kernel made it so after an error
 	OfflineFailed        = "Failed"        // the disk answers with errors
 	OfflineRebuilt       = "Rebuilt"       // Missing, on another machine than the one that had it; whoever knows machines says so
 	OfflineLoading       = "Loading"       // its disk is there, and what is on it is being read
@@ -47,6 +48,11 @@ type pool struct {
 	offline  *OfflineError
 	features Features
 	space    *filesystemSpace
+	// doubted: something failed on the disk since it was last written to.
+	doubted bool
+	// told is the room that was last reported, once wasTold.
+	told    int64
+	wasTold bool
 }
 
 // expectation is what is known of a pool's identity from elsewhere than its disk.
@@ -131,7 +137,7 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 		return off(OfflineMissing, fmt.Errorf("there is no directory %s", p.cfg.Path))
 	}
 	if err != nil {
-		return off(OfflineFailed, err)
+		return nil, nil, p.offlineFor(err)
 	}
 	if p.cfg.RequireMountpoint {
 		if ok, err := isMountpoint(p.cfg.Path, dir.File()); err != nil || !ok {
@@ -170,7 +176,7 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 		if errors.As(err, &unreadable) {
 			return off(OfflineUnreadable, fmt.Errorf("%s: %w", filepath.Join(p.cfg.Path, record.MetaDir, record.PoolFile), err))
 		}
-		return off(OfflineFailed, err)
+		return nil, nil, p.offlineFor(err)
 	}
 	r := &root{Dir: dir, meta: meta}
 	if want.uid != "" && identity.UID != want.uid {
@@ -184,7 +190,7 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 		}
 		if identity, err = takeOver(meta, identity, want); err != nil {
 			r.Close()
-			return off(OfflineFailed, fmt.Errorf("take over %s from cluster %s: %w", p.cfg.Path, want.takeOver, err))
+			return nil, nil, p.offlineFor(fmt.Errorf("take over %s from cluster %s: %w", p.cfg.Path, want.takeOver, err))
 		}
 	}
 	return r, identity, nil
@@ -289,21 +295,24 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 
 	r, identity, err := p.openAs(want)
 	var offline *OfflineError
-	if err != nil && !errors.As(err, &offline) {
-		offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
-	}
-	if offline == nil {
+	if err != nil {
+		offline = p.offlineFor(err)
+	} else {
 		defer r.Close()
 		var key string
-		if key, err = filesystemKey(r.File()); err == nil {
-			if wasOnline && space.key == key {
+		if key, err = filesystemKey(r.File()); err == nil && wasOnline && space.key == key {
+			if err = s.look(ctx, p, r, space); err == nil {
 				return false
 			}
+		} else if err == nil {
+			err = p.alive(r)
+		}
+		if err == nil {
 			if wasOnline {
 				s.forgetPool(p) // the same pool, now on another device: a copied disk
 			}
 			var features Features
-			if features, err = probe(r, p.cfg.EnableQuota); err == nil {
+			if features, err = p.probe(r); err == nil {
 				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
 				s.forgetVolumes(p, identity.UID)
 				p.mu.Lock()
@@ -315,7 +324,7 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 				return true
 			}
 		}
-		offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+		offline = p.offlineFor(err)
 	}
 	p.mu.Lock()
 	changed := p.offline == nil || p.offline.Reason != offline.Reason

@@ -6,11 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
+
+// fullAtProbe says why a quota is not known to be in force.
+const fullAtProbe = "the disk was too full to try"
 
 // Features is what a pool's filesystem was found to be able to do, by doing it.
 type Features struct {
@@ -21,6 +23,8 @@ type Features struct {
 	DirectIO       bool
 	QuotactlFD     bool
 	NoQuotaBecause string // when neither quota is in force
+	// Unprobed: the disk was too full to try; what is not known counts as missing.
+	Unprobed bool
 }
 
 // names of filesystems by their magic number: statfs(2) and linux/magic.h.
@@ -50,10 +54,13 @@ func probe(r *root, enableQuota bool) (Features, error) {
 	switch f.Filesystem {
 	case "ext4", "xfs":
 		support, err := quota.Probe(r.File())
-		if err != nil {
+		if isFull(err) {
+			f.Unprobed, f.NoQuotaBecause = true, fullAtProbe
+		} else if err != nil {
 			return f, fmt.Errorf("probe project quota on %s: %w", r.Path(), err)
+		} else {
+			f.ProjectQuota, f.NoQuotaBecause = support.Project, support.Reason
 		}
-		f.ProjectQuota, f.NoQuotaBecause = support.Project, support.Reason
 	case "btrfs":
 		if err := f.probeBtrfs(r, enableQuota); err != nil {
 			return f, err
@@ -61,12 +68,30 @@ func probe(r *root, enableQuota bool) (Features, error) {
 	default:
 		f.NoQuotaBecause = "it has no quota that Quarry knows"
 	}
-	tmp, err := r.sub(record.TmpDir)
-	if err != nil {
-		return f, err
+	err := f.probeDirectIO(r)
+	if err == nil {
+		err = f.probeFiles(r)
 	}
-	defer tmp.Close()
-	return f, f.probeFiles(tmp)
+	if isFull(err) {
+		f.Unprobed, err = true, nil
+	}
+	return f, err
+}
+
+// probe tries what the pool's filesystem can do. Where the disk is too full to
+// try, what was found the last time counts.
+func (p *pool) probe(r *root) (Features, error) {
+	found, err := probe(r, p.cfg.EnableQuota)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.features
+	if err == nil && found.Unprobed && before.Filesystem == found.Filesystem {
+		found.Reflink = before.Reflink
+		if found.NoQuotaBecause != "" {
+			found.ProjectQuota, found.SimpleQuota, found.NoQuotaBecause = before.ProjectQuota, before.SimpleQuota, before.NoQuotaBecause
+		}
+	}
+	return found, err
 }
 
 func (f *Features) probeBtrfs(r *root, enable bool) error {
@@ -81,6 +106,10 @@ func (f *Features) probeBtrfs(r *root, enable bool) error {
 		}
 	}
 	support, err := btrfs.Probe(r.File(), quota.ProbeID)
+	if isFull(err) {
+		f.Unprobed, f.NoQuotaBecause = true, fullAtProbe
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("probe qgroups on %s: %w", r.Path(), err)
 	}
@@ -88,9 +117,14 @@ func (f *Features) probeBtrfs(r *root, enable bool) error {
 	return nil
 }
 
-// probeFiles tries reflinks and direct I/O on two files. Their names begin with a dot, as no volume's does.
-func (f *Features) probeFiles(tmp *beneath.Dir) (err error) {
+// probeFiles tries reflinks on two files. Their names begin with a dot, as no volume's does.
+func (f *Features) probeFiles(r *root) (err error) {
 	const a, b = ".probe-a", ".probe-b"
+	tmp, err := r.sub(record.TmpDir)
+	if err != nil {
+		return err
+	}
+	defer tmp.Close()
 	defer func() { err = errors.Join(err, tmp.Unlink(a), tmp.Unlink(b)) }()
 	src, err := tmp.OpenFile(a, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
 	if err != nil {
@@ -106,12 +140,18 @@ func (f *Features) probeFiles(tmp *beneath.Dir) (err error) {
 	}
 	defer dst.Close()
 	f.Reflink = unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil
-	direct, err := tmp.OpenFile(a, unix.O_RDONLY|unix.O_DIRECT, 0)
-	if err == nil {
-		f.DirectIO = true
-		direct.Close()
-	} else if !errors.Is(err, unix.EINVAL) {
+	return nil
+}
+
+// probeDirectIO opens a file that is there: it needs no room.
+func (f *Features) probeDirectIO(r *root) error {
+	direct, err := r.meta.OpenFile(record.PoolFile, unix.O_RDONLY|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return nil
+	f.DirectIO = true
+	return direct.Close()
 }

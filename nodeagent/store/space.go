@@ -24,6 +24,7 @@ type filesystemSpace struct {
 	// owners are the keys (as in the ledger) of what has a quota id.
 	owners   map[uint32]string
 	measured time.Time
+	free     int64 // what tenants could take when it was measured, in bytes
 	usable   int64 // free and used by volumes together, in bytes
 	size     int64
 }
@@ -178,6 +179,9 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
 		return 0, 0, fmt.Errorf("statfs %s: %w", r.Path(), err)
 	}
+	space.mu.Lock()
+	space.free = int64(st.Bavail) * st.Frsize
+	space.mu.Unlock()
 	return int64(st.Bavail)*st.Frsize + used, int64(st.Blocks) * st.Frsize, nil
 }
 

@@ -216,6 +216,9 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 
 func (s *Store) scanTrash(p *pool, r *root, space *filesystemSpace) error {
 	trash, err := r.sub(record.TrashDir)
+	if isFull(err) {
+		return nil // there is none yet, and a full disk has no room for one
+	}
 	if err != nil {
 		return err
 	}
