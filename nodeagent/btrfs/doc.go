@@ -7,6 +7,9 @@
 //	delete.go     delete a subvolume with all that a tenant made inside
 //	quota.go      which kind of quotas, and are they in force? Proven by doing
 //	group.go      level-1 groups: the limit of a volume
+//	stray.go      subvolumes that are charged to the wrong volume
+//	forgotten.go  quotas that were switched off and on again
+//	nocow.go      files that are overwritten in place
 //
 // # Why simple quotas and a level-1 group
 //
@@ -26,11 +29,22 @@
 //
 // Everybody who writes in the volume, root too, blocks and metadata alike:
 // there is no limit on inodes, for they are charged as metadata. It does not
-// hold against a tenant who hands the kernel a qgroup list of its own with
-// BTRFS_IOC_SUBVOL_CREATE_V2: the kernel then puts the new subvolume into
-// those groups, or none, and asks for no privilege. Strays finds such
-// subvolumes afterwards. The outcome of each attempt is asserted in
+// hold against a tenant who means harm. Strays and Foreign find what is charged
+// to nobody or to another volume, and PutBack and Expel give it back. The
+// outcome of each attempt that a limit withstands is asserted in
 // enforcement_test.go.
+//
+// # A full group
+//
+// A group that is full to the last block refuses everything but unlink(2) and
+// chmod(2): also the removal of a subvolume, by root too. Loosen lifts the limit
+// of a volume that is to be deleted.
+//
+// # Rewriting in place
+//
+// An extent is charged until nothing refers to any byte of it, so that a file
+// whose pages are rewritten one by one is charged for much more than it holds.
+// SetNoCOW has files overwritten in place.
 //
 // Everything works on descriptors of the filesystem, never on path strings, and
 // on subvolume ids: a path inside a volume is its user's to change.

@@ -15,11 +15,11 @@ import (
 
 // actions are what only a btrfs lets a tenant try.
 var actions = map[string]tenant.Action{
-	// subvolume NAME [GROUP...]: names the groups to be in, if the list is there
+	// subvolume NAME
 	"subvolume": func(args []string) (int64, error) {
-		return 0, tenantCreate(args[0], iocSubvolCreateV2, 0, args[1:])
+		return 0, tenantCreate(args[0], iocSubvolCreateV2, 0)
 	},
-	// snapshot SOURCE NAME rw|ro [GROUP...]
+	// snapshot SOURCE NAME rw|ro
 	"snapshot": func(args []string) (int64, error) {
 		src, err := os.Open(args[0])
 		if err != nil {
@@ -30,7 +30,7 @@ var actions = map[string]tenant.Action{
 		if args[2] == "ro" {
 			flags = subvolReadOnly
 		}
-		return int64(src.Fd()), tenantCreate(args[1], iocSnapCreateV2, flags, args[3:], src.Fd())
+		return int64(src.Fd()), tenantCreate(args[1], iocSnapCreateV2, flags, src.Fd())
 	},
 	// leave SUBVOLUME: takes it out of testGroup
 	"leave": func(args []string) (int64, error) {
@@ -54,29 +54,13 @@ var actions = map[string]tenant.Action{
 	},
 }
 
-// tenantCreate is what any process may ask of the kernel. groups: nil for no
-// list at all, "none" for an empty one, else one number of a level-1 group.
-func tenantCreate(path string, request uintptr, flags uint64, groups []string, src ...uintptr) error {
+// tenantCreate is what any process may ask of the kernel.
+func tenantCreate(path string, request uintptr, flags uint64, src ...uintptr) error {
 	args := &volArgs{Flags: flags}
 	if len(src) > 0 {
 		args.FD = int64(src[0])
 	}
 	copy(args.Name[:], filepath.Base(path))
-	if len(groups) > 0 {
-		inherit := &qgroupInherit{}
-		size := unsafe.Sizeof(*inherit) - 8
-		if groups[0] != "none" {
-			n, err := strconv.ParseUint(groups[0], 10, 32)
-			if err != nil {
-				return err
-			}
-			inherit.Groups, inherit.Group = 1, qgroupID(uint32(n))
-			size += 8
-		}
-		args.Flags |= subvolQgroupInherit
-		args.Size = uint64(size)
-		args.Inherit = unsafe.Pointer(inherit)
-	}
 	return tenant.Ioctl(filepath.Dir(path), request, unsafe.Pointer(args))
 }
 
@@ -177,40 +161,4 @@ func requireWithin(t *testing.T, fs *os.File, limit uint64) {
 	require.True(t, exists)
 	t.Logf("%d of %d bytes used", g.Usage, limit)
 	require.LessOrEqual(t, g.Usage, limit)
-}
-
-// The kernel lets any process name the groups of a subvolume it makes: the
-// limit does not hold against a tenant who knows. Strays shows it afterwards.
-func TestTenantLeavesByNamingGroups(t *testing.T) {
-	for _, who := range []tenant.Who{tenant.User, tenant.UserNamespaced} {
-		t.Run(who.String(), func(t *testing.T) {
-			fs := newSimple(t)
-			volume := newVolume(t, fs, limit)
-			id, err := ID(volume)
-			require.NoError(t, err)
-			require.Zero(t, tenant.Run(t, who, volume, "subvolume", "out", "none").Errno)
-			require.Zero(t, tenant.Run(t, who, volume, "write", "out/file", tooBig).Errno,
-				"three times the limit: the kernel has learned to ask for a privilege if this fails")
-			requireWithin(t, fs, limit)
-			strays, err := Strays(fs, id, testGroup)
-			require.NoError(t, err)
-			out, err := ID(open(t, filepath.Join(volume.Name(), "out")))
-			require.NoError(t, err)
-			require.Equal(t, []uint64{out}, strays)
-
-			// Caught: from then on it counts.
-			require.NoError(t, Sync(fs))
-			require.NoError(t, AddMember(fs, out, testGroup))
-			require.Equal(t, unix.EDQUOT, tenant.Run(t, who, volume, "write", "file", "1000000").Errno)
-
-			// The same way leads into a group of somebody else, at its expense.
-			const other = testGroup + 1
-			require.NoError(t, CreateGroup(fs, other))
-			require.NoError(t, SetLimit(fs, testGroup, 0))
-			require.Zero(t, tenant.Run(t, who, volume, "subvolume", "in", strconv.Itoa(int(other))).Errno)
-			g, _, err := GetGroup(fs, other)
-			require.NoError(t, err)
-			require.Len(t, g.Members, 1)
-		})
-	}
 }

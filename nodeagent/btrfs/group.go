@@ -159,45 +159,36 @@ func AddMember(fs *os.File, subvolume uint64, group uint32) error {
 	return err
 }
 
-// Strays returns the ids of the subvolumes inside the subvolume id, at any
-// depth, and of id itself, that are not in the group 1/group: a tenant can make
-// such by naming groups of its own choice to the kernel.
-func Strays(fs *os.File, id uint64, group uint32) ([]uint64, error) {
-	g, _, err := GetGroup(fs, group)
-	if err != nil {
-		return nil, err
-	}
-	members := make(map[uint64]bool, len(g.Members))
-	for _, m := range g.Members {
-		members[m] = true
-	}
-	var strays []uint64
-	for left := []uint64{id}; len(left) > 0; {
-		last := left[len(left)-1]
-		left = left[:len(left)-1]
-		if !members[last] {
-			strays = append(strays, last)
-		}
-		nested, err := Nested(fs, last)
-		if err != nil {
-			return nil, err
-		}
-		left = append(left, nested...)
-	}
-	return strays, nil
-}
-
 // RemoveGroup removes the group 1/group after its subvolumes are gone, with
 // what the kernel keeps of theirs. It does not wait: as long as a member is not
 // freed, or shares extents with a snapshot elsewhere, it returns *ErrGroupInUse
 // and should be called again. No such group is no error.
 func RemoveGroup(fs *os.File, group uint32) error {
+	return removeGroup(fs, group, func(*ErrGroupInUse) bool { return false })
+}
+
+// DissolveGroup is RemoveGroup for a volume that is deleted. It waits for the
+// kernel to free what was deleted, and for nobody else: a live member lies in
+// another volume and is taken out of the group, and what snapshots elsewhere
+// share of a freed one stays charged to that one alone, in the level-0 group
+// that the kernel keeps for it.
+func DissolveGroup(fs *os.File, group uint32) error {
+	return removeGroup(fs, group, func(in *ErrGroupInUse) bool { return !in.Deleted })
+}
+
+// removeGroup asks of each member that is in the way whether it is taken out.
+func removeGroup(fs *os.File, group uint32, expel func(*ErrGroupInUse) bool) error {
 	g, exists, err := GetGroup(fs, group)
 	if err != nil || !exists {
 		return err
 	}
 	for _, m := range g.Members {
-		if err := removeMember(fs, group, m); err != nil {
+		err := removeMember(fs, group, m)
+		var used *ErrGroupInUse
+		if errors.As(err, &used) && expel(used) {
+			err = Expel(fs, m, group)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -230,9 +221,8 @@ func removeMember(fs *os.File, group uint32, subvolume uint64) error {
 	if usage > 0 {
 		return &ErrGroupInUse{Group: group, Subvolume: subvolume, Usage: usage}
 	}
-	err = assign(fs, subvolume, qgroupID(group), false)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("take subvolume %d out of group 1/%d: %w", subvolume, group, err)
+	if err := Expel(fs, subvolume, group); err != nil {
+		return err
 	}
 	err = createQgroup(fs, subvolume, false)
 	if err != nil && !errors.Is(err, unix.ENOENT) {

@@ -120,7 +120,7 @@ func Probe(fs *os.File, probe uint32) (Support, error) {
 	if err == nil {
 		err = SetLimit(fs, probe, probeLimit)
 	}
-	if removeErr := RemoveGroup(fs, probe); removeErr != nil {
+	if removeErr := DissolveGroup(fs, probe); removeErr != nil {
 		return s, fmt.Errorf("probe: %w", removeErr)
 	}
 	var notInForce *ErrNotInForce

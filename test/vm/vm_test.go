@@ -35,7 +35,7 @@ var guests = []guest{
 		"store -test.run TestKilledAtEveryStep/(ext4_project|xfs_project)",
 	}},
 	{"newer kernel", "6.12", "project-quota,simple-quota", []string{
-		"btrfs -test.run TestSimpleIsProbedByDoing|TestNestedSubvolumesCount|TestTenantLeaves|TestLimitHolds/(root|uid_65534)/write",
+		"btrfs -test.run TestSimpleIsProbedByDoing|TestNestedSubvolumesCount|TestStrays|TestForeign|TestFullVolume|TestDissolve|TestForgotten|TestRewriting|TestLimitHolds/(root|uid_65534)/write",
 		"quota -test.run TestBytesAreLimited|TestLeavingTheProject",
 		"store -test.run TestContract/ext4$/loop_ext4_thick|TestContract/btrfs/directory$|TestContract/xfs_with.*/directory$",
 	}},
