@@ -41,27 +41,49 @@ func TestAllocator(t *testing.T) {
 	require.False(t, a.Reserve(FirstID), "two records with one id are noticed")
 	first, err := a.Acquire(anyID)
 	require.NoError(t, err)
-	require.Equal(t, FirstID+3, first)
-
-	// Released ids are not met again at once, busy ones are passed over.
+	require.True(t, IsOurs(first))
+	require.False(t, a.Reserve(first))
 	a.Release(first)
-	next, err := a.Acquire(func(id uint32) (bool, error) { return id != FirstID+4, nil })
-	require.NoError(t, err)
-	require.Equal(t, FirstID+5, next)
+	a.Release(first)
+	require.True(t, a.Reserve(first))
 
 	// What cannot be asked is not taken.
 	failed := errors.New("disk on fire")
-	_, err = a.Acquire(func(uint32) (bool, error) { return false, failed })
+	var asked uint32
+	_, err = a.Acquire(func(id uint32) (bool, error) { asked = id; return false, failed })
 	require.ErrorIs(t, err, failed)
-	require.True(t, a.Reserve(FirstID+6))
+	require.True(t, a.Reserve(asked))
 }
 
-func TestAllocatorGoesRound(t *testing.T) {
-	a := NewAllocator([]uint32{LastID})
-	id, err := a.Acquire(anyID)
-	require.NoError(t, err)
-	require.Equal(t, FirstID, id)
-	require.NotEqual(t, ProbeID, id)
+// From one id nobody learns the next: they are spread over the range.
+func TestAllocatorIsNotGuessable(t *testing.T) {
+	a := NewAllocator(nil)
+	const many = 256
+	near := 0
+	last := FirstID
+	for range many {
+		id, err := a.Acquire(anyID)
+		require.NoError(t, err)
+		require.True(t, IsOurs(id))
+		if d := int64(id) - int64(last); -1000 < d && d < 1000 {
+			near++
+		}
+		last = id
+	}
+	require.Less(t, near, 8, "one in 8000 by chance")
+}
+
+// However many ids somebody else has in use, the question ends, and leaves
+// nothing behind.
+func TestAllocatorAsksAFewTimes(t *testing.T) {
+	a := NewAllocator([]uint32{FirstID})
+	asked := 0
+	_, err := a.Acquire(func(uint32) (bool, error) { asked++; return false, nil })
+	require.ErrorIs(t, err, ErrNoFreeID)
+	require.Equal(t, tries, asked)
+	require.Len(t, a.taken, 1)
+	_, err = a.Acquire(anyID)
+	require.NoError(t, err, "it is asked anew")
 }
 
 func TestAllocatorExhausted(t *testing.T) {
@@ -105,8 +127,11 @@ func TestAcquireProvesIDsFree(t *testing.T) {
 		require.NoError(t, SetLimits(fs, FirstID, Limits{Inodes: 1}))
 		require.NoError(t, os.Mkdir(fs.Name()+"/theirs", 0o755))
 		require.NoError(t, SetProject(open(t, fs.Name()+"/theirs"), FirstID+1, true))
-		id, err := NewAllocator(nil).Acquire(func(id uint32) (bool, error) { return Free(fs, id) })
+		free := func(id uint32) (bool, error) { return Free(fs, id) }
+		id, err := newAllocator(FirstID, FirstID+2, nil).Acquire(free)
 		require.NoError(t, err)
 		require.Equal(t, FirstID+2, id)
+		_, err = newAllocator(FirstID, FirstID+1, nil).Acquire(free)
+		require.ErrorIs(t, err, ErrNoFreeID)
 	})
 }

@@ -87,6 +87,17 @@ func SetLimits(dir *os.File, id uint32, want Limits) error {
 	return nil
 }
 
+// Rounded is the limit that is in force on the filesystem dir is on where one of
+// so many bytes is set: whole blocks.
+func Rounded(dir *os.File, bytes uint64) (uint64, error) {
+	size, err := blockSize(dir)
+	if err != nil {
+		return 0, err
+	}
+	blocks, err := toBasicBlocks(bytes, size)
+	return fromBasicBlocks(blocks), err
+}
+
 // GetLimits returns the limits and the usage of project id on the filesystem
 // dir is on; zeroes for an id the filesystem has never seen.
 //
