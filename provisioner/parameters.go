@@ -41,7 +41,7 @@ type Parameters struct {
 	// Owner and Group are nil for root; Mode is empty for the default.
 	Owner, Group *int64
 	Mode         string
-	// Inodes is 0 for no limit of its own.
+	// Inodes is 0 where the class says nothing, which is in proportion to the size, and UnlimitedInodes for no limit of its own.
 	Inodes int64
 
 	OnDelete v1alpha1.OnDelete
@@ -59,6 +59,12 @@ type Parameters struct {
 	// raw is what the class said, without the sidecars' own keys.
 	raw map[string]string
 }
+
+// UnlimitedInodes is Parameters.Inodes, and a Volume's spec.inodes, without a limit of the volume's own.
+const UnlimitedInodes = -1
+
+// unlimited is the word for it.
+const unlimited = "unlimited"
 
 // OnNodeLoss says what becomes of a claim whose node is gone for good.
 type OnNodeLoss string
@@ -258,8 +264,11 @@ func ParametersOf(spec *v1alpha1.VolumeSpec) string {
 			p.raw[name] = strconv.FormatInt(*id, 10)
 		}
 	}
-	if spec.Inodes > 0 {
+	switch {
+	case spec.Inodes > 0:
 		p.raw["inodes"] = strconv.FormatInt(spec.Inodes, 10)
+	case spec.Inodes < 0:
+		p.raw["inodes"] = unlimited
 	}
 	if spec.PoolSelector != nil {
 		p.raw["poolSelector"] = metav1.FormatLabelSelector(spec.PoolSelector)

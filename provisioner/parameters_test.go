@@ -48,6 +48,30 @@ func TestParseParameters(t *testing.T) {
 		[]any{defaults.Backend, defaults.Enforcement, defaults.Allocation, defaults.OnDelete, defaults.Scrub, defaults.OnNodeLoss})
 }
 
+// Nothing said, none of its own, and a number are three different things.
+func TestInodesParameter(t *testing.T) {
+	for _, c := range []struct {
+		class map[string]string
+		want  int64
+	}{
+		{nil, 0}, {map[string]string{"inodes": "0"}, UnlimitedInodes}, {map[string]string{"inodes": "unlimited"}, UnlimitedInodes},
+		{map[string]string{"inodes": "5000"}, 5000},
+	} {
+		p, err := ParseParameters(c.class)
+		require.NoError(t, err)
+		require.Equal(t, c.want, p.Inodes)
+		var spec v1alpha1.VolumeSpec
+		p.Apply(&spec)
+		require.Equal(t, c.want, spec.Inodes)
+		spec.Parameters = nil // a volume that was made without a class
+		again, err := ParametersFromJSON(ParametersOf(&spec))
+		require.NoError(t, err)
+		require.Equal(t, c.want, again.Inodes)
+	}
+	_, err := ParseParameters(map[string]string{"inodes": "none"})
+	require.ErrorContains(t, err, "not such a number")
+}
+
 func TestParseParametersRefuses(t *testing.T) {
 	for _, test := range []struct {
 		class map[string]string
@@ -101,6 +125,7 @@ func TestParametersJSON(t *testing.T) {
 		nil,
 		{"backend": "directory", "inodes": "7", "owner": "5"},
 		{"enforcement": "none"},
+		{"backend": "directory", "inodes": "unlimited"},
 		{"onDelete": "trash", "trashRetention": "90m", "scrub": "discard"},
 		{"csi.storage.k8s.io/fstype": "ext4", "mkfsOptions": "-m 0", "poolSelector": "a in (b,c)"},
 	} {

@@ -84,8 +84,8 @@ var parameterTable = []Parameter{
 		set:     func(p *Parameters, v string) (err error) { p.Group, err = numericID(v); return err }},
 	{Name: "mode", Form: "an octal number of 3 or 4 digits, such as `0770`", Default: "0777",
 		Meaning: "The permissions of the volume's root directory.", set: setMode},
-	{Name: "inodes", Form: "a whole number, 0 or more", Default: "0",
-		Meaning: "How many files a directory volume may hold, or how many an image's filesystem is made with. 0: no limit of its own.", set: setInodes},
+	{Name: "inodes", Form: "a whole number above 0, or `unlimited` (or `0`, which is the same)", Default: "in proportion to the size",
+		Meaning: "How many files and directories a directory volume on ext4 or xfs may hold, or how many an image's filesystem is made with. Where the class says nothing a directory gets one for each 16 KiB of its size, a small one up to 32768 of them at one for each 4 KiB, and none fewer than 1024; more when it grows. `unlimited`: no limit of its own, so that one volume can take all inodes of the pool's filesystem. On btrfs files are charged as space: with a number `backend: auto` takes an image there, and `directory` is refused.", set: setInodes},
 	{Name: "onDelete", Values: []string{"purge", "trash", "recycle"}, Default: "purge",
 		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, keep it in the pool's trash for `trashRetention`, or scrub its space and offer it as a new, Available PersistentVolume of the class.",
 		set:     func(p *Parameters, v string) error { p.OnDelete = v1alpha1.OnDelete(v); return nil }},
@@ -168,6 +168,10 @@ func setMode(p *Parameters, v string) error {
 }
 
 func setInodes(p *Parameters, v string) error {
+	if v == unlimited || v == "0" {
+		p.Inodes = UnlimitedInodes
+		return nil
+	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n < 0 {
 		return fmt.Errorf("not such a number")

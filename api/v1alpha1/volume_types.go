@@ -178,9 +178,10 @@ type VolumeSpec struct {
 	// +kubebuilder:validation:Pattern=`^0?[0-7]{3,4}$`
 	Mode string `json:"mode,omitempty"`
 
-	// Inodes limits how many files a directory volume may hold, or is how many a filesystem is made with. 0: no limit of its own.
+	// Inodes limits how many files a directory volume may hold, or is how many a filesystem is made with. 0: in proportion to the
+	// size where a project quota holds it, and as many as is usual for a filesystem. -1: no limit of its own.
 	// +optional
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=-1
 	Inodes int64 `json:"inodes,omitempty"`
 
 	// Source is what the volume's first content is taken from. Unset: empty.

@@ -52,6 +52,8 @@ type Volume struct {
 	SizeBytes   int64  `json:"sizeBytes"`
 	GrowingTo   int64  `json:"growingTo,omitempty"`
 	Inodes      int64  `json:"inodes,omitempty"`
+	// InodesBySize: nobody asked for a number, and it grows with the size.
+	InodesBySize bool `json:"inodesBySize,omitempty"`
 
 	// Directory volumes: the quota that holds the size.
 	QuotaKind string `json:"quotaKind,omitempty"`

@@ -134,7 +134,7 @@ func checkLimit(t *testing.T, k poolKind, v Volume) {
 			settle(t, dir)
 		}
 	}
-	if v.Inodes > 0 {
+	if v.Inodes > 0 && !v.InodesBySize {
 		_, before, err := quota.GetLimits(dir, uint32(v.QuotaID))
 		require.NoError(t, err)
 		result := tenant.Run(t, tenant.User, dir, "files", "f", "1000")

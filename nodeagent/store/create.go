@@ -159,9 +159,10 @@ func newRecord(a *Admission) *record.Volume {
 	rec := &record.Volume{
 		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second),
 		Backend: a.plan.backend, Enforcement: r.Enforcement, VolumeMode: r.VolumeMode,
-		SizeBytes: r.SizeBytes, Inodes: r.Inodes, Source: r.Source, Origin: r.Origin,
+		SizeBytes: r.SizeBytes, Source: r.Source, Origin: r.Origin,
 		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
 	}
+	setInodes(rec, r, a.plan)
 	if rec.Backend == record.BackendLoop {
 		rec.Allocation, rec.FSType = r.Allocation, a.plan.fstype
 		rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions

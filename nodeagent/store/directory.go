@@ -63,7 +63,7 @@ func (b *building) project() error {
 		return err
 	}
 	// The limit first: what carries the id is limited from the first byte.
-	if err := quota.SetLimits(b.root.File(), id, quota.Limits{Bytes: uint64(b.rec.SizeBytes), Inodes: uint64(b.rec.Inodes)}); err != nil {
+	if err := setDirectoryLimit(b.root, b.rec, b.rec.SizeBytes); err != nil {
 		return err
 	}
 	if err := b.store.fault("set project"); err != nil {
@@ -106,14 +106,26 @@ func (b *building) subvolume() (err error) {
 	if err := b.store.fault("create subvolume"); err != nil {
 		return err
 	}
-	return btrfs.CreateSubvolume(b.dir.File(), record.DataDir, group)
+	if err := btrfs.CreateSubvolume(b.dir.File(), record.DataDir, group); err != nil {
+		return err
+	}
+	data, err := b.dir.OpenDir(record.DataDir)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	if err := b.store.fault("switch copy-on-write off"); err != nil {
+		return err
+	}
+	// Before the first file: it is inherited. See docs/decisions/0009.
+	return btrfs.SetNoCOW(data.File())
 }
 
 // setDirectoryLimit puts a directory volume's limit in force at size bytes; the kernel does it online.
 func setDirectoryLimit(r *root, rec *record.Volume, size int64) error {
 	switch rec.QuotaKind {
 	case record.QuotaProject:
-		return quota.SetLimits(r.File(), uint32(rec.QuotaID), quota.Limits{Bytes: uint64(size), Inodes: uint64(rec.Inodes)})
+		return quota.SetLimits(r.File(), uint32(rec.QuotaID), quota.Limits{Bytes: uint64(size), Inodes: uint64(inodesAt(rec, size))})
 	case record.QuotaBtrfs:
 		return btrfs.SetLimit(r.File(), uint32(rec.QuotaID), uint64(size))
 	}
@@ -169,20 +181,15 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > uint64(rec.Promise()) || have.Inodes != uint64(rec.Inodes) {
-			return true, setDirectoryLimit(r, rec, rec.SizeBytes)
-		}
-	case record.QuotaBtrfs:
-		have, there, err := btrfs.GetGroup(r.File(), uint32(rec.QuotaID))
+		most, err := quota.Rounded(r.File(), uint64(rec.Promise()))
 		if err != nil {
 			return false, err
 		}
-		if !there {
-			return false, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its qgroup 1/%d is gone", rec.QuotaID)}
-		}
-		if have.Limit != uint64(rec.SizeBytes) {
+		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > most || !inodesHold(rec, have.Inodes) {
 			return true, setDirectoryLimit(r, rec, rec.SizeBytes)
 		}
+	case record.QuotaBtrfs:
+		return checkGroup(r, data.File(), rec)
 	}
 	return repaired, nil
 }

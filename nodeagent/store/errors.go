@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -131,6 +132,8 @@ func Reason(err error) (reason string, refused bool) {
 		return v1alpha1.ReasonIDConflict, true
 	case errors.As(err, &badID):
 		return v1alpha1.ReasonInvalidOptions, true
+	case errors.Is(err, quota.ErrNoFreeID):
+		return v1alpha1.ReasonUnsupported, true
 	case errors.As(err, &mismatch):
 		return v1alpha1.ReasonMismatch, false
 	default:

@@ -271,6 +271,9 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *benea
 		return err
 	}
 	defer entry.Close()
+	if err := f.loosen(t, r, entry); err != nil {
+		return err
+	}
 	scrub := t.trash.Deletion.Scrub
 	if err := f.freeImage(ctx, entry, scrub); err != nil {
 		return err
@@ -323,7 +326,11 @@ func (f *freer) releaseQuota(t *trashed, r *root) error {
 			if err := btrfs.Sync(r.File()); err != nil {
 				return err
 			}
-			err = btrfs.RemoveGroup(r.File(), id)
+		}
+		// Whoever else is in it does not keep the volume from being gone.
+		if errors.As(err, &used) && !used.Deleted {
+			f.store.log.Info("a deleted volume's qgroup is dissolved with what is not the volume's in it", "entry", t.entry, "found", used)
+			err = btrfs.DissolveGroup(r.File(), id)
 		}
 		// The cleaner thread frees subvolumes later; until it did, the group is in use and the space still taken.
 		if errors.As(err, &used) && used.Deleted {

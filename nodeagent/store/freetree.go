@@ -122,7 +122,7 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 			sub.Close()
 			if err == nil && isSubvolume {
 				f.files.Add(1)
-				return btrfs.DeleteSubvolume(ctx, dir.File(), name)
+				return deleteSubvolume(ctx, dir, name)
 			}
 		}
 	}
@@ -153,6 +153,28 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 	}
 	f.files.Add(1)
 	return retryMutable(dir, name, st, func() error { return dir.Rmdir(name) })
+}
+
+// deleteSubvolume deletes a subvolume that a tenant made, or one without a group of its own. It may be in a group of somebody
+// else that is full, and then has to leave it first.
+func deleteSubvolume(ctx context.Context, dir *beneath.Dir, name string) error {
+	err := btrfs.DeleteSubvolume(ctx, dir.File(), name)
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	sub, openErr := dir.OpenDir(name)
+	if openErr != nil {
+		return errors.Join(err, openErr)
+	}
+	id, idErr := btrfs.ID(sub.File())
+	sub.Close()
+	if idErr != nil {
+		return errors.Join(err, idErr)
+	}
+	if e := btrfs.Loosen(dir.File(), id, btrfs.NoGroup); e != nil {
+		return errors.Join(err, e)
+	}
+	return btrfs.DeleteSubvolume(ctx, dir.File(), name)
 }
 
 // moveUp renames a directory into the entry under a name of its own.

@@ -108,7 +108,7 @@ func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
 	if err := s.fault("grow: done"); err != nil {
 		return err
 	}
-	next.SizeBytes, next.GrowingTo = size, 0
+	next.SizeBytes, next.GrowingTo, next.Inodes = size, 0, inodesAt(&next, size)
 	if err := writeVolume(dir, &next); err != nil {
 		return err
 	}

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
-	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -104,8 +102,9 @@ func (s *Store) recheck(ctx context.Context, v *volume) (round bool, err error) 
 func enforced(r *root, rec *record.Volume, tell bool) error {
 	repaired, err := checkDirectory(r, rec)
 	var mismatch *MismatchError
+	var lost *EnforcementError
 	switch {
-	case errors.As(err, &mismatch):
+	case errors.As(err, &mismatch), errors.As(err, &lost):
 		return err
 	case err != nil:
 		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: err.Error()}
@@ -121,27 +120,6 @@ func returnStrays(ctx context.Context, data *beneath.Dir, rec *record.Volume, st
 		Detail: fmt.Sprintf("%d files or directories had left its project (%s, for one); they were put back", len(strays), strays[0].Path)}
 	if _, err := quota.Assign(ctx, data.File(), uint32(rec.QuotaID)); err != nil {
 		lost.Detail = fmt.Sprintf("%d files or directories have left its project (%s, for one), and could not be put back: %v", len(strays), strays[0].Path, err)
-	}
-	return lost
-}
-
-// returnSubvolumes puts nested subvolumes that a tenant made outside of the volume's group into it.
-func returnSubvolumes(r *root, data *os.File, rec *record.Volume) error {
-	id, err := btrfs.ID(data)
-	if err != nil {
-		return err
-	}
-	group := uint32(rec.QuotaID)
-	strays, err := btrfs.Strays(r.File(), id, group)
-	if err != nil || len(strays) == 0 {
-		return err
-	}
-	lost := &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonEscaped,
-		Detail: fmt.Sprintf("%d subvolumes in it were outside of its group; they were put into it", len(strays))}
-	for _, stray := range strays {
-		if err := btrfs.AddMember(r.File(), stray, group); err != nil {
-			lost.Detail = fmt.Sprintf("%d subvolumes in it are outside of its group: %v", len(strays), err)
-		}
 	}
 	return lost
 }

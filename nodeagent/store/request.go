@@ -38,7 +38,9 @@ type Request struct {
 
 	// SizeBytes is rounded up to a multiple of 4096.
 	SizeBytes int64
-	Inodes    int64
+	// Inodes is how many files a directory may hold, or an image's filesystem is made with. 0: in proportion to the size
+	// (DefaultInodes) where a project quota holds it, the usual number in an image. UnlimitedInodes: no limit of its own.
+	Inodes int64
 
 	// FSType is made in a loop image; empty: the pool's default.
 	FSType       string
@@ -96,7 +98,7 @@ func (r *Request) normalize() error {
 		return refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a volume can have", r.SizeBytes)
 	case r.Mode&^0o7777 != 0:
 		return refuse(v1alpha1.ReasonInvalidOptions, "mode %#o is not one of a directory", r.Mode)
-	case r.Inodes < 0:
+	case r.Inodes < UnlimitedInodes:
 		return refuse(v1alpha1.ReasonInvalidOptions, "inodes %d is negative", r.Inodes)
 	case r.Backend == record.BackendDirectory && r.VolumeMode == record.ModeBlock:
 		return refuse(v1alpha1.ReasonUnsupported, "a directory can not be a block device: volumeMode Block is always made by the loop backend")

@@ -190,6 +190,10 @@ func (at *place) error(format string, args ...any) {
 	at.add(Finding{Severity: SeverityError, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
 }
 
+func (at *place) warning(format string, args ...any) {
+	at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
+}
+
 // repairable reports what apply puts right. Pool and volume are opened anew for it, under the volume's lock.
 func (at *place) repairable(severity Severity, repair string, apply func(context.Context, *place) error, format string, args ...any) {
 	s, p, id := at.store, at.pool, at.rec.ID

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -136,6 +137,10 @@ func (at *place) directory(ctx context.Context) {
 	defer data.Close()
 	restore := func(_ context.Context, at *place) error {
 		_, err := checkDirectory(at.root, at.rec)
+		var lost *EnforcementError
+		if errors.As(err, &lost) && lost.Reason == v1alpha1.ReasonUncounted {
+			return nil // it was put back as far as that can be
+		}
 		return err
 	}
 	id := uint32(at.rec.QuotaID)
@@ -153,14 +158,18 @@ func (at *place) directory(ctx context.Context) {
 		limits, _, err := quota.GetLimits(at.root.File(), id)
 		if err != nil {
 			at.error("its limit can not be read, so it is not in force: %v", err)
-		} else if !limitHolds(at.rec, limits.Bytes) || limits.Inodes != uint64(at.rec.Inodes) {
+		} else if !limitHolds(at.rec, limits.Bytes) || !inodesHold(at.rec, limits.Inodes) {
 			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes and %d inodes, not %d and %d", limits.Bytes, limits.Inodes, at.rec.SizeBytes, at.rec.Inodes)
 		}
 		at.strays(ctx, data.File())
 	case record.QuotaBtrfs:
 		group, there, err := btrfs.GetGroup(at.root.File(), id)
-		if err != nil || !there {
-			at.error("its qgroup 1/%d is gone (%v)", id, err)
+		if err != nil {
+			at.error("%v", err)
+			return
+		}
+		if !there {
+			at.repairable(SeverityError, "make it again", restore, "its qgroup 1/%d is gone", id)
 			return
 		}
 		if !limitHolds(at.rec, group.Limit) {
@@ -202,16 +211,21 @@ func (at *place) strayedSubvolumes(data *os.File) {
 		at.error("%v", err)
 		return
 	}
-	if len(strays) > 0 {
-		join := func(_ context.Context, at *place) error {
-			for _, s := range strays {
-				if err := btrfs.AddMember(at.root.File(), s, uint32(at.rec.QuotaID)); err != nil {
-					return err
-				}
-			}
-			return nil
+	foreign, err := btrfs.Foreign(at.root.File(), id, uint32(at.rec.QuotaID))
+	if err != nil {
+		at.error("%v", err)
+		return
+	}
+	if len(strays) > 0 || len(foreign) > 0 {
+		charge := func(_ context.Context, at *place) error {
+			return chargeRightly(at.root.File(), uint32(at.rec.QuotaID), strays, foreign)
 		}
-		at.repairable(SeverityError, "put them into it", join, "%d of its subvolumes are not in its qgroup, the first: %d", len(strays), strays[0])
+		at.repairable(SeverityError, "charge each to its own volume", charge, "%s", strayText(strays, foreign))
+	}
+	if forgotten, err := btrfs.Forgotten(at.root.File(), id); err != nil {
+		at.error("%v", err)
+	} else if forgotten {
+		at.warning("what was written to it before quotas were switched off and on again is not counted")
 	}
 }
 

@@ -1,0 +1,98 @@
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+func TestDefaultInodes(t *testing.T) {
+	for size, want := range map[int64]int64{
+		1 * mib: 1024, 4 * mib: 1024, 16 * mib: 4096, 128 * mib: 32768, 512 * mib: 32768, gib: 65536, 100 * gib: 6553600,
+	} {
+		require.Equal(t, want, DefaultInodes(size), "%d bytes", size)
+	}
+	last := int64(0)
+	for size := int64(mib); size < gib; size += mib {
+		n := DefaultInodes(size)
+		require.GreaterOrEqual(t, n, last)
+		last = n
+	}
+}
+
+func TestInodesOfANewRecord(t *testing.T) {
+	project, none := plan{backend: record.BackendDirectory, quotaKind: record.QuotaProject}, plan{backend: record.BackendDirectory}
+	for _, c := range []struct {
+		name   string
+		inodes int64
+		plan   plan
+		want   int64
+		bySize bool
+	}{
+		{"nothing said", 0, project, 65536, true},
+		{"a number", 100, project, 100, false},
+		{"unlimited", UnlimitedInodes, project, 0, false},
+		{"an image's are the filesystem's", 0, plan{backend: record.BackendLoop}, 0, false},
+		{"a number for an image", 100, plan{backend: record.BackendLoop}, 100, false},
+		{"btrfs charges them as bytes", 0, plan{backend: record.BackendDirectory, quotaKind: record.QuotaBtrfs}, 0, false},
+		{"nothing holds them", 0, none, 0, false},
+	} {
+		rec := &record.Volume{SizeBytes: gib}
+		setInodes(rec, &Request{Inodes: c.inodes}, c.plan)
+		require.Equal(t, c.want, rec.Inodes, c.name)
+		require.Equal(t, c.bySize, rec.InodesBySize, c.name)
+	}
+	// A volume that was made before there was a default keeps what its record says.
+	old := &record.Volume{SizeBytes: gib}
+	require.Zero(t, inodesAt(old, 2*gib))
+	require.True(t, inodesHold(old, 0))
+	require.False(t, inodesHold(old, 65536))
+	// While it grows both limits are right.
+	grows := &record.Volume{SizeBytes: gib, GrowingTo: 2 * gib, Inodes: 65536, InodesBySize: true}
+	require.True(t, inodesHold(grows, 65536))
+	require.True(t, inodesHold(grows, 131072))
+	require.False(t, inodesHold(grows, 65535))
+	require.False(t, inodesHold(grows, 131073))
+}
+
+// A volume under a project quota can not take the inodes of its pool's
+// filesystem, and has more of them when it has grown.
+func TestInodesAreLimitedBySize(t *testing.T) {
+	for _, k := range []poolKind{onExt4Prj, onXFSPrj} {
+		t.Run(k.name, func(t *testing.T) {
+			path := k.make(t, gib)
+			n := newNode(t, path)
+			pool, err := os.Open(path)
+			require.NoError(t, err)
+			defer pool.Close()
+			v := n.mustCreate(Request{ID: "a-1", Backend: record.BackendDirectory, SizeBytes: 4 * mib})
+			made := 0
+			for ; made <= 2000; made++ {
+				if err = os.WriteFile(filepath.Join(v.Path, fmt.Sprint(made)), nil, 0o600); err != nil {
+					break
+				}
+			}
+			require.Error(t, err)
+			require.EqualValues(t, 1024-1, made, "the volume's directory is one")
+			v, err = n.store.Grow(t.Context(), v.ID, 64*mib)
+			require.NoError(t, err)
+			require.EqualValues(t, 16384, v.Inodes)
+			limits, _, err := quota.GetLimits(pool, uint32(v.QuotaID))
+			require.NoError(t, err)
+			require.EqualValues(t, 16384, limits.Inodes)
+			require.NoError(t, n.start().Recheck(t.Context(), v.ID))
+
+			free := n.mustCreate(Request{ID: "b-1", Backend: record.BackendDirectory, SizeBytes: 4 * mib, Inodes: UnlimitedInodes})
+			limits, _, err = quota.GetLimits(pool, uint32(free.QuotaID))
+			require.NoError(t, err)
+			require.Zero(t, limits.Inodes)
+			require.NoError(t, n.store.Recheck(t.Context(), free.ID))
+		})
+	}
+}
