@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +44,7 @@ const maxStrays = 64
 // hard link to an inode outside the tree takes that inode along; Report counts
 // them. Special files keep their id: they occupy an inode and no space.
 func Assign(ctx context.Context, tree *os.File, id uint32) (Report, error) {
-	return walk(ctx, tree, new(Cursor), 0, func(in inode, count *Report) error { return in.assign(id, count) })
+	return walk(ctx, tree, new(Cursor), bound{}, func(in inode, count *Report) error { return in.assign(id, count) })
 }
 
 func (in inode) assign(id uint32, count *Report) error {
@@ -65,7 +67,7 @@ func (in inode) assign(id uint32, count *Report) error {
 // and renames it would fail until its files were reached. With the files done first, only those made meanwhile are left to
 // the Assign that has to follow.
 func AssignFiles(ctx context.Context, tree *os.File, id uint32) (Report, error) {
-	return walk(ctx, tree, new(Cursor), 0, func(in inode, count *Report) error {
+	return walk(ctx, tree, new(Cursor), bound{}, func(in inode, count *Report) error {
 		if in.isDir() {
 			return nil
 		}
@@ -78,7 +80,7 @@ func AssignFiles(ctx context.Context, tree *os.File, id uint32) (Report, error) 
 func Measure(ctx context.Context, tree *os.File, at *Cursor, budget int) (Report, error) {
 	type number struct{ dev, ino uint64 }
 	linked := map[number]bool{}
-	return walk(ctx, tree, at, budget, func(in inode, count *Report) error {
+	return walk(ctx, tree, at, bound{entries: budget}, func(in inode, count *Report) error {
 		if !in.isDir() && in.stat.Nlink > 1 {
 			n := number{in.stat.Dev, in.stat.Ino}
 			if linked[n] {
@@ -100,19 +102,81 @@ func Measure(ctx context.Context, tree *os.File, at *Cursor, budget int) (Report
 // a volume of any size is checked in small steps; the cursor says when it is
 // done. It changes nothing: what to do about it is the caller's to decide.
 func Check(ctx context.Context, tree *os.File, id uint32, at *Cursor, budget int) (Report, error) {
-	return walk(ctx, tree, at, budget, func(in inode, count *Report) error {
+	return walk(ctx, tree, at, bound{entries: budget}, func(in inode, count *Report) error {
 		attr, err := getFSXattr(in.fd)
 		if err != nil {
 			return fmt.Errorf("get project id of %q: %w", in.path(), err)
 		}
-		if attr.ProjectID == id && attr.inherits() == in.isDir() || len(count.Strays) == maxStrays {
-			return nil
+		if attr.ProjectID != id || attr.inherits() != in.isDir() {
+			count.stray(in, attr)
 		}
-		count.Strays = append(count.Strays, Stray{
-			Path: in.path(), Inode: in.stat.Ino, ID: attr.ProjectID, Directory: in.isDir(),
-		})
 		return nil
 	})
+}
+
+// stray notes an inode, if there is room for one more to be named.
+func (r *Report) stray(in inode, attr fsxattr) {
+	if len(r.Strays) < maxStrays {
+		r.Strays = append(r.Strays, Stray{Path: in.path(), Inode: in.stat.Ino, ID: attr.ProjectID, Directory: in.isDir()})
+	}
+}
+
+// Return is Check for a slice of time, and gives each inode that is not in the
+// volume's project back to it at once, by the descriptor it was found with: what
+// it costs is the look. Changed counts all of them, Strays names the first. It
+// can be repeated after a crash at any point.
+//
+// The slice begins when the walk is back at the cursor, and is as long as that
+// took if it is shorter.
+func Return(ctx context.Context, tree *os.File, id uint32, at *Cursor, slice time.Duration) (Report, error) {
+	return walk(ctx, tree, at, bound{time: slice}, func(in inode, count *Report) error {
+		attr, err := getFSXattr(in.fd)
+		if err != nil {
+			return fmt.Errorf("get project id of %q: %w", in.path(), err)
+		}
+		if attr.ProjectID == id && attr.inherits() == in.isDir() {
+			return nil
+		}
+		count.stray(in, attr)
+		return in.takeBack(id, count)
+	})
+}
+
+// takeBack is assign for an inode that may have been made immutable, which keeps
+// its project id as well: the flag is off for the moment of the change.
+func (in inode) takeBack(id uint32, count *Report) error {
+	_, err := setProject(in.fd, id, in.isDir())
+	if errors.Is(err, unix.EPERM) && isImmutable(in.fd) {
+		if err = withoutFlags(in.fd, func() error { _, err := setProject(in.fd, id, in.isDir()); return err }); err != nil {
+			count.Immutable++
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("set project id %d on %q: %w", id, in.path(), err)
+	}
+	count.Changed++
+	return nil
+}
+
+// withoutFlags calls do while the inode is neither immutable nor append-only.
+func withoutFlags(fd int, do func() error) error {
+	attr, err := getFSXattr(fd)
+	if err != nil {
+		return err
+	}
+	const both = xflagImmutable | xflagAppend
+	flags := attr.XFlags & both
+	attr.XFlags &^= both
+	if err := ioctl(fd, fsIocFSSetXattr, unsafe.Pointer(&attr)); err != nil {
+		return err
+	}
+	err = do()
+	if attr, e := getFSXattr(fd); e == nil {
+		attr.XFlags |= flags
+		err = errors.Join(err, ioctl(fd, fsIocFSSetXattr, unsafe.Pointer(&attr)))
+	}
+	return err
 }
 
 func (in inode) isDir() bool { return in.stat.Mode&unix.S_IFMT == unix.S_IFDIR }

@@ -56,7 +56,7 @@ func TestWalkMeetsEverythingOnce(t *testing.T) {
 		met := make(map[string]int)
 		var count Report
 		for at := (Cursor{}); !at.Done(); {
-			r, err := walk(t.Context(), tree, &at, budget, func(in inode, _ *Report) error {
+			r, err := walk(t.Context(), tree, &at, bound{entries: budget}, func(in inode, _ *Report) error {
 				met[in.path()]++
 				return nil
 			})

@@ -33,10 +33,9 @@
 //
 //   - ext4 does not bind a process with CAP_SYS_RESOURCE in the initial user
 //     namespace (ignore_hardlimit in fs/quota/dquot.c); xfs binds root too.
-//   - Whoever owns a file may give it another project id, or take the inherit
-//     flag off a directory, from the initial user namespace; in any other user
-//     namespace the kernel answers EINVAL (fileattr_set_prepare in
-//     fs/ioctl.c, fs/file_attr.c since 6.17). Check finds such inodes afterwards.
+//   - It does not bind a tenant who means harm, unless the pod has a user
+//     namespace of its own. Check finds inodes that are not charged to their
+//     volume, and Return gives them back.
 //
 // The outcome of each attempt is asserted in enforcement_test.go.
 package quota

@@ -5,11 +5,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
+	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 )
 
 // actions are what only project quotas let a tenant try.
@@ -103,50 +105,60 @@ func TestLimitGrowsAndShrinks(t *testing.T) {
 	})
 }
 
-// An owner leaves the quota from the initial user namespace and not from
-// another (fileattr_set_prepare in fs/ioctl.c). Check finds what left.
-func TestLeavingTheProject(t *testing.T) {
+// In a user namespace of its own a tenant's files stay in their project
+// (fileattr_set_prepare in fs/ioctl.c).
+func TestProjectIsKeptInAUserNamespace(t *testing.T) {
 	forEach(t, func(t *testing.T, fs *os.File) {
-		for _, c := range []struct {
-			who  tenant.Who
-			want unix.Errno
-		}{
-			{tenant.Root, 0},
-			{tenant.ContainerRoot, 0},
-			{tenant.User, 0},
-			{tenant.UserNamespaced, unix.EINVAL},
-		} {
-			t.Run(c.who.String(), func(t *testing.T) {
-				path := filepath.Join(fs.Name(), "volume")
-				require.NoError(t, os.RemoveAll(path))
-				volume := newVolume(t, fs, Limits{Bytes: limit})
-				require.Zero(t, tenant.Run(t, c.who, volume, "write", "file", "1000000").Errno)
-				require.Zero(t, tenant.Run(t, c.who, volume, "mkdir", "dir").Errno)
-
-				strays := 0
-				for _, attempt := range [][]string{
-					{"project", "file", "0"},
-					{"project", "file", strconv.Itoa(int(testID + 1))}, // another volume's
-					{"disinherit", "dir"},
-				} {
-					r := tenant.Run(t, c.who, volume, attempt[0], attempt[1:]...)
-					require.Equal(t, c.want, r.Errno, "%v", attempt)
-				}
-				if c.want == 0 {
-					strays = 2
-				}
-				r, err := Check(t.Context(), volume, testID, new(Cursor), 0)
-				require.NoError(t, err)
-				require.Len(t, r.Strays, strays)
-
-				// Caught: Assign takes them back.
-				_, err = Assign(t.Context(), volume, testID)
-				require.NoError(t, err)
-				r, err = Check(t.Context(), volume, testID, new(Cursor), 0)
-				require.NoError(t, err)
-				require.Empty(t, r.Strays)
-			})
+		volume := newVolume(t, fs, Limits{Bytes: limit})
+		require.Zero(t, tenant.Run(t, tenant.UserNamespaced, volume, "write", "file", "1000000").Errno)
+		require.Zero(t, tenant.Run(t, tenant.UserNamespaced, volume, "mkdir", "dir").Errno)
+		for _, attempt := range [][]string{{"project", "file", "0"}, {"disinherit", "dir"}} {
+			r := tenant.Run(t, tenant.UserNamespaced, volume, attempt[0], attempt[1:]...)
+			require.Equal(t, unix.EINVAL, r.Errno, "%v", attempt)
 		}
+		r, err := Check(t.Context(), volume, testID, new(Cursor), 0)
+		require.NoError(t, err)
+		require.Empty(t, r.Strays)
+	})
+}
+
+// What is charged to another volume, or to none, is given back, immutable or
+// not, and nothing else is touched.
+func TestReturn(t *testing.T) {
+	forEach(t, func(t *testing.T, fs *os.File) {
+		volume := newVolume(t, fs, Limits{Bytes: limit})
+		for _, name := range []string{"own", "others", "nobodys", "immutable"} {
+			require.NoError(t, os.WriteFile(filepath.Join(volume.Name(), name), make([]byte, 1<<20), 0o644))
+		}
+		require.NoError(t, os.Mkdir(filepath.Join(volume.Name(), "dir"), 0o755))
+		require.NoError(t, SetProject(open(t, filepath.Join(volume.Name(), "others")), testID+1, false))
+		require.NoError(t, SetProject(open(t, filepath.Join(volume.Name(), "nobodys")), 0, false))
+		require.NoError(t, SetProject(open(t, filepath.Join(volume.Name(), "immutable")), testID+1, false))
+		require.NoError(t, SetProject(open(t, filepath.Join(volume.Name(), "dir")), testID, false))
+		testroot.Run(t, "chattr", "+i", filepath.Join(volume.Name(), "immutable"))
+		t.Cleanup(func() { testroot.Run(t, "chattr", "-i", filepath.Join(volume.Name(), "immutable")) })
+		_, others, err := GetLimits(fs, testID+1)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, others.Bytes, uint64(2<<20), "another volume pays")
+
+		var at Cursor
+		r, err := Return(t.Context(), volume, testID, &at, time.Hour)
+		require.NoError(t, err)
+		require.True(t, at.Done())
+		require.Len(t, r.Strays, 4)
+		require.EqualValues(t, 4, r.Changed+r.Immutable)
+		require.Zero(t, r.Immutable)
+		require.True(t, isImmutable(int(open(t, filepath.Join(volume.Name(), "immutable")).Fd())), "it is as it was")
+		_, others, err = GetLimits(fs, testID+1)
+		require.NoError(t, err)
+		require.Zero(t, others, "it is given back")
+		_, own, err := GetLimits(fs, testID)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, own.Bytes, uint64(4<<20))
+		r, err = Return(t.Context(), volume, testID, new(Cursor), time.Hour)
+		require.NoError(t, err)
+		require.Empty(t, r.Strays)
+		require.Zero(t, r.Changed)
 	})
 }
 

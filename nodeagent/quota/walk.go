@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,13 +69,29 @@ type inode struct {
 
 type visitor func(inode, *Report) error
 
-// walk continues at the cursor and looks at up to budget entries; without end
-// if budget is 0. What is moved about in the tree meanwhile may be missed.
-func walk(ctx context.Context, tree *os.File, at *Cursor, budget int, visit visitor) (Report, error) {
+// bound is where a walk stops for now. The zero bound is the end of the tree.
+type bound struct {
+	entries int
+	time    time.Duration
+}
+
+// from returns what tells, after so many entries, whether the bound is reached.
+// Coming back to the cursor took a while already: with that the walk takes twice
+// as long at the most, and always comes further.
+func (b bound) from(resumed time.Duration) func(entries int) bool {
+	end := time.Now().Add(max(b.time, resumed))
+	return func(entries int) bool {
+		return b.entries > 0 && entries >= b.entries || b.time > 0 && entries > 0 && time.Now().After(end)
+	}
+}
+
+// walk continues at the cursor and goes on until the bound. What is moved about
+// in the tree meanwhile may be missed.
+func walk(ctx context.Context, tree *os.File, at *Cursor, until bound, visit visitor) (Report, error) {
 	w := &walker{at: at, buf: make([]byte, direntBuffer), dir: -1, visit: visit}
 	err := control(tree, func(fd int) error {
 		w.top = fd
-		return w.run(ctx, budget)
+		return w.run(ctx, until)
 	})
 	if w.dir >= 0 {
 		unix.Close(w.dir)
@@ -88,14 +105,16 @@ func walk(ctx context.Context, tree *os.File, at *Cursor, budget int, visit visi
 	return w.count, nil
 }
 
-func (w *walker) run(ctx context.Context, budget int) error {
+func (w *walker) run(ctx context.Context, until bound) error {
 	if w.at.done {
 		return nil
 	}
+	started := time.Now()
 	if err := w.resume(); err != nil {
 		return err
 	}
-	for seen := 0; budget == 0 || seen < budget; {
+	reached := until.from(time.Since(started))
+	for seen := 0; !reached(seen); {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

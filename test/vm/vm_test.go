@@ -29,14 +29,14 @@ var guests = []guest{
 	{"oldest kernel", "6.1", "project-quota", []string{
 		"quota",
 		"filesystem -test.run Grow",
-		"store -test.run TestContract/(ext4|xfs)_with|TestVerifyDirectories|TestActivatePutsQuotaBack|TestTwoPools|TestRequireMountpoint|TestPoolInsideAProject|TestRecheck",
+		"store -test.run TestContract/(ext4|xfs)_with|TestVerifyDirectories|TestActivatePutsQuotaBack|TestTwoPools|TestRequireMountpoint|TestPoolInsideAProject|TestRecheck|TestInodesAreLimited|TestVolumesTakeTurns",
 	}},
 	{"crashes under project quotas", "6.1", "project-quota", []string{
 		"store -test.run TestKilledAtEveryStep/(ext4_project|xfs_project)",
 	}},
 	{"newer kernel", "6.12", "project-quota,simple-quota", []string{
 		"btrfs -test.run TestSimpleIsProbedByDoing|TestNestedSubvolumesCount|TestStrays|TestForeign|TestFullVolume|TestDissolve|TestForgotten|TestRewriting|TestLimitHolds/(root|uid_65534)/write",
-		"quota -test.run TestBytesAreLimited|TestLeavingTheProject",
+		"quota -test.run TestBytesAreLimited|TestProjectIsKept|TestReturn",
 		"store -test.run TestContract/ext4$/loop_ext4_thick|TestContract/btrfs/directory$|TestContract/xfs_with.*/directory$",
 	}},
 }
