@@ -10,6 +10,7 @@ import (
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	"github.com/quarry-storage/quarry/csi"
@@ -38,6 +39,11 @@ func TestPublishFilesystem(t *testing.T) {
 			target := d.target("t")
 			require.NoError(t, d.publish(t, id, target, c, false))
 			require.NoError(t, os.WriteFile(filepath.Join(target, "hello"), []byte("world"), 0o644))
+
+			// Whatever the pool's filesystem is mounted with, a volume is no way to the node's devices.
+			require.NoError(t, unix.Mknod(filepath.Join(target, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+			_, err := os.Open(filepath.Join(target, "null"))
+			require.ErrorIs(t, err, unix.EACCES)
 
 			// The same again is the same mount, not another one over it.
 			require.NoError(t, d.publish(t, id, target, c, false))

@@ -19,3 +19,21 @@ func TestBindFlags(t *testing.T) {
 	require.False(t, o.ReadOnly)
 	require.Empty(t, others)
 }
+
+func TestConfine(t *testing.T) {
+	const both = uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV)
+	for _, c := range []struct {
+		words []string
+		want  uint64
+	}{
+		{nil, both},
+		{[]string{"noatime"}, both | unix.MOUNT_ATTR_NOATIME},
+		{[]string{"suid"}, unix.MOUNT_ATTR_NODEV},
+		{[]string{"dev"}, unix.MOUNT_ATTR_NOSUID},
+		{[]string{"suid", "dev"}, 0},
+		{[]string{"suid", "nosuid", "nodev", "dev"}, unix.MOUNT_ATTR_NOSUID},
+	} {
+		o, _ := BindFlags(c.words)
+		require.Equal(t, c.want, o.Confine(c.words).attr, "%q", c.words)
+	}
+}

@@ -204,6 +204,22 @@ func TestBind(t *testing.T) {
 	require.Error(t, mount.Bind(t.Context(), dir, open(t, link), mount.BindOptions{}))
 }
 
+// A directory of a filesystem that honours set-user-ID bits and device nodes is
+// bound without them.
+func TestBindConfined(t *testing.T) {
+	testroot.RequireRoot(t)
+	base := testroot.NewFilesystem(t, "ext4", 32*testroot.MiB)
+	require.NotContains(t, infoAt(t, base).Options, "nosuid")
+	target := newTarget(t)
+	require.NoError(t, mount.Bind(t.Context(), open(t, base), open(t, target), mount.BindOptions{}.Confine(nil)))
+	require.Contains(t, infoAt(t, target).Options, "nosuid")
+	require.Contains(t, infoAt(t, target).Options, "nodev")
+	null := filepath.Join(target, "null")
+	require.NoError(t, unix.Mknod(null, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	_, err := os.Open(null)
+	require.ErrorIs(t, err, unix.EACCES)
+}
+
 // A mount below the source stays where it is.
 func TestBindIsNotRecursive(t *testing.T) {
 	testroot.RequireRoot(t)

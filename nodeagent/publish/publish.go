@@ -116,6 +116,7 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 		return o, nil
 	}
 	if v.Backend != record.BackendLoop {
+		o.BindOptions = o.BindOptions.Confine(flags)
 		return o, nil
 	}
 	for _, flag := range others {
