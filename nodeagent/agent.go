@@ -34,7 +34,7 @@ const workers = 32
 const lookEvery = 5 * time.Second
 
 // DefaultRecheckEvery is how often the sizes of directory volumes are looked at again.
-const DefaultRecheckEvery = 10 * time.Minute
+const DefaultRecheckEvery = store.DefaultRecheckEvery
 
 // Options are the agent's settings.
 type Options struct {
@@ -174,6 +174,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.store.Run(ctx) }) // not before it is known that the disks are this cluster's: it frees trash
 	wg.Go(func() { a.pools.run(ctx) })
 	wg.Go(func() { a.recheck(ctx) })
+	wg.Go(func() { a.store.KeepEnforced(ctx, a.opts.RecheckEvery) })
 	for range workers {
 		wg.Go(func() { a.work(ctx) })
 	}
@@ -278,7 +279,7 @@ func (a *Agent) followStore(ctx context.Context) {
 	}
 }
 
-// recheck looks now and then whether the sizes of directory volumes are still in force, and brings up what failed to come up.
+// recheck brings up now and then what failed to come up, and grows what there may be room for.
 func (a *Agent) recheck(ctx context.Context) {
 	ticker := time.NewTicker(a.opts.RecheckEvery)
 	defer ticker.Stop()
@@ -295,10 +296,6 @@ func (a *Agent) recheck(ctx context.Context) {
 			}
 			if v.Unavailable != nil {
 				a.queue.Add(v.ID)
-				continue
-			}
-			if err := a.store.Recheck(ctx, v.ID); err != nil {
-				a.log.WarnContext(ctx, "recheck volume", "volume", v.ID, "error", err)
 			}
 		}
 	}
@@ -325,7 +322,7 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 		available := err == nil && there.Unavailable == nil
 		switch v.Status.Phase {
 		case v1alpha1.VolumeReady:
-			if !available || a.roomToGrow(v, &there) || meta.IsStatusConditionFalse(v.Status.Conditions, v1alpha1.ConditionEnforced) != (there.NotEnforced != nil) {
+			if !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions, there.NotEnforced) {
 				a.queue.Add(v.Name)
 			}
 		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:

@@ -15,7 +15,7 @@ type meter struct {
 	store     *store.Store
 	durations *prometheus.HistogramVec
 
-	online, capacity, promised, available, volumes, trashed, freedBytes, freedFiles *prometheus.Desc
+	online, capacity, promised, available, volumes, trashed, oldestLook, freedBytes, freedFiles *prometheus.Desc
 }
 
 func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
@@ -34,6 +34,7 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 		available:  desc("pool_available_bytes", "What can still be promised.", "pool"),
 		volumes:    desc("pool_volumes", "Volumes in the pool.", "pool"),
 		trashed:    desc("pool_trash_entries", "Deleted volumes whose space is not free yet.", "pool"),
+		oldestLook: desc("pool_recheck_age_seconds", "How long ago a volume of the pool that is held by a quota was looked at whole, of all the longest: for so long at the most a file can be charged to the wrong volume.", "pool"),
 		freedBytes: desc("trash_freed_bytes_total", "Bytes of images freed in the background."),
 		freedFiles: desc("trash_freed_files_total", "Files, directories and subvolumes freed in the background."),
 	}
@@ -57,7 +58,7 @@ func (m *meter) observe(before, after v1alpha1.VolumePhase, took time.Duration) 
 
 // Describe implements prometheus.Collector.
 func (m *meter) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes, m.trashed, m.freedBytes, m.freedFiles} {
+	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes, m.trashed, m.oldestLook, m.freedBytes, m.freedFiles} {
 		ch <- d
 	}
 }
@@ -78,6 +79,9 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 		gauge(m.available, float64(p.Available), p.Name)
 		gauge(m.volumes, float64(p.Volumes), p.Name)
 		gauge(m.trashed, float64(p.Trashed), p.Name)
+	}
+	for pool, age := range m.store.OldestLook() {
+		gauge(m.oldestLook, age.Seconds(), pool)
 	}
 	bytes, files := m.store.Freed()
 	ch <- prometheus.MustNewConstMetric(m.freedBytes, prometheus.CounterValue, float64(bytes))

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// recheckAtOnce is how many inodes of a volume one Recheck looks at; the next one goes on from there.
-const recheckAtOnce = 20_000
+// recheckSlice is how long one volume is walked through at a time, with its lock held.
+const recheckSlice = 100 * time.Millisecond
 
 // EnforcementError says that a volume's size is not, or for a while was not, in force. Reason is one of the API's reasons
 // of the condition Enforced.
@@ -26,38 +26,78 @@ func (e *EnforcementError) Error() string {
 	return fmt.Sprintf("the size of volume %s is not enforced: %s", e.ID, e.Detail)
 }
 
-// Recheck looks whether the size of a directory volume is still in force, and puts back what is not: the filesystem may have
-// been mounted without its quota, an administrator may have lifted the limit, and the owner of a file may have taken it out of
-// the volume's project or, on btrfs, made a subvolume outside of its group. What it found is an *EnforcementError, which stays
-// with the volume (Volume.NotEnforced) until a whole round finds nothing. Images are as large as they are: nothing to look at.
+// round is a look at all of a volume, in slices. It changes with the volume's lock held, the times also with Store.mu.
+type round struct {
+	cursor quota.Cursor // how far the walk has come
+	found  error        // the first *EnforcementError of this round
+	// looked is when a round last came to its end, or when the volume was first met.
+	looked time.Time
+}
+
+// Recheck looks at all of a directory volume, whether its size is still in force, and puts back what is not: the filesystem may
+// have been mounted without its quota, an administrator may have lifted the limit, and files or subvolumes may be charged to
+// another volume or to none. What it found is an *EnforcementError, which stays with the volume (Volume.NotEnforced) until a
+// whole round finds nothing. Images are as large as they are: nothing to look at.
+//
+// The volume's lock is held for a slice at a time, so that a deletion, say, does not wait for a large tree.
 func (s *Store) Recheck(ctx context.Context, id string) error {
+	for {
+		done, err := s.recheckSlice(ctx, id)
+		var lost *EnforcementError
+		if done || err != nil && !errors.As(err, &lost) {
+			return err
+		}
+	}
+}
+
+// recheckSlice looks at the limit, and a slice further through the volume's tree. done: a round has come to its end; the error
+// is what it found. A round that could not be ended is no news of what was found before.
+func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err error) {
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
 	v := s.lookup(id)
 	if v == nil {
-		return &NotFoundError{ID: id}
+		return true, &NotFoundError{ID: id}
 	}
-	if v.rec.Backend != record.BackendDirectory || v.rec.QuotaKind == "" {
-		return nil
+	if !isHeldByQuota(&v.rec) {
+		return true, nil
 	}
-	round, err := s.recheck(ctx, v)
+	done, err = s.recheck(ctx, v)
 	var lost *EnforcementError
 	if err != nil && !errors.As(err, &lost) {
-		return err
+		return false, err
 	}
-	if lost != nil || round {
-		s.setNotEnforced(v, err)
+	if lost != nil {
+		s.setNotEnforced(v, lost)
+		if v.round.found == nil {
+			v.round.found = lost
+		}
 	}
-	return err
+	if !done {
+		return false, err
+	}
+	found := v.round.found
+	s.mu.Lock()
+	v.round = round{looked: time.Now()}
+	s.mu.Unlock()
+	if found == nil {
+		s.setNotEnforced(v, nil)
+	}
+	return true, found
+}
+
+// isHeldByQuota reports whether a volume's size is a limit on a directory.
+func isHeldByQuota(rec *record.Volume) bool {
+	return rec.Backend == record.BackendDirectory && rec.QuotaKind != ""
 }
 
 // setNotEnforced keeps what was found. A nil error says that all holds again.
 func (s *Store) setNotEnforced(v *volume, err error) {
 	s.mu.Lock()
-	changed := (v.notEnforced == nil) != (err == nil)
+	changed := whyNotEnforced(v.notEnforced) != whyNotEnforced(err)
 	v.notEnforced = err
 	s.mu.Unlock()
 	if changed {
@@ -65,15 +105,24 @@ func (s *Store) setNotEnforced(v *volume, err error) {
 	}
 }
 
-// recheck is called with the lock held. round: all of the volume has been looked at by now, over one or more calls.
-func (s *Store) recheck(ctx context.Context, v *volume) (round bool, err error) {
+// whyNotEnforced is the reason of an *EnforcementError, and empty where all holds.
+func whyNotEnforced(err error) string {
+	var lost *EnforcementError
+	if errors.As(err, &lost) {
+		return lost.Reason
+	}
+	return ""
+}
+
+// recheck is called with the lock held. done: all of the volume has been looked at by now, over one or more calls.
+func (s *Store) recheck(ctx context.Context, v *volume) (done bool, err error) {
 	r, err := v.pool.open()
 	if err != nil {
 		return false, err
 	}
 	defer r.Close()
 	if err := enforced(r, &v.rec, true); err != nil {
-		return false, err
+		return true, err // a walk that is under way says nothing of what is limited by nothing
 	}
 	data, err := r.OpenDir(v.rec.ID + "/" + record.DataDir)
 	if err != nil {
@@ -83,18 +132,34 @@ func (s *Store) recheck(ctx context.Context, v *volume) (round bool, err error) 
 	if v.rec.QuotaKind == record.QuotaBtrfs {
 		return true, returnSubvolumes(r, data.File(), &v.rec)
 	}
-	report, err := quota.Check(ctx, data.File(), uint32(v.rec.QuotaID), &v.cursor, recheckAtOnce)
+	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor, recheckSlice)
 	if err != nil {
 		return false, err
 	}
-	round = v.cursor.Done()
-	if round {
-		v.cursor = quota.Cursor{}
+	return v.round.cursor.Done(), s.strayed(v, &report)
+}
+
+// strayed says that files were not charged to the volume, and what became of them.
+func (s *Store) strayed(v *volume, report *quota.Report) error {
+	n := report.Changed + report.Immutable
+	if n == 0 {
+		return nil
 	}
-	if len(report.Strays) == 0 {
-		return round, nil
+	others := 0
+	for _, stray := range report.Strays {
+		if space := v.pool.books(); space != nil && stray.ID != uint32(v.rec.QuotaID) && space.known(stray.ID) {
+			others++
+		}
 	}
-	return false, returnStrays(ctx, data, &v.rec, report.Strays)
+	detail := fmt.Sprintf("%d files or directories were not charged to it (%s, for one)", n, report.Strays[0].Path)
+	if others > 0 {
+		detail = fmt.Sprintf("%s, %d or more of them to another volume", detail, others)
+	}
+	detail += "; they were put back"
+	if report.Immutable > 0 {
+		detail = fmt.Sprintf("%s but for %d that are immutable", detail, report.Immutable)
+	}
+	return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: detail}
 }
 
 // enforced proves that the limit is in force, putting back what was lost. Where it can not be had it is an *EnforcementError,
@@ -112,14 +177,4 @@ func enforced(r *root, rec *record.Volume, tell bool) error {
 		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: "its limit had been changed or lifted; it was put back"}
 	}
 	return nil
-}
-
-// returnStrays puts inodes that left the volume's project back, so that what they hold counts again. It says that it had to.
-func returnStrays(ctx context.Context, data *beneath.Dir, rec *record.Volume, strays []quota.Stray) error {
-	lost := &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonEscaped,
-		Detail: fmt.Sprintf("%d files or directories had left its project (%s, for one); they were put back", len(strays), strays[0].Path)}
-	if _, err := quota.Assign(ctx, data.File(), uint32(rec.QuotaID)); err != nil {
-		lost.Detail = fmt.Sprintf("%d files or directories have left its project (%s, for one), and could not be put back: %v", len(strays), strays[0].Path, err)
-	}
-	return lost
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
-	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -84,9 +83,9 @@ type volume struct {
 	rec record.Volume
 	// unavailable says why it can not be used, nil when it can.
 	unavailable error
-	// notEnforced says why its size is not in force; cursor is how far the search for what left its project has come.
+	// notEnforced says why its size is not in force; round is the look at all of it that is under way.
 	notEnforced error
-	cursor      quota.Cursor
+	round       round
 }
 
 // errNotUp is a volume's unavailability until it was brought up.

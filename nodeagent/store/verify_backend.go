@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -196,8 +197,23 @@ func (at *place) strays(ctx context.Context, data *os.File) {
 	}
 	if n := len(report.Strays); n > 0 {
 		first := report.Strays[0]
-		at.error("%d or more of its files left its quota, the first: %q has project id %d", n, first.Path, first.ID)
+		at.repairable(SeverityError, "put them back", putBack, "%d or more of its files are not charged to it, the first: %q has project id %d", n, first.Path, first.ID)
 	}
+}
+
+// putBack has all files of a volume charged to it.
+func putBack(ctx context.Context, at *place) error {
+	data, err := at.dir.OpenDir(record.DataDir)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	for cursor := (quota.Cursor{}); !cursor.Done(); {
+		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (at *place) strayedSubvolumes(data *os.File) {
