@@ -2,7 +2,6 @@ package provisioner
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -23,8 +22,9 @@ import (
 // never gets a node and so never reaches Provision; all a user would see is "did not have enough free storage" on the
 // pod. Only a claim that a pod waits for, and that no node at all can take, gets the event.
 type adviser struct {
-	local *Local
-	now   func() time.Time
+	local   *Local
+	now     func() time.Time
+	surveys *surveys
 
 	mu   sync.Mutex
 	said map[types.NamespacedName]advice // the last on each claim, so that it is not repeated
@@ -71,13 +71,15 @@ func (a *adviser) advise(ctx context.Context, claim *corev1.PersistentVolumeClai
 		return nil // the scheduler finds a node, and Provision says what is wrong
 	}
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
-	_, err = a.local.pickNode(ctx, &class, params, size.Value(), nil)
-	none := (*NoNodeError)(nil)
-	if !errors.As(err, &none) {
-		a.forget(client.ObjectKeyFromObject(claim))
+	largest, none, err := a.surveys.room(ctx, &class, params)
+	if err != nil {
 		return err
 	}
-	waited, err := (podReader{a.local.Live}).schedulable(ctx, claim)
+	if size.Value() <= largest {
+		a.forget(client.ObjectKeyFromObject(claim))
+		return nil
+	}
+	waited, err := a.surveys.waited(ctx, claim)
 	if err != nil || !waited {
 		return err
 	}
@@ -110,7 +112,7 @@ func (a *adviser) forget(claim types.NamespacedName) {
 
 // addAdvice drives the adviser by claims.
 func addAdvice(mgr manager.Manager, a *adviser) error {
-	err := builder.ControllerManagedBy(mgr).Named("advice").For(&corev1.PersistentVolumeClaim{}).
+	err := builder.ControllerManagedBy(mgr).Named("advice").For(&corev1.PersistentVolumeClaim{}, builder.WithPredicates(newsOfQuiet)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1, SkipNameValidation: new(true)}).Complete(a)
 	if err != nil {
 		return fmt.Errorf("setting up the adviser: %w", err)
@@ -120,19 +122,28 @@ func addAdvice(mgr manager.Manager, a *adviser) error {
 
 // pickNode chooses among all nodes by what the caches say; the error is a *NoNodeError if none can take the volume.
 func (l *Local) pickNode(ctx context.Context, class *storagev1.StorageClass, p Parameters, size int64, refused map[string]int) (string, error) {
+	pl, err := l.placement(ctx, refused)
+	if err != nil {
+		return "", err
+	}
+	return pl.pick(class, p, size)
+}
+
+// placement is what the caches say of all nodes.
+func (l *Local) placement(ctx context.Context, refused map[string]int) (placement, error) {
 	pl := placement{ready: l.Agents.Ready, refused: refused, pools: map[string][]v1alpha1.Pool{}}
 	var nodes corev1.NodeList
 	if err := l.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // read only, and there may be thousands
-		return "", &APIError{"listing nodes", err}
+		return pl, &APIError{"listing nodes", err}
 	}
 	var pools v1alpha1.PoolList
 	if err := l.Client.List(ctx, &pools, client.UnsafeDisableDeepCopy); err != nil {
-		return "", &APIError{"listing pools", err}
+		return pl, &APIError{"listing pools", err}
 	}
 	pl.nodes = nodes.Items
 	for i := range pools.Items {
 		node := pools.Items[i].Spec.NodeName
 		pl.pools[node] = append(pl.pools[node], pools.Items[i])
 	}
-	return pl.pick(class, p, size)
+	return pl, nil
 }

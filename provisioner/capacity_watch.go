@@ -48,7 +48,7 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 			return nil
 		}
 		var nodes corev1.NodeList
-		if err := c.client.List(ctx, &nodes); err != nil {
+		if err := c.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // names only
 			return nil // the cache is not there, so neither is the process for long
 		}
 		names := make([]string, len(nodes.Items))

@@ -122,15 +122,21 @@ func ManagerOptions(o Options) (manager.Options, error) {
 	if metrics == "" {
 		metrics = "0" // the manager's word for none
 	}
+	volumes, claims, records := newPackers()
 	return manager.Options{
 		Scheme: scheme,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
 				// Only the agents' pods; the pods of a claim are read live when they matter.
-				&corev1.Pod{}: {Namespaces: map[string]cache.Config{
+				&corev1.Pod{}: {Transform: trimPod, Namespaces: map[string]cache.Config{
 					o.Namespace: {LabelSelector: labels.SelectorFromSet(o.AgentLabels)},
 				}},
+				&corev1.Node{}: {Transform: trimNode},
+				// What there is most of lies packed, and is not gone through again without news.
+				&corev1.PersistentVolume{}:      {Transform: volumes.transform, SyncPeriod: new(time.Duration(0))},
+				&corev1.PersistentVolumeClaim{}: {Transform: claims.transform, SyncPeriod: new(time.Duration(0))},
+				&v1alpha1.Volume{}:              {Transform: records.transform, SyncPeriod: new(time.Duration(0))},
 				&storagev1.CSIStorageCapacity{}: {Namespaces: map[string]cache.Config{o.Namespace: {}}},
 			},
 		},
@@ -203,6 +209,14 @@ func Throughput(config *rest.Config) *rest.Config {
 	return c
 }
 
+// protobuf has a client of built-in kinds only speak the form that costs least. The manager's client chooses by kind.
+func protobuf(config *rest.Config) *rest.Config {
+	c := rest.CopyConfig(config)
+	c.ContentType = runtime.ContentTypeProtobuf
+	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return c
+}
+
 // Setup registers everything with a manager that was made with ManagerOptions. Nothing runs before the manager starts.
 func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, error) {
 	o = o.withDefaults()
@@ -210,23 +224,12 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 	if err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
-	kube, err := kubernetes.NewForConfig(mgr.GetConfig())
+	kube, err := kubernetes.NewForConfig(protobuf(mgr.GetConfig()))
 	if err != nil {
 		return nil, fmt.Errorf("making the client of the library: %w", err)
 	}
-	for _, index := range []struct {
-		object client.Object
-		field  string
-		of     client.IndexerFunc
-	}{
-		{&v1alpha1.Volume{}, indexPVName, IndexPVName},
-		{&v1alpha1.Pool{}, indexPoolNode, indexPool},
-		{&storagev1.CSIStorageCapacity{}, indexCapacityNode, indexCapacity},
-		{&corev1.PersistentVolume{}, indexPVNode, indexPV},
-	} {
-		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.field, index.of); err != nil {
-			return nil, fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
-		}
+	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
+		return nil, err
 	}
 	recorder := eventRecorder{mgr.GetEventRecorder("quarry-controller")}
 	agents := &Agents{}
@@ -276,10 +279,14 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 	if err := addNodeLoss(mgr, loss); err != nil {
 		return nil, err
 	}
+	gone := &goneNodes{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents, sweep: sweep, grace: DefaultGoneNodeGrace, now: time.Now}
+	if err := addGoneNodes(mgr, gone); err != nil {
+		return nil, err
+	}
 	if err := addCapacity(mgr, capacity); err != nil {
 		return nil, err
 	}
-	if err := addAdvice(mgr, &adviser{local: c.Local, now: time.Now}); err != nil {
+	if err := addAdvice(mgr, &adviser{local: c.Local, now: time.Now, surveys: &surveys{local: c.Local, now: time.Now}}); err != nil {
 		return nil, err
 	}
 	if err := addExpansion(mgr, &expander{client: mgr.GetClient(), events: recorder}); err != nil {
@@ -304,7 +311,7 @@ func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
 	vanished := predicate.Funcs{
 		CreateFunc: func(event.CreateEvent) bool { return false },
 		UpdateFunc: func(e event.UpdateEvent) bool { // or came to be, under a PersistentVolume that was there before
-			v, ok := e.ObjectNew.(*v1alpha1.Volume)
+			v, ok := e.ObjectNew.(*v1alpha1.Volume) // a packed one is published
 			return ok && isReady(v) && !v.Spec.Published
 		},
 		GenericFunc: func(event.GenericEvent) bool { return false },
@@ -321,7 +328,8 @@ func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
 		return fmt.Errorf("setting up the healer: %w", err)
 	}
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second)
-	if err := builder.ControllerManagedBy(mgr).Named("sweep").For(&v1alpha1.Volume{}).
+	// What is published and wanted is nothing for the sweep.
+	if err := builder.ControllerManagedBy(mgr).Named("sweep").For(&v1alpha1.Volume{}, builder.WithPredicates(restless)).
 		WithOptions(options).Complete(sweep); err != nil {
 		return fmt.Errorf("setting up the sweep: %w", err)
 	}
@@ -354,7 +362,9 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 		&storagev1.StorageClass{}: onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
 		&corev1.PersistentVolumeClaim{}: toolscache.ResourceEventHandlerFuncs{
 			UpdateFunc: func(_, after any) {
-				if claim := after.(*corev1.PersistentVolumeClaim); claim.Spec.VolumeName != "" {
+				if p, quiet := after.(*packed); quiet {
+					waiting.removeClaim(string(p.uid))
+				} else if claim := after.(*corev1.PersistentVolumeClaim); claim.Spec.VolumeName != "" {
 					waiting.removeClaim(string(claim.UID)) // also where it was bound to another volume than ours
 				}
 			},

@@ -148,7 +148,7 @@ func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, 
 		}
 	}
 	var list corev1.NodeList
-	if err := c.Local.Client.List(ctx, &list); err != nil {
+	if err := c.Local.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
 		return "", &APIError{"listing nodes", err}
 	}
 	pools, err := c.pools(ctx)
@@ -167,7 +167,7 @@ func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, 
 // pools are all pools by node, from the cache.
 func (c *CSI) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
 	var list v1alpha1.PoolList
-	if err := c.Local.Client.List(ctx, &list); err != nil {
+	if err := c.Local.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
 		return nil, &APIError{"listing pools", err}
 	}
 	byNode := map[string][]v1alpha1.Pool{}
@@ -384,12 +384,12 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 
 // boundElsewhere names a PersistentVolume of another name than the volume's, made by hand to have the data back, that is bound.
 func (c *CSI) boundElsewhere(ctx context.Context, v *v1alpha1.Volume) (string, error) {
-	var pvs corev1.PersistentVolumeList
-	if err := c.Local.Client.List(ctx, &pvs, client.UnsafeDisableDeepCopy); err != nil {
-		return "", &APIError{"listing PersistentVolumes", err}
+	leading, err := leadingTo(ctx, c.Local.Client, v)
+	if err != nil {
+		return "", err
 	}
-	for i := range pvs.Items {
-		if pv := &pvs.Items[i]; pv.Status.Phase == corev1.VolumeBound && LeadsTo(pv, v) {
+	for _, pv := range leading {
+		if pv.Status.Phase == corev1.VolumeBound {
 			return pv.Name, nil
 		}
 	}

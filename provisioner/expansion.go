@@ -225,14 +225,14 @@ func dropCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVo
 // addExpansion drives the expander by claims and by the records behind them.
 func addExpansion(mgr manager.Manager, e *expander) error {
 	toClaim := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-		v, ok := o.(*v1alpha1.Volume)
+		v, ok := whole[*v1alpha1.Volume](o)
 		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !v.Spec.Published {
 			return nil
 		}
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: v.Spec.Claim.Namespace, Name: v.Spec.Claim.Name}}}
 	})
-	err := builder.ControllerManagedBy(mgr).Named("expansion").For(&corev1.PersistentVolumeClaim{}).
-		Watches(&v1alpha1.Volume{}, toClaim).
+	err := builder.ControllerManagedBy(mgr).Named("expansion").For(&corev1.PersistentVolumeClaim{}, builder.WithPredicates(newsOfQuiet)).
+		Watches(&v1alpha1.Volume{}, toClaim, builder.WithPredicates(newsOfQuiet)).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: 4,
 			SkipNameValidation:      new(true),

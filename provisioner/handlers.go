@@ -4,6 +4,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // onNode calls f with a node that came, went, or changed in a way that matters to a volume. Heartbeats do not.
@@ -19,7 +20,7 @@ func onNode(f func(name string)) toolscache.ResourceEventHandler {
 }
 
 // onEvery calls f with the newest state of an object that came, changed or went.
-func onEvery[T any](f func(T)) toolscache.ResourceEventHandler {
+func onEvery[T client.Object](f func(T)) toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { f(obj.(T)) },
 		UpdateFunc: func(_, obj any) { f(obj.(T)) },
@@ -28,15 +29,12 @@ func onEvery[T any](f func(T)) toolscache.ResourceEventHandler {
 }
 
 // onDelete calls f with the last known state of an object that went.
-func onDelete[T any](f func(T)) toolscache.ResourceEventHandler {
+func onDelete[T client.Object](f func(T)) toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) { lastState(obj, f) }}
 }
 
-func lastState[T any](obj any, f func(T)) {
-	if tombstone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
-		obj = tombstone.Obj
-	}
-	if o, ok := obj.(T); ok {
+func lastState[T client.Object](obj any, f func(T)) {
+	if o, ok := whole[T](obj); ok {
 		f(o)
 	}
 }

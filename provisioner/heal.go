@@ -3,6 +3,7 @@ package provisioner
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,6 +23,8 @@ type healer struct {
 	live    client.Reader
 	events  events.EventRecorder
 	metrics *Metrics
+	// told is, by PersistentVolume, what was said of its path.
+	told sync.Map
 }
 
 // Reconcile looks at one PersistentVolume. The request's name is the PersistentVolume's.
@@ -42,7 +45,18 @@ func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("reading Volume %s: %w", o.Volume, err)
 	}
+	h.tellStale(ctx, &pv, &v)
 	return reconcile.Result{}, h.follow(ctx, &pv, &v, o)
+}
+
+// tellStale warns once, as long as this process leads, of a volume that is not where its PersistentVolume says.
+func (h *healer) tellStale(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume) {
+	why := StalePath(v, pv)
+	if why == "" {
+		h.told.Delete(pv.Name)
+	} else if before, _ := h.told.Swap(pv.Name, why); before != why {
+		(&news{client: h.client, events: h.events}).claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
+	}
 }
 
 // restore writes a lost record again.

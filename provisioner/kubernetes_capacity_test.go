@@ -112,7 +112,9 @@ func testExpansion(t *testing.T, k *cluster) {
 			require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
 			return differs(claim.Status.Capacity.Storage().String(), size)
 		})
-		require.Empty(t, claim.Status.Conditions)
+		for _, c := range claim.Status.Conditions {
+			require.Equal(t, corev1.PersistentVolumeClaimConditionType("Unused"), c.Type, "Kubernetes' own, of a claim without a pod: %v", c)
+		}
 		require.Equal(t, size, claim.Status.AllocatedResources.Storage().String(), "it stays, as external-resizer leaves it")
 		require.Empty(t, claim.Status.AllocatedResourceStatuses)
 		require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(pv), pv))

@@ -29,7 +29,7 @@ func (v libraryView) GetIndexer() cache.Indexer { return v.store }
 
 func (v libraryView) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	v.remember(handler)
-	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(handler, period)
+	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(onlyRestless{handler}, period)
 }
 
 // libraryStore reads from an informer's store, and keeps what the library writes to itself.
@@ -63,6 +63,11 @@ func (s *libraryStore) ByIndex(index, value string) ([]any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, obj := range found {
+		if p, quiet := obj.(*packed); quiet {
+			found[i] = p.whole()
+			delete(s.own, string(p.uid))
+			continue
+		}
 		claim, isClaim := obj.(*corev1.PersistentVolumeClaim)
 		if !isClaim || s.own[string(claim.UID)] == nil {
 			continue
@@ -74,6 +79,31 @@ func (s *libraryStore) ByIndex(index, value string) ([]any, error) {
 		}
 	}
 	return found, nil
+}
+
+// GetByKey is how the library reads PersistentVolumes.
+func (s *libraryStore) GetByKey(key string) (any, bool, error) {
+	obj, exists, err := s.Indexer.GetByKey(key)
+	if p, quiet := obj.(*packed); quiet {
+		obj = p.whole()
+	}
+	return obj, exists, err
+}
+
+// onlyRestless keeps quiet objects from the library's queues: there is nothing to
+// provision for a claim that is bound, and nothing to delete behind it.
+type onlyRestless struct{ cache.ResourceEventHandler }
+
+func (h onlyRestless) OnAdd(obj any, first bool) {
+	if !isPacked(obj) {
+		h.ResourceEventHandler.OnAdd(obj, first)
+	}
+}
+
+func (h onlyRestless) OnUpdate(before, after any) {
+	if !isPacked(after) {
+		h.ResourceEventHandler.OnUpdate(before, after)
+	}
 }
 
 // forget drops what is kept of a claim that is gone.

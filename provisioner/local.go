@@ -261,10 +261,10 @@ func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, n
 	return controller.ProvisioningReschedule
 }
 
-// claimsIn lists a namespace's claims from the cache.
+// claimsIn lists a namespace's claims that are not bound, from the cache.
 func (l *Local) claimsIn(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
 	var list corev1.PersistentVolumeClaimList
-	if err := l.Client.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+	if err := l.Client.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{indexUnbound: stillUnbound}); err != nil {
 		return nil, &APIError{"listing the claims of namespace " + namespace, err}
 	}
 	return list.Items, nil

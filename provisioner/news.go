@@ -37,8 +37,12 @@ func (n *news) isLeading() bool {
 // volumes is the handler for the informer of Volumes.
 func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
-		was, is := before.(*v1alpha1.Volume), after.(*v1alpha1.Volume)
-		if n.isLeading() && is.Spec.Published {
+		if !n.isLeading() {
+			return
+		}
+		was, _ := whole[*v1alpha1.Volume](before)
+		is, ok := whole[*v1alpha1.Volume](after)
+		if ok && was != nil && is.Spec.Published {
 			n.volume(ctx, was, is)
 		}
 	}}
@@ -106,11 +110,12 @@ func (n *news) pool(was, is *v1alpha1.Pool) {
 	}
 }
 
-// catchUp tells what is wrong at this moment, as if it had just turned.
+// catchUp tells what is wrong at this moment, as if it had just turned. Paths that changed the healer finds, which looks at
+// every PersistentVolume when it begins.
 func (n *news) catchUp(ctx context.Context) error {
 	var pools v1alpha1.PoolList
 	var volumes v1alpha1.VolumeList
-	if err := errors.Join(n.client.List(ctx, &pools), n.client.List(ctx, &volumes)); err != nil {
+	if err := errors.Join(n.client.List(ctx, &pools), n.client.List(ctx, &volumes, client.MatchingFields{indexTrouble: inAnyTrouble})); err != nil {
 		log.FromContext(ctx).Error(err, "Cannot look at what is wrong; it is told when it turns again")
 		return nil
 	}

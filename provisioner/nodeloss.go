@@ -44,6 +44,8 @@ type nodeLoss struct {
 	// object says of its past proves nothing, after a weekend on which control plane and workers were switched off. After a
 	// restart the delay begins anew: later is safe, earlier is not.
 	gone map[string]time.Time
+	// many is until when it is known that many nodes are lost at once.
+	many time.Time
 	// told are the claims that were told that nothing is done for them.
 	told map[string]bool
 }
@@ -55,6 +57,12 @@ const taintOutOfService = corev1.TaintNodeOutOfService
 const indexPVNode = "quarryNode"
 
 func indexPV(o client.Object) []string {
+	if p, quiet := o.(*packed); quiet {
+		if p.node == "" {
+			return nil
+		}
+		return []string{p.node}
+	}
 	if pv, ok := o.(*corev1.PersistentVolume); ok {
 		if of, ours := originOf(pv); ours {
 			return []string{of.Node}
@@ -66,7 +74,7 @@ func indexPV(o client.Object) []string {
 // Reconcile looks at one node, also at one that does not exist.
 func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pvs corev1.PersistentVolumeList
-	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: req.Name}); err != nil {
+	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexNodeLoss: req.Name}); err != nil {
 		return reconcile.Result{}, &APIError{"listing PersistentVolumes", err}
 	}
 	var wanting []wantingPV
@@ -88,7 +96,7 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	if !state.outOfService { // which a person said
-		many, err := n.manyLost(ctx)
+		many, err := n.manyLostLately(ctx)
 		if err != nil {
 			return reconcile.Result{}, err
 		}
@@ -117,6 +125,23 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 
 // manyLostRetry is how soon it is looked again whether most nodes are back, or a claim's pod is there.
 const manyLostRetry = time.Minute
+
+// manyLostLately is manyLost, whose answer yes counts for a while for all that are lost: they come at once, and later is safe.
+func (n *nodeLoss) manyLostLately(ctx context.Context) (bool, error) {
+	n.mu.Lock()
+	known := n.now().Before(n.many)
+	n.mu.Unlock()
+	if known {
+		return true, nil
+	}
+	many, err := n.manyLost(ctx)
+	if many {
+		n.mu.Lock()
+		n.many = n.now().Add(manyLostRetry / 4)
+		n.mu.Unlock()
+	}
+	return many, err
+}
 
 // manyLost reports whether half of the nodes with pools, and more than one, are missing or not ready: then the network or the
 // control plane is in trouble, and every volume is where it was. The control plane stops evicting pods then as well. A node that
@@ -160,7 +185,7 @@ func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 // holdsBound reports whether a claim is bound to a volume of the node.
 func (n *nodeLoss) holdsBound(ctx context.Context, node string) (bool, error) {
 	var pvs corev1.PersistentVolumeList
-	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}, client.UnsafeDisableDeepCopy); err != nil {
+	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}); err != nil {
 		return false, &APIError{"listing PersistentVolumes", err}
 	}
 	return slices.ContainsFunc(pvs.Items, func(pv corev1.PersistentVolume) bool { return pv.Status.Phase == corev1.VolumeBound }), nil
@@ -348,7 +373,7 @@ func (n *nodeLoss) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
 func addNodeLoss(mgr manager.Manager, n *nodeLoss) error {
 	toNode := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		var out []reconcile.Request
-		for _, node := range indexPV(o) {
+		for _, node := range indexOfNodeLoss(o) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Name: node}})
 		}
 		return out
@@ -373,8 +398,11 @@ var (
 	// pvTurned lets PersistentVolumes through that come to be bound.
 	pvTurned = predicate.Funcs{
 		UpdateFunc: func(e event.UpdateEvent) bool {
-			before, wasPV := e.ObjectOld.(*corev1.PersistentVolume)
-			after, isPV := e.ObjectNew.(*corev1.PersistentVolume)
+			if isPacked(e.ObjectOld) && isPacked(e.ObjectNew) {
+				return false // bound before and after
+			}
+			before, wasPV := whole[*corev1.PersistentVolume](e.ObjectOld)
+			after, isPV := whole[*corev1.PersistentVolume](e.ObjectNew)
 			return wasPV && isPV && before.Status.Phase != after.Status.Phase
 		},
 		DeleteFunc: func(event.DeleteEvent) bool { return false },

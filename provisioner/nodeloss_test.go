@@ -47,7 +47,8 @@ func lossBench(t *testing.T, nodes map[string]bool) (*nodeLoss, func() (claim, p
 			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
 				{Type: corev1.NodeReady, Status: status, LastTransitionTime: longAgo}}}})
 	}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithIndex(&corev1.PersistentVolume{}, indexPVNode, indexPV).Build()
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithIndex(&corev1.PersistentVolume{}, indexPVNode, indexPV).
+		WithIndex(&corev1.PersistentVolume{}, indexNodeLoss, indexOfNodeLoss).Build()
 	metrics, err := NewMetrics(prometheus.NewRegistry())
 	require.NoError(t, err)
 	now := time.Now()

@@ -96,14 +96,9 @@ func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (orphaned,
 			return false, false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
 		}
 	}
-	var pvs corev1.PersistentVolumeList
-	if err := o.client.List(ctx, &pvs, client.UnsafeDisableDeepCopy); err != nil {
-		return false, false, fmt.Errorf("listing PersistentVolumes: %w", err)
-	}
-	for i := range pvs.Items {
-		if LeadsTo(&pvs.Items[i], v) {
-			return false, false, nil // of another name: made by hand, to have the data back
-		}
+	leading, err := leadingTo(ctx, o.client, v)
+	if err != nil || len(leading) > 0 {
+		return false, false, err // of another name: made by hand, to have the data back
 	}
 	ref := v.Spec.Claim
 	if ref == nil {
@@ -165,7 +160,10 @@ func (o *orphanage) namedBy(ctx context.Context, pv *corev1.PersistentVolume) ma
 // addOrphanage drives it by Volumes, and by PersistentVolumes that come and go.
 func addOrphanage(mgr manager.Manager, o *orphanage) error {
 	toVolume := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, object client.Object) []reconcile.Request {
-		pv, isPV := object.(*corev1.PersistentVolume)
+		if p, quiet := object.(*packed); quiet && p.volume == "" {
+			return nil // it is nobody's of ours
+		}
+		pv, isPV := whole[*corev1.PersistentVolume](object)
 		if !isPV {
 			return nil
 		}
@@ -176,7 +174,7 @@ func addOrphanage(mgr manager.Manager, o *orphanage) error {
 		return out
 	})
 	err := builder.ControllerManagedBy(mgr).Named("orphans").For(&v1alpha1.Volume{}).
-		Watches(&corev1.PersistentVolume{}, toVolume).
+		Watches(&corev1.PersistentVolume{}, toVolume, builder.WithPredicates(newsOfQuiet)). // of those seen first the Volumes are
 		WithOptions(controller.Options{MaxConcurrentReconciles: 2, SkipNameValidation: new(true)}).Complete(o)
 	if err != nil {
 		return fmt.Errorf("setting up the report of orphans: %w", err)

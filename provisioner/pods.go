@@ -58,7 +58,7 @@ func claimNames(pod *corev1.Pod) []string {
 	return names
 }
 
-// claimsOf lists a namespace's claims from a cache.
+// claimsOf lists a namespace's claims from a cache, those that are not bound at least.
 type claimsOf func(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error)
 
 // admissionGroup is the claims that are to be admitted together with this one: those of its pod that ours is to

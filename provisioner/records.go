@@ -11,7 +11,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -23,6 +22,12 @@ const indexPVName = "pvName"
 
 // IndexPVName is the function of that index.
 func IndexPVName(o client.Object) []string {
+	if p, quiet := o.(*packed); quiet {
+		if p.volume == "" {
+			return nil
+		}
+		return []string{p.volume}
+	}
 	if name := o.GetLabels()[v1alpha1.LabelPVName]; name != "" {
 		return []string{name}
 	}
@@ -53,8 +58,11 @@ type Records struct {
 }
 
 // OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler: register Records on the informer of Volumes.
-func (r *Records) OnAdd(obj any, _ bool) {
-	if v, ok := obj.(*v1alpha1.Volume); ok {
+func (r *Records) OnAdd(obj any, first bool) {
+	if first && isPacked(obj) {
+		return // nobody waits for what is as it is to be since before this process was
+	}
+	if v, ok := whole[*v1alpha1.Volume](obj); ok {
 		r.changed.publish(v.Name, v)
 		if r.onChange != nil {
 			r.onChange(v)
@@ -67,9 +75,6 @@ func (r *Records) OnUpdate(_, obj any) { r.OnAdd(obj, false) }
 
 // OnDelete is called with a Volume's last state.
 func (r *Records) OnDelete(obj any) {
-	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-		obj = tombstone.Obj
-	}
 	r.OnAdd(obj, false)
 }
 

@@ -1,14 +1,17 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -55,6 +58,9 @@ func (r *recycler) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	}
 	if gone, err := r.released(ctx, &v); !gone || err != nil {
 		return reconcile.Result{}, err // the end of the PersistentVolume wakes it
+	}
+	if !r.hasRoom(ctx, &v) {
+		return reconcile.Result{}, nil // the pool's change wakes it
 	}
 	err := r.offer(ctx, &v)
 	var refused *RefusedError
@@ -148,28 +154,55 @@ func offered(old *v1alpha1.Volume) v1alpha1.VolumeSpec {
 	return spec
 }
 
+// hasRoom reports whether the volume's pool may have room for a new one like it. Without a look, every one of many that wait
+// would make an attempt, be refused and be cleared away whenever the pool has room for one.
+func (r *recycler) hasRoom(ctx context.Context, old *v1alpha1.Volume) bool {
+	var pool v1alpha1.Pool
+	if old.Status.Pool == "" || r.records.Client.Get(ctx, client.ObjectKey{Name: old.Spec.NodeName + "." + old.Status.Pool}, &pool) != nil {
+		return true // its agent knows
+	}
+	return meta.IsStatusConditionTrue(pool.Status.Conditions, v1alpha1.ConditionReady) && bytesOf(pool.Status.MaximumVolumeSize) >= old.Spec.Capacity.Value()
+}
+
+// fitting are the offers that wait for room on a pool's node, oldest first, as many as the pool has room for. One whose
+// volume was in another pool of the node is woken by that one.
+func (r *recycler) fitting(ctx context.Context, pool *v1alpha1.Pool) []reconcile.Request {
+	var waiting v1alpha1.VolumeList
+	if err := r.records.Client.List(ctx, &waiting, client.MatchingFields{indexRecycling: pool.Spec.NodeName}); err != nil {
+		return nil // the cache is not there, so neither is the process for long
+	}
+	slices.SortFunc(waiting.Items, func(a, b v1alpha1.Volume) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	room, largest := max(bytesOf(pool.Status.Available), bytesOf(pool.Status.MaximumVolumeSize)), bytesOf(pool.Status.MaximumVolumeSize)
+	var out []reconcile.Request
+	for i := range waiting.Items {
+		v := &waiting.Items[i]
+		size := v.Spec.Capacity.Value()
+		if v.Status.Phase != v1alpha1.VolumeDeleted || v.Status.Pool != "" && v.Status.Pool != pool.Spec.Pool || size > largest || size > room {
+			continue
+		}
+		room -= size
+		out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(v)})
+	}
+	return out
+}
+
 // addRecycler drives it by Volumes that were deleted, and by pools that have more room.
 func addRecycler(mgr manager.Manager, r *recycler) error {
 	deleted := predicate.NewPredicateFuncs(func(o client.Object) bool {
-		v, ok := o.(*v1alpha1.Volume)
+		v, ok := o.(*v1alpha1.Volume) // a packed one is wanted
 		return ok && recycles(v) && v.Status.Phase == v1alpha1.VolumeDeleted
 	})
 	waiting := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 		pool, ok := o.(*v1alpha1.Pool)
-		var list v1alpha1.VolumeList
-		if !ok || mgr.GetClient().List(ctx, &list, client.UnsafeDisableDeepCopy) != nil {
+		if !ok {
 			return nil
 		}
-		var out []reconcile.Request
-		for i := range list.Items {
-			if v := &list.Items[i]; v.Spec.NodeName == pool.Spec.NodeName && recycles(v) {
-				out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(v)})
-			}
-		}
-		return out
+		return r.fitting(ctx, pool)
 	})
 	ofPV := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-		pv, ok := o.(*corev1.PersistentVolume)
+		pv, ok := whole[*corev1.PersistentVolume](o)
 		if !ok {
 			return nil
 		}

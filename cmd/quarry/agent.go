@@ -57,6 +57,8 @@ func (o *agentFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	limitMemory()
+	saveMemory()
 	file, err := os.Open(o.config)
 	if err != nil {
 		return err

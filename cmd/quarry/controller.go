@@ -26,6 +26,7 @@ func newControllerCommand() *cobra.Command {
 			if _, err := logs.setUp(); err != nil {
 				return err
 			}
+			limitMemory()
 			config, err := kube.load()
 			if err != nil {
 				return err
