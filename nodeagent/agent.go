@@ -382,5 +382,11 @@ type groups struct {
 
 	mu       sync.Mutex
 	admitted map[string]*store.Admission // by volume: promised, and not made yet
-	waiting  map[string]string           // by volume: the group whose other members it waits for
+	waiting  map[string]waiting          // by volume
+}
+
+// waiting is the group whose other members a volume waits for, and since when.
+type waiting struct {
+	group string
+	since time.Time
 }

@@ -238,6 +238,27 @@ func TestGroupIsAdmittedWholeOrNotAtAll(t *testing.T) {
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-b-2").Phase)
 }
 
+// What has not come after a while may never come: its pod cannot be scheduled.
+func TestAVolumeOfAGroupIsMadeAloneAfterAWhile(t *testing.T) {
+	b := newBench(t)
+	member := func(uid types.UID) func(*v1alpha1.VolumeSpec) {
+		return func(s *v1alpha1.VolumeSpec) {
+			s.Claim = &v1alpha1.ClaimReference{Namespace: "default", Name: string(uid), UID: uid}
+			s.Admission = &v1alpha1.AdmissionGroup{Name: "pod-1", Claims: []types.UID{"a", "b"}}
+		}
+	}
+	b.want("pvc-a", 100<<20, member("a"))
+	require.Equal(t, v1alpha1.ReasonWaitingForGroup, reason(b.now("pvc-a")))
+	b.groups.waiting["pvc-a"] = waiting{"pod-1", time.Now().Add(-groupPatience)}
+	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-a").Phase)
+	require.EqualValues(t, 100<<20, b.store.Pools()[0].Promised)
+
+	b.want("pvc-b", 100<<20, member("b"))
+	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-b").Phase, "it comes after all")
+	require.EqualValues(t, 200<<20, b.store.Pools()[0].Promised)
+	require.Empty(t, b.groups.admitted)
+}
+
 func TestInUseWaits(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 32<<20)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -14,6 +15,11 @@ import (
 // The claims of one pod are provisioned one by one, by as many calls, but they are of use only together: the scheduler
 // decided for the node once, for all of them. So each record names all claims of its group, and the first one that finds
 // all of them here promises space to all of them in one step, or to none.
+
+// groupPatience is how long a volume waits for others of its group. What has not
+// come by then is of a pod that cannot be scheduled, or of a claim that cannot
+// be served, and may never come.
+const groupPatience = 5 * time.Second
 
 // waitingError says that other members of a volume's group have no record yet.
 type waitingError struct{ have, want int }
@@ -42,8 +48,8 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 	}
 	var requests []store.Request
 	for _, m := range members {
-		if a.groups.get(m.Name) != nil {
-			continue
+		if a.groups.get(m.Name) != nil || m.Name != v.Name && a.there(m.Name) {
+			continue // promised, or made, before this one came
 		}
 		r, err := requestOf(m)
 		if err != nil {
@@ -59,7 +65,8 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 	return a.groups.get(v.Name), nil
 }
 
-// members returns the records of the volume's group, its own first. One that is refused already refuses all.
+// members returns the records of the volume's group that are here, its own first. As long as others may still come that is an
+// error. One that is refused already refuses all.
 func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Volume, error) {
 	members := []*v1alpha1.Volume{v}
 	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
@@ -90,10 +97,20 @@ func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Vo
 		members = append(members, m)
 	}
 	if have < len(v.Spec.Admission.Claims) {
-		a.groups.wait(v)
+		if left := a.groups.wait(v, time.Now()); left > 0 {
+			a.queue.AddAfter(v.Name, left)
+		} else {
+			return members, nil
+		}
 		return nil, &waitingError{have: have, want: len(v.Spec.Admission.Claims)}
 	}
 	return members, nil
+}
+
+// there reports whether a volume has been made.
+func (a *Agent) there(id string) bool {
+	_, err := a.store.Get(id)
+	return err == nil
 }
 
 // refuseOthers tells the other members of the group that the group was refused, so that none of them is made.
@@ -154,14 +171,19 @@ func (g *groups) cancel(id string) {
 	delete(g.waiting, id)
 }
 
-// wait notes that a volume waits for the other members of its group.
-func (g *groups) wait(v *v1alpha1.Volume) {
+// wait notes that a volume waits for the other members of its group, and returns how much longer it does.
+func (g *groups) wait(v *v1alpha1.Volume, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.waiting == nil {
-		g.waiting = map[string]string{}
+		g.waiting = map[string]waiting{}
 	}
-	g.waiting[v.Name] = v.Spec.Admission.Name
+	w, waits := g.waiting[v.Name]
+	if !waits || w.group != v.Spec.Admission.Name {
+		w = waiting{v.Spec.Admission.Name, now}
+		g.waiting[v.Name] = w
+	}
+	return groupPatience - now.Sub(w.since)
 }
 
 // waitingFor returns the volumes that wait for others of the group v is in.
@@ -172,8 +194,8 @@ func (g *groups) waitingFor(v *v1alpha1.Volume) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var names []string
-	for name, group := range g.waiting {
-		if group == v.Spec.Admission.Name && name != v.Name {
+	for name, w := range g.waiting {
+		if w.group == v.Spec.Admission.Name && name != v.Name {
 			names = append(names, name)
 		}
 	}
