@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type adviser struct {
 	local   *Local
 	now     func() time.Time
 	surveys *surveys
+
+	bypasses bypasses
 
 	mu   sync.Mutex
 	said map[types.NamespacedName]advice // the last on each claim, so that it is not repeated
@@ -58,7 +61,7 @@ func (a *adviser) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	if age := a.now().Sub(claim.CreationTimestamp.Time); age < adviceAfter {
 		return reconcile.Result{RequeueAfter: adviceAfter - age}, nil
 	}
-	return reconcile.Result{RequeueAfter: adviceEvery}, a.advise(ctx, &claim)
+	return reconcile.Result{RequeueAfter: adviceEvery}, errors.Join(a.bypassed(ctx, &claim), a.advise(ctx, &claim))
 }
 
 func (a *adviser) advise(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {

@@ -31,6 +31,9 @@ type agent struct {
 	path string
 	// failGrowth is what keeps volumes from growing.
 	failGrowth string
+	// fail is why no volume is made, and refused how many were.
+	fail    string
+	refused int
 }
 
 // agent starts one; it ends with the test.
@@ -80,10 +83,14 @@ func (a *agent) watch(ctx context.Context) {
 func (a *agent) answer(ctx context.Context, v *v1alpha1.Volume) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.paused {
-		return
+	if !a.paused {
+		a.answerLocked(ctx, v)
 	}
+}
+
+func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 	before := v.DeepCopy()
+	others, complete, fits := a.grouped(ctx, v)
 	v.Status.ObservedGeneration = v.Generation
 	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
 		meta.SetStatusCondition(&v.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: v.Generation})
@@ -101,6 +108,16 @@ func (a *agent) answer(ctx context.Context, v *v1alpha1.Volume) {
 		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonRemoved, "trashed")
 	case v.Status.Phase == v1alpha1.VolumeRefused:
 		return
+	case a.fail != "" && a.held[v.Name] == 0:
+		a.refused++
+		v.Status.Phase = v1alpha1.VolumeRefused
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonCreateFailed, a.fail)
+	case !complete:
+		return // the last one answers for all
+	case !fits:
+		a.refused++
+		v.Status.Phase = v1alpha1.VolumeRefused
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonGroupRefused, "the claims of one pod are admitted together, and one was not")
 	default:
 		want := v.Spec.Capacity.Value()
 		if a.held[v.Name] > 0 && want > a.held[v.Name] && a.failGrowth != "" {
@@ -130,6 +147,46 @@ func (a *agent) answer(ctx context.Context, v *v1alpha1.Volume) {
 	if err := a.k.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 		a.k.t.Errorf("agent of %s: %v", a.node, err)
 	}
+	for _, m := range others {
+		if v.Status.Phase != v1alpha1.VolumeRefused {
+			a.answerLocked(ctx, m)
+			continue
+		}
+		base := m.DeepCopy()
+		m.Status.Phase, m.Status.ObservedGeneration = v1alpha1.VolumeRefused, m.Generation
+		m.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonGroupRefused,
+			Message: "another claim of the pod does not fit", LastTransitionTime: metav1.Now()}}
+		if err := a.k.Status().Patch(ctx, m, client.MergeFrom(base)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+			a.k.t.Errorf("agent of %s: %v", a.node, err)
+		}
+	}
+}
+
+// grouped reports how a volume's group stands: whether it is complete, with its other members, and whether there is room for
+// all of it. One that was refused refuses all.
+func (a *agent) grouped(ctx context.Context, v *v1alpha1.Volume) (others []*v1alpha1.Volume, complete, fits bool) {
+	if v.Spec.Admission == nil || a.held[v.Name] > 0 || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		return nil, true, true
+	}
+	var list v1alpha1.VolumeList
+	require.NoError(a.k.t, client.IgnoreNotFound(a.k.List(ctx, &list, client.MatchingFields{"spec.nodeName": a.node})))
+	fits = true
+	all, have := v.Spec.Capacity.Value(), 1
+	for i := range list.Items {
+		m := &list.Items[i]
+		if m.Name == v.Name || m.Spec.Admission == nil || m.Spec.Admission.Name != v.Spec.Admission.Name || m.Spec.DesiredState != v1alpha1.DesiredPresent {
+			continue
+		}
+		have++
+		switch {
+		case m.Status.Phase == v1alpha1.VolumeRefused:
+			fits = false
+		case a.held[m.Name] == 0:
+			all += m.Spec.Capacity.Value()
+			others = append(others, m)
+		}
+	}
+	return others, have >= len(v.Spec.Admission.Claims), fits && all <= a.freeLocked()
 }
 
 func (a *agent) freeLocked() int64 {

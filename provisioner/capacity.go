@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -44,6 +45,14 @@ type capacityPublisher struct {
 	mu    sync.Mutex
 	fresh map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
 	nodes keyedLocks
+
+	// templateSize is the largest volume of nodes that do not exist yet, in bytes; 0: nothing is published for them.
+	templateSize int64
+	// leaveOff leaves the scheduler's look at capacity off.
+	leaveOff bool
+
+	holds   map[string]*hold // by object, as far as this process made them
+	holders holders
 }
 
 const (
@@ -79,6 +88,15 @@ func indexCapacity(o client.Object) []string {
 
 // PublishNode implements CapacityPublisher: it reads the node's pools live.
 func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error {
+	if err := c.readPools(ctx, node); err != nil {
+		return err
+	}
+	_, err := c.publish(ctx, node)
+	return err
+}
+
+// readPools reads a node's pools live.
+func (c *capacityPublisher) readPools(ctx context.Context, node string) error {
 	var cached v1alpha1.PoolList
 	if err := c.client.List(ctx, &cached, client.MatchingFields{indexPoolNode: node}); err != nil {
 		return &APIError{"listing the pools of node " + node, err}
@@ -96,12 +114,13 @@ func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error 
 			c.mu.Unlock()
 		}
 	}
-	return c.publish(ctx, node)
+	return nil
 }
 
 // Reconcile publishes one node, named by the request.
 func (c *capacityPublisher) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	return reconcile.Result{}, c.publish(ctx, req.Name)
+	ends, err := c.publish(ctx, req.Name)
+	return reconcile.Result{RequeueAfter: ends}, err
 }
 
 // pools are a node's, in the newest state that is known: the cache may be behind what PublishNode has read.
@@ -133,18 +152,19 @@ func newer(a, b *v1alpha1.Pool) bool {
 	return errX == nil && errY == nil && x > y
 }
 
-// publish makes a node's objects what they have to be. It is serialised by node, so that an older state is never
-// written over a newer one.
-func (c *capacityPublisher) publish(ctx context.Context, name string) error {
+// publish makes a node's objects what they have to be, and returns after how long they are something else by themselves
+// (0: not). It is serialised by node, so that an older state is never written over a newer one.
+func (c *capacityPublisher) publish(ctx context.Context, name string) (ends time.Duration, err error) {
 	defer c.nodes.lock(name)()
 	want, err := c.wanted(ctx, name)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var have storagev1.CSIStorageCapacityList
 	if err := c.client.List(ctx, &have, client.InNamespace(c.namespace), client.MatchingFields{indexCapacityNode: name}); err != nil {
-		return &APIError{"listing the capacity objects of node " + name, err}
+		return 0, &APIError{"listing the capacity objects of node " + name, err}
 	}
+	ends = c.applyHolds(ctx, name, want, have.Items)
 	var errs []error
 	for i := range have.Items {
 		old := &have.Items[i]
@@ -158,6 +178,11 @@ func (c *capacityPublisher) publish(ctx context.Context, name string) error {
 		default:
 			changed := old.DeepCopy()
 			changed.Capacity, changed.MaximumVolumeSize, changed.OwnerReferences = wish.Capacity, wish.MaximumVolumeSize, wish.OwnerReferences
+			if text := wish.Annotations[v1alpha1.AnnotationHold]; text != "" {
+				metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationHold, text)
+			} else {
+				delete(changed.Annotations, v1alpha1.AnnotationHold)
+			}
 			err = c.client.Patch(ctx, changed, client.MergeFrom(old))
 		}
 		c.metrics.capacity.Inc()
@@ -172,18 +197,26 @@ func (c *capacityPublisher) publish(ctx context.Context, name string) error {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
-		return &APIError{"publishing the capacity of node " + name, err}
+		return 0, &APIError{"publishing the capacity of node " + name, err}
 	}
-	return nil
+	return ends, nil
 }
 
 func sameCapacity(a, b *storagev1.CSIStorageCapacity) bool {
-	return bytesOf(a.Capacity) == bytesOf(b.Capacity) && bytesOf(a.MaximumVolumeSize) == bytesOf(b.MaximumVolumeSize)
+	return bytesOf(a.Capacity) == bytesOf(b.Capacity) && bytesOf(a.MaximumVolumeSize) == bytesOf(b.MaximumVolumeSize) &&
+		a.Annotations[v1alpha1.AnnotationHold] == b.Annotations[v1alpha1.AnnotationHold]
 }
 
 // wanted is the objects a node should have, by name. A node that is gone, or has no pool, has none, and the scheduler
 // passes it by.
 func (c *capacityPublisher) wanted(ctx context.Context, name string) (map[string]*storagev1.CSIStorageCapacity, error) {
+	if name == templateNodes {
+		var classes storagev1.StorageClassList
+		if err := c.client.List(ctx, &classes); err != nil {
+			return nil, &APIError{"listing classes", err}
+		}
+		return c.template(classes.Items), nil
+	}
 	var node corev1.Node
 	if err := c.client.Get(ctx, client.ObjectKey{Name: name}, &node); err != nil {
 		return nil, client.IgnoreNotFound(err)
@@ -245,7 +278,8 @@ func isOurClass(class *storagev1.StorageClass) bool {
 }
 
 // switchOn has the scheduler heed the objects, once those of every node were published: from then on a node without
-// an object is passed by. CSIDriver objects come with the chart; one that is not there is not made.
+// an object is passed by. Where it is to be left off it is switched off. CSIDriver objects come with the chart; one that is
+// not there is not made.
 func (c *capacityPublisher) switchOn(ctx context.Context) error {
 	for _, name := range []string{v1alpha1.LocalProvisioner, v1alpha1.CSIDriver} {
 		var driver storagev1.CSIDriver
@@ -255,15 +289,16 @@ func (c *capacityPublisher) switchOn(ctx context.Context) error {
 			}
 			return fmt.Errorf("reading CSIDriver %s: %w", name, err)
 		}
-		if driver.Spec.StorageCapacity != nil && *driver.Spec.StorageCapacity {
+		heed := !c.leaveOff
+		if on := driver.Spec.StorageCapacity != nil && *driver.Spec.StorageCapacity; on == heed {
 			continue
 		}
 		base := driver.DeepCopy()
-		driver.Spec.StorageCapacity = new(true)
+		driver.Spec.StorageCapacity = &heed
 		if err := c.client.Patch(ctx, &driver, client.MergeFrom(base)); err != nil {
 			return fmt.Errorf("switching on the capacity of CSIDriver %s: %w", name, err)
 		}
-		log.FromContext(ctx).Info("The scheduler heeds published capacity from now on", "driver", name)
+		log.FromContext(ctx).Info("Whether the scheduler heeds published capacity has changed", "driver", name, "heeds", heed)
 	}
 	return nil
 }
@@ -275,7 +310,7 @@ func (c *capacityPublisher) publishAll(ctx context.Context) error {
 		return fmt.Errorf("listing nodes: %w", err)
 	}
 	for i := range nodes.Items {
-		if err := c.publish(ctx, nodes.Items[i].Name); err != nil {
+		if _, err := c.publish(ctx, nodes.Items[i].Name); err != nil {
 			return err
 		}
 	}

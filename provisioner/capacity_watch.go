@@ -51,10 +51,11 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 		if err := c.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // names only
 			return nil // the cache is not there, so neither is the process for long
 		}
-		names := make([]string, len(nodes.Items))
+		names := make([]string, len(nodes.Items), len(nodes.Items)+1)
 		for i := range nodes.Items {
 			names[i] = nodes.Items[i].Name
 		}
+		names = append(names, templateNodes)
 		return requests(names...)
 	})
 	nodeMatters := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool { // not the heartbeats
@@ -71,6 +72,7 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 			}
 			return o.GetAnnotations()[v1alpha1.AnnotationNode]
 		})).
+		Watches(&corev1.PersistentVolumeClaim{}, c.holders.handler()).
 		Watches(&storagev1.CSIDriver{}, byNode(func(client.Object) string { return driverSwitch })).
 		WatchesRawSource(source.Func(func(_ context.Context, queue workQueue) error {
 			c.queue.Store(&queue) // before the first nodes are published

@@ -58,6 +58,11 @@ type Options struct {
 	// Deployment, if set, is the controller's own, in its namespace. It owns the capacity objects, so that they go with it: the
 	// scheduler would believe what they said last for ever.
 	Deployment string
+	// TemplateNodeSize is the largest volume, in bytes, that a node which the cluster autoscaler would add has room for.
+	// 0: the autoscaler is told nothing.
+	TemplateNodeSize int64
+	// IgnoreCapacity leaves the scheduler's look at capacity off: it chooses nodes whether they have room or not.
+	IgnoreCapacity bool
 	// capacityOwner is the reference to it.
 	capacityOwner *metav1.OwnerReference
 	// MetricsAddress and HealthAddress are where those are served. Default: not at all.
@@ -245,7 +250,7 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 		waiting: newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
 	}
 	capacity := &capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
-		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics}
+		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics, templateSize: o.TemplateNodeSize, leaveOff: o.IgnoreCapacity}
 	c.Capacity, c.Local.Capacity = capacity, capacity
 	agents.OnChange = func(node string, ready bool) {
 		capacity.agentChanged(node)
@@ -266,9 +271,6 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 	heal := &healer{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, metrics: metrics}
 	sweep := &sweeper{records: c.Records, grace: o.SweepGrace, now: time.Now, metrics: metrics}
 	if err := addLoops(mgr, heal, sweep); err != nil {
-		return nil, err
-	}
-	if err := addRecycler(mgr, &recycler{records: c.Records, local: c.Local, events: recorder, wait: o.ProvisionTimeout}); err != nil {
 		return nil, err
 	}
 	orphans := &orphanage{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, grace: o.SweepGrace, now: time.Now, metrics: metrics}

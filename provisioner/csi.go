@@ -56,6 +56,9 @@ func explain(err error) error {
 // name on another node is another attempt: one that was never published is given up first.
 func (c *CSI) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
 	v, err := c.ensure(ctx, name, wish, nodes)
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		c.Local.lately.add(name, refused.Node, time.Now())
+	}
 	if err != nil {
 		c.publishCapacity(ctx, err)
 	}
@@ -155,7 +158,7 @@ func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, 
 	if err != nil {
 		return "", err
 	}
-	pl := placement{ready: c.Local.Agents.Ready, pools: pools}
+	pl := placement{ready: c.Local.Agents.Ready, pools: pools, refused: c.Local.lately.of(name)}
 	for _, n := range list.Items {
 		if len(nodes) == 0 || slices.Contains(nodes, n.Name) {
 			pl.nodes = append(pl.nodes, n)
@@ -185,10 +188,10 @@ func parametersOf(wish *v1alpha1.VolumeSpec) Parameters {
 // publishCapacity tells the scheduler what a node that refused still has, before the sidecar asks it to choose again.
 func (c *CSI) publishCapacity(ctx context.Context, err error) {
 	refused := (*RefusedError)(nil)
-	if c.Local.Capacity == nil || !errors.As(err, &refused) || Judge(err).State != controller.ProvisioningReschedule {
+	if !errors.As(err, &refused) || Judge(err).State != controller.ProvisioningReschedule {
 		return
 	}
-	if err := c.Local.Capacity.PublishNode(ctx, refused.Node); err != nil {
+	if err := c.Local.publishRefusal(ctx, refused.Node, refused); err != nil {
 		log.FromContext(ctx).Error(err, "Cannot publish the capacity of a node that refused a volume", "node", refused.Node)
 	}
 }

@@ -39,6 +39,8 @@ type RefusedError struct {
 	Node    string
 	Code    string // a v1alpha1.Reason*
 	Message string // the agent's own words
+
+	wish *v1alpha1.VolumeSpec // that was refused; nil where no attempt was made
 }
 
 func (e *RefusedError) Error() string  { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }

@@ -17,9 +17,9 @@ func TestJudge(t *testing.T) {
 		state  controller.ProvisioningState
 		reason string
 	}{
-		{&RefusedError{"n", v1alpha1.ReasonInsufficientCapacity, "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
-		{&RefusedError{"n", v1alpha1.ReasonTooSmall, "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
-		{&RefusedError{"n", "FromTomorrow", "?"}, controller.ProvisioningFinished, "FromTomorrow"},
+		{&RefusedError{Node: "n", Code: v1alpha1.ReasonInsufficientCapacity, Message: "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
+		{&RefusedError{Node: "n", Code: v1alpha1.ReasonTooSmall, Message: "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
+		{&RefusedError{Node: "n", Code: "FromTomorrow", Message: "?"}, controller.ProvisioningFinished, "FromTomorrow"},
 		{&AgentNotReadyError{Node: "n"}, controller.ProvisioningNoChange, ReasonAgentNotReady},
 		{&AgentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground, ReasonAgentNotReady},
 		{&PendingError{"n", "?"}, controller.ProvisioningInBackground, ReasonPending},

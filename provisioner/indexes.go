@@ -27,8 +27,6 @@ const (
 	// indexNodeLoss is of PersistentVolumes whose class says what is to be done when
 	// their node is lost, by that node.
 	indexNodeLoss = "nodeLoss"
-	// indexRecycling is of Volumes whose space is still to be offered again, by node.
-	indexRecycling = "recycling"
 	// indexTrouble is of Volumes that people are to be told of, under inAnyTrouble.
 	indexTrouble = "trouble"
 	inAnyTrouble = "any"
@@ -45,7 +43,6 @@ var cacheIndexes = []struct {
 	of     client.IndexerFunc
 }{
 	{&v1alpha1.Volume{}, indexPVName, IndexPVName},
-	{&v1alpha1.Volume{}, indexRecycling, indexOfRecycling},
 	{&v1alpha1.Volume{}, indexTrouble, indexOfTrouble},
 	{&v1alpha1.Volume{}, indexDoomed, indexOfDoomed},
 	{&corev1.PersistentVolumeClaim{}, indexUnbound, indexOfUnbound},
@@ -64,14 +61,6 @@ func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		}
 	}
 	return nil
-}
-
-func indexOfRecycling(o client.Object) []string {
-	v, ok := o.(*v1alpha1.Volume) // a packed one is wanted
-	if !ok || !recycles(v) {
-		return nil
-	}
-	return []string{v.Spec.NodeName}
 }
 
 func indexOfTrouble(o client.Object) []string {

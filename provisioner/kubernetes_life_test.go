@@ -2,14 +2,12 @@ package provisioner
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,85 +52,36 @@ func testSelector(t *testing.T, k *cluster) {
 	require.Equal(t, node, pv.Annotations[v1alpha1.AnnotationNode])
 }
 
+// testRecycle is a class whose deleted volumes are scrubbed: their space is the next claim's, and no PersistentVolume that
+// nobody asked for holds it.
 func testRecycle(t *testing.T, k *cluster) {
 	node := k.node("a")
 	a := k.agent(node, "1Gi")
-	a.label("disk", "ssd")
 	class := k.class("wait", waitFirst, map[string]string{"onDelete": "recycle"})
+	other := k.class("other", waitFirst, nil)
 	kill := k.start()
 	k.claim("first", class, "1Gi", node)
 	claim, pv := k.bound("first")
 	old := k.volumes(claim)[0]
 	require.Equal(t, v1alpha1.ScrubZero, old.Spec.Deletion.Scrub)
 	a.set(func() { a.paused = true })
-	// Something keeps the PersistentVolume for a while, so that its deletion is asked for again and again.
-	held := pv.DeepCopy()
-	held.Finalizers = append(held.Finalizers, "quarry.test/hold")
-	require.NoError(t, k.Patch(t.Context(), held, client.MergeFrom(pv)))
 	require.NoError(t, k.Delete(t.Context(), claim))
 	k.until("the wish to delete is recorded", func() string { return differs(k.volumes(claim)[0].Spec.DesiredState, v1alpha1.DesiredDeleted) })
-	kill() // the intent is in the record: another one goes on
+	kill()
 	a.set(func() { a.paused = false })
 	k.start()
-	k.until("the PersistentVolume is only held", func() string {
-		if err := k.Get(t.Context(), client.ObjectKeyFromObject(held), held); err != nil {
-			return err.Error()
-		}
-		return differs(held.DeletionTimestamp != nil && len(held.Finalizers) == 1, true)
-	})
-	// Once a claim that was made later is served, the controller has looked at the deleted volume as well.
-	other := k.node("b")
-	k.agent(other, "1Gi")
-	k.claim("later", class, "1Gi", other)
-	k.bound("later")
-	require.Len(t, k.volumes(claim), 1, "the record stays as long")
-	require.Equal(t, old.UID, k.volumes(claim)[0].UID)
-	require.True(t, apierrors.IsNotFound(k.Get(t.Context(), client.ObjectKey{Name: "recycled-" + string(old.UID)}, &corev1.PersistentVolume{})), "and nothing is offered")
-	free := held.DeepCopy()
-	free.Finalizers = nil
-	require.NoError(t, k.Patch(t.Context(), free, client.MergeFrom(held)))
 	k.gone(pv)
-	var offered corev1.PersistentVolume
-	k.until("the space is offered", func() string {
-		if err := k.Get(t.Context(), client.ObjectKey{Name: "recycled-" + string(old.UID)}, &offered); err != nil {
-			return err.Error()
-		}
-		return differs(offered.Status.Phase, corev1.VolumeAvailable)
-	})
 	k.gone(&old)
-	require.Nil(t, offered.Spec.ClaimRef)
-	require.Equal(t, class, offered.Spec.StorageClassName)
-	require.Equal(t, "ssd", offered.Labels["disk"])
-	require.Equal(t, pv.Spec.NodeAffinity, offered.Spec.NodeAffinity)
-	require.NotEqual(t, pv.Spec.Local.Path, offered.Spec.Local.Path, "nothing that remembers the old volume may meet the new one")
 
-	// The pool is full, so the next claim can only be served by what is offered; and that is recycled like any other.
-	k.claim("second", class, "1Gi", "")
-	k.pod("user", "second")
-	claim, pv = k.bound("second")
-	require.Equal(t, offered.Name, pv.Name)
-	k.until("the record follows", func() string {
-		var v v1alpha1.Volume
-		require.NoError(t, k.Get(t.Context(), client.ObjectKey{Name: pv.Annotations[v1alpha1.AnnotationVolume]}, &v))
-		if v.Spec.Claim == nil {
-			return "no claim"
-		}
-		return differs(v.Spec.Claim.UID, claim.UID)
-	})
-	require.NoError(t, k.Delete(t.Context(), &corev1.Pod{ObjectMeta: claimMeta("user", k)}, client.GracePeriodSeconds(0)))
-	require.NoError(t, k.Delete(t.Context(), claim))
-	k.gone(pv)
-	k.until("it is offered again", func() string {
-		var list corev1.PersistentVolumeList
-		require.NoError(t, k.List(t.Context(), &list))
-		for _, pv := range list.Items {
-			if pv.Spec.StorageClassName == class && pv.Status.Phase == corev1.VolumeAvailable {
-				require.True(t, strings.HasPrefix(pv.Name, "recycled-"))
-				return ""
-			}
-		}
-		return "nothing offered"
-	})
+	// The pool was full, and its room is anybody's again.
+	k.claim("second", other, "1Gi", node)
+	_, again := k.bound("second")
+	require.NotEqual(t, pv.Spec.Local.Path, again.Spec.Local.Path, "nothing that remembers the old volume may meet the new one")
+	var list corev1.PersistentVolumeList
+	require.NoError(t, k.List(t.Context(), &list))
+	for _, pv := range list.Items {
+		require.NotEqual(t, class, pv.Spec.StorageClassName, "%s was offered", pv.Name)
+	}
 }
 
 func testOrphan(t *testing.T, k *cluster) {

@@ -21,6 +21,9 @@ import (
 type CapacityPublisher interface {
 	// PublishNode reads the node's pools live and writes what changed before it returns; a second call writes nothing.
 	PublishNode(ctx context.Context, node string) error
+	// PublishRefusal does so for a node that refused a claim. If by its room the node could have taken it, the scheduler is
+	// kept from choosing it for that size again for some time, longer each time.
+	PublishRefusal(ctx context.Context, r Refusal) error
 }
 
 // Local is the classic front door: the external-provisioner library calls it for every claim and every
@@ -39,6 +42,8 @@ type Local struct {
 	DeleteWait time.Duration
 
 	waiting *waitingRoom
+	// lately is for the CSI front door, whose sidecar keeps no such thing.
+	lately lately
 }
 
 var (
@@ -69,18 +74,19 @@ func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*
 	verdict := Judge(err)
 	state := verdict.State
 	refusedBy := ""
-	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+	refused := (*RefusedError)(nil)
+	if errors.As(err, &refused) {
 		refusedBy = refused.Node
 	}
 	if state == controller.ProvisioningReschedule {
-		state = l.reschedule(ctx, o, node)
+		state = l.reschedule(ctx, o, node, refused)
 	}
 	l.Metrics.failed(o.StorageClass.Name, verdict.Reason)
 	if state == controller.ProvisioningReschedule {
 		l.waiting.removeClaim(uid) // the scheduler wakes it
 	} else {
 		size := o.PVC.Spec.Resources.Requests[corev1.ResourceStorage]
-		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value()}, refusedBy)
+		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value(), reason: verdict.Reason}, refusedBy)
 		l.wakeIfReadyNow(uid, node, err)
 		var now corev1.PersistentVolumeClaim
 		err := l.Client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now)
@@ -97,7 +103,7 @@ func (l *Local) wakeIfReadyNow(uid, node string, err error) {
 		return
 	}
 	if ready, _ := l.Agents.Ready(node); ready {
-		l.waiting.wakeClaims(func(key string, _ waiter) bool { return key == uid })
+		l.waiting.wakeClaims(byNode, func(key string, _ waiter) bool { return key == uid })
 	}
 }
 
@@ -239,7 +245,7 @@ func (l *Local) checkSelected(ctx context.Context, o controller.ProvisionOptions
 // reschedule decides whether the scheduler is asked to choose again. It is, if a pod waits for that; else the claim
 // would lose its node for ever, and the error stays a final one that is retried. The new capacity is published first,
 // or the scheduler might choose the same node again.
-func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, node string) controller.ProvisioningState {
+func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, node string, refused *RefusedError) controller.ProvisioningState {
 	if o.SelectedNode == nil || !waitsForConsumer(o.StorageClass) {
 		return controller.ProvisioningFinished
 	}
@@ -252,11 +258,9 @@ func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, n
 	if !used {
 		return controller.ProvisioningFinished
 	}
-	if l.Capacity != nil {
-		if err := l.Capacity.PublishNode(ctx, node); err != nil {
-			logger.Error(err, "Cannot publish the node's capacity; the claim keeps its node until that works")
-			return controller.ProvisioningFinished
-		}
+	if err := l.publishRefusal(ctx, node, refused); err != nil {
+		logger.Error(err, "Cannot publish the node's capacity; the claim keeps its node until that works")
+		return controller.ProvisioningFinished
 	}
 	return controller.ProvisioningReschedule
 }

@@ -195,10 +195,9 @@ func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 	return "", false
 }
 
-// remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record, and one whose
-// space is offered again keeps it until that is done.
+// remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record.
 func (r *Records) remove(ctx context.Context, v *v1alpha1.Volume) error {
-	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent || recycles(v) {
+	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		return nil
 	}
 	return r.removeRecord(ctx, v)

@@ -176,7 +176,7 @@ func (p Parameters) contradiction() error {
 	case p.given("trashRetention") && p.OnDelete != v1alpha1.OnDeleteTrash:
 		return &ParameterError{"trashRetention", "needs onDelete: trash"}
 	case p.OnDelete == v1alpha1.OnDeleteRecycle && p.Scrub == v1alpha1.ScrubNone:
-		return &ParameterError{"scrub", "none would offer a deleted volume's blocks to others as they are (onDelete: recycle); use zero or discard"}
+		return &ParameterError{"scrub", "none would leave a deleted volume's blocks as they are to whoever gets them next (onDelete: recycle); use zero or discard"}
 	case p.given("nodeLossDelay") && p.OnNodeLoss != NodeLossAfterDelay:
 		return &ParameterError{"nodeLossDelay", "needs onNodeLoss: afterDelay"}
 	case p.Pool != "" && p.PoolSpread == SpreadApart:

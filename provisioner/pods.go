@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -62,42 +63,40 @@ func claimNames(pod *corev1.Pod) []string {
 type claimsOf func(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error)
 
 // admissionGroup is the claims that are to be admitted together with this one: those of its pod that ours is to
-// provision, that are unbound, and that no other node was chosen for. Nil where it stands alone.
+// provision, that are unbound, and that the scheduler gave this very node. Nil where it stands alone.
 //
-// The scheduler writes the selected node into one claim after the other, so one without a node belongs to the group:
-// while this claim names a node and is unbound, the scheduler takes no other node for the pod.
+// The scheduler writes the selected node into one claim after the other, so for some seconds one without a node belongs to
+// the group as well. After that it does not: its pod cannot be scheduled (another one that uses this claim was), or the
+// scheduler never got to it.
 func (r podReader) admissionGroup(ctx context.Context, claim *corev1.PersistentVolumeClaim, claims claimsOf, ours func(*corev1.PersistentVolumeClaim) bool) (*v1alpha1.AdmissionGroup, error) {
+	node := claim.Annotations[annSelectedNode]
+	if node == "" {
+		return nil, nil
+	}
 	all, err := claims(ctx, claim.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	node := claim.Annotations[annSelectedNode]
-	candidates := map[string]types.UID{}
+	candidates := map[string]*corev1.PersistentVolumeClaim{}
 	for i := range all {
 		c := &all[i]
 		chosen := c.Annotations[annSelectedNode]
 		if c.UID != claim.UID && c.Spec.VolumeName == "" && c.DeletionTimestamp == nil && (chosen == "" || chosen == node) && ours(c) {
-			candidates[c.Name] = c.UID
+			candidates[c.Name] = c
 		}
 	}
-	if node == "" || len(candidates) == 0 {
+	if len(candidates) == 0 {
 		return nil, nil // the common case, and it costs no call
 	}
 	pods, err := r.using(ctx, claim, "0")
 	if err != nil || len(pods) == 0 {
 		return nil, err
 	}
-	// Two unscheduled pods on one claim: the older one, so that every claim of it comes to the same answer.
-	pod := slices.MinFunc(pods, func(a, b corev1.Pod) int {
-		if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
-			return c
-		}
-		return slices.Compare([]byte(a.UID), []byte(b.UID))
-	})
+	pod := groupingPod(pods, candidates)
 	group := &v1alpha1.AdmissionGroup{Name: string(pod.UID), Claims: []types.UID{claim.UID}}
-	for _, name := range claimNames(&pod) {
-		if uid, ok := candidates[name]; ok && !slices.Contains(group.Claims, uid) {
-			group.Claims = append(group.Claims, uid)
+	for _, name := range claimNames(pod) {
+		if c := candidates[name]; c != nil && !slices.Contains(group.Claims, c.UID) {
+			group.Claims = append(group.Claims, c.UID)
 		}
 	}
 	if len(group.Claims) < 2 {
@@ -105,6 +104,24 @@ func (r podReader) admissionGroup(ctx context.Context, claim *corev1.PersistentV
 	}
 	slices.Sort(group.Claims)
 	return group, nil
+}
+
+// groupingPod is the pod, of those that use a claim, whose claims are admitted together: one all of whose candidates have the
+// node already, which is what the scheduler has decided for, before one that waits for the scheduler; and of those the
+// oldest, so that every claim of it comes to the same answer.
+func groupingPod(pods []corev1.Pod, candidates map[string]*corev1.PersistentVolumeClaim) *corev1.Pod {
+	incomplete := func(pod *corev1.Pod) int {
+		for _, name := range claimNames(pod) {
+			if c := candidates[name]; c != nil && c.Annotations[annSelectedNode] == "" {
+				return 1
+			}
+		}
+		return 0
+	}
+	pod := slices.MinFunc(pods, func(a, b corev1.Pod) int {
+		return cmp.Or(cmp.Compare(incomplete(&a), incomplete(&b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+	})
+	return &pod
 }
 
 // spreadGroup names the volumes that a claim's is to be kept apart from: those of the workload whose pod uses it. Without

@@ -53,6 +53,7 @@ type Records struct {
 	agentChanged *hub[bool]
 
 	changed hub[*v1alpha1.Volume] // by name: the newest state, the last one after a delete
+	heard   heard
 	// onChange is told every change as well. May be nil.
 	onChange func(*v1alpha1.Volume)
 }
@@ -71,7 +72,13 @@ func (r *Records) OnAdd(obj any, first bool) {
 }
 
 // OnUpdate is called with a Volume's old and new state.
-func (r *Records) OnUpdate(_, obj any) { r.OnAdd(obj, false) }
+func (r *Records) OnUpdate(old, obj any) {
+	before, was := old.(*v1alpha1.Volume)
+	if after, is := obj.(*v1alpha1.Volume); was && is && answered(before, after) {
+		r.heard.from(after.Spec.NodeName)
+	}
+	r.OnAdd(obj, false)
+}
 
 // OnDelete is called with a Volume's last state.
 func (r *Records) OnDelete(obj any) {
@@ -132,6 +139,7 @@ func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.Vol
 	}
 	if v, err = r.settle(ctx, v, changes.C); err != nil {
 		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+			refused.wish = wish
 			if err := r.Abandon(ctx, v); err != nil {
 				return nil, err
 			}
@@ -239,6 +247,9 @@ func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha
 	if v.Spec.Published || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
 		return v, nil
 	}
+	if v.Spec.Admission == nil && time.Since(v.CreationTimestamp.Time) > groupPatience {
+		return v, nil // what goes alone has waited long enough for others
+	}
 	base := v.DeepCopy()
 	v.Spec.Admission = wish.Admission.DeepCopy()
 	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
@@ -251,11 +262,8 @@ func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha
 	return nil, &APIError{"changing the admission group of Volume " + use.Name, err}
 }
 
-// groupPatience is how long a worker waits for the other claims of a pod. They are worked on at the same time; one that can not be
-// served must not hold up the workers that everybody shares. The record's change wakes the claim.
-const groupPatience = 5 * time.Second
-
-// settle waits until the agent made the volume or refused it. It returns the newest state also with an error.
+// settle waits until the agent made the volume or refused it, as long as patience lasts. It returns the newest state also
+// with an error.
 func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan *v1alpha1.Volume) (*v1alpha1.Volume, error) {
 	var agent <-chan bool
 	if r.agentChanged != nil {
@@ -264,14 +272,10 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 		agent = s.C
 	}
 	uid := v.UID
-	var patience <-chan time.Time
+	var patience workerPatience
 	for {
 		reason, message := condition(v.Status.Conditions, v1alpha1.ConditionReady)
-		if reason != v1alpha1.ReasonWaitingForGroup {
-			patience = nil
-		} else if patience == nil {
-			patience = time.After(groupPatience)
-		}
+		patience.with(reason)
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent || v.DeletionTimestamp != nil:
 			return v, &PendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
@@ -294,7 +298,17 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 			if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
 				return v, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
 			}
-		case <-patience:
+		case <-patience.over:
+			if reason == "" && r.heard.since(v.Spec.NodeName, patience.since) {
+				patience.again()
+				continue
+			}
+			if why := hopeless(v, time.Now()); why != "" {
+				return v, &RefusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonCreateFailed, Message: why}
+			}
+			if message == "" {
+				message = "its agent has not answered yet"
+			}
 			return v, &PendingError{v.Spec.NodeName, message}
 		case <-ctx.Done():
 			if message == "" {

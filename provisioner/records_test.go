@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,21 +13,76 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// A worker that everybody shares waits for an agent's work, and not long for the other claims of a pod.
-func TestSettleWaitsNotLongForAGroup(t *testing.T) {
-	for reason, patience := range map[string]time.Duration{v1alpha1.ReasonWaitingForGroup: groupPatience, v1alpha1.ReasonCreating: time.Minute} {
+// attemptThat is an attempt whose condition Ready has a reason since it was made, a while ago.
+func attemptThat(reason string, age time.Duration) *v1alpha1.Volume {
+	since := metav1.NewTime(time.Now().Add(-age))
+	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-x-1", UID: "u", CreationTimestamp: since}}
+	v.Spec.NodeName, v.Spec.DesiredState = "node1", v1alpha1.DesiredPresent
+	if reason != "" {
+		v.Status.Phase = v1alpha1.VolumePending
+		v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason,
+			Message: "read-only file system", LastTransitionTime: since}}
+	}
+	return v
+}
+
+// A worker that everybody shares waits for an agent that is at it, and seconds for anything else.
+func TestSettleIsPatientWithWorkOnly(t *testing.T) {
+	for reason, patience := range map[string]time.Duration{
+		v1alpha1.ReasonWaitingForGroup: groupPatience, v1alpha1.ReasonCreating: time.Minute,
+		v1alpha1.ReasonFailed: agentPatience, v1alpha1.ReasonMismatch: agentPatience, v1alpha1.ReasonPoolOffline: agentPatience, "": agentPatience,
+	} {
 		t.Run(reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{NodeName: "node1", DesiredState: v1alpha1.DesiredPresent}}
-				v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason, Message: "the others"}}
 				began := time.Now()
-				_, err := (&Records{}).settle(ctx, v, make(chan *v1alpha1.Volume))
+				_, err := (&Records{}).settle(ctx, attemptThat(reason, 0), make(chan *v1alpha1.Volume))
 				var pending *PendingError
 				require.ErrorAs(t, err, &pending)
 				require.Equal(t, patience, time.Since(began))
 			})
 		})
 	}
+}
+
+// In a burst the last volume waits for all others of its node.
+func TestSettleWaitsForANodeThatIsHeardOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r := &Records{}
+		go func() {
+			for range 6 {
+				time.Sleep(agentPatience / 2)
+				other := attemptThat("", 0)
+				made := other.DeepCopy()
+				made.Name, made.Status.Phase = "other", v1alpha1.VolumeReady
+				r.OnUpdate(other, made)
+			}
+		}()
+		began := time.Now()
+		_, err := r.settle(ctx, attemptThat("", 0), make(chan *v1alpha1.Volume))
+		require.ErrorContains(t, err, "has not answered yet")
+		waited := time.Since(began)
+		require.Greater(t, waited, 3*agentPatience)
+		require.Less(t, waited, 5*agentPatience)
+	})
+}
+
+// A node that goes on failing, or that is silent, is given up for another one; one that is at it, or had a volume, is not.
+func TestSettleGivesUpAnAttempt(t *testing.T) {
+	for reason, gives := range map[string]bool{v1alpha1.ReasonFailed: true, "": true, v1alpha1.ReasonWaitingForGroup: false, v1alpha1.ReasonCreating: false} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			v := attemptThat(reason, failurePatience)
+			_, err := (&Records{}).settle(ctx, v, make(chan *v1alpha1.Volume))
+			var refused *RefusedError
+			require.Equal(t, gives, errors.As(err, &refused), "%s: %v", reason, err)
+		})
+	}
+	v := attemptThat(v1alpha1.ReasonFailed, failurePatience)
+	v.Spec.Published = true
+	require.Empty(t, hopeless(v, time.Now()))
 }

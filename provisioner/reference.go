@@ -87,7 +87,7 @@ var parameterTable = []Parameter{
 	{Name: "inodes", Form: "a whole number above 0, or `unlimited` (or `0`, which is the same)", Default: "in proportion to the size",
 		Meaning: "How many files and directories a directory volume on ext4 or xfs may hold, or how many an image's filesystem is made with. Where the class says nothing a directory gets one for each 16 KiB of its size, a small one up to 32768 of them at one for each 4 KiB, and none fewer than 1024; more when it grows. `unlimited`: no limit of its own, so that one volume can take all inodes of the pool's filesystem. On btrfs files are charged as space: with a number `backend: auto` takes an image there, and `directory` is refused.", set: setInodes},
 	{Name: "onDelete", Values: []string{"purge", "trash", "recycle"}, Default: "purge",
-		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, keep it in the pool's trash for `trashRetention`, or scrub its space and offer it as a new, Available PersistentVolume of the class.",
+		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, keep it in the pool's trash for `trashRetention`, or scrub its space before it is promised to anybody (`recycle`: as `purge`, with `scrub: zero` where the class says nothing of it).",
 		set:     func(p *Parameters, v string) error { p.OnDelete = v1alpha1.OnDelete(v); return nil }},
 	{Name: "trashRetention", Form: "a duration above 0, such as `72h` or `90m`", Default: "72h with `onDelete: trash`",
 		Meaning: "How long a trashed volume can be taken back.", set: setTrashRetention},

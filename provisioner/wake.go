@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -39,6 +40,13 @@ type waiter struct {
 	size  int64
 	// refused counts refusals by node, for Immediate claims.
 	refused map[string]int
+	// reason is why the claim waits, woken how many times in a row it was woken in vain by what might have helped, and last
+	// when.
+	reason string
+	woken  int
+	last   time.Time
+	// later wakes a claim that rests when something happens that may help; nil: nothing has.
+	later *time.Timer
 }
 
 func newWaitingRoom(forget func(key any), count func(int)) *waitingRoom {
@@ -51,7 +59,12 @@ func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, re
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w.refused = map[string]int{}
-	for node, n := range r.claims[string(claim.UID)].refused {
+	before := r.claims[string(claim.UID)]
+	if before.reason == w.reason {
+		w.woken, w.last = before.woken, before.last
+	}
+	before.rested()
+	for node, n := range before.refused {
 		w.refused[node] = n
 	}
 	if refusedBy != "" {
@@ -65,7 +78,8 @@ func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, re
 func (r *waitingRoom) removeClaim(uid string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, waits := r.claims[uid]; waits {
+	if w, waits := r.claims[uid]; waits {
+		w.rested()
 		delete(r.claims, uid)
 		r.count(len(r.claims))
 	}
@@ -104,19 +118,58 @@ func (r *waitingRoom) removeVolume(name string) {
 	delete(r.volumes, name)
 }
 
-// wakeClaims wakes the claims that a condition holds for.
-func (r *waitingRoom) wakeClaims(may func(uid string, w waiter) bool) {
+// rested ends the rest of a claim.
+func (w *waiter) rested() {
+	if w.later != nil {
+		w.later.Stop()
+		w.later = nil
+	}
+}
+
+// wakeClaims wakes the claims that a condition holds for, if the cause may end their wait: now, or, where it may only help and
+// the claim was woken in vain often, once it has rested.
+func (r *waitingRoom) wakeClaims(why cause, may func(uid string, w waiter) bool) {
 	r.mu.Lock()
 	handler := r.claimHandler
 	var found []waiter
 	for uid, w := range r.claims {
-		if handler != nil && may(uid, w) {
+		if handler == nil || !why.wakes(w.reason) || !may(uid, w) {
+			continue
+		}
+		if why.certain(w.reason) {
 			r.forget(uid)
+			found = append(found, w)
+			continue
+		}
+		switch rest := w.rest(time.Now()); {
+		case w.later != nil: // it will be woken
+		case rest > 0:
+			w.later = time.AfterFunc(rest, func() { r.wakeRested(uid) })
+			r.claims[uid] = w
+		default:
+			w.wake(time.Now())
+			r.claims[uid] = w
 			found = append(found, w)
 		}
 	}
 	r.mu.Unlock()
 	for _, w := range found {
+		handler.OnUpdate(w.object, w.object)
+	}
+}
+
+// wakeRested wakes a claim that has rested, if it still is here.
+func (r *waitingRoom) wakeRested(uid string) {
+	r.mu.Lock()
+	handler := r.claimHandler
+	w, waits := r.claims[uid]
+	if waits = waits && w.later != nil; waits {
+		w.later = nil
+		w.wake(time.Now())
+		r.claims[uid] = w
+	}
+	r.mu.Unlock()
+	if waits && handler != nil {
 		handler.OnUpdate(w.object, w.object)
 	}
 }
@@ -140,13 +193,13 @@ func (r *waitingRoom) wakeVolumes(may func(name string, w waiter) bool) {
 
 // nodeChanged wakes all that wait for a node: its agent became ready, or the Node came, changed or went.
 func (r *waitingRoom) nodeChanged(node string) {
-	r.wakeClaims(func(_ string, w waiter) bool { return w.node == node || w.node == "" })
+	r.wakeClaims(byNode, func(_ string, w waiter) bool { return w.node == node || w.node == "" })
 	r.wakeVolumes(func(_ string, w waiter) bool { return w.node == node })
 }
 
 // classChanged wakes the claims of a class that was made (again).
 func (r *waitingRoom) classChanged(class string) {
-	r.wakeClaims(func(_ string, w waiter) bool { return w.class == class })
+	r.wakeClaims(byClass, func(_ string, w waiter) bool { return w.class == class })
 }
 
 // poolChanged wakes the claims that a pool's change may serve. before is nil for a new pool.
@@ -158,7 +211,7 @@ func (r *waitingRoom) poolChanged(before, after *v1alpha1.Pool) {
 	if m := after.Status.MaximumVolumeSize; m != nil {
 		largest = m.Value()
 	}
-	r.wakeClaims(func(_ string, w waiter) bool {
+	r.wakeClaims(byPool, func(_ string, w waiter) bool {
 		return (w.node == after.Spec.NodeName || w.node == "") && w.size <= largest
 	})
 }
@@ -168,7 +221,7 @@ func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
 	if v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		if v.Spec.Claim != nil && (isReady(v) || isRefused(v)) && !v.Spec.Published {
 			uid := string(v.Spec.Claim.UID)
-			r.wakeClaims(func(key string, w waiter) bool {
+			r.wakeClaims(byRecord, func(key string, w waiter) bool {
 				// A refusal that the claim's own worker has seen is what made it wait: it must not wake it.
 				return key == uid && (isReady(v) || w.refused[v.Spec.NodeName] == 0)
 			})

@@ -20,6 +20,8 @@ const (
 	// EventPathChanged, on a claim: its pool's path was changed, and its PersistentVolume names the old one, where pods find
 	// nothing. `kubectl quarry recover` writes the PersistentVolume again.
 	EventPathChanged = "PathChanged"
+	// EventPodBypassesScheduler, on a claim: a pod that uses it names its node itself, so that nobody chooses the claim's.
+	EventPodBypassesScheduler = "PodBypassesScheduler"
 	// EventStartingOver, on a claim and its pods: their node is lost, and its class wants them to start over elsewhere.
 	EventStartingOver = "StartingOver"
 	// EventNodeLost, on a PersistentVolume or a claim: the node of the data is lost; the message says what was done.
@@ -28,8 +30,6 @@ const (
 	EventRecordRestored = "RecordRestored"
 	// EventRecordLost, on a PersistentVolume: its Volume object is gone, and can not be written again.
 	EventRecordLost = "RecordLost"
-	// EventRecycled, on a PersistentVolume: it was made of the space of a volume that was deleted.
-	EventRecycled = "Recycled"
 	// EventOrphaned, on a Volume: no PersistentVolume points at it any more. It is kept until a person decides.
 	EventOrphaned = "Orphaned"
 	// EventOrphans, on a Pool: it holds volumes that no Volume object speaks of.

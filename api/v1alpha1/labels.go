@@ -35,4 +35,8 @@ const (
 	// AnnotationReclaimPolicy is set on a PersistentVolume while it is being replaced by one of the same name under policy
 	// Retain: the policy that the new one gets.
 	AnnotationReclaimPolicy = "quarry.storage/reclaim-policy"
+
+	// AnnotationHold is set on a CSIStorageCapacity while sizes that the node refused, although it seems to have room for
+	// them, are not offered to it.
+	AnnotationHold = "quarry.storage/hold"
 )

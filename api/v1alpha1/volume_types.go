@@ -66,7 +66,7 @@ const (
 	OnDeletePurge OnDelete = "purge"
 	// OnDeleteTrash keeps the volume for its retention; it can be restored until then.
 	OnDeleteTrash OnDelete = "trash"
-	// OnDeleteRecycle scrubs the volume and offers its space as a new volume.
+	// OnDeleteRecycle scrubs the volume before its space is promised to anybody.
 	OnDeleteRecycle OnDelete = "recycle"
 )
 

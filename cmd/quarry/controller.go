@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/provisioner"
@@ -17,6 +18,7 @@ func newControllerCommand() *cobra.Command {
 		o        provisioner.Options
 		selector string
 		endpoint string
+		size     resource.QuantityValue
 	)
 	cmd := &cobra.Command{
 		Use:   "controller",
@@ -33,6 +35,9 @@ func newControllerCommand() *cobra.Command {
 			}
 			if o.AgentLabels, err = labels.ConvertSelectorToLabelsMap(selector); err != nil {
 				return fmt.Errorf("--agent-selector: %w", err)
+			}
+			if o.TemplateNodeSize = size.Value(); o.TemplateNodeSize < 0 {
+				return fmt.Errorf("--template-node-size: %s is less than nothing", size.String())
 			}
 			if endpoint != "" {
 				o.ServeCSI = func(ctx context.Context, door *provisioner.CSI) error { return serveController(ctx, endpoint, door) }
@@ -51,6 +56,8 @@ func newControllerCommand() *cobra.Command {
 	f.IntVar(&o.Workers, "workers", 100, "how many claims, and how many PersistentVolumes, are worked on at a time")
 	f.DurationVar(&o.ProvisionTimeout, "provision-timeout", 0, "how long one try of one claim may take (0: 60s)")
 	f.BoolVar(&o.NodeLoss, "node-loss", false, "delete claims whose node is lost, where their class asks for it (onNodeLoss), so that they start over elsewhere")
+	f.Var(&size, "template-node-size", "the largest volume that a node which the cluster autoscaler would add has room for, such as 100Gi (empty: it is told nothing)")
+	f.BoolVar(&o.IgnoreCapacity, "ignore-capacity", false, "have the scheduler choose nodes whether their pools have room or not")
 	f.StringVar(&o.HealthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
 	f.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "where /metrics is served")
 	if err := cmd.MarkFlagRequired("namespace"); err != nil {

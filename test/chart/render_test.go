@@ -43,9 +43,17 @@ func load(t *testing.T) *chart.Chart {
 // renderFiles renders the chart as release "q" of the namespace and returns the files by name.
 func renderFiles(t *testing.T, v values) (map[string]string, error) {
 	t.Helper()
+	return renderFilesFor(t, "v1.36.3", v)
+}
+
+// renderFilesFor does so for a cluster of that version.
+func renderFilesFor(t *testing.T, kubernetes string, v values) (map[string]string, error) {
+	t.Helper()
 	c := load(t)
 	capabilities := chartutil.DefaultCapabilities.Copy()
-	capabilities.KubeVersion = chartutil.KubeVersion{Version: "v1.36.3", Major: "1", Minor: "36"}
+	version, err := chartutil.ParseKubeVersion(kubernetes)
+	require.NoError(t, err)
+	capabilities.KubeVersion = *version
 	options := chartutil.ReleaseOptions{Name: "q", Namespace: namespace, IsInstall: true}
 	rendered, err := chartutil.ToRenderValues(c, v, options, capabilities)
 	if err != nil {

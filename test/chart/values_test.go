@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -103,6 +104,31 @@ func TestCSIDrivers(t *testing.T) {
 		require.Nil(t, d.Spec.StorageCapacity, "the controller turns it on, and an upgrade must not turn it off again")
 	}
 	require.Equal(t, "local.quarry.storage", only[*storagev1.CSIDriver](t, render(t, nil)).Name)
+}
+
+// TestPodsKeepAwayFromNodesWithoutTheDriver: where the API server knows how, and never by a driver that no node has.
+func TestPodsKeepAwayFromNodesWithoutTheDriver(t *testing.T) {
+	for version, want := range map[string]bool{"v1.32.0": false, "v1.36.3": false, "v1.37.0": true, "v1.37.2-gke.100": true, "v1.40.1": true} {
+		files, err := renderFilesFor(t, version, withCSI())
+		require.NoError(t, err)
+		for _, o := range decode(t, "csidrivers.yaml", files["quarry/templates/csidrivers.yaml"]) {
+			driver := o.(*storagev1.CSIDriver)
+			prevents := driver.Spec.PreventPodSchedulingIfMissing != nil && *driver.Spec.PreventPodSchedulingIfMissing
+			require.Equal(t, want && driver.Name == "csi.quarry.storage", prevents, "%s on %s", driver.Name, version)
+		}
+	}
+}
+
+// TestCapacity: the values reach the controller's command.
+func TestCapacity(t *testing.T) {
+	args := func(v values) []string {
+		return only[*appsv1.Deployment](t, render(t, v)).Spec.Template.Spec.Containers[0].Args
+	}
+	require.NotContains(t, args(nil), "--ignore-capacity")
+	require.Contains(t, args(values{"capacity": values{"check": false}}), "--ignore-capacity")
+	require.Contains(t, args(values{"capacity": values{"templateNodeSize": "100Gi"}}), "--template-node-size=100Gi")
+	_, err := renderFiles(t, values{"capacity": values{"templateNodeSize": "a lot"}})
+	require.Error(t, err)
 }
 
 // TestAgentConfig: what the values say about pools reaches the agent's file as it is, and a change restarts the agents.
