@@ -94,6 +94,7 @@ test: root ## Everything: lint, unit, root, image, chart, other kernels, a real 
 	$(call stage,chart and examples,test-chart,helm template charts/quarry shows what is rendered)
 	$(call stage,image,test-image,the lines above say what is missing)
 	$(call stage,tests on other kernels,test-vm,go -C test run ./cmd/machine setup prepares the machine)
+	$(call stage,the controller with many nodes,test-scale,the ends of all logs are in the lines above)
 	$(call stage,a real Kubernetes,test-e2e,go -C test run ./cmd/testbed logs shows what each program printed)
 	@printf '\n==> all tests passed\n'
 
@@ -131,6 +132,10 @@ test-image: $(BIN)/gotestsum filesystem-tools ## Tests of the container image an
 test-vm: $(BIN)/gotestsum root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
 	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 30m -p 1 ./machine/... ./vm/...
 
+.PHONY: test-scale
+test-scale: $(BIN)/gotestsum ## The controller against a real API server and simulated agents of 20 nodes; make bench-scale has the large ones
+	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 10m ./measure/... ./scale/...
+
 .PHONY: test-e2e
 test-e2e: $(BIN)/gotestsum root image ## End-to-end tests in a real Kubernetes on this machine; a cluster of the demo's is taken down
 	go -C test run ./cmd/testbed down
@@ -150,6 +155,17 @@ demo-packages: root
 demo-down: root ## End the demo's cluster; nothing is left behind
 	go -C test run ./cmd/testbed down
 
+# What to measure, with commas: bind, peers, pods, io, delete, footprint. Empty: everything.
+BENCH ?=
 .PHONY: bench
-bench: root image ## Measure provisioning and I/O in a real Kubernetes
-	go -C test test $(GOTESTFLAGS) -count=1 -timeout 60m -run '^$$' -bench . ./bench/...
+bench: root image ## Measure beside a provisioner that does no work, others, and the host's disk: make bench BENCH=bind,io
+	@go -C test run ./cmd/packages testbed bench
+	go -C test build -o $(BIN)/bench ./cmd/bench
+	cd test && $(BIN)/bench $(if $(BENCH),-bench $(BENCH))
+
+# What it is asked for on the command line; NODES by itself is the demo's.
+SCALE := $(if $(filter command%,$(origin NODES)),-nodes $(NODES)) $(if $(VOLUMES),-volumes $(VOLUMES))
+.PHONY: bench-scale
+bench-scale: build ## Measure the controller in large clusters: make bench-scale NODES=5000 VOLUMES=100000 (default: 10, 100 and 1,000 nodes)
+	go -C test build -o $(BIN)/scale ./cmd/scale
+	cd test && $(BIN)/scale $(SCALE)
