@@ -48,6 +48,8 @@ var (
 		{Program: "xz", Package: "xz-utils"},
 		{Program: "mkfs.ext4", Package: "e2fsprogs"},
 	}
+	// Bench is what the benchmarks measure disks with.
+	Bench = []Need{{Program: "fio", Package: "fio"}}
 	// Race is what Go's race detector is linked with.
 	Race = []Need{
 		{Program: "gcc", Package: "gcc"},
@@ -56,7 +58,7 @@ var (
 )
 
 // Sets are the kinds of targets by name.
-var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race}
+var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race, "bench": Bench}
 
 // Find returns a program's path. It looks where an administrator's tools are,
 // too, which an ordinary user's PATH does not name.

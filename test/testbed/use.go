@@ -131,6 +131,34 @@ func (c *Cluster) Tool(ctx context.Context, name string) (string, error) {
 	return filepath.Join(dir, name), nil
 }
 
+// Peer is the path of a program of the peers module, a provisioner to compare with, which is built if need be.
+func (c *Cluster) Peer(ctx context.Context, name string) (string, error) {
+	cache, err := Cache(c.log.out)
+	if err != nil {
+		return "", err
+	}
+	dir, err := cache.Peers(ctx)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// Root is where the machine sees a running node's files.
+func (c *Cluster) Root(name string) (string, error) {
+	if _, err := c.state.Config.nodeIndex(name); err != nil {
+		return "", err
+	}
+	pid, err := c.node(name).PID()
+	if err == nil && pid == 0 {
+		err = errors.New("it is off")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return fmt.Sprintf("/proc/%d/root", pid), nil
+}
+
 // Logs returns the paths of a node's logs on the machine: that of one program, or all of them.
 func (c *Cluster) Logs(name, program string) ([]string, error) {
 	if _, err := c.state.Config.nodeIndex(name); err != nil {

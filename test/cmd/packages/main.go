@@ -1,6 +1,6 @@
 // Command packages installs the Debian packages that a target of the Makefile needs, and says so:
 //
-//	packages SET...    filesystems, testbed, machine, race
+//	packages SET...    filesystems, testbed, machine, race, bench
 //
 // It does nothing, in a moment, where nothing is missing.
 package main
