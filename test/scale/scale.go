@@ -632,7 +632,7 @@ func (r *run) many(ctx context.Context) error {
 
 // fresh measures how long the scheduler is told what is not so any more: from a Pool's new status to the capacity object.
 func (r *run) fresh(ctx context.Context) error {
-	watch, err := newFreshness(ctx, r.config(admin), r.kube)
+	watch, err := newFreshness(ctx, r.config(admin))
 	if err != nil {
 		return err
 	}
