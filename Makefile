@@ -12,6 +12,8 @@ GOTESTFLAGS ?=
 GOTESTFORMAT ?= testname
 # Nodes of the demo's cluster.
 NODES ?= 3
+# Releases of Debian that test-fresh tries.
+FRESH ?= bookworm,trixie
 
 # Static binaries, and one way of compiling for programs and tests alike: what one target compiled, the next one finds.
 export CGO_ENABLED := 0
@@ -86,6 +88,7 @@ endef
 .PHONY: test
 test: root ## Everything: lint, unit, root, image, chart, other kernels, a real Kubernetes (needs root)
 	$(call stage,set-up: packages and the programs of the testbed,test-setup,the lines above say what is missing; a second run goes on where this one stopped)
+	$(call stage,the same set-up on a machine that has nothing,test-fresh FRESH=bookworm,the lines above say which program no target installs)
 	$(call stage,gofmt go vet staticcheck,lint,the lines above say where)
 	$(call stage,generated files,verify-generate,commit what make generate writes)
 	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-run NAME" for one test)
@@ -103,10 +106,17 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root (loop devices, mounts, namespaces): sudo make"; exit 1; }
 
 .PHONY: test-setup
-test-setup: root ## Install the packages and build the programs that tests run: Kubernetes, containerd, sidecars, kernels
-	go -C test run ./cmd/packages testbed machine race
+test-setup: test-packages ## Install the packages and build the programs that tests run: Kubernetes, containerd, sidecars, kernels
 	go -C test run ./cmd/testbed build
 	go -C test run ./cmd/machine setup
+
+.PHONY: test-packages
+test-packages: root
+	@go -C test run ./cmd/packages testbed machine race
+
+.PHONY: test-fresh
+test-fresh: root ## The set-up of demo and test in root filesystems of Debian 12 and 13 that have Go, git and make alone
+	go -C test run ./cmd/fresh -suites $(FRESH)
 
 .PHONY: test-unit
 test-unit: $(BIN)/gotestsum ## Tests that need no root

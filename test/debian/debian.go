@@ -29,8 +29,17 @@ var (
 		{Program: "mkfs.ext4", Package: "e2fsprogs"},
 		{Program: "mkfs.xfs", Package: "xfsprogs"},
 		{Program: "mkfs.btrfs", Package: "btrfs-progs"},
+		{Program: "e2fsck", Package: "e2fsprogs"},
+		{Program: "chattr", Package: "e2fsprogs"},
+		{Program: "mount", Package: "mount"},
+		{Program: "umount", Package: "mount"},
 		{Program: "losetup", Package: "mount"},
+		{Program: "swapon", Package: "mount"},
+		{Program: "swapoff", Package: "mount"},
 		{Program: "nsenter", Package: "util-linux"},
+		{Program: "unshare", Package: "util-linux"},
+		{Program: "fstrim", Package: "util-linux"},
+		{Program: "blkdiscard", Package: "util-linux"},
 	}
 	// Testbed is what a cluster on this machine needs.
 	Testbed = slices.Concat(Filesystems, []Need{
@@ -38,7 +47,8 @@ var (
 		{Program: "/usr/lib/cni/ptp", Package: "containernetworking-plugins"},
 		{Program: "busybox", Package: "busybox-static", Static: true}, // the other package's busybox needs libraries an image does not have
 		{Program: "iptables", Package: "iptables"},
-		{Program: "mount", Package: "mount"},
+		{Program: "pgrep", Package: "procps"},
+		{Program: "kill", Package: "procps"},
 	})
 	// Machine is what another kernel in QEMU needs.
 	Machine = []Need{
@@ -47,6 +57,12 @@ var (
 		{Program: "depmod", Package: "kmod"},
 		{Program: "xz", Package: "xz-utils"},
 		{Program: "mkfs.ext4", Package: "e2fsprogs"},
+		{Program: "env", Package: "coreutils"},
+	}
+	// Fresh is what makes another Debian's root filesystem.
+	Fresh = []Need{
+		{Program: "mmdebstrap", Package: "mmdebstrap"},
+		{Program: "chroot", Package: "coreutils"},
 	}
 	// Bench is what the benchmarks measure disks with.
 	Bench = []Need{{Program: "fio", Package: "fio"}}
@@ -57,8 +73,11 @@ var (
 	}
 )
 
+// Essential are programs that every Debian has: of its essential packages.
+var Essential = []string{"cp", "dd", "find", "sleep", "tail", "true", "tar", "sh"}
+
 // Sets are the kinds of targets by name.
-var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race, "bench": Bench}
+var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race, "bench": Bench, "fresh": Fresh}
 
 // Find returns a program's path. It looks where an administrator's tools are,
 // too, which an ordinary user's PATH does not name.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -33,4 +34,27 @@ func TestNothingMissingIsNothingToDo(t *testing.T) {
 	t.Setenv("PATH", "") // there is no apt-get to be started
 	require.NoError(t, Install(t.Context(), t.Logf, []Need{{Program: "/proc/self/exe", Package: "self"}}))
 	require.ErrorContains(t, Install(t.Context(), t.Logf, []Need{{Program: "/none", Package: "some-package"}}), "some-package")
+}
+
+// What the sources call, some target has to install; the machine the tests run on may just happen to have it.
+func TestEveryProgramThatIsCalledIsInstalled(t *testing.T) {
+	calls, err := Calls("../..")
+	require.NoError(t, err)
+	require.Contains(t, calls, "losetup", "the sources are read")
+	installed := map[string]bool{"go": true, "git": true, "make": true, "apt-get": true}
+	for _, program := range Essential {
+		installed[program] = true
+	}
+	for _, set := range Sets {
+		for _, need := range set {
+			installed[need.Program] = true
+		}
+	}
+
+	for program, files := range calls {
+		if strings.HasPrefix(program, "/proc/") {
+			continue // the test itself, in another process
+		}
+		require.True(t, installed[program], "%s is called by %v and by no set of package debian: add it there with its package", program, files)
+	}
 }
