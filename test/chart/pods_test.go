@@ -10,6 +10,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // hostPaths maps the host's directories a pod gets to their propagation.
@@ -50,7 +51,7 @@ func countHostPaths(pod corev1.PodSpec) (n int) {
 func TestAgentHostPaths(t *testing.T) {
 	both, in := corev1.MountPropagationBidirectional, corev1.MountPropagationHostToContainer
 	fixed := map[string]corev1.MountPropagationMode{
-		"/dev": in, "/sys": corev1.MountPropagationNone, "/run/quarry": both, "/var/lib/kubelet": both,
+		"/dev": in, "/sys": corev1.MountPropagationNone, "/run/quarry": both,
 	}
 	for _, c := range []struct {
 		name   string
@@ -78,8 +79,12 @@ func TestAgentHostPaths(t *testing.T) {
 		})
 	}
 	t.Run("kubelet elsewhere", func(t *testing.T) {
-		pod := only[*appsv1.DaemonSet](t, render(t, values{"kubeletDir": "/data/kubelet"})).Spec.Template.Spec
-		require.Contains(t, hostPaths(pod), "/data/kubelet")
+		with := withCSI()
+		pod := only[*appsv1.DaemonSet](t, render(t, with)).Spec.Template.Spec
+		require.Equal(t, both, hostPaths(pod)["/var/lib/kubelet"])
+		with["kubeletDir"] = "/data/kubelet"
+		pod = only[*appsv1.DaemonSet](t, render(t, with)).Spec.Template.Spec
+		require.Equal(t, both, hostPaths(pod)["/data/kubelet"])
 		require.NotContains(t, hostPaths(pod), "/var/lib/kubelet")
 	})
 }
@@ -93,7 +98,9 @@ func TestAgentPod(t *testing.T) {
 	require.False(t, pod.HostNetwork)
 	require.False(t, pod.HostIPC)
 	require.LessOrEqual(t, *pod.TerminationGracePeriodSeconds, int64(10))
-	require.Equal(t, "10%", ds.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String())
+	budget, err := intstr.GetScaledValueFromIntOrPercent(ds.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable, 2, true)
+	require.NoError(t, err)
+	require.Equal(t, 2, budget, "a dead node stops the roll-out not even in a cluster of two")
 	require.Len(t, pod.Containers, 1, "one container on every node: registration is the agent's own")
 	require.Empty(t, pod.InitContainers)
 
@@ -146,6 +153,33 @@ func TestWithoutCSI(t *testing.T) {
 	for _, a := range only[*appsv1.DaemonSet](t, objects).Spec.Template.Spec.Containers[0].Args {
 		require.False(t, strings.HasPrefix(a, "--csi-endpoint"), a)
 	}
+}
+
+func TestPodsAreForLinux(t *testing.T) {
+	chosen := values{"nodeSelector": values{"disk": "nvme"}}
+	for name, v := range map[string]values{"default": nil, "chosen": {"agent": chosen, "controller": chosen}} {
+		t.Run(name, func(t *testing.T) {
+			objects := render(t, v)
+			for _, pod := range []corev1.PodSpec{
+				only[*appsv1.DaemonSet](t, objects).Spec.Template.Spec, only[*appsv1.Deployment](t, objects).Spec.Template.Spec,
+			} {
+				require.Equal(t, "linux", pod.NodeSelector[corev1.LabelOSStable])
+				require.Equal(t, v != nil, pod.NodeSelector["disk"] == "nvme")
+			}
+		})
+	}
+}
+
+func TestPriorityClassesAreAllowedByQuota(t *testing.T) {
+	quota := only[*corev1.ResourceQuota](t, render(t, nil))
+	require.Equal(t, []corev1.ScopedResourceSelectorRequirement{{
+		ScopeName: corev1.ResourceQuotaScopePriorityClass, Operator: corev1.ScopeSelectorOpIn,
+		Values: []string{"system-cluster-critical", "system-node-critical"},
+	}}, quota.Spec.ScopeSelector.MatchExpressions)
+
+	none := values{"priorityClassName": ""}
+	require.Empty(t, of[*corev1.ResourceQuota](render(t, values{"agent": none, "controller": none})), "nothing asks for a class")
+	require.Empty(t, of[*corev1.ResourceQuota](render(t, values{"priorityClassQuota": false})))
 }
 
 // TestSelectors: the pods the controller calls agents are the agents.

@@ -156,7 +156,7 @@ func TestEveryObjectHasItsPlace(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "q", m.GetLabels()["app.kubernetes.io/instance"], m.GetName())
 		switch o.GetObjectKind().GroupVersionKind().Kind {
-		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service":
+		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service", "ResourceQuota":
 			require.Equal(t, namespace, m.GetNamespace(), m.GetName())
 		default:
 			require.Equal(t, metav1.NamespaceNone, m.GetNamespace(), m.GetName())
