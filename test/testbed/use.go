@@ -124,11 +124,7 @@ func (c *Cluster) Tool(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := cache.Tools(ctx)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, name), nil
+	return cache.Tool(ctx, name)
 }
 
 // Peer is the path of a program of the peers module, a provisioner to compare with, which is built if need be.

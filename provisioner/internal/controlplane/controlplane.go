@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -86,6 +87,16 @@ func (c *ControlPlane) Config(user string) *rest.Config {
 		TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
+// made is when a directory of the cache was made: the newest is what the
+// testbed runs now.
+func made(dir string) time.Time {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
 // programs finds the directory with etcd and kube, which the project's own testbed builds.
 func programs(t testing.TB) string {
 	t.Helper()
@@ -99,7 +110,7 @@ func programs(t testing.TB) string {
 		if len(found) == 0 {
 			t.Skip("needs the testbed's control plane: run `make test`, or set QUARRY_KUBE_DIR")
 		}
-		dir = found[len(found)-1]
+		dir = slices.MaxFunc(found, func(a, b string) int { return made(a).Compare(made(b)) })
 	}
 	for _, name := range []string{"etcd", "kube"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {

@@ -108,13 +108,18 @@ func buildCommand() *cobra.Command {
 			if err := debian.Install(cmd.Context(), cache.Progress, debian.Testbed); err != nil {
 				return err
 			}
-			for _, get := range []func(context.Context) (string, error){cache.Kube, cache.Containerd, cache.Images, cache.Tools} {
+			for _, get := range []func(context.Context) (string, error){cache.Kube, cache.Containerd, cache.Images} {
 				dir, err := get(cmd.Context())
 				if err != nil {
 					return err
 				}
 				fmt.Println(dir)
 			}
+			tools, err := cache.Tools(cmd.Context())
+			if err != nil {
+				return err
+			}
+			fmt.Println(strings.Join(tools, "\n"))
 			return nil
 		},
 	}

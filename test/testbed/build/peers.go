@@ -13,7 +13,7 @@ func (c *Cache) Peers(ctx context.Context) (string, error) {
 		name: "peers", what: "the provisioners that are compared with: 1 to 2 minutes",
 		key: newKey(linkFlags).files(module, "go.mod", "go.sum"),
 		make: func(ctx context.Context, dir string) error {
-			return c.goTool(ctx, module, nil, "build", "-v", "-trimpath", "-mod=readonly", "-ldflags", linkFlags, "-o", dir+"/", "tool")
+			return c.goBuild(ctx, module, linkFlags, dir+"/", "tool")
 		},
 	})
 }

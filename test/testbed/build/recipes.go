@@ -4,17 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/quarry-storage/quarry/test/debian"
 	"github.com/quarry-storage/quarry/test/testbed/image"
 )
-
-const containerdVersion = "v2.4.2"
 
 // The images every node has. There is no registry behind these names.
 const (
@@ -24,6 +24,10 @@ const (
 )
 
 // linkFlags drops symbol tables: half the size, and a fifth of the link time.
+//
+// Nothing else is said to the compiler, here or in the Makefile, and all
+// modules ask for the same versions of what they share (a test compares them):
+// so each package is compiled once, whichever program needs it first.
 const linkFlags = "-s -w"
 
 // Kube makes kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl, cluster-dns,
@@ -47,10 +51,10 @@ func (c *Cache) Kube(ctx context.Context) (string, error) {
 		links[program] = "kube"
 	}
 	return c.get(ctx, artifact{
-		name: "kube", what: "Kubernetes " + version + " and etcd: 4 to 7 minutes on two cores if Go has none of it yet",
+		name: "kube", what: "Kubernetes " + version + " and etcd: 4 to 6 minutes on two cores if Go has none of it yet",
 		key: newKey(linkFlags).files(module, "go.mod", "go.sum", "*.go", "dns/*.go", "etcd/*.go"),
 		make: func(ctx context.Context, dir string) error {
-			if err := c.goTool(ctx, module, nil, "build", "-v", "-trimpath", "-mod=readonly", "-ldflags", flags, "-o", dir+"/", ".", "./etcd"); err != nil {
+			if err := c.goBuild(ctx, module, flags, dir+"/", ".", "./etcd"); err != nil {
 				return err
 			}
 			for name, target := range links {
@@ -65,33 +69,70 @@ func (c *Cache) Kube(ctx context.Context) (string, error) {
 
 // Containerd makes containerd, containerd-shim-runc-v2 and ctr, and returns their directory.
 func (c *Cache) Containerd(ctx context.Context) (string, error) {
-	const module = "github.com/containerd/containerd/v2"
-	flags := linkFlags + " -X " + module + "/version.Version=" + containerdVersion
-	const tags = "no_btrfs no_devmapper no_zfs"
+	const (
+		path = "github.com/containerd/containerd/v2"
+		tags = "no_btrfs no_devmapper no_zfs"
+	)
+	module := filepath.Join(c.Source, "containerd")
+	version, err := moduleVersion(filepath.Join(module, "go.mod"), path)
+	if err != nil {
+		return "", err
+	}
+	flags := linkFlags + " -X " + path + "/version.Version=" + version
+
 	return c.get(ctx, artifact{
-		name: "containerd", what: "containerd " + containerdVersion + ": about a minute",
-		key: newKey(flags, tags, containerdVersion),
+		name: "containerd", what: "containerd " + version + ": about a minute",
+		key: newKey(flags, tags).files(module, "go.mod", "go.sum"),
 		make: func(ctx context.Context, dir string) error {
-			arguments := []string{"install", "-v", "-trimpath", "-tags", tags, "-ldflags", flags}
-			for _, command := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
-				arguments = append(arguments, module+"/cmd/"+command+"@"+containerdVersion)
-			}
-			return c.goTool(ctx, dir, []string{"GOBIN=" + dir}, arguments...)
+			return c.goBuild(ctx, module, flags, dir+"/", "-tags", tags, "tool")
 		},
 	})
 }
 
-// Tools makes helm, csi-sanity and the CSI sidecars, everything on the tool lines of tools/go.mod, and returns
-// their directory.
-func (c *Cache) Tools(ctx context.Context) (string, error) {
-	module := filepath.Join(c.Source, "tools")
-	return c.get(ctx, artifact{
-		name: "tools", what: "helm, csi-sanity and the CSI sidecars: 2 to 3 minutes",
-		key: newKey(linkFlags).files(module, "go.mod", "go.sum"),
+// tool is a program that is built by itself, from a module's tool line.
+type tool struct{ module, pkg string }
+
+// The tools by name. Helm's libraries are those of the tests, and so of
+// Quarry; each sidecar is compiled against its own version of Kubernetes'.
+var tools = map[string]tool{
+	"helm":                {".", "helm.sh/helm/v3/cmd/helm"},
+	"csi-sanity":          {"tools", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"},
+	"csi-provisioner":     {"tools", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"},
+	"csi-resizer":         {"tools", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"},
+	"csi-snapshotter":     {"tools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"},
+	"snapshot-controller": {"tools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller"},
+}
+
+// Tool makes one of the tools and returns its path: the demo needs helm, and
+// does not wait for the others.
+func (c *Cache) Tool(ctx context.Context, name string) (string, error) {
+	t, ok := tools[name]
+	if !ok {
+		return "", fmt.Errorf("the testbed has no tool %q; it has %s", name, strings.Join(slices.Sorted(maps.Keys(tools)), ", "))
+	}
+	module := filepath.Join(c.Source, t.module)
+
+	dir, err := c.get(ctx, artifact{
+		name: "tool-" + name, what: name + ": a minute or less",
+		key: newKey(linkFlags, t.pkg).files(module, "go.mod", "go.sum"),
 		make: func(ctx context.Context, dir string) error {
-			return c.goTool(ctx, module, nil, "build", "-v", "-trimpath", "-mod=readonly", "-ldflags", linkFlags, "-o", dir+"/", "tool")
+			return c.goBuild(ctx, module, linkFlags, filepath.Join(dir, name), t.pkg)
 		},
 	})
+	return filepath.Join(dir, name), err
+}
+
+// Tools makes every tool and returns their paths.
+func (c *Cache) Tools(ctx context.Context) ([]string, error) {
+	var paths []string
+	for _, name := range slices.Sorted(maps.Keys(tools)) {
+		path, err := c.Tool(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
 }
 
 // Images makes the tarballs of PauseImage, BusyboxImage and EtcdImage, and returns their directory.
@@ -109,7 +150,7 @@ func (c *Cache) Images(ctx context.Context) (string, error) {
 		key: newKey(linkFlags, filepath.Base(kube)).files(c.Source, "cmd/pause/*.go", "testbed/image/*.go", "testbed/build/recipes.go").files("/", busybox),
 		make: func(ctx context.Context, dir string) error {
 			pause := filepath.Join(dir, "pause")
-			if err := c.goTool(ctx, c.Source, nil, "build", "-trimpath", "-ldflags", linkFlags, "-o", pause, "./cmd/pause"); err != nil {
+			if err := c.goBuild(ctx, c.Source, linkFlags, pause, "./cmd/pause"); err != nil {
 				return err
 			}
 			images, err := imagesOf(ctx, pause, busybox, filepath.Join(kube, "etcd"))
