@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -78,7 +79,7 @@ type Agent struct {
 // NewScheme knows the kinds an agent deals with.
 func NewScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	return s, errors.Join(v1alpha1.AddToScheme(s), corev1.AddToScheme(s))
+	return s, errors.Join(v1alpha1.AddToScheme(s), corev1.AddToScheme(s), coordinationv1.AddToScheme(s))
 }
 
 // mapper knows where the agent's kinds are in the API, so that nothing has to be discovered: an agent starts without the API server.
@@ -88,6 +89,7 @@ func mapper() meta.RESTMapper {
 		m.Add(v1alpha1.GroupVersion.WithKind(kind), meta.RESTScopeRoot)
 	}
 	m.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
+	m.Add(coordinationv1.SchemeGroupVersion.WithKind("Lease"), meta.RESTScopeNamespace)
 	return m
 }
 
@@ -100,7 +102,7 @@ func New(o Options) (*Agent, error) {
 		o.RecheckEvery = DefaultRecheckEvery
 	}
 	if o.MachineID == "" {
-		o.MachineID = readMachineID(o.Log)
+		o.MachineID = MachineID(o.Log)
 	}
 	scheme, err := NewScheme()
 	if err != nil {
@@ -171,6 +173,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.pools.identify(ctx); err != nil {
 		return err
 	}
+	a.pools.lookForTwins(ctx)
 	wg.Go(func() { a.store.Run(ctx) }) // not before it is known that the disks are this cluster's: it frees trash
 	wg.Go(func() { a.pools.run(ctx) })
 	wg.Go(func() { a.recheck(ctx) })
@@ -289,6 +292,7 @@ func (a *Agent) recheck(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		a.pools.lookForTwins(ctx)
 		a.requeueMoved(ctx) // somebody else's files on a pool's filesystem may have gone: there may be room to grow
 		for _, v := range a.store.List() {
 			if ctx.Err() != nil {

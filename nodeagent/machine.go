@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// readMachineID reads the identity that the machine's system was given when it was installed (machine-id(5)), empty if it has
+// MachineID reads the identity that the machine's system was given when it was installed (machine-id(5)), empty if it has
 // none. It is looked at as the machine's first process sees it: the image of a container has its own, or none. Only where that
 // is not permitted, outside of a cluster, it is this process's.
-func readMachineID(log *slog.Logger) string {
+func MachineID(log *slog.Logger) string {
 	text, err := os.ReadFile("/proc/1/root/etc/machine-id")
 	if errors.Is(err, fs.ErrPermission) {
 		text, err = os.ReadFile("/etc/machine-id")

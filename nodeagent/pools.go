@@ -44,10 +44,14 @@ type poolReporter struct {
 	told map[string]store.Expectation
 	// foreign are the pools in whose place a disk of another cluster is, or was when it was last looked at, with what is on it.
 	foreign map[string]foreignDisk
+	// elsewhere are the pools that another node had last; twins, by pool, the other Pool objects with its identity.
+	elsewhere map[string]elsewhere
+	twins     map[string]string
 }
 
 func newPoolReporter(a *Agent) *poolReporter {
-	return &poolReporter{agent: a, wake: make(chan struct{}, 1), told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{}}
+	return &poolReporter{agent: a, wake: make(chan struct{}, 1), told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{},
+		elsewhere: map[string]elsewhere{}}
 }
 
 // poke asks for a look at the pools.
@@ -158,6 +162,7 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 	if object != nil {
 		e.TakeOver = object.Spec.TakeOver
 	}
+	e.TakeFrom = p.elsewhere[pool.Name].takeFrom
 	if told, ok := p.told[pool.Name]; ok && told == e {
 		return false
 	}
@@ -223,6 +228,7 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 	if err != nil {
 		return err
 	}
+	p.askElsewhere(ctx, pool)
 	if p.expect(pool, object, made) {
 		p.agent.store.Refresh(ctx)
 		for _, now := range p.agent.store.Pools() {
@@ -294,9 +300,10 @@ func (p *poolReporter) update(ctx context.Context, pool *store.Pool, object *v1a
 
 func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v1alpha1.PoolStatus) {
 	status.Path = pool.Path
+	p.setTwins(pool.Name, status)
 	if pool.Offline != nil {
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
-		offline := p.foreignOffline(pool, p.offline(ctx, pool))
+		offline := p.elsewhereOffline(pool, p.foreignOffline(pool, p.offline(ctx, pool)))
 		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, offline.Reason, offline.Err.Error())
 		return
 	}

@@ -89,6 +89,8 @@ type PoolStatus struct {
 const (
 	// ConditionOrphans is True when the pool holds volumes that no Volume object speaks of.
 	ConditionOrphans = "Orphans"
+	// ConditionSharedIdentity is True when another Pool object names the same disk. Two nodes must never use one disk.
+	ConditionSharedIdentity = "SharedIdentity"
 )
 
 // Pool is a directory of a node's filesystem that volumes are carved out of. It is named "<node>.<pool>".

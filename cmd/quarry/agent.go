@@ -74,8 +74,10 @@ func (o *agentFlags) run(ctx context.Context) error {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	disks := store.New(store.Options{Node: o.node, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs, ByClaimIndex: c.ByClaimIndex, Log: log})
-	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log})
+	machine := nodeagent.MachineID(log)
+	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs,
+		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, Log: log})
+	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log})
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/quarry-storage/quarry/csi"
+	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
@@ -22,7 +23,7 @@ import (
 )
 
 // lookAgain is how often the pools' disks are looked at, when one may have come or gone.
-const lookAgain = 30 * time.Second
+const lookAgain = 5 * time.Second
 
 type standaloneFlags struct {
 	logs                logging
@@ -33,6 +34,7 @@ type standaloneFlags struct {
 	enableQuota         bool
 	requireMountpoint   bool
 	inline              bool
+	takeOver            bool
 	maxVolumes          int64
 	deviceDir           string
 }
@@ -59,6 +61,7 @@ func newStandaloneCommand() *cobra.Command {
 	f.BoolVar(&o.enableQuota, "enable-quota", false, "switch simple quotas on where a pool is on a btrfs that has none")
 	f.BoolVar(&o.requireMountpoint, "require-mountpoint", false, "use a pool only while something is mounted at its path: for disks of their own")
 	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline volumes that pods ask for at publish")
+	f.BoolVar(&o.takeOver, "take-over", false, "use pools that another machine used last: their disks were moved here, and no other machine has them any more")
 	f.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes may be published here (0: no limit)")
 	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir, "where links to the devices of Block volumes are made; must be emptied at boot")
 	if err := cmd.MarkFlagRequired("pool"); err != nil {
@@ -86,9 +89,14 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	disks := store.New(store.Options{Node: o.node, Pools: pools, ByClaimIndex: true, Log: log, DeviceDir: o.deviceDir})
+	disks := store.New(store.Options{Node: o.node, MachineID: nodeagent.MachineID(log), Pools: pools, ByClaimIndex: true,
+		Log: log, DeviceDir: o.deviceDir, LockDir: store.LockDir})
+	takeFrom := ""
+	if o.takeOver {
+		takeFrom = store.Anybody
+	}
 	for _, p := range pools {
-		disks.Expect(p.Name, store.Expectation{MayCreate: true})
+		disks.Expect(p.Name, store.Expectation{MayCreate: true, TakeFrom: takeFrom})
 	}
 	disks.Refresh(ctx)
 	log.InfoContext(ctx, "volumes are up", "node", o.node, "volumes", len(disks.List()))

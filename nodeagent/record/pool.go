@@ -27,6 +27,22 @@ type Pool struct {
 	// Node and Name are where the pool was made, for people who find the disk in a drawer.
 	Node string `json:"node,omitempty"`
 	Name string `json:"name,omitempty"`
+	// Holder is who brought the pool up last. Nil: nobody since it was made, on Node, or a version that did not write it.
+	Holder *PoolHolder `json:"holder,omitempty"`
+}
+
+// PoolHolder is the node that has a pool, and its machine (machine-id(5)) where that is known.
+type PoolHolder struct {
+	Node      string `json:"node"`
+	MachineID string `json:"machineID,omitempty"`
+}
+
+// String names the node, and the machine where it is known.
+func (h PoolHolder) String() string {
+	if h.MachineID == "" {
+		return h.Node
+	}
+	return h.Node + " (machine " + h.MachineID + ")"
 }
 
 // EncodePool writes p in the format of PoolFile.

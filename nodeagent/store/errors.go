@@ -62,6 +62,18 @@ type OfflineError struct {
 	Pool   string
 	Reason string // of the Pool's condition Ready
 	Err    error
+	// UID and Holder are the pool's that is InUseElsewhere: what is known of who had it last.
+	UID    string
+	Holder record.PoolHolder
+}
+
+// notThere tells a disk that is somewhere else: nothing of it is held here.
+func (e *OfflineError) notThere() bool {
+	switch e.Reason {
+	case OfflineMissing, OfflineSwapped, OfflineNoMountpoint, OfflineForeign, OfflineInUseElsewhere:
+		return true
+	}
+	return false
 }
 
 func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: %v", e.Pool, e.Err) }

@@ -207,3 +207,10 @@ func TestSmallMovesAreNotTold(t *testing.T) {
 	default:
 	}
 }
+
+// testPatience is how long a test waits for what another process does, which
+// it looks for every testLook.
+const (
+	testPatience = time.Minute
+	testLook     = time.Millisecond
+)

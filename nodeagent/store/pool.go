@@ -24,17 +24,20 @@ import (
 
 // Reasons a pool is offline for: of the Pool object's condition Ready.
 const (
-	OfflineMissing       = "Missing"       // its directory or disk is not there
-	OfflineSwapped       = "Swapped"       // another pool's disk is there
-	OfflineForeign       = "Foreign"       // the disk belongs to another cluster
-	OfflineNoMountpoint  = "NoMountpoint"  // requireMountpoint, and there is none
-	OfflineUninitialized = "Uninitialized" // nothing there yet, and it is not known whether there should be
-	OfflineUnreadable    = "Unreadable"    // pool.json can not be read
-	OfflineReadOnly      = "ReadOnly"      // its filesystem takes no writes: mounted so, or the kernel made it so after an error
-	OfflineFailed        = "Failed"        // the disk answers with errors
-	OfflineRebuilt       = "Rebuilt"       // Missing, on another machine than the one that had it; whoever knows machines says so
-	OfflineLoading       = "Loading"       // its disk is there, and what is on it is being read
-	OfflineNotConfigured = "NotConfigured" // the agent's configuration does not name it any more; whoever knows Pool objects says so
+	OfflineMissing        = "Missing"        // its directory or disk is not there
+	OfflineSwapped        = "Swapped"        // another pool's disk is there
+	OfflineForeign        = "Foreign"        // the disk belongs to another cluster
+	OfflineNoMountpoint   = "NoMountpoint"   // requireMountpoint, and there is none
+	OfflineUninitialized  = "Uninitialized"  // nothing there yet, and it is not known whether there should be
+	OfflineUnreadable     = "Unreadable"     // pool.json can not be read
+	OfflineInUse          = "InUse"          // another process of this machine has it
+	OfflineInUseElsewhere = "InUseElsewhere" // another node, or another machine, had it last, and may have it still
+	OfflineDuplicate      = "Duplicate"      // another pool of the configuration is the same directory
+	OfflineReadOnly       = "ReadOnly"       // its filesystem takes no writes: mounted so, or the kernel made it so after an error
+	OfflineFailed         = "Failed"         // the disk answers with errors
+	OfflineRebuilt        = "Rebuilt"        // Missing, on another machine than the one that had it; whoever knows machines says so
+	OfflineLoading        = "Loading"        // its disk is there, and what is on it is being read
+	OfflineNotConfigured  = "NotConfigured"  // the agent's configuration does not name it any more; whoever knows Pool objects says so
 )
 
 // pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
@@ -53,6 +56,11 @@ type pool struct {
 	// told is the room that was last reported, once wasTold.
 	told    int64
 	wasTold bool
+
+	// heldUID is the identity of the pool that this one holds, and lock what keeps other processes from it. They change with
+	// Store.holding held.
+	heldUID string
+	lock    *os.File
 }
 
 // expectation is what is known of a pool's identity from elsewhere than its disk.
@@ -61,6 +69,9 @@ type expectation struct {
 	mayCreate bool   // nothing there: make it a pool
 	clusterID string // must be this, where the disk names one
 	node      string
+	machine   string
+	// takeFrom is who had the disk last and has it no more.
+	takeFrom string
 	// takeOver is another cluster whose disk may be made this one's.
 	takeOver string
 }
@@ -166,7 +177,9 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 			dir.Close()
 			return off(OfflineUninitialized, fmt.Errorf("%s holds no pool yet, and the cluster could not be asked whether it should", p.cfg.Path))
 		}
-		meta, identity, err = p.initialize(dir, want)
+		if err = alone(dir.File()); err == nil {
+			meta, identity, err = p.initialize(dir, want)
+		}
 	case err != nil && meta != nil:
 		meta.Close()
 	}
@@ -193,6 +206,10 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 			return nil, nil, p.offlineFor(fmt.Errorf("take over %s from cluster %s: %w", p.cfg.Path, want.takeOver, err))
 		}
 	}
+	if err := p.mayHave(identity, want); err != nil {
+		r.Close()
+		return nil, nil, err
+	}
 	return r, identity, nil
 }
 
@@ -201,6 +218,7 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 func takeOver(meta *beneath.Dir, identity *record.Pool, want expectation) (*record.Pool, error) {
 	ours := *identity
 	ours.ClusterID = want.clusterID
+	ours.Holder = &record.PoolHolder{Node: want.node, MachineID: want.machine}
 	data, err := record.EncodePool(&ours)
 	if err != nil {
 		return nil, err
@@ -222,7 +240,11 @@ func (p *pool) initialize(dir *beneath.Dir, want expectation) (*beneath.Dir, *re
 	if err != nil {
 		return nil, nil, err
 	}
-	identity := &record.Pool{UID: uuid.NewString(), CreatedAt: time.Now().UTC().Truncate(time.Second), ClusterID: want.clusterID, Node: want.node, Name: p.name()}
+	if identity, err := readIdentity(meta); err == nil {
+		return meta, identity, nil // somebody was faster
+	}
+	identity := &record.Pool{UID: uuid.NewString(), CreatedAt: time.Now().UTC().Truncate(time.Second), ClusterID: want.clusterID, Node: want.node, Name: p.name(),
+		Holder: &record.PoolHolder{Node: want.node, MachineID: want.machine}}
 	data, err := record.EncodePool(identity)
 	if err == nil {
 		err = meta.WriteFile(record.PoolFile, data, 0o600)
@@ -306,6 +328,12 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 			}
 		} else if err == nil {
 			err = p.alive(r)
+			if err == nil {
+				err = s.hold(p, identity)
+			}
+			if err == nil {
+				identity, err = p.signHolder(r, identity, want)
+			}
 		}
 		if err == nil {
 			if wasOnline {
@@ -333,6 +361,9 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	if changed {
 		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason, "error", offline.Err)
 		s.forgetPool(p)
+		if offline.notThere() {
+			s.unhold(p)
+		}
 	}
 	return false
 }

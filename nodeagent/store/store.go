@@ -35,6 +35,11 @@ type Options struct {
 	HeavyJobs int
 	// ByClaimIndex keeps links by namespace and claim for people.
 	ByClaimIndex bool
+	// MachineID tells this machine from another one under the same node name (machine-id(5)). Empty: it is not known.
+	MachineID string
+	// LockDir is where other processes of the machine are kept from the pools: LockDir. Empty: nowhere, for programs that
+	// change nothing and for tests.
+	LockDir string
 	// DeviceDir replaces the constant, for tests.
 	DeviceDir string
 	// Log receives what no caller is told. Nil: slog.Default.
@@ -59,6 +64,8 @@ type Store struct {
 	admission sync.Mutex
 	// spreading are admissions that have a spread group. It is changed with admission held; those that ended are dropped there.
 	spreading []*Admission
+	// holding keeps two pools from becoming one.
+	holding sync.Mutex
 	// refreshing keeps two looks at the pools from following each other's half-done work.
 	refreshing sync.Mutex
 	// scans of the machine's mounts, shared by all who ask at the same time.
@@ -141,7 +148,7 @@ func New(opts Options) *Store {
 	for _, c := range opts.Pools {
 		p := &pool{cfg: c}
 		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized, Err: errors.New("not looked at yet")}
-		p.expect.node = opts.Node
+		p.expect.node, p.expect.machine = opts.Node, opts.MachineID
 		s.pools = append(s.pools, p)
 	}
 	s.freer = newFreer(s)
@@ -158,6 +165,9 @@ type Expectation struct {
 	ClusterID string
 	// TakeOver is the other cluster whose disk is made this one's, should it be there. A disk of any other is not touched.
 	TakeOver string
+	// TakeFrom is who had the disk last (record.PoolHolder.String) and has it no more, or Anybody. A disk that another node
+	// or machine had last is not touched else.
+	TakeFrom string
 }
 
 // Expect says what is known of a pool. It takes effect at the next Refresh.
@@ -165,7 +175,8 @@ func (s *Store) Expect(poolName string, e Expectation) {
 	for _, p := range s.pools {
 		if p.name() == poolName {
 			p.mu.Lock()
-			p.expect.uid, p.expect.mayCreate, p.expect.clusterID, p.expect.takeOver = e.UID, e.MayCreate, e.ClusterID, e.TakeOver
+			p.expect.uid, p.expect.mayCreate, p.expect.clusterID = e.UID, e.MayCreate, e.ClusterID
+			p.expect.takeOver, p.expect.takeFrom = e.TakeOver, e.TakeFrom
 			p.mu.Unlock()
 		}
 	}

@@ -196,6 +196,15 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 	s.mu.Lock()
 	v := s.volumes[name]
 	s.mu.Unlock()
+	if v != nil && v.pool != p && v.pool.books() == nil {
+		// Its disk was at that pool's path the last time, and is at its own now.
+		s.mu.Lock()
+		if s.volumes[name] == v {
+			delete(s.volumes, name)
+		}
+		s.mu.Unlock()
+		v = nil
+	}
 	if v != nil && v.pool != p {
 		return nil, &record.UnreadableError{Reason: "pool " + v.pool.name() + " has a volume of this id too"}
 	}
