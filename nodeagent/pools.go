@@ -209,7 +209,7 @@ func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) e
 	}
 	for i := range list.Items {
 		object := &list.Items[i]
-		if configured[object.Name] {
+		if configured[object.Name] || object.Spec.NodeName != p.agent.opts.Node {
 			continue
 		}
 		status := object.Status.DeepCopy()
