@@ -3,6 +3,7 @@ package provisioner
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
@@ -40,6 +41,24 @@ func (a *Agents) readyLocked(node string) (bool, string) {
 		why = fmt.Sprintf("pod %s is not ready%s", pod.Name, troubleOf(pod))
 	}
 	return false, why
+}
+
+// ReadySince is when the node's agent became ready; zero if it is not, or nobody knows.
+func (a *Agents) ReadySince(node string) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var since time.Time
+	for _, pod := range a.pods[node] {
+		if pod.DeletionTimestamp != nil {
+			continue
+		}
+		for _, c := range pod.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && c.LastTransitionTime.After(since) {
+				since = c.LastTransitionTime.Time
+			}
+		}
+	}
+	return since
 }
 
 func isPodReady(pod *corev1.Pod) bool {

@@ -81,6 +81,20 @@ func (r *Refusal) after(before *hold, largest int64, now time.Time) *hold {
 // than what measuring a disk twice may make out.
 func (h *hold) grown(largest int64) bool { return h.UID != "" && largest > h.Room+h.Below/20 }
 
+// madeBefore reports whether what a node refuses whatever is asked of it was
+// refused by an agent before this one: a person may have mended it.
+func (h *hold) madeBefore(agent time.Time) bool {
+	return h.UID == "" && agent.After(h.Until.Add(-h.For))
+}
+
+// readySince is when a node's agent became ready; zero if nobody knows.
+func (c *capacityPublisher) readySince(node string) time.Time {
+	if agents, ok := c.agents.(interface{ ReadySince(string) time.Time }); ok {
+		return agents.ReadySince(node)
+	}
+	return time.Time{}
+}
+
 func (h *hold) text() string {
 	text, err := json.Marshal(h)
 	if err != nil {
@@ -161,7 +175,7 @@ func (c *capacityPublisher) applyHolds(ctx context.Context, node string, want ma
 		}
 		now := time.Now()
 		largest := bytesOf(wish.MaximumVolumeSize)
-		if now.After(h.Until.Add(h.For)) || h.grown(largest) || !c.claimWaitsStill(ctx, h) {
+		if now.After(h.Until.Add(h.For)) || h.grown(largest) || !c.claimWaitsStill(ctx, h) || h.madeBefore(c.readySince(node)) {
 			c.mu.Lock()
 			delete(c.holds, name)
 			c.mu.Unlock()
@@ -251,7 +265,7 @@ func (l *Local) refusalOf(ctx context.Context, refused *RefusedError) Refusal {
 	switch refused.Code {
 	case v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused:
 		r.Claim = wish.Claim
-	case v1alpha1.ReasonCreateFailed, v1alpha1.ReasonPoolOffline:
+	case v1alpha1.ReasonCreateFailed:
 		r.Below = 1 // it has nothing to do with sizes
 	}
 	if wish.Admission == nil || r.Claim == nil {

@@ -32,6 +32,11 @@ func TestHoldsGetLonger(t *testing.T) {
 	failing := (&Refusal{Below: 1}).after(nil, 8<<30, now)
 	require.False(t, failing.grown(100<<30), "room does not mend a node that fails")
 
+	require.False(t, failing.madeBefore(time.Time{}))
+	require.False(t, failing.madeBefore(now.Add(-time.Hour)))
+	require.True(t, failing.madeBefore(now.Add(time.Minute)), "the agent was started anew")
+	require.False(t, first.madeBefore(now.Add(time.Minute)), "which makes no room")
+
 	object := &storagev1.CSIStorageCapacity{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationHold: second.text()}}}
 	require.Equal(t, second, holdIn(object))
 	object.Annotations[v1alpha1.AnnotationHold] = "{}"

@@ -12,16 +12,18 @@ import (
 // for seconds only where it is not: the record stays, its change wakes the
 // claim (wake.go), and the worker serves somebody else meanwhile.
 const (
-	// agentPatience is how long a worker waits for a volume of a node from which
-	// nothing was heard meanwhile, or which said that it fails.
-	agentPatience = 5 * time.Second
+	// failurePatience is how long a worker waits for a volume that its node said
+	// it fails to make.
+	failurePatience = 5 * time.Second
+	// silencePatience is how long it waits for a node from which nothing at all is
+	// heard meanwhile. A large image takes some seconds.
+	silencePatience = 10 * time.Second
 	// groupPatience is how long a worker waits for the other claims of a pod: a
 	// little more than agents do before they make the volume alone.
 	groupPatience = 8 * time.Second
-	// failurePatience is for how long a node may fail to make a volume, or be
-	// silent, before another one is tried. Agents refuse long before, where they
-	// can.
-	failurePatience = 5 * time.Minute
+	// givenUpAfter is for how long a node may fail to make a volume, or be silent,
+	// before another one is tried. Agents refuse long before, where they can.
+	givenUpAfter = 5 * time.Minute
 )
 
 // patienceFor is how long a worker waits for a volume whose condition Ready has
@@ -32,8 +34,10 @@ func patienceFor(reason string) time.Duration {
 		return 0
 	case v1alpha1.ReasonWaitingForGroup:
 		return groupPatience
+	case "":
+		return silencePatience
 	}
-	return agentPatience
+	return failurePatience
 }
 
 // workerPatience is that of one worker with one volume.
@@ -108,8 +112,8 @@ func hopeless(v *v1alpha1.Volume, now time.Time) string {
 			}
 		}
 	}
-	if v.Spec.Published || v.Spec.Adopt != nil || began.IsZero() || now.Sub(began) < failurePatience {
+	if v.Spec.Published || v.Spec.Adopt != nil || began.IsZero() || now.Sub(began) < givenUpAfter {
 		return ""
 	}
-	return fmt.Sprintf("given up after %s: %s", failurePatience, message)
+	return fmt.Sprintf("given up after %s: %s", givenUpAfter, message)
 }

@@ -66,8 +66,8 @@ type claimsOf func(ctx context.Context, namespace string) ([]corev1.PersistentVo
 // provision, that are unbound, and that the scheduler gave this very node. Nil where it stands alone.
 //
 // The scheduler writes the selected node into one claim after the other, so for some seconds one without a node belongs to
-// the group as well. After that it does not: its pod cannot be scheduled (another one that uses this claim was), or the
-// scheduler never got to it.
+// the group as well. Agents wait no longer for what does not come (nodeagent/groups.go): its pod cannot be scheduled, while
+// another one that uses this claim was, or the scheduler never got to it.
 func (r podReader) admissionGroup(ctx context.Context, claim *corev1.PersistentVolumeClaim, claims claimsOf, ours func(*corev1.PersistentVolumeClaim) bool) (*v1alpha1.AdmissionGroup, error) {
 	node := claim.Annotations[annSelectedNode]
 	if node == "" {

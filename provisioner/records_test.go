@@ -30,7 +30,7 @@ func attemptThat(reason string, age time.Duration) *v1alpha1.Volume {
 func TestSettleIsPatientWithWorkOnly(t *testing.T) {
 	for reason, patience := range map[string]time.Duration{
 		v1alpha1.ReasonWaitingForGroup: groupPatience, v1alpha1.ReasonCreating: time.Minute,
-		v1alpha1.ReasonFailed: agentPatience, v1alpha1.ReasonMismatch: agentPatience, v1alpha1.ReasonPoolOffline: agentPatience, "": agentPatience,
+		v1alpha1.ReasonFailed: failurePatience, v1alpha1.ReasonMismatch: failurePatience, v1alpha1.ReasonPoolOffline: failurePatience, "": silencePatience,
 	} {
 		t.Run(reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestSettleWaitsForANodeThatIsHeardOf(t *testing.T) {
 		r := &Records{}
 		go func() {
 			for range 6 {
-				time.Sleep(agentPatience / 2)
+				time.Sleep(silencePatience / 2)
 				other := attemptThat("", 0)
 				made := other.DeepCopy()
 				made.Name, made.Status.Phase = "other", v1alpha1.VolumeReady
@@ -65,8 +65,8 @@ func TestSettleWaitsForANodeThatIsHeardOf(t *testing.T) {
 		_, err := r.settle(ctx, attemptThat("", 0), make(chan *v1alpha1.Volume))
 		require.ErrorContains(t, err, "has not answered yet")
 		waited := time.Since(began)
-		require.Greater(t, waited, 3*agentPatience)
-		require.Less(t, waited, 5*agentPatience)
+		require.Greater(t, waited, 3*silencePatience)
+		require.Less(t, waited, 5*silencePatience)
 	})
 }
 
@@ -76,13 +76,13 @@ func TestSettleGivesUpAnAttempt(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			v := attemptThat(reason, failurePatience)
+			v := attemptThat(reason, givenUpAfter)
 			_, err := (&Records{}).settle(ctx, v, make(chan *v1alpha1.Volume))
 			var refused *RefusedError
 			require.Equal(t, gives, errors.As(err, &refused), "%s: %v", reason, err)
 		})
 	}
-	v := attemptThat(v1alpha1.ReasonFailed, failurePatience)
+	v := attemptThat(v1alpha1.ReasonFailed, givenUpAfter)
 	v.Spec.Published = true
 	require.Empty(t, hopeless(v, time.Now()))
 }
