@@ -167,7 +167,7 @@ func (c *Controller) get(ctx context.Context, id string) (*v1alpha1.Volume, erro
 
 // message is a volume as callers get it. parameters are in it only where the volume is made.
 func message(v *v1alpha1.Volume, parameters string) *spec.Volume {
-	m := &spec.Volume{VolumeId: v.Name, CapacityBytes: capacityOf(v), VolumeContext: volumeContext(parameters)}
+	m := &spec.Volume{VolumeId: v.Name, CapacityBytes: capacityOf(v), VolumeContext: volumeContext(v, parameters)}
 	if v.Spec.NodeName != "" {
 		m.AccessibleTopology = []*spec.Topology{{Segments: map[string]string{v1alpha1.TopologyNode: v.Spec.NodeName}}}
 	}
@@ -176,8 +176,11 @@ func message(v *v1alpha1.Volume, parameters string) *spec.Volume {
 
 // volumeContext ends up in the PersistentVolume's volumeAttributes, from which a lost record is written again. Nobody can
 // change those: what may change, the node and the pool, is not among them.
-func volumeContext(parameters string) map[string]string {
+func volumeContext(v *v1alpha1.Volume, parameters string) map[string]string {
 	m := map[string]string{}
+	if name := v.Spec.Attributes[v1alpha1.AttributeName]; name != "" {
+		m[v1alpha1.AttributeName] = name
+	}
 	if parameters != "" {
 		m[v1alpha1.AnnotationParameters] = parameters
 	}

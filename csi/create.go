@@ -61,6 +61,10 @@ func (c *Controller) CreateVolume(ctx context.Context, req *spec.CreateVolumeReq
 		Capacity: *resource.NewQuantity(size, resource.BinarySI), Provisioner: v1alpha1.CSIDriver,
 		Claim: claimOf(req.GetName(), req.GetParameters()),
 	}
+	if key != req.GetName() {
+		// For people: the id does not say which volume of theirs it is.
+		wish.Attributes = map[string]string{v1alpha1.AttributeName: req.GetName()}
+	}
 	parameters, err := c.Parameters(withFSType(req.GetParameters(), w.fsType), &wish)
 	if err != nil {
 		return nil, toStatus(err)

@@ -76,9 +76,10 @@ func originOf(v *v1alpha1.Volume) record.Origin {
 		o.AccessModes = append(o.AccessModes, string(m))
 	}
 	if c := s.Claim; c != nil {
-		o.ClaimNamespace, o.ClaimName, o.ClaimUID, o.ClaimLabels = c.Namespace, c.Name, string(c.UID), c.Labels
+		o.ClaimNamespace, o.ClaimName, o.ClaimUID = c.Namespace, c.Name, string(c.UID)
+		o.ClaimLabels, o.ClaimLabelsLeftOut = c.Labels, int(c.LabelsLeftOut)
 	}
-	return o
+	return o.Bound()
 }
 
 func deletionOf(d v1alpha1.DeletionPolicy) record.Deletion {

@@ -92,7 +92,7 @@ func wishOf(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, 
 		AccessModes:      claim.Spec.AccessModes,
 		Capacity:         *resource.NewQuantity(size.Value(), resource.BinarySI), // whole bytes, rounded up
 		MountOptions:     class.MountOptions,
-		Claim:            &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, Labels: claim.Labels},
+		Claim:            referenceTo(claim),
 		StorageClassName: class.Name,
 		ReclaimPolicy:    reclaimPolicy(class),
 		Provisioner:      class.Provisioner,

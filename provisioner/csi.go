@@ -113,7 +113,7 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 	if size := claim.Spec.Resources.Requests[corev1.ResourceStorage]; tooLarge(size) {
 		return &ClaimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
 	}
-	ref.UID, ref.Labels = claim.UID, claim.Labels
+	wish.Claim = referenceTo(&claim)
 	if claim.Spec.StorageClassName != nil {
 		wish.StorageClassName = *claim.Spec.StorageClassName
 		var class storagev1.StorageClass

@@ -104,7 +104,11 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 		v.Spec.ReclaimPolicy = policy
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil && ref.UID != "" && (v.Spec.Claim == nil || v.Spec.Claim.UID != ref.UID) {
-		v.Spec.Claim = &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
+		next := &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
+		if was := v.Spec.Claim; was != nil && was.Namespace == ref.Namespace && was.Name == ref.Name {
+			next.Labels, next.LabelsLeftOut = was.Labels, was.LabelsLeftOut // made again, from these
+		}
+		v.Spec.Claim = next
 	}
 	if v.Spec.Published == base.Spec.Published && v.Spec.ReclaimPolicy == base.Spec.ReclaimPolicy && sameClaim(v.Spec.Claim, base.Spec.Claim) {
 		return nil

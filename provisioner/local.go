@@ -156,6 +156,10 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventSizeNotEnforced, "Provision",
 			"The class's enforcement is none: nothing keeps the volume from growing over %s", v.Spec.Capacity.String())
 	}
+	if err == nil && wish.Claim != nil && wish.Claim.LabelsLeftOut > 0 {
+		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventLabelsLeftOut, "Provision",
+			"%d of the claim's labels are not kept with its volume: a claim written again by quarry recover would not have them", wish.Claim.LabelsLeftOut)
+	}
 	return pv, v.Spec.NodeName, err
 }
 

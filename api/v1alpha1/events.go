@@ -5,6 +5,8 @@ package v1alpha1
 const (
 	// EventSizeNotEnforced, on a claim: its volume's size is not in force, by its class or because a quota was lost.
 	EventSizeNotEnforced = "SizeNotEnforced"
+	// EventLabelsLeftOut, on a claim: it has more labels than are kept with its volume (64, 16 KiB together).
+	EventLabelsLeftOut = "LabelsLeftOut"
 	// EventVolumeLost, on a claim: the pool is there without the volume. Nothing was made in its place.
 	EventVolumeLost = "VolumeLost"
 	// EventVolumeUnavailable, on a claim: the volume can not be used now, most often because its disk is not there.

@@ -10,6 +10,10 @@ const (
 	// TopologyNode is the topology key of CSI volumes; its value is the node's name.
 	TopologyNode = "topology.quarry.storage/node"
 
+	// AttributeName is the attribute of a volume that holds the name a CSI client gave it, where that name could not be the
+	// volume's own.
+	AttributeName = "quarry.storage/name"
+
 	// LabelPVName is set on a Volume: the PersistentVolume the attempt is made for ("pvc-<claim UID>").
 	LabelPVName = "quarry.storage/pv-name"
 	// LabelNode is set on a Volume and a Pool: the node's name, for people who list by label.

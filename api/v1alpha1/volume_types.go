@@ -274,10 +274,21 @@ type ClaimReference struct {
 	Name      string `json:"name"`
 	// +optional
 	UID types.UID `json:"uid,omitempty"`
-	// Labels are the claim's at the time it was provisioned, kept to rebuild it.
+	// Labels are the claim's at the time it was provisioned, kept to rebuild it:
+	// the first 64 by name, and no more than 16 KiB of them.
 	// +optional
 	Labels map[string]string `json:"labels,omitempty"`
+	// LabelsLeftOut is how many labels the claim has that are not kept.
+	// +optional
+	LabelsLeftOut int32 `json:"labelsLeftOut,omitempty"`
 }
+
+// How many labels of a claim are kept with its volume, and how many bytes of
+// names and values together. Each is kept in an object, in caches and on disk.
+const (
+	MaxClaimLabels     = 64
+	MaxClaimLabelBytes = 16 << 10
+)
 
 // AdmissionGroup is one transaction of the node's allocator.
 type AdmissionGroup struct {

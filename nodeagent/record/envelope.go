@@ -11,9 +11,6 @@ import (
 // Format is the version this package writes. A reader refuses a higher one.
 const Format = 1
 
-// MaxSize is how many bytes of a record are read at the most.
-const MaxSize = 1 << 20
-
 // UnreadableError is returned for a record that must be left alone: another format, a broken checksum, not a record at all.
 type UnreadableError struct{ Reason string }
 

@@ -45,9 +45,11 @@ func (h PoolHolder) String() string {
 	return h.Node + " (machine " + h.MachineID + ")"
 }
 
-// EncodePool writes p in the format of PoolFile.
+// EncodePool writes p in the format of PoolFile. It returns a *TooLargeError
+// for what would be larger than MaxSize.
 func EncodePool(p *Pool) ([]byte, error) {
-	return seal(p, func(e *envelope) *json.RawMessage { return &e.Pool })
+	data, err := seal(p, func(e *envelope) *json.RawMessage { return &e.Pool })
+	return bounded(PoolFile, data, err)
 }
 
 // DecodePool reads what EncodePool wrote. It returns an *UnreadableError for anything else.
@@ -72,9 +74,11 @@ type Trash struct {
 	Purge bool `json:"purge,omitempty"`
 }
 
-// EncodeTrash writes t in the format of TrashedFile.
+// EncodeTrash writes t in the format of TrashedFile. It returns a
+// *TooLargeError for what would be larger than MaxSize.
 func EncodeTrash(t *Trash) ([]byte, error) {
-	return seal(t, func(e *envelope) *json.RawMessage { return &e.Trash })
+	data, err := seal(t, func(e *envelope) *json.RawMessage { return &e.Trash })
+	return bounded(TrashedFile, data, err)
 }
 
 // DecodeTrash reads what EncodeTrash wrote. It returns an *UnreadableError for anything else.

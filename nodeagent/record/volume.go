@@ -94,44 +94,66 @@ type Source struct {
 // Origin is the cluster's view of a volume: no part of the disk depends on it.
 type Origin struct {
 	// Wish is a digest of the request the volume was made for: the same request again is the same volume, another one is refused.
-	Wish             string            `json:"wish,omitempty"`
-	Node             string            `json:"node,omitempty"`
-	PVName           string            `json:"pvName,omitempty"`
-	Provisioner      string            `json:"provisioner,omitempty"`
-	StorageClass     string            `json:"storageClass,omitempty"`
-	ReclaimPolicy    string            `json:"reclaimPolicy,omitempty"`
-	AccessModes      []string          `json:"accessModes,omitempty"`
-	ClaimNamespace   string            `json:"claimNamespace,omitempty"`
-	ClaimName        string            `json:"claimName,omitempty"`
-	ClaimUID         string            `json:"claimUID,omitempty"`
-	ClaimLabels      map[string]string `json:"claimLabels,omitempty"`
-	RequestedBackend string            `json:"requestedBackend,omitempty"`
-	Deletion         Deletion          `json:"deletion"`
-	Attributes       map[string]string `json:"attributes,omitempty"`
+	Wish           string            `json:"wish,omitempty"`
+	Node           string            `json:"node,omitempty"`
+	PVName         string            `json:"pvName,omitempty"`
+	Provisioner    string            `json:"provisioner,omitempty"`
+	StorageClass   string            `json:"storageClass,omitempty"`
+	ReclaimPolicy  string            `json:"reclaimPolicy,omitempty"`
+	AccessModes    []string          `json:"accessModes,omitempty"`
+	ClaimNamespace string            `json:"claimNamespace,omitempty"`
+	ClaimName      string            `json:"claimName,omitempty"`
+	ClaimUID       string            `json:"claimUID,omitempty"`
+	ClaimLabels    map[string]string `json:"claimLabels,omitempty"`
+	// ClaimLabelsLeftOut is how many labels of the claim are not in ClaimLabels, since there were more than are kept (Bound).
+	ClaimLabelsLeftOut int               `json:"claimLabelsLeftOut,omitempty"`
+	RequestedBackend   string            `json:"requestedBackend,omitempty"`
+	Deletion           Deletion          `json:"deletion"`
+	Attributes         map[string]string `json:"attributes,omitempty"`
 	// Parameters are the class's, for the PersistentVolume that is written again.
 	Parameters  map[string]string `json:"parameters,omitempty"`
 	SpreadGroup string            `json:"spreadGroup,omitempty"`
 }
 
-// Follow returns o as it is once the cluster says next: next, but for what was settled when the volume was made and next does
-// not name. Wish is never another.
+// Follow returns o as it is once the cluster says next. Where next names nothing o stays: an object that was lost and written
+// again (from a PersistentVolume, say, whose claimRef has no labels) knows less than the disk does. A claim that
+// next does not name is let go all the same, since volumes do lose theirs, and with it what is the claim's: its UID and labels. Wish is never another.
 func (o Origin) Follow(next Origin) Origin {
+	sameClaim := next.ClaimName == o.ClaimName && next.ClaimNamespace == o.ClaimNamespace
 	next.Wish = o.Wish
-	for _, settled := range []struct{ to, from *string }{
-		{&next.Node, &o.Node}, {&next.PVName, &o.PVName}, {&next.Provisioner, &o.Provisioner}, {&next.StorageClass, &o.StorageClass},
-		{&next.RequestedBackend, &o.RequestedBackend}, {&next.SpreadGroup, &o.SpreadGroup},
-	} {
-		if *settled.to == "" {
-			*settled.to = *settled.from
+	if sameClaim {
+		keep(&next.ClaimUID, o.ClaimUID)
+		if len(next.ClaimLabels) == 0 && next.ClaimLabelsLeftOut == 0 {
+			next.ClaimLabels, next.ClaimLabelsLeftOut = o.ClaimLabels, o.ClaimLabelsLeftOut
 		}
 	}
-	if len(next.Parameters) == 0 {
-		next.Parameters = o.Parameters
+	keep(&next.Node, o.Node)
+	keep(&next.PVName, o.PVName)
+	keep(&next.Provisioner, o.Provisioner)
+	keep(&next.StorageClass, o.StorageClass)
+	keep(&next.ReclaimPolicy, o.ReclaimPolicy)
+	keep(&next.RequestedBackend, o.RequestedBackend)
+	keep(&next.SpreadGroup, o.SpreadGroup)
+	if next.Deletion == (Deletion{}) {
+		next.Deletion = o.Deletion
 	}
 	if len(next.AccessModes) == 0 {
 		next.AccessModes = o.AccessModes
 	}
-	return next
+	if len(next.Attributes) == 0 {
+		next.Attributes = o.Attributes
+	}
+	if len(next.Parameters) == 0 {
+		next.Parameters = o.Parameters
+	}
+	return next.Bound()
+}
+
+// keep puts the former value where nothing new is said.
+func keep(now *string, former string) {
+	if *now == "" {
+		*now = former
+	}
 }
 
 // Deletion is what deleting the volume is to mean, in the words of the API.
@@ -141,15 +163,32 @@ type Deletion struct {
 	Scrub            string `json:"scrub,omitempty"`
 }
 
-// Promise is how many bytes the pool owes the volume.
+// Promise is the size that the volume has or is growing to, in bytes.
 func (v *Volume) Promise() int64 { return max(v.SizeBytes, v.GrowingTo) }
 
-// EncodeVolume writes v in the format of VolumeFile.
+// Owed is how many bytes of the pool are kept for the volume: its size, but nothing for a directory that nothing holds to its
+// size. What is in such a one is not counted by anybody, so what was written could not be told from what is still owed, and
+// would be taken off twice: once as promised, and once as not free any more.
+func (v *Volume) Owed() int64 {
+	if v.Backend == BackendDirectory && v.QuotaKind == "" {
+		return 0
+	}
+	return v.Promise()
+}
+
+// EncodeVolume writes v in the format of VolumeFile. It returns a
+// *TooLargeError for what would be larger than MaxSize.
 func EncodeVolume(v *Volume) ([]byte, error) {
+	data, err := sealVolume(v)
+	return bounded(VolumeFile, data, err)
+}
+
+func sealVolume(v *Volume) ([]byte, error) {
 	return seal(v, func(e *envelope) *json.RawMessage { return &e.Volume })
 }
 
-// DecodeVolume reads what EncodeVolume wrote. It returns an *UnreadableError for anything else.
+// DecodeVolume reads what EncodeVolume wrote, also a larger one of a version before 0.2, of whose labels it keeps no more than
+// are written now. It returns an *UnreadableError for anything else.
 func DecodeVolume(data []byte) (*Volume, error) {
 	v := &Volume{}
 	if err := unseal(data, v, func(e *envelope) *json.RawMessage { return &e.Volume }); err != nil {
@@ -158,5 +197,6 @@ func DecodeVolume(data []byte) (*Volume, error) {
 	if CheckID(v.ID) != nil {
 		return nil, &UnreadableError{Reason: "it names no volume"}
 	}
+	v.Origin = v.Origin.Bound()
 	return v, nil
 }

@@ -46,7 +46,7 @@ func TestDescribe(t *testing.T) {
 	moved.Wish, moved.Node, moved.ReclaimPolicy = "another", "node2", "Retain"
 	moved.ClaimNamespace, moved.ClaimName, moved.ClaimUID, moved.ClaimLabels = "other", "new", "uid-2", nil
 	moved.Deletion = record.Deletion{OnDelete: "trash", RetentionSeconds: 60, Scrub: "zero"}
-	moved.Attributes, moved.Parameters = nil, map[string]string{"onDelete": "trash"}
+	moved.Parameters = map[string]string{"onDelete": "trash"}
 	require.NoError(t, n.store.Describe(t.Context(), v.ID, moved))
 	require.NotEqual(t, before, inode())
 	moved.Wish = "digest" // it never changes

@@ -50,11 +50,11 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 			v.Spec.ReclaimPolicy = policy
 		}
 		if ref := pv.Spec.ClaimRef; ref != nil {
-			labels := map[string]string(nil)
+			next := &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
 			if c := v.Spec.Claim; c != nil && c.Namespace == ref.Namespace && c.Name == ref.Name {
-				labels = c.Labels
+				next.Labels, next.LabelsLeftOut = c.Labels, c.LabelsLeftOut
 			}
-			v.Spec.Claim = &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID, Labels: labels}
+			v.Spec.Claim = next
 		}
 		if pv.Status.Phase == corev1.VolumeReleased && policyOf(pv) == corev1.PersistentVolumeReclaimDelete {
 			return fmt.Errorf("PersistentVolume %s is released, and its volume is to be deleted; set its policy to Retain to keep the volume", pv.Name)

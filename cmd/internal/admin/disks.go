@@ -96,7 +96,8 @@ func specOf(node string, r *record.Volume) v1alpha1.VolumeSpec {
 		spec.AccessModes = append(spec.AccessModes, corev1.PersistentVolumeAccessMode(m))
 	}
 	if o.ClaimName != "" {
-		spec.Claim = &v1alpha1.ClaimReference{Namespace: o.ClaimNamespace, Name: o.ClaimName, UID: types.UID(o.ClaimUID), Labels: o.ClaimLabels}
+		spec.Claim = &v1alpha1.ClaimReference{Namespace: o.ClaimNamespace, Name: o.ClaimName, UID: types.UID(o.ClaimUID),
+			Labels: o.ClaimLabels, LabelsLeftOut: int32(o.ClaimLabelsLeftOut)}
 	}
 	if len(o.Parameters) > 0 {
 		if _, err := provisioner.ApplyParameters(o.Parameters, &spec); err == nil {
