@@ -35,6 +35,9 @@ type Config struct {
 	Rounds, Burst int
 	// Rest is how long everything is left alone to see what it costs to do nothing.
 	Rest time.Duration
+	// MemoryLimit is that of the controllers' container, in bytes: as there, the collector stays below nine tenths of it.
+	// Nothing kills a controller that needs more, so that it is seen how much that is. 0: no limit.
+	MemoryLimit int64
 	// Quarry is the built binary, Kube the directory of etcd's and Kubernetes' programs, Self this program: called with
 	// "agents KUBECONFIG FILE" or "floor KUBECONFIG" it is what Child runs.
 	Quarry, Kube string
@@ -285,7 +288,11 @@ func (r *run) startController(name string) error {
 	if name == standbyName {
 		i = 5
 	}
-	_, err := r.start(name, r.Quarry, nil, "controller", "--namespace="+systemNamespace, "--kubeconfig="+r.path(controllersUser+".kubeconfig"),
+	var environment []string
+	if r.MemoryLimit > 0 {
+		environment = []string{fmt.Sprintf("GOMEMLIMIT=%d", r.MemoryLimit/10*9)}
+	}
+	_, err := r.start(name, r.Quarry, environment, "controller", "--namespace="+systemNamespace, "--kubeconfig="+r.path(controllersUser+".kubeconfig"),
 		fmt.Sprintf("--health-address=127.0.0.1:%d", r.ports[i]), fmt.Sprintf("--metrics-address=127.0.0.1:%d", r.ports[i+1]))
 	return err
 }

@@ -46,6 +46,7 @@ func run(ctx context.Context) error {
 	burst := flag.Int("burst", 500, "claims that are measured at once")
 	rest := flag.Duration("rest", 30*time.Second, "how long everything is left alone to see what that costs")
 	limit := flag.Duration("limit", time.Hour, "how long each size may take")
+	memory := flag.Int64("memory", 512, "the memory limit of the controllers' container, in MiB; the chart's is the default")
 	dir := flag.String("dir", "/dev/shm", "where etcd's data and the logs are, best in memory")
 	keep := flag.Bool("keep-logs", false, "leave the directories with the logs")
 	out := flag.String("o", "../docs/benchmarks", "the directory for scale.json and scale-*.svg; what is in scale.json of other sizes stays")
@@ -93,7 +94,7 @@ func run(ctx context.Context) error {
 		}
 		limited, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("not within %s", *limit))
 		result, err := scale.Run(limited, scale.Config{
-			Nodes: n, Volumes: int(perNode * float64(n)), Rounds: *rounds, Burst: *burst, Rest: *rest,
+			Nodes: n, Volumes: int(perNode * float64(n)), Rounds: *rounds, Burst: *burst, Rest: *rest, MemoryLimit: *memory << 20,
 			Quarry: binary, Kube: kube, Self: []string{self}, Dir: work, Log: os.Stderr,
 		})
 		cancel()
