@@ -156,15 +156,11 @@ func TestEveryObjectHasItsPlace(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "q", m.GetLabels()["app.kubernetes.io/instance"], m.GetName())
 		switch o.GetObjectKind().GroupVersionKind().Kind {
-<<<<<<< HEAD
 		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service", "ResourceQuota":
-=======
-		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service":
 			if m.GetNamespace() == "kube-node-lease" {
 				require.Equal(t, "q-quarry-agent", m.GetName(), "it asks there whether a node exists")
 				continue
 			}
->>>>>>> 794dd64 (nodeagent: say who has a disk, and what to do about it)
 			require.Equal(t, namespace, m.GetNamespace(), m.GetName())
 		default:
 			require.Equal(t, metav1.NamespaceNone, m.GetNamespace(), m.GetName())
