@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -240,7 +241,10 @@ func (a *Agent) work(ctx context.Context) {
 		if stop {
 			return
 		}
-		if err := a.reconcile(ctx, name); err != nil && ctx.Err() == nil {
+		err := a.reconcile(ctx, name)
+		if apierrors.IsConflict(err) {
+			a.queue.AddRateLimited(name) // the cache is behind; it will not be in a moment
+		} else if err != nil && ctx.Err() == nil {
 			a.log.WarnContext(ctx, "volume", "volume", name, "error", err)
 			a.queue.AddRateLimited(name)
 		} else {

@@ -123,7 +123,7 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 		if m.Name == v.Name {
 			continue
 		}
-		if _, err := a.store.Get(m.Name); err == nil {
+		if _, err := a.store.Find(ctx, m.Name); err == nil {
 			continue // made already, by an earlier admission of the group
 		}
 		a.groups.cancel(m.Name)

@@ -24,8 +24,9 @@ func Identities(ctx context.Context, reader client.Reader, node string) (map[str
 }
 
 // VerifyObjects compares the node's Volume objects with what is on its disks. It needs a reader past any cache, and changes
-// nothing; what differs is for a person, or for the controller, to put right.
-func VerifyObjects(ctx context.Context, reader client.Reader, node string, disk []store.Volume) ([]store.Finding, error) {
+// nothing; what differs is for a person, or for the controller, to put right. Of a volume that is in unread, by pool and id, or in a
+// pool that is there as a whole (with the id ""), it is not said that it is gone.
+func VerifyObjects(ctx context.Context, reader client.Reader, node string, disk []store.Volume, unread map[[2]string]bool) ([]store.Finding, error) {
 	var list v1alpha1.VolumeList
 	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
 		return nil, fmt.Errorf("list the volumes of %s: %w", node, err)
@@ -44,6 +45,8 @@ func VerifyObjects(ctx context.Context, reader client.Reader, node string, disk 
 		delete(onDisk, o.Name)
 		ready := o.Status.Phase == v1alpha1.VolumeReady && o.Spec.DesiredState == v1alpha1.DesiredPresent
 		switch {
+		case there == nil && ready && (unread[[2]string{o.Status.Pool, ""}] || unread[[2]string{o.Status.Pool, o.Name}]):
+			find(store.SeverityNote, o.Status.Pool, o.Name, "its Volume object says Ready, and whether it is on disk could not be looked at")
 		case there == nil && ready:
 			find(store.SeverityError, o.Status.Pool, o.Name, "its Volume object says Ready, and it is not on disk")
 		case there == nil:

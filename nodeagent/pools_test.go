@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -322,7 +323,9 @@ func TestTheDiskFollowsTheRecord(t *testing.T) {
 func TestRefusedGrowthIsTriedAgain(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 100<<20, directory)
-	b.want("pvc-2", 500<<20, directory)
+	b.want("pvc-2", 500<<20, func(s *v1alpha1.VolumeSpec) {
+		s.VolumeMode, s.Allocation = corev1.PersistentVolumeBlock, v1alpha1.AllocationThin
+	})
 	for _, id := range []string{"pvc-1", "pvc-2"} {
 		require.Equal(t, v1alpha1.VolumeReady, b.now(id).Phase)
 	}

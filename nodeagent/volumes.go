@@ -57,7 +57,9 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1a
 	}
 	changed := v.DeepCopy()
 	changed.Status = *status
-	err := a.client.Status().Patch(ctx, changed, client.MergeFrom(v))
+	// What was decided is about this very object as it was read: names are used again, and a late word about a former object
+	// must not be said of the present one. On a conflict the cache is behind, and the volume is looked at again.
+	err := a.client.Status().Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -88,19 +90,26 @@ func setCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.Condi
 // present makes the volume, or brings up the one that is there.
 func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	a.inUse.Delete(v.Name)
-	_, err := a.store.Get(v.Name)
+	_, err := a.store.Find(ctx, v.Name)
 	var missing *store.NotFoundError
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
 		return a.keep(ctx, v, status)
-	case !errors.As(err, &missing):
+	case !errors.As(err, &missing) && wasReady(v):
+		// It is on its disk, and not to be read: that is not lost.
+		reason, _ := store.Reason(err)
+		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	case status.Phase == v1alpha1.VolumeRefused:
 		// Final for this attempt: the controller has been told, and makes another.
 		a.groups.cancel(v.Name)
 		return nil
 	case status.Phase == v1alpha1.VolumeTrashed || a.inTrash(v.Name):
+		if offline := a.unseen(ctx, v, missing); offline != nil && !a.inTrash(v.Name) {
+			setOffline(status, offline)
+			return nil
+		}
 		if _, err := a.store.Restore(ctx, v.Name); err != nil && !errors.As(err, &missing) {
 			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed, err.Error())
 			return err
@@ -111,7 +120,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
 		return nil
 	case wasReady(v) && !stillToAdopt(v):
-		return a.absent(ctx, v, status)
+		return a.absent(ctx, v, status, missing)
 	}
 	return a.create(ctx, v, status)
 }
@@ -130,9 +139,9 @@ func stillToAdopt(v *v1alpha1.Volume) bool {
 	return v.Spec.Adopt != nil && fresh && v.Status.Path == "" && v.Status.PoolUID == ""
 }
 
-// absent says why a volume that was there once is not.
-func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
-	if offline := a.offline(ctx, v); offline != nil {
+// absent says why a volume that was there once is not, after the disks were looked at.
+func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, missing *store.NotFoundError) error {
+	if offline := a.unseen(ctx, v, missing); offline != nil {
 		setOffline(status, offline)
 		return nil
 	}
@@ -169,6 +178,30 @@ func (a *Agent) offline(ctx context.Context, v *v1alpha1.Volume) error {
 	// A volume that never was cannot be in a pool that is not here.
 	if !known && (v.Spec.Published || v.Status.Pool != "") {
 		return fmt.Errorf("the agent's configuration has no pool %q on this node", pool)
+	}
+	return nil
+}
+
+// unseen returns why a pool that may hold the volume could not be looked at when the volume was looked for, or can not be now.
+// A nil missing is one that was not looked for.
+func (a *Agent) unseen(ctx context.Context, v *v1alpha1.Volume, missing *store.NotFoundError) error {
+	if offline := a.offline(ctx, v); offline != nil || missing == nil {
+		return offline
+	}
+	return mayHold(v, missing.Unseen)
+}
+
+// mayHold returns the first of the pools that the volume may be on, or nil. One that was made is on the pool that its status
+// names.
+func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
+	pool := v.Status.Pool
+	if pool == "" {
+		pool = v.Spec.Pool
+	}
+	for _, off := range pools {
+		if pool == "" || off.Pool == pool {
+			return off
+		}
 	}
 	return nil
 }
@@ -302,6 +335,10 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		}
 	}
 	err = a.store.Delete(ctx, v.Name, removalOf(v))
+	var unseen *store.UnseenError
+	if errors.As(err, &unseen) && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
+		err = nil // all pools that it can be on were looked at
+	}
 	var inUse *store.InUseError
 	var offline *store.OfflineError
 	switch {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/listing"
@@ -133,7 +134,7 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 
 func claimText(v *record.Volume) string {
 	if v.Origin.ClaimName == "" {
-		return "-"
+		return orDash(v.Origin.Attributes[v1alpha1.AttributeName]) // what an orchestrator called it
 	}
 	return v.Origin.ClaimNamespace + "/" + v.Origin.ClaimName
 }
@@ -235,14 +236,21 @@ func verify(ctx context.Context, node string, pools []config.Pool, reader client
 		return findings, nil
 	}
 	var volumes []store.Volume
+	unread := map[[2]string]bool{} // what can't be read is a finding already
 	for _, p := range pools {
-		if in, err := store.Inspect(p.Path); err == nil { // what can't be read is a finding already
-			for _, v := range in.Volumes {
-				v.Pool = p.Name
-				volumes = append(volumes, v)
-			}
+		in, err := store.Inspect(p.Path)
+		if err != nil {
+			unread[[2]string{p.Name, ""}] = true
+			continue
+		}
+		for _, v := range in.Volumes {
+			v.Pool = p.Name
+			volumes = append(volumes, v)
+		}
+		for name := range in.Broken {
+			unread[[2]string{p.Name, name}] = true
 		}
 	}
-	more, err := nodeagent.VerifyObjects(ctx, reader, node, volumes)
+	more, err := nodeagent.VerifyObjects(ctx, reader, node, volumes, unread)
 	return append(findings, more...), err
 }

@@ -18,7 +18,7 @@ type Inline struct{ Store *store.Store }
 
 // Make makes the volume, or confirms the one that is there. The spec's attributes are kept on disk.
 func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) error {
-	if v, err := i.Store.Get(id); err == nil {
+	if v, err := i.Store.Find(ctx, id); err == nil {
 		if !nodeagent.IsInline(&v.Volume) {
 			return reason(v1alpha1.ReasonAlreadyExists, "volume %s exists, and is not an inline one", id)
 		}
@@ -42,8 +42,11 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 // Remove deletes the volume if it is an inline one. Its space is freed at once, whatever its parameters say of trash: nobody
 // could ask for it back.
 func (i *Inline) Remove(ctx context.Context, id string) error {
-	v, err := i.Store.Get(id)
+	v, err := i.Store.Find(ctx, id)
 	var missing *store.NotFoundError
+	if errors.As(err, &missing) && len(missing.Unseen) > 0 {
+		return nodeagent.WithReason(&store.UnseenError{ID: id, Unseen: missing.Unseen})
+	}
 	if errors.As(err, &missing) || err == nil && !nodeagent.IsInline(&v.Volume) {
 		return nil
 	}

@@ -53,7 +53,7 @@ func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alph
 //
 // The same again confirms it. With alone set, another publish of the volume elsewhere is an error.
 func (p *Publisher) Publish(ctx context.Context, id, target string, flags []string, alone bool) (err error) {
-	v, err := p.Store.Get(id)
+	v, err := p.Store.Find(ctx, id)
 	if err != nil {
 		return nodeagent.WithReason(err)
 	}
@@ -213,7 +213,7 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 // inodes. path has to be a place where the volume is published.
 func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t, error) {
 	var st unix.Statfs_t
-	v, err := p.Store.Get(id)
+	v, err := p.Store.Find(ctx, id)
 	if err != nil {
 		return st, nodeagent.WithReason(err)
 	}

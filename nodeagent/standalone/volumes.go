@@ -45,13 +45,13 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.Store.Get(name)
+	_, err = s.Store.Find(ctx, name)
 	var missing *store.NotFoundError
 	if errors.As(err, &missing) {
 		err = s.create(ctx, name, wish, digest)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nodeagent.WithReason(err)
 	}
 	v, err := s.Store.Activate(ctx, name)
 	if err != nil {
@@ -96,21 +96,13 @@ func digestOf(wish v1alpha1.VolumeSpec) (string, error) {
 // Delete takes the volume away as its deletion policy says. One that does not exist is no error, but that is said only when
 // every pool could be looked at.
 func (s *Volumes) Delete(ctx context.Context, id string) error {
-	v, err := s.Store.Get(id)
+	if record.CheckID(id) != nil {
+		return nil // no volume was ever called that
+	}
+	v, err := s.Store.Find(ctx, id)
 	var missing *store.NotFoundError
 	if errors.As(err, &missing) {
-		for _, p := range s.Store.Pools() {
-			if p.Offline != nil {
-				return reason(v1alpha1.ReasonVolumeUnavailable, "volume %s may be on a pool that can not be looked at: %w", id, p.Offline)
-			}
-		}
-		if record.CheckID(id) != nil {
-			return nil // no volume was ever called that
-		}
-		v, err = s.Store.Get(id) // a pool may have come online since
-	}
-	if errors.As(err, &missing) {
-		// It may be there with a record that can not be read, or in the trash, and not durably so; nothing there is hurried.
+		// It may be in the trash, and not durably so; nothing there is hurried. Where a pool could not be looked at this says so.
 		return nodeagent.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
 	}
 	if err != nil {
@@ -143,8 +135,8 @@ func (s *Volumes) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1
 }
 
 // Get returns the volume.
-func (s *Volumes) Get(_ context.Context, id string) (*v1alpha1.Volume, error) {
-	v, err := s.Store.Get(id)
+func (s *Volumes) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
+	v, err := s.Store.Find(ctx, id)
 	if err != nil {
 		return nil, nodeagent.WithReason(err)
 	}

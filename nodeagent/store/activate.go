@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,10 @@ func (s *Store) Activate(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	defer unlock()
-	v := s.lookup(id)
+	v, err := s.seek(ctx, id)
+	if err != nil {
+		return Volume{}, fmt.Errorf("activate volume %s: %w", id, err)
+	}
 	if v == nil {
 		return Volume{}, &NotFoundError{ID: id}
 	}
@@ -53,6 +57,7 @@ func (s *Store) bringUp(ctx context.Context, v *volume) error {
 	}
 	defer r.Close()
 	dir, err := r.OpenDir(v.rec.ID)
+	s.setGone(v, errors.Is(err, fs.ErrNotExist))
 	if err != nil {
 		return &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
 	}

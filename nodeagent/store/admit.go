@@ -36,6 +36,9 @@ type Admission struct {
 
 var admissions atomic.Int64
 
+// admissionMark is in the ledger's keys of admissions. No id has it.
+const admissionMark = "#"
+
 // Cancel takes the promise back. A second call, and one after Create, does nothing.
 func (a *Admission) Cancel() {
 	if a.pool != nil && a.space.ledger.release(a.key) {
@@ -63,7 +66,7 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 			return nil, err
 		}
 	}
-	maxAge := measuredAge
+	maxAge, patience := measuredAge, time.Now().Add(freedWait)
 	for try := 1; ; try++ {
 		// Before the lock is taken, so that nobody waits for a disk under it. What fails here fails again below.
 		s.measurePools(maxAge)
@@ -74,7 +77,10 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 		}
 		if try == admitTries || ctx.Err() != nil {
 			s.relieve(ctx, requests)
-			return nil, err
+			if ctx.Err() != nil || !s.awaitFreed(ctx, patience, full, requests) {
+				return nil, err
+			}
+			try--
 		}
 		maxAge = 0
 	}
@@ -128,6 +134,7 @@ func (s *Store) admit(r Request) (*Admission, error) {
 		alike     = s.alike(r.Origin.SpreadGroup)
 		best      *Admission
 		bestRoom  int64
+		within    int64 // the capacity that best was found with
 		most      int64
 		refusal   error
 		offline   error
@@ -155,19 +162,23 @@ func (s *Store) admit(r Request) (*Admission, error) {
 			continue
 		}
 		full = true
-		room := capacity - space.ledger.promised() + r.occupied()
+		capacity += r.occupied()
+		room := capacity - space.ledger.promised()
 		most = max(most, room)
 		if room < r.SizeBytes {
 			continue
 		}
 		if best == nil || len(alike[p]) < len(alike[best.pool]) || len(alike[p]) == len(alike[best.pool]) && room > bestRoom {
-			best, bestRoom = &Admission{req: r, pool: p, space: space, plan: how, store: s}, room
+			best, bestRoom, within = &Admission{req: r, pool: p, space: space, plan: how, store: s}, room, capacity
 		}
 	}
 	switch {
 	case best != nil:
-		best.key = best.pool.key(r.ID + "#" + strconv.FormatInt(admissions.Add(1), 10)) // no id has a #
-		best.space.ledger.set(best.key, r.SizeBytes)
+		best.key = best.pool.key(r.ID + admissionMark + strconv.FormatInt(admissions.Add(1), 10))
+		// Growths reserve without the lock held here: what was room above may be theirs by now.
+		if _, ok := best.space.ledger.reserve(best.key, r.SizeBytes, within); !ok {
+			return s.admit(r)
+		}
 		if r.Origin.SpreadGroup != "" {
 			s.spreading = append(s.spreading, best)
 		}
@@ -310,17 +321,23 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 			continue
 		}
 		if t.remaining(now) <= 0 {
-			room += t.rec.Promise()
+			room += t.rec.Owed()
 		} else if able[t.pool] {
 			kept = append(kept, t)
 		}
 	}
-	slices.SortFunc(kept, func(a, b *trashed) int { return a.trash.DeletedAt.Compare(b.trash.DeletedAt) })
+	// By the time that was seen to pass: the clock may have been wrong when something was deleted.
+	slices.SortFunc(kept, func(a, b *trashed) int {
+		if by := b.elapsed(now).Truncate(noteRetention) - a.elapsed(now).Truncate(noteRetention); by != 0 {
+			return int(by / noteRetention)
+		}
+		return a.trash.DeletedAt.Compare(b.trash.DeletedAt)
+	})
 	for i, t := range kept {
 		if room >= need {
 			return kept[:i], true
 		}
-		room += t.rec.Promise()
+		room += t.rec.Owed()
 	}
 	if room >= need {
 		return kept, true
@@ -335,7 +352,7 @@ func (s *Store) purgeable(space *filesystemSpace) int64 {
 	var bytes int64
 	for _, t := range s.trash {
 		if _, sp, err := t.pool.state(); err == nil && sp == space && t.rec != nil && t.pool.cfg.PurgeUnderPressure {
-			bytes += t.rec.Promise()
+			bytes += t.rec.Owed()
 		}
 	}
 	return bytes

@@ -161,13 +161,13 @@ func (s *Store) adopt(ctx context.Context, a *Admission) (_ *volume, err error) 
 		}
 		return nil, err
 	}
-	v := &volume{id: id, pool: a.pool, rec: *m.rec, unavailable: errNotUp}
+	v := &volume{id: id, pool: a.pool, rec: *m.rec, unavailable: errNotUp, poolUID: a.pool.uid()}
 	key := a.pool.key(id)
 	s.mu.Lock()
 	s.volumes[id] = v
-	delete(s.broken, a.pool.key(a.req.found.from)) // a directory of the pool that was no volume
 	s.mu.Unlock()
-	a.space.ledger.set(key, m.rec.Promise()) // also where the pool was away meanwhile, and what it was promised forgotten
+	s.unmarkBroken(a.pool, a.req.found.from) // a directory of the pool that was no volume
+	a.pool.promise(a.space, key, m.rec.Owed())
 	a.space.ledger.release(a.key)
 	a.space.move(tmpKey(a.pool, id), key, m.rec)
 	a.space.expire()

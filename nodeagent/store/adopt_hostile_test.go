@@ -275,7 +275,7 @@ func TestAdoptionNeedsItsRoomOnce(t *testing.T) {
 			n.start()
 			require.Less(t, n.store.Pools()[0].Available, int64(600*mib))
 			v := n.mustCreate(r)
-			require.Equal(t, v.SizeBytes, n.store.Pools()[0].Promised)
+			require.Equal(t, v.Owed(), n.store.Pools()[0].Promised)
 			require.InDelta(t, available-v.SizeBytes, n.store.Pools()[0].Available, 16*mib)
 			require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
 			require.NoError(t, n.store.Drain(t.Context()))

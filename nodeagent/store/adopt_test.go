@@ -201,7 +201,7 @@ func TestAdoption(t *testing.T) {
 			checkAdoptedLimit(t, v)
 		}
 		if k.quota != "" {
-			require.Equal(t, v.SizeBytes, n.store.Pools()[0].Promised)
+			require.Equal(t, v.Owed(), n.store.Pools()[0].Promised)
 		}
 		require.Empty(t, n.store.Verify(t.Context()))
 

@@ -73,7 +73,7 @@ func TestContract(t *testing.T) {
 			require.NoError(t, n.store.Delete(t.Context(), v.ID, keep(3600)))
 			require.NoFileExists(t, v.Path)
 			require.NoError(t, n.store.Drain(t.Context()))
-			require.Equal(t, v.SizeBytes, n.store.Pools()[0].Promised, "trash counts as promised")
+			require.Equal(t, v.Owed(), n.store.Pools()[0].Promised, "trash counts as promised")
 			require.NoError(t, n.store.Delete(t.Context(), v.ID, keep(3600)), "it is deleted already")
 			n.start()
 			got, err := n.store.Restore(t.Context(), v.ID)
@@ -216,7 +216,7 @@ func checkGrowth(t *testing.T, n *node, k poolKind, v Volume) Volume {
 		require.NoError(t, err)
 		require.Equal(t, grown, same, "volumes do not shrink")
 		require.Equal(t, "kept", marked(t, v))
-		require.Equal(t, size, n.store.Pools()[0].Promised)
+		require.Equal(t, v.Owed(), n.store.Pools()[0].Promised)
 		if v.VolumeMode == record.ModeBlock {
 			require.Equal(t, strconv.FormatInt(size, 10)+"\n", testroot.Run(t, "blockdev", "--getsize64", v.Path))
 		} else {

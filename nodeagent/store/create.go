@@ -25,7 +25,17 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		return Volume{}, err
 	}
 	defer unlock()
-	if v := s.lookup(id); v != nil {
+	v, err := s.seek(ctx, id)
+	var mismatch *MismatchError
+	unreadable := errors.As(err, &mismatch)
+	if err != nil && !(unreadable && a.req.adopts()) { // adopting says more: it may be the very directory
+		a.Cancel()
+		if unreadable {
+			err = &ConflictError{ID: id, Detail: "its directory is not a volume that can be read: " + mismatch.Detail}
+		}
+		return Volume{}, err
+	}
+	if v != nil {
 		a.Cancel()
 		if v.rec.VolumeMode != a.req.VolumeMode {
 			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
@@ -43,7 +53,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	if a.req.adopts() {
 		build = s.adopt
 	}
-	v, err := build(ctx, a)
+	v, err = build(ctx, a)
 	if err != nil {
 		a.Cancel()
 		var full *CapacityError
@@ -141,13 +151,13 @@ func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) 
 	if err := b.commit(); err != nil {
 		return nil, err
 	}
-	v := &volume{id: b.rec.ID, pool: a.pool, rec: *b.rec, unavailable: errNotUp}
+	v := &volume{id: b.rec.ID, pool: a.pool, rec: *b.rec, unavailable: errNotUp, poolUID: a.pool.uid()}
 	s.mu.Lock()
 	s.volumes[v.id] = v
 	s.mu.Unlock()
 	key := a.pool.key(v.id)
-	// Also where the pool was away meanwhile, and what it was promised forgotten.
-	a.space.ledger.set(key, b.rec.Promise())
+	// The volume's promise first, so that what it has is at no time nobody's.
+	a.pool.promise(a.space, key, b.rec.Owed())
 	a.space.ledger.release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
 	a.space.own(key, b.rec)

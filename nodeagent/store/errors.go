@@ -28,15 +28,19 @@ type CapacityError struct {
 	Pool      string // empty: none of the pools that match
 	Need      int64
 	Available int64 // of the pool with the most room
+	// Freeing is promised to what was deleted, and comes back as it is freed.
+	Freeing int64
 }
 
 func (e *CapacityError) Error() string {
-	pool := "no pool"
-	if e.Pool != "" {
-		pool = "pool " + e.Pool + " does not"
-		return fmt.Sprintf("%s have room for %s: %s can still be promised", pool, bytesText(e.Need), bytesText(e.Available))
+	freeing := ""
+	if e.Freeing > 0 {
+		freeing = fmt.Sprintf("; %s of deleted volumes are being freed", bytesText(e.Freeing))
 	}
-	return fmt.Sprintf("%s that matches has room for %s: at most %s can still be promised", pool, bytesText(e.Need), bytesText(e.Available))
+	if e.Pool != "" {
+		return fmt.Sprintf("pool %s does not have room for %s: %s can still be promised%s", e.Pool, bytesText(e.Need), bytesText(e.Available), freeing)
+	}
+	return fmt.Sprintf("no pool that matches has room for %s: at most %s can still be promised%s", bytesText(e.Need), bytesText(e.Available), freeing)
 }
 
 // GroupError says that a volume was not admitted because another one of its group was not.
@@ -80,9 +84,26 @@ func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: 
 func (e *OfflineError) Unwrap() error { return e.Err }
 
 // NotFoundError says that there is no such volume.
-type NotFoundError struct{ ID string }
+type NotFoundError struct {
+	ID string
+	// Unseen are the pools that could not be looked at: it may be on one of them.
+	Unseen []*OfflineError
+}
 
 func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no volume %s", e.ID) }
+
+// UnseenError says that a volume is on no disk that could be looked at, and that
+// not all could be: whether it is gone is not known.
+type UnseenError struct {
+	ID     string
+	Unseen []*OfflineError
+}
+
+func (e *UnseenError) Error() string {
+	return fmt.Sprintf("volume %s may be on a pool that can not be looked at: %v", e.ID, e.Unseen[0])
+}
+
+func (e *UnseenError) Unwrap() error { return e.Unseen[0] }
 
 // ConflictError says that another volume is there under the id that was asked for.
 type ConflictError struct{ ID, Detail string }
@@ -126,6 +147,7 @@ func Reason(err error) (reason string, refused bool) {
 		conflict *ConflictError
 		mismatch *MismatchError
 		badID    *record.IDError
+		tooLarge *record.TooLargeError
 	)
 	switch {
 	case err == nil:
@@ -142,7 +164,7 @@ func Reason(err error) (reason string, refused bool) {
 		return v1alpha1.ReasonPoolOffline, true
 	case errors.As(err, &conflict):
 		return v1alpha1.ReasonIDConflict, true
-	case errors.As(err, &badID):
+	case errors.As(err, &badID), errors.As(err, &tooLarge):
 		return v1alpha1.ReasonInvalidOptions, true
 	case errors.Is(err, quota.ErrNoFreeID):
 		return v1alpha1.ReasonUnsupported, true

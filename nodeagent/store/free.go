@@ -38,6 +38,8 @@ type freer struct {
 	sweepAgain atomic.Bool
 	// Counters, for metrics.
 	bytes, files atomic.Int64
+	// running is not 0 while somebody frees in the background.
+	running atomic.Int32
 }
 
 func newFreer(s *Store) *freer { return &freer{store: s, poke: make(chan struct{}, 1)} }
@@ -61,6 +63,8 @@ func (s *Store) Freed() (bytes, files int64) { return s.freer.bytes.Load(), s.fr
 
 // Run frees the trash in the background until ctx ends.
 func (s *Store) Run(ctx context.Context) {
+	s.freer.running.Add(1)
+	defer s.freer.running.Add(-1)
 	// Priorities belong to threads; this one is given up with the goroutine.
 	runtime.LockOSThread()
 	const whoProcess, classIdle = 1, 3 << 13 // ioprio_set(2)
@@ -214,6 +218,11 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	}
 	if err := f.freeEntry(ctx, t, r, trash); err != nil {
 		return err
+	}
+	if features, _, err := t.pool.state(); err == nil {
+		if err := settleFreed(r, features.Filesystem); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	delete(s.trash, t.key())

@@ -36,7 +36,10 @@ func (s *Store) growLocked(ctx context.Context, id string, size int64) (Volume, 
 		return Volume{}, err
 	}
 	defer unlock()
-	v := s.lookup(id)
+	v, err := s.seek(ctx, id)
+	if err != nil {
+		return Volume{}, fmt.Errorf("grow volume %s: %w", id, err)
+	}
 	if v == nil {
 		return Volume{}, &NotFoundError{ID: id}
 	}
@@ -66,19 +69,13 @@ func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
 	if err != nil {
 		return err
 	}
-	key, former := v.pool.key(v.rec.ID), v.rec.Promise()
-	if size > former {
-		capacity, err := s.capacity(v.pool, space, 0)
-		if err != nil {
-			return err
-		}
-		if available, ok := space.ledger.reserve(key, size, capacity); !ok {
-			return &CapacityError{Pool: v.pool.name(), Need: size - former, Available: max(available-former, 0)}
-		}
+	key, former := v.pool.key(v.rec.ID), v.rec.Owed()
+	if err := s.reserveGrowth(v, space, size); err != nil {
+		return err
 	}
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
-		space.ledger.set(key, former)
+		v.pool.promise(space, key, former)
 		return err
 	}
 	defer dir.Close()
@@ -86,11 +83,11 @@ func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
 	next := v.rec
 	next.GrowingTo = size
 	if err := s.fault("grow: note"); err != nil {
-		space.ledger.set(key, former)
+		v.pool.promise(space, key, former)
 		return err
 	}
 	if err := writeVolume(dir, &next); err != nil {
-		space.ledger.set(key, former)
+		v.pool.promise(space, key, former)
 		return err
 	}
 	s.setRecord(v, next)
@@ -113,6 +110,32 @@ func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 	s.setRecord(v, next)
+	return nil
+}
+
+// reserveGrowth promises the volume what it lacks to be size bytes large, or is
+// a *CapacityError. For a directory without a limit it looks that there is room,
+// as when the volume was made, and promises nothing (record.Volume.Owed).
+func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) error {
+	former := v.rec.Promise()
+	if size <= former {
+		return nil
+	}
+	capacity, err := s.capacity(v.pool, space, 0)
+	if err != nil {
+		return err
+	}
+	available, ok := int64(0), false
+	if v.rec.Owed() == 0 {
+		available = max(capacity-space.ledger.promised(), 0)
+		ok = size-former <= available
+	} else {
+		available, ok = space.ledger.reserve(v.pool.key(v.rec.ID), size, capacity)
+		available = max(available-former, 0)
+	}
+	if !ok {
+		return &CapacityError{Pool: v.pool.name(), Need: size - former, Available: available}
+	}
 	return nil
 }
 
@@ -148,7 +171,7 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 		return errors.Join(cause, err)
 	}
 	s.setRecord(v, next)
-	space.ledger.set(key, next.Promise())
+	v.pool.promise(space, key, next.Owed())
 	return cause
 }
 

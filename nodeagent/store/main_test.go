@@ -265,10 +265,10 @@ func (n *node) check() {
 		in, err := Inspect(p.cfg.Path)
 		require.NoError(n.t, err)
 		for _, v := range in.Volumes {
-			promised[space][p.key(v.ID)] = v.Promise()
+			promised[space][p.key(v.ID)] = v.Owed()
 		}
 		for _, e := range in.Trash {
-			promised[space][p.key(e.Entry)] = e.Volume.Promise()
+			promised[space][p.key(e.Entry)] = e.Volume.Owed()
 		}
 		known := map[string]bool{}
 		for _, v := range n.store.List() {

@@ -51,6 +51,9 @@ type pool struct {
 	offline  *OfflineError
 	features Features
 	space    *filesystemSpace
+	seen     lastSeen
+	// kept holds what the pool is promised while it is offline, if its directory still is on that filesystem.
+	kept *filesystemSpace
 	// doubted: something failed on the disk since it was last written to.
 	doubted bool
 	// told is the room that was last reported, once wasTold.
@@ -337,12 +340,13 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 		}
 		if err == nil {
 			if wasOnline {
-				s.forgetPool(p) // the same pool, now on another device: a copied disk
+				s.forgetPool(p, false) // the same pool, now on another device: a copied disk
 			}
 			var features Features
 			if features, err = p.probe(r); err == nil {
 				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
 				s.forgetVolumes(p, identity.UID)
+				p.forgetKept(space)
 				p.mu.Lock()
 				p.features, p.space, p.identity = features, space, identity
 				p.offline = &OfflineError{Pool: p.name(), Reason: OfflineLoading, Err: errors.New("what is on its disk is being read")}
@@ -360,10 +364,17 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	p.mu.Unlock()
 	if changed {
 		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason, "error", offline.Err)
-		s.forgetPool(p)
+		s.forgetPool(p, space != nil && p.isOn(space.key))
 		if offline.notThere() {
 			s.unhold(p)
 		}
+	}
+	p.mu.Lock()
+	kept := p.kept
+	p.mu.Unlock()
+	if kept != nil && !p.isOn(kept.key) {
+		p.forgetKept(nil)
+		s.notify()
 	}
 	return false
 }

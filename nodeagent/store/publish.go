@@ -82,7 +82,10 @@ func (s *Store) withVolume(ctx context.Context, id string, f func(*volume, *root
 		return err
 	}
 	defer unlock()
-	v := s.lookup(id)
+	v, err := s.seek(ctx, id)
+	if err != nil {
+		return err
+	}
 	if v == nil {
 		return &NotFoundError{ID: id}
 	}

@@ -17,7 +17,8 @@ import (
 // Delete takes the volume away: renamed into the trash at once, however much is in it, and freed in the background when its
 // deletion policy says. It begins with the proof that nothing uses the volume; else it is an *InUseError and nothing changed
 // that a user could see. A volume that is not there, or in the trash already, is not an error: purge hurries one in the trash.
-// One that can not be read is a *MismatchError and stays. Of pools that are offline nothing is known: ask Pools first.
+// One that can not be read is a *MismatchError and stays. That there is none is said after a look at the disks of all pools; when
+// not all of them could be looked at it is an *UnseenError, and the caller may know whether the volume can be there.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
 	if err := record.CheckID(id); err != nil {
 		return err
@@ -27,14 +28,30 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 		return err
 	}
 	defer unlock()
-	v := s.lookup(id)
+	// Gone is what is on no disk, not what is not known here.
+	v, unseen, err := s.seekAll(ctx, id)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", id, err)
+	}
+	if v == nil && len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
+		return &UnseenError{ID: id, Unseen: unseen}
+	}
 	if v == nil {
-		if err := s.unreadable(id); err != nil {
-			return fmt.Errorf("delete volume %s: %w", id, err)
-		}
 		return s.deleteTrashed(ctx, id, how)
 	}
-	if err := s.remove(ctx, v, how); err != nil {
+	err = s.remove(ctx, v, how)
+	if errors.Is(err, errNoDirectory) {
+		// Not where it was. It may be on another disk of the node by now, or in the trash.
+		s.setGone(v, true)
+		if v, err = s.seek(ctx, id); err == nil && !s.isGone(v) {
+			err = s.remove(ctx, v, how)
+		} else if err == nil {
+			if err = s.forgetLost(v); err == nil {
+				return s.deleteTrashed(ctx, id, how)
+			}
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
 	s.notify()
@@ -42,17 +59,8 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	return nil
 }
 
-// unreadable is the *MismatchError of a directory of that name which can not be read as a volume. It must not be taken for gone.
-func (s *Store) unreadable(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range s.pools {
-		if err := s.broken[p.key(id)]; err != nil {
-			return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone", p.name(), err)}
-		}
-	}
-	return nil
-}
+// errNoDirectory says that a volume is not on the pool that it was on.
+var errNoDirectory = errors.New("its directory is not there")
 
 func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) error {
 	r, err := v.pool.open()
@@ -62,7 +70,7 @@ func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) erro
 	defer r.Close()
 	dir, err := r.OpenDir(v.rec.ID)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.forgetLost(v)
+		return errNoDirectory
 	}
 	if err != nil {
 		return err
@@ -79,7 +87,7 @@ func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) erro
 	}
 	rec := v.rec
 	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
-		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Deletion: how}}
+		trash: record.Trash{DeletedAt: s.deletedNow(v.id), Deletion: how}}
 	err = s.takeDown(ctx, v.id, dir)
 	if err == nil {
 		// Again: a pod may have come in between, and our own unmount shows what propagation had copied.
@@ -162,6 +170,18 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	return errors.Join(trash.Sync(), parent.Sync())
 }
 
+// deletedNow is the time of a deletion. Of several of one id the last one is
+// restored, so it is later than the others', whatever the clock did meanwhile.
+func (s *Store) deletedNow(id string) time.Time {
+	at := time.Now().UTC().Truncate(time.Millisecond)
+	for _, t := range s.entriesOf(id) {
+		if !at.After(t.trash.DeletedAt) {
+			at = t.trash.DeletedAt.Add(time.Millisecond)
+		}
+	}
+	return at
+}
+
 // isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
 func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
@@ -180,5 +200,5 @@ func (s *Store) enterTrash(t *trashed, key string) {
 	space.move(key, t.key(), t.rec)
 	// What a crash left in tmp had no promise and no owner yet in this process.
 	space.own(t.key(), t.rec)
-	space.ledger.set(t.key(), t.rec.Promise())
+	t.pool.promise(space, t.key(), t.rec.Owed())
 }

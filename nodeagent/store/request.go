@@ -107,11 +107,29 @@ func (r *Request) normalize() error {
 	case r.Source != nil:
 		return refuse(v1alpha1.ReasonSourceNotFound, "volumes can not be made from a volume or a snapshot yet")
 	}
+	if err := r.checkRecord(); err != nil {
+		return err
+	}
 	r.SizeBytes = roundUp(r.SizeBytes)
 	if r.SizeBytes < minimumRaw {
 		return &TooSmallError{FSType: "a volume", Size: r.SizeBytes, Minimum: minimumRaw}
 	}
 	return nil
+}
+
+// checkRecord refuses what has no room in a volume's record, before anything is
+// made. What the volume's life adds to its record (a growth, an adoption) is
+// less than the room that is left.
+func (r *Request) checkRecord() error {
+	r.Origin = r.Origin.Bound()
+	const room = 64 << 10
+	data, err := record.EncodeVolume(&record.Volume{
+		ID: r.ID, Source: r.Source, Origin: r.Origin, MkfsOptions: r.MkfsOptions, MountOptions: r.MountOptions,
+	})
+	if err == nil && len(data) > record.MaxSize-room {
+		err = &record.TooLargeError{What: record.VolumeFile, Size: len(data) + room}
+	}
+	return err
 }
 
 // checkFilesystem validates what is asked of the filesystem in a loop image.

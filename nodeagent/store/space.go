@@ -99,17 +99,19 @@ func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
 	}
 }
 
-// forget drops everything whose key begins with prefix: a pool's disk went away.
+// forget drops everything whose key begins with prefix: a pool's disk went away. What is being made there keeps its promise and
+// its quota id, which end with the work: the disk may be back before that, and nobody must have been given them meanwhile.
 func (sp *filesystemSpace) forget(prefix string) {
+	making := prefix + record.TmpDir + "/"
 	for key := range sp.ledger.all() {
-		if strings.HasPrefix(key, prefix) {
+		if strings.HasPrefix(key, prefix) && !strings.Contains(key, admissionMark) {
 			sp.ledger.release(key)
 		}
 	}
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	for id, key := range sp.owners {
-		if strings.HasPrefix(key, prefix) {
+		if strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, making) {
 			delete(sp.owners, id)
 			sp.ids.Release(id)
 		}
@@ -130,7 +132,7 @@ func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) 
 	space.mu.Unlock()
 	if measured.IsZero() || time.Since(measured) > maxAge {
 		var err error
-		if usable, size, err = s.measure(p, space); err != nil {
+		if usable, size, err = s.measuring(p, space); err != nil {
 			return 0, err
 		}
 		space.mu.Lock()
@@ -173,7 +175,7 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 			s.log.Warn("measure what a volume takes", "pool", m.pool.name(), "volume", m.rec.ID, "error", err)
 		}
 		// More than was promised is no promise of ours kept: it counts as somebody else's.
-		used += min(n, m.rec.Promise())
+		used += min(n, m.rec.Owed())
 	}
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
@@ -220,6 +222,11 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 	for _, t := range s.trash {
 		if pools[t.pool] && t.rec != nil {
 			out = append(out, taker{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" + t.entry + "/" + record.ImageFile, false})
+		}
+	}
+	for _, g := range s.guesses {
+		if pools[g.pool] && s.volumes[g.rec.ID] == nil {
+			out = append(out, taker{g.pool, g.rec, g.image, false})
 		}
 	}
 	return out

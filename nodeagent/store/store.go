@@ -57,6 +57,8 @@ type Store struct {
 	heavy *semaphore.Weighted
 	// adopting bounds how many adoptions are finished at once.
 	adopting *semaphore.Weighted
+	// awaiting bounds how many requests wait for room that is being freed.
+	awaiting *semaphore.Weighted
 	pools    []*pool
 	freer    *freer
 	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
@@ -68,6 +70,8 @@ type Store struct {
 	holding sync.Mutex
 	// refreshing keeps two looks at the pools from following each other's half-done work.
 	refreshing sync.Mutex
+	// measuring is measure; tests put another in its place.
+	measuring func(*pool, *filesystemSpace) (usable, size int64, err error)
 	// scans of the machine's mounts, shared by all who ask at the same time.
 	scans mountScans
 
@@ -78,6 +82,8 @@ type Store struct {
 	spaces  map[string]*filesystemSpace
 	// broken are directories of pools that can not be read as volumes, by pool and name. They are reported and left alone.
 	broken map[string]error
+	// guesses are what broken ones most likely take of their pool, by the same keys (broken.go).
+	guesses map[string]guess
 	// changed is closed and replaced when pools or what they hold changed.
 	changed chan struct{}
 }
@@ -90,6 +96,10 @@ type volume struct {
 	rec record.Volume
 	// unavailable says why it can not be used, nil when it can.
 	unavailable error
+	// gone: its directory was not there when it was last looked at.
+	gone bool
+	// poolUID is the identity of the disk it was found or made on.
+	poolUID string
 	// notEnforced says why its size is not in force; round is the look at all of it that is under way.
 	notEnforced error
 	round       round
@@ -142,16 +152,16 @@ func New(opts Options) *Store {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)), adopting: semaphore.NewWeighted(1),
+	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)), adopting: semaphore.NewWeighted(1), awaiting: semaphore.NewWeighted(freedWaiters),
 		volumes: map[string]*volume{}, builds: map[string]*volume{}, trash: map[string]*trashed{}, spaces: map[string]*filesystemSpace{},
-		broken: map[string]error{}, changed: make(chan struct{})}
+		broken: map[string]error{}, guesses: map[string]guess{}, changed: make(chan struct{})}
 	for _, c := range opts.Pools {
 		p := &pool{cfg: c}
 		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized, Err: errors.New("not looked at yet")}
 		p.expect.node, p.expect.machine = opts.Node, opts.MachineID
 		s.pools = append(s.pools, p)
 	}
-	s.freer = newFreer(s)
+	s.freer, s.measuring = newFreer(s), s.measure
 	return s
 }
 
@@ -199,6 +209,11 @@ func (s *Store) Refresh(ctx context.Context) {
 	if len(came) > 0 {
 		s.load(ctx, came)
 		s.notify()
+	}
+	for _, p := range s.pools {
+		if !slices.Contains(came, p) {
+			s.lookAgain(ctx, p)
+		}
 	}
 }
 
@@ -341,11 +356,15 @@ func (s *Store) describePool(p *pool) Pool {
 	return d
 }
 
-// forgetPool drops what is known of a pool whose disk went away. What was promised there counts no more.
-func (s *Store) forgetPool(p *pool) {
+// forgetPool drops what is known of a pool that went offline. Where its directory still is on its filesystem, which other pools
+// may share, what it was promised is kept for it: it is back as soon as its trouble is over. With its disk gone it counts no more.
+func (s *Store) forgetPool(p *pool, still bool) {
 	p.mu.Lock()
 	space := p.space
 	p.space = nil
+	if space != nil && still {
+		p.kept = space
+	}
 	p.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -357,9 +376,10 @@ func (s *Store) forgetPool(p *pool) {
 	for key := range s.broken {
 		if strings.HasPrefix(key, p.key("")) {
 			delete(s.broken, key)
+			delete(s.guesses, key)
 		}
 	}
-	if space != nil {
+	if space != nil && !still {
 		space.forget(p.key(""))
 	}
 }
@@ -387,7 +407,7 @@ func readVolume(parent *beneath.Dir, name string) (*record.Volume, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	data, err := dir.ReadFile(record.VolumeFile, record.MaxSize)
+	data, err := dir.ReadFile(record.VolumeFile, record.MaxRead)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &record.UnreadableError{Reason: "there is no " + record.VolumeFile}
 	}

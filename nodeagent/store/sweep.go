@@ -37,7 +37,7 @@ func (s *Store) load(ctx context.Context, pools []*pool) {
 			p.mu.Lock()
 			p.offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
 			p.mu.Unlock()
-			s.forgetPool(p)
+			s.forgetPool(p, true)
 			continue
 		}
 		vols, read = append(vols, found...), append(read, p)
@@ -56,6 +56,12 @@ func (s *Store) load(ctx context.Context, pools []*pool) {
 			s.freer.sweepAgain.Store(true)
 		}
 	}
+	s.bringUpSoon(ctx, vols)
+	s.freer.wake()
+}
+
+// bringUpSoon brings volumes up, and returns when they are or when it takes long; then it goes on by itself.
+func (s *Store) bringUpSoon(ctx context.Context, vols []*volume) {
 	up := make(chan struct{})
 	go func() {
 		defer close(up)
@@ -68,7 +74,6 @@ func (s *Store) load(ctx context.Context, pools []*pool) {
 	case <-timer.C:
 		s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile")
 	}
-	s.freer.wake()
 }
 
 func (s *Store) bringAllUp(ctx context.Context, vols []*volume) {
@@ -125,9 +130,10 @@ func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.scanTrash(p, r, space); err != nil {
+	if err := s.scanTrash(ctx, p, r, space); err != nil {
 		return nil, err
 	}
+	s.dropStale(p, space)
 	space.expire()
 	return vols, nil
 }
@@ -149,9 +155,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 			continue // deleted since its name was read
 		}
 		if err != nil {
-			s.mu.Lock()
-			s.broken[p.key(name)] = err
-			s.mu.Unlock()
+			s.markBroken(p, r, space, name, err)
 			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is left alone", "pool", p.name(), "name", name, "error", err)
 			continue
 		}
@@ -165,8 +169,8 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root, space *filesy
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, v := range s.volumes {
-		if v.pool == p && !found[id] {
-			v.unavailable = &MismatchError{ID: id, Detail: "its directory is gone"}
+		if v.pool == p && !found[id] && s.broken[p.key(id)] == nil {
+			v.unavailable, v.gone = &MismatchError{ID: id, Detail: "its directory is gone"}, true
 		}
 	}
 	return vols, nil
@@ -179,6 +183,11 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 		return nil, err
 	}
 	defer unlock()
+	return s.scanLocked(p, r, space, name)
+}
+
+// scanLocked is scanVolume with the volume's lock held.
+func (s *Store) scanLocked(p *pool, r *root, space *filesystemSpace, name string) (*volume, error) {
 	rec, err := readEntry(r.Dir, name, name)
 	if err != nil {
 		return nil, err
@@ -206,24 +215,28 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 		v = nil
 	}
 	if v != nil && v.pool != p {
-		return nil, &record.UnreadableError{Reason: "pool " + v.pool.name() + " has a volume of this id too"}
+		if !s.hasLeft(v, p) {
+			return nil, &record.UnreadableError{Reason: "pool " + v.pool.name() + " has a volume of this id too"}
+		}
+		s.forgetMoved(v)
+		v = nil
 	}
 	if !space.own(p.key(name), rec) {
 		return nil, &record.UnreadableError{Reason: fmt.Sprintf("its quota id %d is another volume's too", rec.QuotaID)}
 	}
+	s.unmarkBroken(p, name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.broken, p.key(name))
 	if v == nil {
 		v = &volume{id: name, pool: p}
 		s.volumes[name] = v
 	}
-	v.rec, v.unavailable = *rec, errNotUp
-	space.ledger.set(p.key(name), rec.Promise())
+	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, p.uid()
+	space.ledger.set(p.key(name), rec.Owed())
 	return v, nil
 }
 
-func (s *Store) scanTrash(p *pool, r *root, space *filesystemSpace) error {
+func (s *Store) scanTrash(ctx context.Context, p *pool, r *root, space *filesystemSpace) error {
 	trash, err := r.sub(record.TrashDir)
 	if isFull(err) {
 		return nil // there is none yet, and a full disk has no room for one
@@ -241,27 +254,13 @@ func (s *Store) scanTrash(p *pool, r *root, space *filesystemSpace) error {
 		if !ok {
 			continue
 		}
-		t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
-		note, err := readNote(trash, name)
-		if err == nil {
-			t.trash = *note
-		} else if !isFreeing(name) {
-			// Nobody can say when it may be freed: it is kept, and reported.
-			s.mu.Lock()
-			s.broken[p.key(record.TrashDir+"/"+name)] = err
-			s.mu.Unlock()
-			continue
+		// The pool may have come back while an operation on this volume was under way, which renames entries.
+		unlock, err := s.locks.Lock(ctx, id)
+		if err != nil {
+			return err
 		}
-		if rec, err := readEntry(trash, name, id); err == nil {
-			t.rec = rec
-			space.own(t.key(), rec)
-			space.ledger.set(t.key(), rec.Promise())
-		}
-		s.mu.Lock()
-		if s.trash[t.key()] == nil {
-			s.trash[t.key()] = t
-		}
-		s.mu.Unlock()
+		s.scanTrashEntry(p, r, space, trash, name, id)
+		unlock()
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -45,7 +46,7 @@ func (t *trashed) key() string { return t.pool.key(t.entry) }
 
 // elapsed is how much of the retention was seen to pass.
 func (t *trashed) elapsed(now time.Time) time.Duration {
-	return time.Duration(t.trash.ElapsedSeconds)*time.Second + now.Sub(t.since)
+	return seconds(t.trash.ElapsedSeconds) + now.Sub(t.since)
 }
 
 // remaining is how long the entry is still kept; zero or less: it is due.
@@ -53,7 +54,7 @@ func (t *trashed) remaining(now time.Time) time.Duration {
 	if t.left() == 0 {
 		return 0
 	}
-	return time.Duration(t.trash.Deletion.RetentionSeconds)*time.Second - t.elapsed(now)
+	return seconds(t.trash.Deletion.RetentionSeconds) - t.elapsed(now)
 }
 
 // left is remaining as the disk tells it: without what this process saw pass.
@@ -61,7 +62,14 @@ func (t *trashed) left() time.Duration {
 	if t.trash.Purge || isFreeing(t.entry) || t.trash.Deletion.OnDelete != "trash" {
 		return 0
 	}
-	return max(time.Duration(t.trash.Deletion.RetentionSeconds-t.trash.ElapsedSeconds)*time.Second, 0)
+	return max(seconds(t.trash.Deletion.RetentionSeconds)-seconds(t.trash.ElapsedSeconds), 0)
+}
+
+// seconds is a number of seconds as it stands in a record. What is more than a
+// Duration holds is kept for as long as there can be, never freed at once.
+func seconds(n int64) time.Duration {
+	const most = int64(math.MaxInt64/time.Second) / 2
+	return time.Duration(min(max(n, 0), most)) * time.Second
 }
 
 // Trashed describes an entry of the trash.
@@ -244,6 +252,15 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 		s.indexClaim(ctx, v, false)
 		return s.Get(id)
 	}
+	// What is in the trash may have come there without us.
+	if v, err := s.seek(ctx, id); err != nil {
+		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
+	} else if v != nil {
+		if err := s.activate(ctx, v); err != nil {
+			return Volume{}, err
+		}
+		return s.Get(id)
+	}
 	var last *trashed
 	for _, t := range s.entriesOf(id) {
 		if t.rec != nil && !isFreeing(t.entry) && (last == nil || t.trash.DeletedAt.After(last.trash.DeletedAt)) {
@@ -286,13 +303,14 @@ func (s *Store) restore(t *trashed) (*volume, error) {
 		}
 		return nil, err
 	}
-	v := &volume{id: t.id, pool: t.pool, rec: *t.rec, unavailable: errNotUp}
+	v := &volume{id: t.id, pool: t.pool, rec: *t.rec, unavailable: errNotUp, poolUID: t.pool.uid()}
 	s.mu.Lock()
 	delete(s.trash, t.key())
 	s.volumes[t.id] = v
 	s.mu.Unlock()
 	if space := t.pool.books(); space != nil {
 		space.move(t.key(), t.pool.key(t.id), t.rec)
+		t.pool.promise(space, t.pool.key(t.id), t.rec.Owed()) // also where the pool was just read anew
 	}
 	if err := s.fault("sync restore"); err != nil {
 		return nil, err

@@ -164,6 +164,7 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 	defer dir.Close()
 	q.own(v, p, name, rec)
 	at := &place{verifier: v, pool: p, root: r, dir: dir, rec: rec}
+	at.recordSize()
 	if unfinished := at.adoption(); unfinished {
 		return
 	}

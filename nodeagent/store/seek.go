@@ -1,0 +1,460 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// What the store knows is what it read when a pool came, and what it did since.
+// A person may have put a directory back, another agent may have made one: so
+// before anything is said to be gone, the disks are looked at.
+
+// Find returns the volume id like Get, but looks at the disks of all pools that
+// are online before it says that there is none: then it is a *NotFoundError. One
+// that is there and cannot be read is a *MismatchError, or the error of the disk.
+// Of pools that are offline nothing is known: ask Pools.
+func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
+	if v, err := s.Get(id); err == nil {
+		return v, nil
+	}
+	if err := record.CheckID(id); err != nil {
+		return Volume{}, err
+	}
+	unlock, err := s.locks.Lock(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer unlock()
+	v, unseen, err := s.seekAll(ctx, id)
+	if err != nil {
+		return Volume{}, err
+	}
+	if v == nil {
+		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
+	}
+	return s.Get(id)
+}
+
+// seek returns the volume, known or found on a disk, or nil when no pool that is
+// online has it; by then its entries in their trash are known too. An error says
+// that it is there and cannot be read. It is called with the volume's lock held.
+func (s *Store) seek(ctx context.Context, id string) (*volume, error) {
+	v, _, err := s.seekAll(ctx, id)
+	return v, err
+}
+
+// seekAll is seek, and tells which pools could not be looked at where it returns
+// no volume.
+func (s *Store) seekAll(ctx context.Context, id string) (_ *volume, unseen []*OfflineError, _ error) {
+	if record.CheckID(id) != nil {
+		return nil, nil, nil
+	}
+	known := s.lookup(id)
+	if known != nil && !s.isGone(known) {
+		return known, nil, nil
+	}
+
+	var found *volume
+	var broken error
+	for _, p := range s.pools {
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		v, err := s.seekIn(p, id)
+		var offline *OfflineError
+		if errors.As(err, &offline) {
+			unseen = append(unseen, offline)
+		} else if err != nil {
+			broken = errors.Join(broken, err)
+		} else if found == nil {
+			found = v
+		}
+	}
+	if found != nil && found != known {
+		s.log.WarnContext(ctx, "a volume was found on a disk that was not known to be there", "pool", found.pool.name(), "volume", id)
+		s.notify()
+	}
+	switch {
+	case found != nil:
+		return found, nil, nil
+	case broken != nil:
+		return nil, nil, broken
+	}
+	return known, unseen, nil
+}
+
+// isMissing reports whether a volume's pool is there without its directory.
+func (s *Store) isMissing(v *volume) bool {
+	missing := false
+	if !v.pool.online() {
+		return false
+	}
+	err := v.pool.with(func(r *root) error {
+		there, err := r.Exists(v.id)
+		missing = err == nil && !there
+		return err
+	})
+	return err == nil && missing
+}
+
+// seekIn looks for a volume, and for entries of its in the trash, on one pool. A
+// pool that cannot be looked at is an *OfflineError.
+func (s *Store) seekIn(p *pool, id string) (*volume, error) {
+	_, space, err := p.state()
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+
+	if err := s.seekTrash(p, r, space, id); err != nil {
+		return nil, unreadable(id, p, err)
+	}
+	there, err := r.Exists(id)
+	if err != nil {
+		return nil, unreadable(id, p, err)
+	}
+	if !there || isLink(r.Dir, id) {
+		s.unmarkBroken(p, id)
+		return nil, nil
+	}
+	v, err := s.scanLocked(p, r, space, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		s.markBroken(p, r, space, id, err)
+		return nil, unreadable(id, p, err)
+	}
+	return v, nil
+}
+
+// seekTrash takes in entries of a volume in a pool's trash that are not known.
+func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) error {
+	names, err := namesIn(r.meta, record.TrashDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if of, ok := trashID(name); !ok || of != id || s.knowsEntry(p, name) {
+			continue
+		}
+		trash, err := r.sub(record.TrashDir)
+		if err != nil {
+			return err
+		}
+		s.scanTrashEntry(p, r, space, trash, name, id)
+		trash.Close()
+	}
+	return nil
+}
+
+func (s *Store) knowsEntry(p *pool, entry string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trash[p.key(entry)] != nil
+}
+
+// scanTrashEntry registers one entry of the trash. It is called with the
+// volume's lock held.
+func (s *Store) scanTrashEntry(p *pool, r *root, space *filesystemSpace, trash *beneath.Dir, name, id string) {
+	t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
+	where := record.TrashDir + "/" + name
+	note, err := readNote(trash, name)
+	switch {
+	case err == nil:
+		t.trash = *note
+	case errors.Is(err, fs.ErrNotExist):
+		return // it was restored or freed since its name was read
+	case !isFreeing(name):
+		// Nobody can say when it may be freed: it is kept, and reported.
+		s.markBroken(p, r, space, where, err)
+		return
+	}
+	s.unmarkBroken(p, where)
+	owed := int64(0)
+	if rec, err := readEntry(trash, name, id); err == nil {
+		t.rec = rec
+		space.own(t.key(), rec)
+		owed = rec.Owed()
+	} else {
+		rec := p.guess(r, r.meta, where)
+		owed = rec.Owed()
+	}
+	s.mu.Lock()
+	if s.trash[t.key()] == nil {
+		s.trash[t.key()] = t
+	}
+	s.mu.Unlock()
+	if owed > 0 || t.rec != nil {
+		p.promise(space, t.key(), owed)
+	}
+}
+
+// hasLeft reports whether a volume is not on the pool where it was found before,
+// now that pool p has one of its id: its disk is mounted in p's place (two disks
+// were swapped, or put right), or a person moved its directory.
+func (s *Store) hasLeft(v *volume, p *pool) bool {
+	if v.poolUID != "" && v.poolUID == p.uid() {
+		return true
+	}
+	return s.isMissing(v)
+}
+
+// forgetMoved ends what the books of its former pool say of a volume.
+func (s *Store) forgetMoved(v *volume) {
+	s.mu.Lock()
+	if s.volumes[v.id] == v {
+		delete(s.volumes, v.id)
+	}
+	s.mu.Unlock()
+	if space := v.pool.books(); space != nil {
+		key := v.pool.key(v.id)
+		space.ledger.release(key)
+		space.disown(key, uint32(v.rec.QuotaID))
+	}
+}
+
+func (s *Store) setGone(v *volume, gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.gone = gone
+}
+
+// isUnreadable reports an error of a record's content, not of the disk.
+func isUnreadable(err error) bool {
+	var unreadable *record.UnreadableError
+	return errors.As(err, &unreadable)
+}
+
+// uid is the identity of the pool as its disk last told it.
+func (p *pool) uid() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.identity == nil {
+		return ""
+	}
+	return p.identity.UID
+}
+
+// lastSeen is what was last seen of a pool's directories, by which a look knows
+// that nothing came or went since.
+type lastSeen struct {
+	root, trash unix.Timespec // modification times
+	// since is when they were first seen, by the monotonic clock.
+	since time.Time
+	// settled: all was read at a time when nothing could have come within the
+	// same tick of the filesystem's clock.
+	settled bool
+}
+
+const (
+	// lookSettled is longer than a tick of any filesystem's clock.
+	lookSettled = time.Second
+	// lookAtBroken bounds how many broken directories one look reads again.
+	lookAtBroken = 64
+)
+
+// lookAgain finds what came to a pool's directories without us, and what could
+// not be read and can be now: a record that a person put back, a directory that
+// was moved back. It is a few system calls where nothing changed.
+func (s *Store) lookAgain(ctx context.Context, p *pool) {
+	_, space, err := p.state()
+	if err != nil {
+		return
+	}
+	var came []*volume
+	err = p.with(func(r *root) error {
+		names, entries, err := s.unknown(p, r)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if v := s.lookAt(ctx, p, r, space, name); v != nil {
+				came = append(came, v)
+			}
+		}
+		for _, entry := range entries {
+			s.lookAtEntry(p, r, space, entry)
+		}
+		return nil
+	})
+	if err != nil {
+		s.log.WarnContext(ctx, "look for what came to a pool", "pool", p.name(), "error", err)
+	}
+	if len(came) > 0 {
+		s.notify()
+		s.bringUpSoon(ctx, came)
+		s.notify()
+	}
+}
+
+// unknown lists what is worth a look: names in the pool and entries of its trash
+// that are not known, or are known to be broken or gone.
+func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
+	changed, err := s.changedListing(p, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	var all, trash []string
+	if changed {
+		if all, err = r.Names(); err == nil {
+			trash, err = namesIn(r.meta, record.TrashDir)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.broken {
+		name, ok := strings.CutPrefix(key, p.key(""))
+		if !ok || len(names)+len(entries) >= lookAtBroken {
+			continue
+		}
+		if entry, ok := strings.CutPrefix(name, record.TrashDir+"/"); ok {
+			entries = append(entries, entry)
+		} else {
+			names = append(names, name)
+		}
+	}
+	for id, v := range s.volumes {
+		if v.pool == p && v.gone {
+			names = append(names, id)
+		}
+	}
+	for _, name := range all {
+		if record.CheckID(name) == nil && s.volumes[name] == nil && s.builds[name] == nil && s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range trash {
+		if _, ok := trashID(name); ok && s.trash[p.key(name)] == nil && s.broken[p.key(record.TrashDir+"/"+name)] == nil {
+			entries = append(entries, name)
+		}
+	}
+	return names, entries, nil
+}
+
+// changedListing reports whether the pool's directories may hold other names
+// than when they were last read.
+func (s *Store) changedListing(p *pool, r *root) (bool, error) {
+	var root unix.Stat_t
+	if err := unix.Fstat(int(r.File().Fd()), &root); err != nil {
+		return false, err
+	}
+	trash, err := r.meta.Stat(record.TrashDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen.root != root.Mtim || p.seen.trash != trash.Mtim || p.seen.since.IsZero() {
+		p.seen = lastSeen{root: root.Mtim, trash: trash.Mtim, since: now}
+		return true, nil
+	}
+	if p.seen.settled {
+		return false, nil
+	}
+	p.seen.settled = now.Sub(p.seen.since) >= lookSettled
+	return true, nil
+}
+
+// unsettle has the next look read the directories again.
+func (p *pool) unsettle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen = lastSeen{}
+}
+
+// lookAt takes in a directory that came, or that can be read again. It returns
+// the volume if there is one to bring up.
+func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemSpace, name string) *volume {
+	unlock, err := s.locks.TryLock(name)
+	if err != nil {
+		p.unsettle() // somebody works on it; it may be what came
+		return nil
+	}
+	defer unlock()
+	there, err := r.Exists(name)
+	if err != nil {
+		return nil
+	}
+	v := s.lookup(name)
+	switch {
+	case !there && s.isBroken(p, name):
+		s.unmarkBroken(p, name)
+		s.notify()
+		return nil
+	case !there:
+		return nil
+	case v != nil && v.pool == p && !s.isBroken(p, name) && !s.isGone(v):
+		return nil // it was made or restored since
+	}
+	wasBroken := s.isBroken(p, name)
+	v, err = s.scanLocked(p, r, space, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		s.markBroken(p, r, space, name, err)
+		if !wasBroken {
+			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is left alone", "pool", p.name(), "name", name, "error", err)
+			s.notify()
+		}
+		return nil
+	}
+	if v != nil {
+		s.log.InfoContext(ctx, "a volume was put back", "pool", p.name(), "volume", name)
+	}
+	return v
+}
+
+func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry string) {
+	id, ok := trashID(entry)
+	if !ok {
+		return
+	}
+	unlock, err := s.locks.TryLock(id)
+	if err != nil {
+		p.unsettle()
+		return
+	}
+	defer unlock()
+	trash, err := r.sub(record.TrashDir)
+	if err != nil {
+		return
+	}
+	defer trash.Close()
+	if there, err := trash.Exists(entry); err == nil && !there {
+		s.unmarkBroken(p, record.TrashDir+"/"+entry)
+		return
+	}
+	if !s.knowsEntry(p, entry) {
+		s.scanTrashEntry(p, r, space, trash, entry, id)
+	}
+}
+
+func (s *Store) isBroken(p *pool, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken[p.key(name)] != nil
+}
+
+func (s *Store) isGone(v *volume) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return v.gone
+}
