@@ -1,13 +1,13 @@
 package store
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -72,14 +72,12 @@ func TestInodesAreLimitedBySize(t *testing.T) {
 			require.NoError(t, err)
 			defer pool.Close()
 			v := n.mustCreate(Request{ID: "a-1", Backend: record.BackendDirectory, SizeBytes: 4 * mib})
-			made := 0
-			for ; made <= 2000; made++ {
-				if err = os.WriteFile(filepath.Join(v.Path, fmt.Sprint(made)), nil, 0o600); err != nil {
-					break
-				}
-			}
-			require.Error(t, err)
-			require.EqualValues(t, 1024-1, made, "the volume's directory is one")
+			dir, err := os.Open(v.Path)
+			require.NoError(t, err)
+			defer dir.Close()
+			made := tenant.Run(t, tenant.User, dir, "files", "f", "2000")
+			require.Contains(t, []error{unix.ENOSPC, unix.EDQUOT}, error(made.Errno))
+			require.EqualValues(t, 1024-1, made.Done, "the volume's directory is one")
 			v, err = n.store.Grow(t.Context(), v.ID, 64*mib)
 			require.NoError(t, err)
 			require.EqualValues(t, 16384, v.Inodes)
