@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/quarry-storage/quarry/test/measure"
 	"github.com/quarry-storage/quarry/test/testbed/build"
@@ -61,18 +62,13 @@ func (b *bench) pod(ctx context.Context, kind, class string) (time.Duration, err
 	default:
 		volume.PersistentVolumeClaim = &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}
 	}
-	grace := int64(0)
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
-		TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: new(false),
-		Containers: []corev1.Container{{Name: "c", Image: build.PauseImage, ImagePullPolicy: corev1.PullNever,
-			VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}}},
-		Volumes: []corev1.Volume{volume}}}
+	pod := podWith(name, volume)
 	core := b.kube.CoreV1()
-	watch, err := core.Pods(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
+	changes, err := core.Pods(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 	if err != nil {
 		return 0, err
 	}
-	defer watch.Stop()
+	defer changes.Stop()
 
 	start := time.Now()
 	if class != "" {
@@ -86,26 +82,40 @@ func (b *bench) pod(ctx context.Context, kind, class string) (time.Duration, err
 	if _, err := core.Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		return 0, err
 	}
-	took, deleted := time.Duration(0), false
+	took, err := b.running(ctx, changes, name, start)
+	if err != nil || class == "" {
+		return took, err
+	}
+	return took, core.PersistentVolumeClaims(namespace).Delete(ctx, name, metav1.DeleteOptions{})
+}
+
+// podWith is a pod whose container does nothing but have a volume.
+func podWith(name string, volume corev1.Volume) *corev1.Pod {
+	grace := int64(0)
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
+		TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: new(false),
+		Containers: []corev1.Container{{Name: "c", Image: build.PauseImage, ImagePullPolicy: corev1.PullNever,
+			VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}}},
+		Volumes: []corev1.Volume{volume}}}
+}
+
+// running returns how long after start the pod ran; it is deleted then, and gone when this returns.
+func (b *bench) running(ctx context.Context, changes watch.Interface, name string, start time.Time) (time.Duration, error) {
+	took := time.Duration(0)
 	for {
 		select {
-		case event, open := <-watch.ResultChan():
+		case event, open := <-changes.ResultChan():
 			if !open {
 				return 0, fmt.Errorf("pod %s: the watch ended", name)
 			}
 			seen, ok := event.Object.(*corev1.Pod)
-			if !ok {
-				continue
-			}
-			if event.Type == "DELETED" {
-				if class == "" {
-					return took, nil
-				}
-				return took, core.PersistentVolumeClaims(namespace).Delete(ctx, name, metav1.DeleteOptions{})
-			}
-			if seen.Status.Phase == corev1.PodRunning && !deleted {
-				took, deleted = time.Since(start), true
-				if err := core.Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+			switch {
+			case !ok:
+			case event.Type == watch.Deleted:
+				return took, nil
+			case seen.Status.Phase == corev1.PodRunning && took == 0:
+				took = time.Since(start)
+				if err := b.kube.CoreV1().Pods(namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 					return 0, err
 				}
 			}

@@ -54,9 +54,7 @@ type Origin struct {
 // OriginOf looks at a checkout and at this machine. A checkout with changes is named so.
 func OriginOf(checkout string) Origin {
 	o := Origin{At: time.Now().UTC().Truncate(time.Second), Cores: runtime.NumCPU()}
-	if out, err := exec.Command("git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*").Output(); err == nil {
-		o.Commit = strings.TrimSpace(string(out))
-	}
+	o.Commit = commitOf(checkout)
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		o.Kernel = strings.TrimSpace(string(text))
 	}
@@ -67,6 +65,22 @@ func OriginOf(checkout string) Origin {
 		}
 	}
 	return o
+}
+
+// commitOf names the commit of a checkout. Pages that a run before has written make no difference to what is measured.
+func commitOf(checkout string) string {
+	git := func(args ...string) string {
+		out, err := exec.Command("git", append([]string{"-C", checkout}, args...)...).Output()
+		if err != nil {
+			return "unknown" // no git, or no repository: a figure without a commit is still one
+		}
+		return strings.TrimSpace(string(out))
+	}
+	commit := git("rev-parse", "--short=10", "HEAD")
+	if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs") != "" {
+		commit += " with changes"
+	}
+	return commit
 }
 
 // String is the origin in a sentence's words.

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -53,16 +54,7 @@ func run(ctx context.Context) error {
 	page := flag.String("page", "../docs/benchmarks.md", "the page whose block is written")
 	flag.Parse()
 
-	cacheDir, err := build.CacheDir()
-	if err != nil {
-		return err
-	}
-	source, err := build.SourceDir()
-	if err != nil {
-		return err
-	}
-	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-	kube, err := (&build.Cache{Dir: cacheDir, Source: source, Progress: progress}).Kube(ctx)
+	kube, err := programs(ctx)
 	if err != nil {
 		return err
 	}
@@ -88,21 +80,11 @@ func run(ctx context.Context) error {
 	}
 	ctrllog.SetLogger(logr.Discard())
 	for _, n := range sizes {
-		work, err := os.MkdirTemp(*dir, "quarry-scale-")
-		if err != nil {
-			return err
-		}
-		limited, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("not within %s", *limit))
-		result, err := scale.Run(limited, scale.Config{
+		config := scale.Config{
 			Nodes: n, Volumes: int(perNode * float64(n)), Rounds: *rounds, Burst: *burst, Rest: *rest, MemoryLimit: *memory << 20,
-			Quarry: binary, Kube: kube, Self: []string{self}, Dir: work, Log: os.Stderr,
-		})
-		cancel()
-		if !*keep {
-			if err := os.RemoveAll(work); err != nil {
-				return err
-			}
+			Quarry: binary, Kube: kube, Self: []string{self}, Log: os.Stderr,
 		}
+		result, err := measured(ctx, config, *dir, *limit, *keep)
 		// What was measured counts, also where something broke: what breaks first is what is looked for.
 		if result != nil {
 			if err := report.Add(result, err); err != nil {
@@ -127,4 +109,31 @@ func sizesOf(list string) ([]int, error) {
 		sizes = append(sizes, n)
 	}
 	return sizes, nil
+}
+
+// measured runs one size in a directory of its own.
+func measured(ctx context.Context, config scale.Config, dir string, limit time.Duration, keep bool) (result *scale.Result, err error) {
+	if config.Dir, err = os.MkdirTemp(dir, "quarry-scale-"); err != nil {
+		return nil, err
+	}
+	if !keep {
+		defer func() { err = errors.Join(err, os.RemoveAll(config.Dir)) }()
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %s", limit))
+	defer cancel()
+	return scale.Run(ctx, config)
+}
+
+// programs is the directory of Kubernetes' and etcd's programs, which are built if need be.
+func programs(ctx context.Context) (string, error) {
+	dir, err := build.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	source, err := build.SourceDir()
+	if err != nil {
+		return "", err
+	}
+	progress := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	return (&build.Cache{Dir: dir, Source: source, Progress: progress}).Kube(ctx)
 }
