@@ -3,6 +3,7 @@ package provisioner
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,7 +32,7 @@ func quietVolume(i int) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim
 	params, _ := ParseParameters(map[string]string{"backend": "loop", "fsType": "ext4", "onDelete": "trash", "trashRetention": "72h"})
 	mode := corev1.PersistentVolumeFilesystem
 	fields := []metav1.ManagedFieldsEntry{{Manager: "quarry", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1",
-		FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 1500)}}}
+		FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 1500))}}
 	claim := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("team-", i%300), Name: fmt.Sprint("data-database-", i), UID: claimUID,
 			ResourceVersion: fmt.Sprint(1000000 + i), CreationTimestamp: now, ManagedFields: fields, Finalizers: []string{"kubernetes.io/pvc-protection"},
