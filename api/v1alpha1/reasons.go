@@ -66,6 +66,8 @@ const (
 	ReasonQuotaLost = "QuotaLost"
 	// ReasonEscaped: a tenant had taken files, or subvolumes, out of the volume's quota. The message says what became of them.
 	ReasonEscaped = "Escaped"
+	// ReasonUnchecked: part of the volume can not be looked at for files that are charged to another one. The message says why.
+	ReasonUnchecked = "Unchecked"
 	// ReasonUncounted: the quotas of the pool's filesystem were switched off and on again, and what the volume held then is not counted any
 	// more. The limit holds for what was written since.
 	ReasonUncounted = "Uncounted"

@@ -53,6 +53,10 @@ type item struct {
 // ROOT_REF with a name of 255 bytes.
 const searchBuffer = 16 << 10
 
+// topSubvolume is the id of the one that all others lie in
+// (BTRFS_FS_TREE_OBJECTID).
+const topSubvolume = 5
+
 const searchHeader = 32 // size of struct btrfs_ioctl_search_header
 
 // search calls found with the items of one type whose objects and offsets are
@@ -135,6 +139,9 @@ const (
 // stateOf tells by the subvolume's place in another one, which goes at once when
 // it is deleted, and by its root item, which goes when it is freed.
 func stateOf(fs *os.File, subvolume uint64) (rootState, error) {
+	if subvolume == topSubvolume { // it is in no other
+		return rootLive, nil
+	}
 	_, live, err := placeOf(fs, subvolume)
 	if err != nil {
 		return rootGone, err

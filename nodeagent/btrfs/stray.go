@@ -106,12 +106,13 @@ func Foreign(fs *os.File, id uint64, group uint32) ([]uint64, error) {
 		return nil, err
 	}
 	var foreign []uint64
+	up := newWayUp(fs, id)
 	for _, m := range g.Members {
-		in, err := relationTo(fs, m, id)
+		where, err := up.from(m)
 		if err != nil {
 			return nil, err
 		}
-		if in == elsewhere {
+		if where == elsewhere {
 			foreign = append(foreign, m)
 		}
 	}
@@ -133,26 +134,42 @@ const (
 	deleted                      // its place is gone
 )
 
-// relationTo goes up from a subvolume until it meets the one with the given id.
-func relationTo(fs *os.File, subvolume, id uint64) (whereabouts, error) {
-	seen := map[uint64]bool{}
-	for at := subvolume; at != id; {
-		p, live, err := placeOf(fs, at)
+// wayUp tells where subvolumes lie as seen from one of them. It remembers what
+// it met, so that ten thousand of them, one in the other, cost ten thousand looks.
+type wayUp struct {
+	fs    *os.File
+	known map[uint64]whereabouts
+}
+
+func newWayUp(fs *os.File, id uint64) *wayUp {
+	return &wayUp{fs: fs, known: map[uint64]whereabouts{id: inside}}
+}
+
+// from goes up from a subvolume until it meets one that it knows.
+func (w *wayUp) from(subvolume uint64) (whereabouts, error) {
+	var way []uint64
+	met := map[uint64]bool{}
+	where, known := w.known[subvolume]
+	for at := subvolume; !known; where, known = w.known[at] {
+		p, live, err := placeOf(w.fs, at)
 		if err != nil {
 			return deleted, err
 		}
-		switch {
-		case !live && at == subvolume:
+		if !live && at == subvolume && at != topSubvolume {
 			return deleted, nil
-		// The top of the filesystem, which lies nowhere; or the way up changed
-		// while it was read.
-		case !live, seen[at]:
-			return elsewhere, nil
 		}
-		seen[at] = true
+		way, met[at] = append(way, at), true
+		// The top of the filesystem, or the way up changed while it was read.
+		if !live || met[p.subvolume] {
+			where = elsewhere
+			break
+		}
 		at = p.subvolume
 	}
-	return inside, nil
+	for _, id := range way {
+		w.known[id] = where
+	}
+	return where, nil
 }
 
 // Loosen prepares the deletion of the volume whose subvolume is id and whose
@@ -184,8 +201,9 @@ func Loosen(fs *os.File, id uint64, group uint32) error {
 	if err := SetLimit(fs, group, 0); err != nil {
 		return err
 	}
+	up := newWayUp(fs, id)
 	for _, m := range g.Members {
-		where, err := relationTo(fs, m, id)
+		where, err := up.from(m)
 		if err != nil {
 			return err
 		}

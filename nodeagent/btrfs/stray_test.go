@@ -90,10 +90,12 @@ func TestForeignMembers(t *testing.T) {
 	neighbour, err := ID(open(t, filepath.Join(fs.Name(), "neighbour")))
 	require.NoError(t, err)
 	require.NoError(t, AddMember(fs, neighbour, testGroup))
+	require.NoError(t, AddMember(fs, topSubvolume, testGroup))
 
 	foreign, err := Foreign(fs, id, testGroup)
 	require.NoError(t, err)
-	require.Equal(t, []uint64{neighbour}, foreign)
+	require.ElementsMatch(t, []uint64{neighbour, topSubvolume}, foreign)
+	require.NoError(t, Expel(fs, topSubvolume, testGroup))
 	require.NoError(t, Expel(fs, neighbour, testGroup))
 	require.NoError(t, Expel(fs, neighbour, testGroup), "a second call changes nothing")
 	foreign, err = Foreign(fs, id, testGroup)
@@ -102,6 +104,33 @@ func TestForeignMembers(t *testing.T) {
 	g, _, err := GetGroup(fs, testGroup)
 	require.NoError(t, err)
 	require.ElementsMatch(t, []uint64{id, nested}, g.Members)
+}
+
+// However they lie in each other, what is in the volume is told from what is not.
+func TestForeignMembersFarDown(t *testing.T) {
+	fs := newSimple(t)
+	volume := newVolume(t, fs, limit)
+	id, err := ID(volume)
+	require.NoError(t, err)
+	require.NoError(t, CreateSubvolume(fs, "neighbour", NoGroup))
+	var foreign []uint64
+	for _, top := range []string{"volume", "neighbour"} {
+		path := filepath.Join(fs.Name(), top)
+		for range 30 {
+			at := open(t, path)
+			require.NoError(t, CreateSubvolume(at, "s", NoGroup))
+			path = filepath.Join(path, "s")
+			nested, err := ID(open(t, path))
+			require.NoError(t, err)
+			require.NoError(t, AddMember(fs, nested, testGroup))
+			if top == "neighbour" {
+				foreign = append(foreign, nested)
+			}
+		}
+	}
+	have, err := Foreign(fs, id, testGroup)
+	require.NoError(t, err)
+	require.ElementsMatch(t, foreign, have)
 }
 
 // fill writes until the group takes nothing more, not even a name.
@@ -174,6 +203,7 @@ func TestDissolveGroup(t *testing.T) {
 	require.NoError(t, CreateSubvolume(fs, "neighbour", testGroup))
 	neighbour, err := ID(open(t, filepath.Join(fs.Name(), "neighbour")))
 	require.NoError(t, err)
+	require.NoError(t, AddMember(fs, topSubvolume, testGroup))
 
 	require.NoError(t, volume.Close())
 	require.NoError(t, DeleteSubvolume(t.Context(), fs, "volume"))

@@ -21,6 +21,7 @@ type Report struct {
 	Special   uint64 // links, FIFOs, sockets and devices: skipped, opening them is not safe
 	Mounts    uint64 // mount points: skipped
 	Busy      uint64 // files with a lease (fcntl(2)): skipped, try again
+	TooDeep   uint64 // directories not entered, by Return: thousands of levels down
 	Strays    []Stray
 }
 
@@ -126,10 +127,13 @@ func (r *Report) stray(in inode, attr fsxattr) {
 // it costs is the look. Changed counts all of them, Strays names the first. It
 // can be repeated after a crash at any point.
 //
+// Directories more than 4096 levels down are looked at and not entered: a tenant
+// can make a million of them.
+//
 // The slice begins when the walk is back at the cursor, and is as long as that
 // took if it is shorter.
 func Return(ctx context.Context, tree *os.File, id uint32, at *Cursor, slice time.Duration) (Report, error) {
-	return walk(ctx, tree, at, bound{time: slice}, func(in inode, count *Report) error {
+	return walk(ctx, tree, at, bound{time: slice, depth: returnDepth}, func(in inode, count *Report) error {
 		attr, err := getFSXattr(in.fd)
 		if err != nil {
 			return fmt.Errorf("get project id of %q: %w", in.path(), err)

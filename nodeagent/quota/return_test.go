@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 )
@@ -75,4 +76,38 @@ func TestReturnNamesAFew(t *testing.T) {
 	require.True(t, at.Done())
 	require.Len(t, r.Strays, maxStrays)
 	require.EqualValues(t, 3*maxStrays, r.Changed)
+}
+
+// A way down of any length costs a bounded amount of memory, and it is said that
+// its end was not looked at.
+func TestReturnInADeepTree(t *testing.T) {
+	testroot.RequireRoot(t)
+	fs := testroot.NewFilesystem(t, "xfs", 512*testroot.MiB)
+	require.NoError(t, os.Mkdir(fs+"/tree", 0o755))
+	tree := open(t, fs+"/tree")
+	require.NoError(t, SetProject(tree, testID, true))
+	at, err := unix.Dup(int(tree.Fd()))
+	require.NoError(t, err)
+	for range returnDepth + 50 {
+		require.NoError(t, unix.Mkdirat(at, "d", 0o755))
+		next, err := unix.Openat(at, "d", openDir, 0)
+		require.NoError(t, err)
+		unix.Close(at)
+		at = next
+	}
+	unix.Close(at)
+	require.NoError(t, os.WriteFile(fs+"/tree/lost", nil, 0o644))
+	require.NoError(t, SetProject(open(t, fs+"/tree/lost"), testID+1, false))
+
+	var cursor Cursor
+	var sum Report
+	for !cursor.Done() {
+		r, err := Return(t.Context(), tree, testID, &cursor, time.Hour)
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(cursor.frames), returnDepth)
+		sum.TooDeep += r.TooDeep
+		sum.Changed += r.Changed
+	}
+	require.EqualValues(t, 1, sum.TooDeep)
+	require.EqualValues(t, 1, sum.Changed)
 }

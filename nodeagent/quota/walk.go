@@ -36,6 +36,10 @@ type frame struct {
 // for each of them; below, a tree 10,000 levels deep costs no memory to speak of.
 const keepEntries = 64
 
+// returnDepth is how deep Return goes. A way down costs memory, and has to be
+// gone again at each slice; no program makes one so long.
+const returnDepth = 4096
+
 // direntBuffer is how much of a directory is read at once.
 const direntBuffer = 16 << 10
 
@@ -58,6 +62,7 @@ type walker struct {
 	buf   []byte
 	count Report
 	visit visitor
+	depth int // how many levels are entered at the most; 0: all
 }
 
 // inode is a directory or a regular file met by a walk.
@@ -73,6 +78,7 @@ type visitor func(inode, *Report) error
 type bound struct {
 	entries int
 	time    time.Duration
+	depth   int // below it directories are not entered, and are counted
 }
 
 // from returns what tells, after so many entries, whether the bound is reached.
@@ -88,7 +94,7 @@ func (b bound) from(resumed time.Duration) func(entries int) bool {
 // walk continues at the cursor and goes on until the bound. What is moved about
 // in the tree meanwhile may be missed.
 func walk(ctx context.Context, tree *os.File, at *Cursor, until bound, visit visitor) (Report, error) {
-	w := &walker{at: at, buf: make([]byte, direntBuffer), dir: -1, visit: visit}
+	w := &walker{at: at, buf: make([]byte, direntBuffer), dir: -1, visit: visit, depth: until.depth}
 	err := control(tree, func(fd int) error {
 		w.top = fd
 		return w.run(ctx, until)
@@ -232,6 +238,10 @@ func (w *walker) down(fd int, name string) error {
 	if err != nil {
 		unix.Close(fd)
 		return err
+	}
+	if w.depth > 0 && len(w.at.frames) >= w.depth {
+		w.count.TooDeep++
+		return unix.Close(fd)
 	}
 	if len(w.at.frames) > keepEntries {
 		w.at.frames[len(w.at.frames)-1].rest = nil

@@ -142,7 +142,11 @@ func (s *Store) recheck(ctx context.Context, v *volume) (done bool, err error) {
 // strayed says that files were not charged to the volume, and what became of them.
 func (s *Store) strayed(v *volume, report *quota.Report) error {
 	n := report.Changed + report.Immutable
-	if n == 0 {
+	switch {
+	case n == 0 && report.TooDeep > 0:
+		return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonUnchecked,
+			Detail: fmt.Sprintf("%d of its directories are so far down that what is in them is not looked at", report.TooDeep)}
+	case n == 0:
 		return nil
 	}
 	others := 0
@@ -151,7 +155,7 @@ func (s *Store) strayed(v *volume, report *quota.Report) error {
 			others++
 		}
 	}
-	detail := fmt.Sprintf("%d files or directories were not charged to it (%s, for one)", n, report.Strays[0].Path)
+	detail := fmt.Sprintf("%d files or directories were not charged to it (%.200q, for one)", n, report.Strays[0].Path)
 	if others > 0 {
 		detail = fmt.Sprintf("%s, %d or more of them to another volume", detail, others)
 	}
