@@ -77,6 +77,7 @@ func TestKubernetes(t *testing.T) {
 		{"an orphan comes back, for its claim or for another", testOrphan},
 		{"the cluster is rebuilt from disk", testRebuilt},
 		{"a disk moves to another node, with a crash after every write", testMove},
+		{"a pool's path changes, with a crash after every write", testPathChanged},
 		{"data that was there becomes a volume", testAdopt},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -404,6 +405,33 @@ func testMove(s *site) {
 		require.Equal(s.t, claim.UID, record.Spec.Claim.UID)
 		pv, v, from, to = newPV, record, to, from
 		if err == nil {
+			break
+		}
+	}
+	s.deleteClaim("data")
+}
+
+func testPathChanged(s *site) {
+	claim, pv, v := s.claim("data", "purge", "a")
+	for writes := int32(0); ; writes++ {
+		base := v.DeepCopy()
+		v.Status.Path = fmt.Sprintf("/mnt/%d/%s/data", writes, v.Name)
+		require.NoError(s.t, s.Status().Patch(s.t.Context(), v, client.MergeFrom(base)))
+		steps, err := s.recover(&Rescuer{Client: s.dying(writes), Patience: patience, Say: s.hasten}, Options{}, found("a", v))
+		s.t.Logf("after %d writes: %v", writes, err)
+		if _, again := s.recover(&Rescuer{Client: s, Patience: patience, Say: s.hasten}, Options{}, found("a", v)); again != nil {
+			s.t.Fatalf("the run after one that ended after %d writes (%v): %v", writes, err, again)
+		}
+		now, newPV, record := s.bound("data")
+		require.Equal(s.t, claim.UID, now.UID)
+		require.Equal(s.t, pv.Name, newPV.Name)
+		require.Equal(s.t, v.Status.Path, newPV.Spec.Local.Path)
+		require.Equal(s.t, corev1.PersistentVolumeReclaimDelete, newPV.Spec.PersistentVolumeReclaimPolicy)
+		require.Empty(s.t, newPV.Annotations[v1alpha1.AnnotationReclaimPolicy])
+		require.Equal(s.t, v.UID, record.UID, "the Volume is on its node, and stays")
+		pv, v = newPV, record
+		if err == nil {
+			require.Equal(s.t, Move, steps[0].Verb)
 			break
 		}
 	}
