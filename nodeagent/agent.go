@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -200,7 +201,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	}
 	_, err = volumes.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
-		UpdateFunc: func(_, obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
+		UpdateFunc: func(before, after any) { a.updated(before.(*v1alpha1.Volume), after.(*v1alpha1.Volume)) },
 		DeleteFunc: func(obj any) {
 			if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
 				obj = gone.Obj
@@ -225,6 +226,16 @@ func (a *Agent) watch(ctx context.Context) error {
 		return fmt.Errorf("watch Pools: %w", err)
 	}
 	return nil
+}
+
+// updated looks at a Volume that changed. Where only its status did, that is this agent's own word, and there is nothing to do
+// unless the disk says something else by now.
+func (a *Agent) updated(before, after *v1alpha1.Volume) {
+	asked := before.UID != after.UID || before.Generation != after.Generation || before.ResourceVersion == after.ResourceVersion ||
+		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() || !labels.Equals(before.Labels, after.Labels)
+	if asked || a.moved(after, a.inTrash) {
+		a.enqueue(after)
+	}
 }
 
 // enqueue puts a Volume into the queue, and with it those that wait for it.
@@ -325,29 +336,28 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 		}
 	}
 	for i := range list.Items {
-		v := &list.Items[i]
-		there, err := a.store.Get(v.Name)
-		available := err == nil && there.Unavailable == nil
-		switch v.Status.Phase {
-		case v1alpha1.VolumeReady:
-			if !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions, there.NotEnforced) {
-				a.queue.Add(v.Name)
-			}
-		case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
-			if available || err != nil || there.Adopting != "" { // the latter waits for us to finish it
-				a.queue.Add(v.Name)
-			}
-		case v1alpha1.VolumePending: // an adoption waits for its pool
-			ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
-			if v.Spec.Adopt != nil && ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline {
-				a.queue.Add(v.Name)
-			}
-		case v1alpha1.VolumeTrashed:
-			if !trashed[v.Name] {
-				a.queue.Add(v.Name)
-			}
+		if v := &list.Items[i]; a.moved(v, func(id string) bool { return trashed[id] }) {
+			a.queue.Add(v.Name)
 		}
 	}
+}
+
+// moved reports whether a Volume's status does not say what the store says.
+func (a *Agent) moved(v *v1alpha1.Volume, inTrash func(id string) bool) bool {
+	there, err := a.store.Get(v.Name)
+	available := err == nil && there.Unavailable == nil
+	switch v.Status.Phase {
+	case v1alpha1.VolumeReady:
+		return !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions, there.NotEnforced)
+	case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
+		return available || err != nil || there.Adopting != "" // the latter waits for us to finish it
+	case v1alpha1.VolumePending: // an adoption waits for its pool
+		ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
+		return v.Spec.Adopt != nil && ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline
+	case v1alpha1.VolumeTrashed:
+		return !inTrash(v.Name)
+	}
+	return err == nil // it says that there is none
 }
 
 // roomToGrow tells a volume whose growth was refused, and that fits by now.

@@ -23,8 +23,11 @@ import (
 )
 
 const (
-	// reportEvery bounds how often Pool objects are written while volumes come and go in a burst.
-	reportEvery = 200 * time.Millisecond
+	// reportAfter is how long a change waits for what comes with it, so that a report does not compete with the volume it
+	// follows from, and reportEvery bounds how often Pool objects are written while volumes come and go. Together they
+	// are how old the room that is published can be. Before a refusal it is reported at once.
+	reportAfter = 100 * time.Millisecond
+	reportEvery = 900 * time.Millisecond
 	// roomStep is what the room of a pool is rounded down to, so that an object is not written for a few blocks' sake.
 	roomStep = 1 << 20
 	// identifyRetry is how long to wait before the API server is asked again who this cluster is.
@@ -69,12 +72,25 @@ func (p *poolReporter) run(ctx context.Context) {
 			return
 		case <-p.wake:
 		}
-		p.flush(ctx)
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, reportAfter) {
 			return
-		case <-time.After(reportEvery): // a burst becomes one write
 		}
+		p.flush(ctx)
+		if !pause(ctx, reportEvery) { // a burst becomes one write
+			return
+		}
+	}
+}
+
+// pause waits, and reports whether ctx has not ended meanwhile.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 

@@ -52,7 +52,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 
 // writeStatus writes only news.
 func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
-	if equality.Semantic.DeepEqual(&v.Status, status) {
+	if !isNews(&v.Status, status) {
 		return nil
 	}
 	changed := v.DeepCopy()
@@ -67,6 +67,28 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1a
 		return fmt.Errorf("write the status of volume %s: %w", v.Name, err)
 	}
 	return nil
+}
+
+// isNews reports whether a status says what the one that is written does not. Of a volume that is Ready and that nothing is
+// wrong with, it is none that a newer spec was seen: nobody waits for that (what was waited for is in the status).
+func isNews(written, now *v1alpha1.VolumeStatus) bool {
+	if !isWell(written) || !isWell(now) {
+		return !equality.Semantic.DeepEqual(written, now)
+	}
+	now = now.DeepCopy()
+	now.ObservedGeneration = written.ObservedGeneration
+	for i := range now.Conditions {
+		if c := meta.FindStatusCondition(written.Conditions, now.Conditions[i].Type); c != nil {
+			now.Conditions[i].ObservedGeneration = c.ObservedGeneration
+		}
+	}
+	return !equality.Semantic.DeepEqual(written, now)
+}
+
+// isWell reports whether a status asks nothing of anybody: Ready, all of its size in force, and no wish is open.
+func isWell(s *v1alpha1.VolumeStatus) bool {
+	return s.Phase == v1alpha1.VolumeReady && !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionInUse) &&
+		!meta.IsStatusConditionFalse(s.Conditions, v1alpha1.ConditionResized)
 }
 
 // setReady sets the condition Ready, and with it the phase.
@@ -223,13 +245,14 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		setReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup, waiting.Error())
 		return nil
 	}
+	var there store.Volume
 	if err == nil {
-		_, err = a.store.Create(ctx, adm)
+		there, err = a.store.Create(ctx, adm)
 		a.groups.done(v.Name)
 	}
 	if err == nil {
 		a.failures.forget(v.Name)
-		return a.keep(ctx, v, status)
+		return a.serve(ctx, v, status, there) // it is up already
 	}
 	reason, refused := store.Reason(err)
 	if !refused && a.failures.giveUp(v, err, a.store) {
@@ -255,7 +278,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	return nil
 }
 
-// keep brings up a volume that is there, grows it if that is wanted, and describes it.
+// keep brings up a volume that is there, and serves it.
 func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	there, err := a.store.Activate(ctx, v.Name)
 	if err != nil {
@@ -266,6 +289,11 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 		}
 		return err
 	}
+	return a.serve(ctx, v, status, there)
+}
+
+// serve grows a volume that is up if that is wanted, and describes it.
+func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there store.Volume) error {
 	// The disk follows the record (G7). A volume whose disk does not take it is of use all the same.
 	originErr := a.store.Describe(ctx, v.Name, originOf(v))
 	growErr := a.grow(ctx, v, status, &there)
@@ -334,6 +362,15 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 			return nil
 		}
 	}
+	if why, err := a.holds(ctx, v); err != nil {
+		reason, _ := store.Reason(err)
+		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		return err
+	} else if why != "" {
+		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, v1alpha1.ReasonNotEmpty, why)
+		a.queue.AddAfter(v.Name, inUseRetry)
+		return nil
+	}
 	err = a.store.Delete(ctx, v.Name, removalOf(v))
 	var unseen *store.UnseenError
 	if errors.As(err, &unseen) && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
@@ -375,6 +412,24 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	status.Capacity = resource.NewQuantity(0, resource.BinarySI)
 	setReady(status, v1alpha1.VolumeDeleted, v1alpha1.ReasonRemoved, "")
 	return nil
+}
+
+// holds says what keeps a volume that the controller gave up from being deleted: it did because nobody was served from the
+// volume, so whatever is in it proves that wrong. Only what the agent put there itself goes.
+func (a *Agent) holds(ctx context.Context, v *v1alpha1.Volume) (why string, err error) {
+	if v.Annotations[v1alpha1.AnnotationGivenUp] == "" || v.Spec.Published || v.Spec.Source != nil {
+		return "", nil
+	}
+	untouched, err := a.store.Untouched(ctx, v.Name)
+	var missing *store.NotFoundError
+	if errors.As(err, &missing) || err == nil && untouched {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return "it was given up as one that nobody was served from, and there is something in it; to have that deleted set spec.published, " +
+		"to keep it delete this object", nil
 }
 
 // inUseRetry is how often a volume that was in use is looked at without being told of a change.

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -143,6 +144,10 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 		v.Status.Capacity = new(v.Spec.Capacity.DeepCopy())
 		set(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
 		set(v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+	}
+	before.Status.ObservedGeneration = v.Generation
+	if equality.Semantic.DeepEqual(before.Status, v.Status) {
+		return
 	}
 	if err := a.k.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 		a.k.t.Errorf("agent of %s: %v", a.node, err)

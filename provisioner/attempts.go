@@ -46,12 +46,14 @@ type plan struct {
 	// use is the record to go on with; nil: make one called next.
 	use  *v1alpha1.Volume
 	next string
-	// abandon are records to give up first: never published, and on another node, refused, or made for another wish.
+	// abandon are records to give up first: nobody was served from them, and they are on another node, refused, or made for
+	// another wish.
 	abandon []*v1alpha1.Volume
 }
 
-// planAttempt decides. A published record is always gone on with, wherever it is: it may hold data, and its
-// PersistentVolume only has to be written (again).
+// planAttempt decides. A record that somebody may have been served from is always gone on with, wherever it is: it may
+// hold data, and its PersistentVolume only has to be written (again). A second one of that kind is left to the sweep,
+// which can tell by the PersistentVolume which of them it was.
 func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.Volume) plan {
 	var p plan
 	highest := 0
@@ -63,11 +65,14 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent:
 			// A tombstone. It holds its number until the agent confirmed and the record is gone.
-		case v.Spec.Published:
-			if p.use == nil || !p.use.Spec.Published {
-				if p.use != nil {
-					p.abandon = append(p.abandon, p.use)
-				}
+		case Served(v):
+			switch {
+			case p.use == nil:
+				p.use = v
+			case !Served(p.use):
+				p.abandon = append(p.abandon, p.use)
+				p.use = v
+			case v.Spec.Published && !p.use.Spec.Published:
 				p.use = v
 			}
 		case p.use == nil && v.Spec.NodeName == want.NodeName && !isRefused(v) && sameWish(&v.Spec, want):
@@ -91,6 +96,13 @@ func sameWish(have, want *v1alpha1.VolumeSpec) bool {
 		return c
 	}
 	return equality.Semantic.DeepEqual(fixed(have), fixed(want))
+}
+
+// Served reports whether somebody may have been given the volume: it was ready once, and from that moment on its
+// PersistentVolume may be there. Only proof that there is none ends that (Records.Abandon). One that is lost before
+// anybody is known to have had it is an attempt like any other that came to nothing.
+func Served(v *v1alpha1.Volume) bool {
+	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable
 }
 
 // isReady reports whether the volume can be used.

@@ -36,6 +36,8 @@ func TestPlanAttempt(t *testing.T) {
 	}
 	elsewhere := func(v *v1alpha1.Volume) { v.Spec.NodeName = "there" }
 	published := func(v *v1alpha1.Volume) { v.Spec.NodeName = "there"; v.Spec.Published = true }
+	ready := func(v *v1alpha1.Volume) { v.Spec.NodeName = "there"; v.Status.Phase = v1alpha1.VolumeReady }
+	lost := func(v *v1alpha1.Volume) { v.Status.Phase = v1alpha1.VolumeLost }
 	tombstone := func(v *v1alpha1.Volume) { v.Spec.DesiredState = v1alpha1.DesiredDeleted }
 	refused := func(v *v1alpha1.Volume) { v.Status.Phase = v1alpha1.VolumeRefused }
 	larger := func(v *v1alpha1.Volume) { v.Spec.Capacity = resource.MustParse("2Gi") }
@@ -53,6 +55,10 @@ func TestPlanAttempt(t *testing.T) {
 		{"one on another node", []v1alpha1.Volume{record(1, elsewhere)}, "", "pvc-1-2", []string{"pvc-1-1"}},
 		{"published on another node", []v1alpha1.Volume{record(1, published)}, "pvc-1-1", "pvc-1-2", nil},
 		{"published there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, published)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
+		{"ready on another node", []v1alpha1.Volume{record(1, ready)}, "pvc-1-1", "pvc-1-2", nil},
+		{"ready there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, ready)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
+		{"ready there, and published there", []v1alpha1.Volume{record(1, ready), record(2, published)}, "pvc-1-2", "pvc-1-3", nil},
+		{"lost before anybody had it", []v1alpha1.Volume{record(1, lost)}, "", "pvc-1-2", []string{"pvc-1-1"}},
 		{"a tombstone keeps its number", []v1alpha1.Volume{record(3, tombstone)}, "", "pvc-1-4", nil},
 		{"refused", []v1alpha1.Volume{record(1, refused)}, "", "pvc-1-2", []string{"pvc-1-1"}},
 		{"another size", []v1alpha1.Volume{record(1, larger)}, "", "pvc-1-2", []string{"pvc-1-1"}},
@@ -67,7 +73,7 @@ func TestPlanAttempt(t *testing.T) {
 			var abandon []string
 			for _, v := range p.abandon {
 				abandon = append(abandon, v.Name)
-				require.False(t, v.Spec.Published, "what was published is never given up")
+				require.False(t, Served(v), "what somebody may have been given is never given up")
 			}
 			require.Equal(t, test.use, use)
 			require.Equal(t, test.next, p.next)

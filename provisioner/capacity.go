@@ -6,12 +6,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -29,7 +32,9 @@ import (
 // waits for the scheduler, of either front door. The scheduler looks for a CSIDriver named like the class's
 // provisioner and asks no further, so this serves local PersistentVolumes as well (KEP-1472).
 //
-// It is driven by the watches of nodes, pools, classes and agents, and writes nothing without news. It does not
+// It is driven by the watches of nodes, pools, classes and agents, and writes nothing without news. A change of room is
+// news when it is one percent of the node, or may decide over a claim that waits; a node's objects are then written
+// together, once a second at most (capacity_news.go). After a refusal they are written at once, as they are. It does not
 // reserve: several claims may race for the same room, and the agent decides.
 type capacityPublisher struct {
 	client    client.Client
@@ -45,6 +50,8 @@ type capacityPublisher struct {
 	mu    sync.Mutex
 	fresh map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
 	nodes keyedLocks
+	told  told
+	need  *need
 
 	// templateSize is the largest volume of nodes that do not exist yet, in bytes; 0: nothing is published for them.
 	templateSize int64
@@ -53,6 +60,11 @@ type capacityPublisher struct {
 
 	holds   map[string]*hold // by object, as far as this process made them
 	holders holders
+}
+
+func newCapacityPublisher(c *capacityPublisher) *capacityPublisher {
+	c.need = newNeed(c.claimWaits)
+	return c
 }
 
 const (
@@ -86,12 +98,12 @@ func indexCapacity(o client.Object) []string {
 	return []string{o.GetAnnotations()[v1alpha1.AnnotationNode]}
 }
 
-// PublishNode implements CapacityPublisher: it reads the node's pools live.
+// PublishNode implements CapacityPublisher: it reads the node's pools live, and whatever they say is written.
 func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error {
 	if err := c.readPools(ctx, node); err != nil {
 		return err
 	}
-	_, err := c.publish(ctx, node)
+	_, err := c.publish(ctx, node, true)
 	return err
 }
 
@@ -119,8 +131,8 @@ func (c *capacityPublisher) readPools(ctx context.Context, node string) error {
 
 // Reconcile publishes one node, named by the request.
 func (c *capacityPublisher) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-	ends, err := c.publish(ctx, req.Name)
-	return reconcile.Result{RequeueAfter: ends}, err
+	wait, err := c.publish(ctx, req.Name, false)
+	return reconcile.Result{RequeueAfter: wait}, err
 }
 
 // pools are a node's, in the newest state that is known: the cache may be behind what PublishNode has read.
@@ -152,11 +164,12 @@ func newer(a, b *v1alpha1.Pool) bool {
 	return errX == nil && errY == nil && x > y
 }
 
-// publish makes a node's objects what they have to be, and returns after how long they are something else by themselves
-// (0: not). It is serialised by node, so that an older state is never written over a newer one.
-func (c *capacityPublisher) publish(ctx context.Context, name string) (ends time.Duration, err error) {
+// publish makes a node's objects what they have to be, as far as that is news; exact: as far as they are not that. A change
+// that has to wait for its turn, and what becomes something else by itself, come after the time that is returned (0: there is
+// neither). It is serialised by node, so that an older state is never written over a newer one.
+func (c *capacityPublisher) publish(ctx context.Context, name string, exact bool) (wait time.Duration, err error) {
 	defer c.nodes.lock(name)()
-	want, err := c.wanted(ctx, name)
+	want, totals, err := c.wanted(ctx, name)
 	if err != nil {
 		return 0, err
 	}
@@ -164,42 +177,84 @@ func (c *capacityPublisher) publish(ctx context.Context, name string) (ends time
 	if err := c.client.List(ctx, &have, client.InNamespace(c.namespace), client.MatchingFields{indexCapacityNode: name}); err != nil {
 		return 0, &APIError{"listing the capacity objects of node " + name, err}
 	}
-	ends = c.applyHolds(ctx, name, want, have.Items)
-	var errs []error
+	wait = c.applyHolds(ctx, name, want, have.Items)
+	if len(want) == 0 {
+		c.told.forget(name)
+	}
+
+	var writes []func() error
+	left := map[string]leftOut{}
+	turn := c.told.wait(name, time.Now())
 	for i := range have.Items {
 		old := &have.Items[i]
 		wish, keep := want[old.Name]
 		delete(want, old.Name)
 		switch {
 		case !keep:
-			err = client.IgnoreNotFound(c.client.Delete(ctx, old))
-		case sameCapacity(old, wish) && equality.Semantic.DeepEqual(old.OwnerReferences, wish.OwnerReferences):
+			writes = append(writes, func() error { return client.IgnoreNotFound(c.client.Delete(ctx, old)) })
 			continue
+		case !equality.Semantic.DeepEqual(old.OwnerReferences, wish.OwnerReferences):
+		case sameCapacity(old, wish):
+			continue
+		case exact || isHeld(old) || isHeld(wish):
 		default:
-			changed := old.DeepCopy()
-			changed.Capacity, changed.MaximumVolumeSize, changed.OwnerReferences = wish.Capacity, wish.MaximumVolumeSize, wish.OwnerReferences
-			if text := wish.Annotations[v1alpha1.AnnotationHold]; text != "" {
-				metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationHold, text)
-			} else {
-				delete(changed.Annotations, v1alpha1.AnnotationHold)
+			how := c.urgencyOf(old, wish, totals[old.Name])
+			if how == soon && turn > 0 && (wait == 0 || turn < wait) {
+				wait = turn
 			}
-			err = c.client.Patch(ctx, changed, client.MergeFrom(old))
+			if how == never || how == soon && turn > 0 {
+				left[wish.StorageClassName] = leftOut{bytesOf(old.MaximumVolumeSize), bytesOf(wish.MaximumVolumeSize)}
+				continue
+			}
 		}
-		c.metrics.capacity.Inc()
-		errs = append(errs, err)
+		writes = append(writes, func() error { return c.change(ctx, old, wish) })
 	}
 	for _, object := range want {
-		err := c.client.Create(ctx, object)
-		if apierrors.IsAlreadyExists(err) { // made by the other replica, or not in the cache yet
-			err = c.client.Patch(ctx, object, client.Merge)
-		}
-		c.metrics.capacity.Inc()
-		errs = append(errs, err)
+		writes = append(writes, func() error { return c.create(ctx, object) })
 	}
-	if err := errors.Join(errs...); err != nil {
+
+	c.told.leave(name, left)
+	if len(writes) == 0 {
+		return wait, nil
+	}
+	c.metrics.capacity.Add(float64(len(writes)))
+	err = together(writes)
+	c.told.wrote(name, time.Now())
+	if err != nil {
 		return 0, &APIError{"publishing the capacity of node " + name, err}
 	}
-	return ends, nil
+	return wait, nil
+}
+
+func (c *capacityPublisher) change(ctx context.Context, old, wish *storagev1.CSIStorageCapacity) error {
+	changed := old.DeepCopy()
+	changed.Capacity, changed.MaximumVolumeSize, changed.OwnerReferences = wish.Capacity, wish.MaximumVolumeSize, wish.OwnerReferences
+	if text := wish.Annotations[v1alpha1.AnnotationHold]; text != "" {
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationHold, text)
+	} else {
+		delete(changed.Annotations, v1alpha1.AnnotationHold)
+	}
+	return c.client.Patch(ctx, changed, client.MergeFrom(old))
+}
+
+func (c *capacityPublisher) create(ctx context.Context, object *storagev1.CSIStorageCapacity) error {
+	err := c.client.Create(ctx, object)
+	if apierrors.IsAlreadyExists(err) { // made by the other replica, or not in the cache yet
+		err = c.client.Patch(ctx, object, client.Merge)
+	}
+	return err
+}
+
+// together does the writes of one node side by side: its classes see the same pools, and the scheduler asks for any of them.
+func together(writes []func() error) error {
+	var g errgroup.Group
+	g.SetLimit(8)
+	errs := make([]error, len(writes))
+	for i, write := range writes {
+		g.Go(func() error { errs[i] = write(); return nil })
+	}
+	_ = g.Wait()
+	return errors.Join(errs...)
 }
 
 func sameCapacity(a, b *storagev1.CSIStorageCapacity) bool {
@@ -207,54 +262,75 @@ func sameCapacity(a, b *storagev1.CSIStorageCapacity) bool {
 		a.Annotations[v1alpha1.AnnotationHold] == b.Annotations[v1alpha1.AnnotationHold]
 }
 
-// wanted is the objects a node should have, by name. A node that is gone, or has no pool, has none, and the scheduler
-// passes it by.
-func (c *capacityPublisher) wanted(ctx context.Context, name string) (map[string]*storagev1.CSIStorageCapacity, error) {
+// isHeld reports whether a refusal is remembered in an object; then it says exactly what is to be offered.
+func isHeld(c *storagev1.CSIStorageCapacity) bool {
+	return c.Annotations[v1alpha1.AnnotationHold] != ""
+}
+
+// wanted is the objects a node should have, by name, and the sizes of the pools that each is about. A node that is gone, or
+// has no pool, has none, and the scheduler passes it by.
+func (c *capacityPublisher) wanted(ctx context.Context, name string) (want map[string]*storagev1.CSIStorageCapacity, totals map[string]int64, err error) {
 	if name == templateNodes {
 		var classes storagev1.StorageClassList
 		if err := c.client.List(ctx, &classes); err != nil {
-			return nil, &APIError{"listing classes", err}
+			return nil, nil, &APIError{"listing classes", err}
 		}
-		return c.template(classes.Items), nil
+		return c.template(classes.Items), nil, nil
 	}
 	var node corev1.Node
 	if err := c.client.Get(ctx, client.ObjectKey{Name: name}, &node); err != nil {
-		return nil, client.IgnoreNotFound(err)
+		return nil, nil, client.IgnoreNotFound(err)
 	}
-	host := node.Labels[corev1.LabelHostname]
 	pools, err := c.pools(ctx, name)
-	if err != nil || len(pools) == 0 || host == "" {
-		return nil, err
+	if err != nil || len(pools) == 0 {
+		return nil, nil, err
 	}
 	var classes storagev1.StorageClassList
 	if err := c.client.List(ctx, &classes); err != nil {
-		return nil, &APIError{"listing classes", err}
+		return nil, nil, &APIError{"listing classes", err}
 	}
 	ready, _ := c.agents.Ready(name)
-	want := map[string]*storagev1.CSIStorageCapacity{}
+	want, totals = map[string]*storagev1.CSIStorageCapacity{}, map[string]int64{}
 	for i := range classes.Items {
 		class := &classes.Items[i]
-		if !isOurClass(class) || !waitsForConsumer(class) {
+		topology := topologyOf(class, &node)
+		if !isOurClass(class) || !waitsForConsumer(class) || topology == nil {
 			continue
 		}
-		free := room{Available: anySize, Largest: anySize}
+		free, total := room{Available: anySize, Largest: anySize}, int64(0)
 		if params, err := ParseParameters(class.Parameters); err == nil {
-			free = roomIn(pools, params)
+			free, total = roomIn(pools, params), totalOf(pools, params)
 		} else {
 			log.FromContext(ctx).V(1).Info("A class cannot be served", "class", class.Name, "why", err.Error())
 		}
 		if !ready {
 			free = room{}
 		}
-		object := c.object(class, name, host, free)
-		want[object.Name] = object
+		object := c.object(class, name, topology, free)
+		want[object.Name], totals[object.Name] = object, total
 	}
-	return want, nil
+	return want, totals, nil
+}
+
+// topologyOf selects a node as the PersistentVolumes of a class do: by the CSI driver's own label, which kubelet sets when the
+// driver registers there, or by the host name. Nil for a node without a host name, which no classic volume could name.
+func topologyOf(class *storagev1.StorageClass, node *corev1.Node) map[string]string {
+	if class.Provisioner == v1alpha1.CSIDriver {
+		return map[string]string{v1alpha1.TopologyNode: node.Name}
+	}
+	if host := node.Labels[corev1.LabelHostname]; host != "" {
+		return map[string]string{corev1.LabelHostname: host}
+	}
+	return nil
 }
 
 // object is one CSIStorageCapacity. Its name follows from what in it cannot be changed.
-func (c *capacityPublisher) object(class *storagev1.StorageClass, node, host string, free room) *storagev1.CSIStorageCapacity {
-	sum := sha256.Sum256([]byte(class.Name + "\x00" + node + "\x00" + host))
+func (c *capacityPublisher) object(class *storagev1.StorageClass, node string, topology map[string]string, free room) *storagev1.CSIStorageCapacity {
+	id := class.Name + "\x00" + node
+	for _, key := range slices.Sorted(maps.Keys(topology)) {
+		id += "\x00" + key + "\x00" + topology[key]
+	}
+	sum := sha256.Sum256([]byte(id))
 	object := &storagev1.CSIStorageCapacity{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: "quarry-" + hex.EncodeToString(sum[:10]), Namespace: c.namespace,
@@ -262,7 +338,7 @@ func (c *capacityPublisher) object(class *storagev1.StorageClass, node, host str
 			Annotations: map[string]string{v1alpha1.AnnotationNode: node},
 		},
 		StorageClassName:  class.Name,
-		NodeTopology:      &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelHostname: host}},
+		NodeTopology:      &metav1.LabelSelector{MatchLabels: topology},
 		Capacity:          resource.NewQuantity(free.Available, resource.BinarySI),
 		MaximumVolumeSize: resource.NewQuantity(free.Largest, resource.BinarySI),
 	}
@@ -310,7 +386,7 @@ func (c *capacityPublisher) publishAll(ctx context.Context) error {
 		return fmt.Errorf("listing nodes: %w", err)
 	}
 	for i := range nodes.Items {
-		if _, err := c.publish(ctx, nodes.Items[i].Name); err != nil {
+		if _, err := c.publish(ctx, nodes.Items[i].Name, false); err != nil {
 			return err
 		}
 	}

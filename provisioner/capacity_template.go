@@ -3,7 +3,6 @@ package provisioner
 import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // The cluster autoscaler asks whether a pod would fit on a node that does not
@@ -29,8 +28,7 @@ func (c *capacityPublisher) template(classes []storagev1.StorageClass) map[strin
 	size := resource.NewQuantity(c.templateSize, resource.BinarySI)
 	for i := range classes {
 		if class := &classes[i]; isOurClass(class) && waitsForConsumer(class) {
-			object := c.object(class, templateNodes, "", room{})
-			object.NodeTopology = &metav1.LabelSelector{MatchLabels: map[string]string{labelTemplateNode: "true"}}
+			object := c.object(class, templateNodes, map[string]string{labelTemplateNode: "true"}, room{})
 			object.Capacity, object.MaximumVolumeSize = size, size
 			want[object.Name] = object
 		}

@@ -249,8 +249,8 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 		Events: recorder, Metrics: metrics, DeleteWait: o.DeleteWait,
 		waiting: newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
 	}
-	capacity := &capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
-		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics, templateSize: o.TemplateNodeSize, leaveOff: o.IgnoreCapacity}
+	capacity := newCapacityPublisher(&capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
+		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics, templateSize: o.TemplateNodeSize, leaveOff: o.IgnoreCapacity})
 	c.Capacity, c.Local.Capacity = capacity, capacity
 	agents.OnChange = func(node string, ready bool) {
 		capacity.agentChanged(node)
@@ -311,11 +311,8 @@ func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second),
 	}
 	vanished := predicate.Funcs{
-		CreateFunc: func(event.CreateEvent) bool { return false },
-		UpdateFunc: func(e event.UpdateEvent) bool { // or came to be, under a PersistentVolume that was there before
-			v, ok := e.ObjectNew.(*v1alpha1.Volume) // a packed one is published
-			return ok && isReady(v) && !v.Spec.Published
-		},
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		UpdateFunc:  func(event.UpdateEvent) bool { return false },
 		GenericFunc: func(event.GenericEvent) bool { return false },
 	}
 	toPV := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
@@ -330,10 +327,27 @@ func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
 		return fmt.Errorf("setting up the healer: %w", err)
 	}
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second)
+	options.MaxConcurrentReconciles = 16 // it removes the records of a burst of deletions
 	// What is published and wanted is nothing for the sweep.
 	if err := builder.ControllerManagedBy(mgr).Named("sweep").For(&v1alpha1.Volume{}, builder.WithPredicates(restless)).
 		WithOptions(options).Complete(sweep); err != nil {
 		return fmt.Errorf("setting up the sweep: %w", err)
+	}
+	return addVanished(mgr, sweep)
+}
+
+// addVanished has the sweep look at the volumes of PersistentVolumes that were removed.
+func addVanished(mgr manager.Manager, sweep *sweeper) error {
+	removed := predicate.Funcs{
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		UpdateFunc:  func(event.UpdateEvent) bool { return false },
+		GenericFunc: func(event.GenericEvent) bool { return false },
+	}
+	options := ctrlcontroller.Options{SkipNameValidation: new(true),
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, 15*time.Second)}
+	if err := builder.ControllerManagedBy(mgr).Named("vanished").For(&corev1.PersistentVolume{}, builder.WithPredicates(removed)).
+		WithOptions(options).Complete(reconcile.Func(sweep.vanished)); err != nil {
+		return fmt.Errorf("setting up the watch of PersistentVolumes that vanish: %w", err)
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, 
 	for i := range existing {
 		v := &existing[i]
 		allowed := len(nodes) == 0 || slices.Contains(nodes, v.Spec.NodeName)
-		if v.Spec.DesiredState == v1alpha1.DesiredPresent && (v.Spec.Published || allowed && !isRefused(v)) {
+		if v.Spec.DesiredState == v1alpha1.DesiredPresent && (Served(v) || allowed && !isRefused(v)) {
 			return v.Spec.NodeName, nil
 		}
 	}
@@ -236,7 +236,7 @@ func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 
 // isCSI tells volumes that callers of this door know of.
 func isCSI(v *v1alpha1.Volume) bool {
-	return v.Spec.Provisioner == v1alpha1.CSIDriver && v.Spec.Published && v.Spec.DesiredState == v1alpha1.DesiredPresent
+	return v.Spec.Provisioner == v1alpha1.CSIDriver && Served(v) && v.Spec.DesiredState == v1alpha1.DesiredPresent
 }
 
 // List returns the volumes of this door, live: a caller that just made or deleted one expects to see that, whichever replica
@@ -291,7 +291,7 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 		resized := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
 		answered := resized != nil && max(resized.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
 		switch {
-		case v.Status.Capacity != nil && v.Status.Capacity.Value() >= bytes && v.Status.ObservedGeneration >= v.Generation:
+		case v.Status.Capacity != nil && v.Status.Capacity.Value() >= bytes: // a size in force never shrinks
 			return v, nil
 		case answered && resized.Status == metav1.ConditionFalse && resized.Reason == v1alpha1.ReasonResizeInfeasible:
 			return nil, &RefusedError{Node: v.Spec.NodeName, Code: resized.Reason, Message: resized.Message}
@@ -356,6 +356,9 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	}
 	switch {
 	case pv != nil && lost:
+		if c.records().confirmed.has(string(pv.UID)) {
+			return nil // the sidecar deletes its PersistentVolume next
+		}
 		o, ok := originOf(pv)
 		if !ok {
 			return nil
@@ -382,7 +385,13 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return c.awaitDeleted(ctx, v)
+	if err := c.awaitDeleted(ctx, v); err != nil {
+		return err
+	}
+	if pv != nil {
+		c.records().confirmed.add(string(pv.UID))
+	}
+	return nil
 }
 
 // boundElsewhere names a PersistentVolume of another name than the volume's, made by hand to have the data back, that is bound.

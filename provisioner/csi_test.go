@@ -71,7 +71,7 @@ func testCSI(t *testing.T, k *cluster) {
 	require.ErrorContains(t, err, "kubectl get pools.quarry.storage", "the error carries the advice")
 	v, err := door.Ensure(ctx, name, wish("2Gi", nil), []string{b})
 	require.NoError(t, err)
-	require.True(t, v.Spec.Published)
+	require.True(t, Served(v))
 	require.Equal(t, b, v.Spec.NodeName)
 	again, err := door.Ensure(ctx, name, wish("2Gi", nil), []string{b})
 	require.NoError(t, err)

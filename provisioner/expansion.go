@@ -114,7 +114,7 @@ func (e *expander) expand(ctx context.Context, claim *corev1.PersistentVolumeCla
 	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
 	answered := c != nil && max(c.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
 	switch {
-	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0 && v.Status.ObservedGeneration >= v.Generation:
+	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0: // a size in force never shrinks
 		return e.finish(ctx, claim, pv, *v.Status.Capacity)
 	case answered && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible:
 		return e.infeasible(ctx, claim, v, want, c.Message)
@@ -226,7 +226,7 @@ func dropCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVo
 func addExpansion(mgr manager.Manager, e *expander) error {
 	toClaim := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		v, ok := whole[*v1alpha1.Volume](o)
-		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !v.Spec.Published {
+		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !Served(v) {
 			return nil
 		}
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: v.Spec.Claim.Namespace, Name: v.Spec.Claim.Name}}}

@@ -40,6 +40,9 @@ func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	var v v1alpha1.Volume
 	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
 	if apierrors.IsNotFound(err) {
+		if released(&pv) {
+			return reconcile.Result{}, nil // its record is gone, or will be; if it changes, so does the PersistentVolume
+		}
 		return reconcile.Result{}, h.restore(ctx, &pv, o)
 	}
 	if err != nil {
@@ -92,14 +95,14 @@ func released(pv *corev1.PersistentVolume) bool {
 }
 
 // follow carries over what people may change on a PersistentVolume, so that the disk knows it as well: the claim it is
-// bound to and the reclaim policy. For a new volume there is nothing to change, and nothing is written.
+// bound to and the reclaim policy. For a new volume there is nothing to change, and nothing is written. That it is
+// published is written with whatever else is, or later by the sweep.
 func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume, o origin) error {
 	if matches(v, pv, o) != "" || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 		return nil
 	}
 	base := v.DeepCopy()
-	// One that is not there yet is published when it is: made by hand, PersistentVolume first.
-	v.Spec.Published = v.Spec.Published || isReady(v)
+	v.Spec.Published = v.Spec.Published || Served(v)
 	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
 		v.Spec.ReclaimPolicy = policy
 	}
@@ -110,7 +113,7 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 		}
 		v.Spec.Claim = next
 	}
-	if v.Spec.Published == base.Spec.Published && v.Spec.ReclaimPolicy == base.Spec.ReclaimPolicy && sameClaim(v.Spec.Claim, base.Spec.Claim) {
+	if v.Spec.ReclaimPolicy == base.Spec.ReclaimPolicy && sameClaim(v.Spec.Claim, base.Spec.Claim) {
 		return nil
 	}
 	err := h.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))

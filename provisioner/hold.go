@@ -120,13 +120,13 @@ func (c *capacityPublisher) PublishRefusal(ctx context.Context, r Refusal) error
 	if err := c.holdOff(ctx, r); err != nil {
 		return err
 	}
-	_, err := c.publish(ctx, r.Node)
+	_, err := c.publish(ctx, r.Node, true)
 	return err
 }
 
 // holdOff remembers a refusal that the node's room does not explain.
 func (c *capacityPublisher) holdOff(ctx context.Context, r Refusal) error {
-	want, err := c.wanted(ctx, r.Node)
+	want, _, err := c.wanted(ctx, r.Node)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,22 @@ func (v libraryView) GetIndexer() cache.Indexer { return v.store }
 
 func (v libraryView) AddEventHandlerWithResyncPeriod(handler cache.ResourceEventHandler, period time.Duration) (cache.ResourceEventHandlerRegistration, error) {
 	v.remember(handler)
-	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(onlyRestless{handler}, period)
+	return v.SharedIndexInformer.AddEventHandlerWithResyncPeriod(onlyRestless{sparing{handler}}, period)
+}
+
+// sparing keeps from the library what would only make it do again what it is doing: a PersistentVolume that it was told to
+// delete goes on being deleted. Its own calls do that, or a person's, which adds nothing; it tries again by itself what
+// failed. Woken, and at every resync, it looks anyhow.
+type sparing struct{ cache.ResourceEventHandler }
+
+// OnUpdate passes on what may be news.
+func (s sparing) OnUpdate(before, after any) {
+	was, _ := before.(*corev1.PersistentVolume)
+	is, _ := after.(*corev1.PersistentVolume)
+	if was != nil && is != nil && released(was) && released(is) && is.DeletionTimestamp != nil && was.ResourceVersion != is.ResourceVersion {
+		return
+	}
+	s.ResourceEventHandler.OnUpdate(before, after)
 }
 
 // libraryStore reads from an informer's store, and keeps what the library writes to itself.

@@ -207,7 +207,7 @@ func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p
 	}
 	for i := range existing {
 		v := &existing[i]
-		if v.Spec.DesiredState != v1alpha1.DesiredPresent || isRefused(v) && !v.Spec.Published {
+		if v.Spec.DesiredState != v1alpha1.DesiredPresent || isRefused(v) && !Served(v) {
 			continue
 		}
 		_, err := getNode(ctx, l.Client, l.Live, v.Spec.NodeName)

@@ -44,6 +44,9 @@ func (l *Local) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 }
 
 func (l *Local) delete(ctx context.Context, pv *corev1.PersistentVolume) (node string, err error) {
+	if l.Records.confirmed.has(string(pv.UID)) {
+		return "", nil // all that is left is the library's: it could not delete the PersistentVolume, or has not seen that it did
+	}
 	// Only a live read may decide over data: the policy may have been changed to Retain a moment ago.
 	var now corev1.PersistentVolume
 	switch err := l.Live.Get(ctx, client.ObjectKeyFromObject(pv), &now); {
@@ -70,6 +73,9 @@ func (l *Local) delete(ctx context.Context, pv *corev1.PersistentVolume) (node s
 	waitCtx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	err = l.Records.awaitGone(waitCtx, v)
+	if err == nil {
+		l.Records.confirmed.add(string(now.UID))
+	}
 	if notReady := (*AgentNotReadyError)(nil); !errors.As(err, &notReady) {
 		return o.Node, err
 	}
@@ -86,10 +92,15 @@ func (l *Local) delete(ctx context.Context, pv *corev1.PersistentVolume) (node s
 const DefaultDeleteWait = 10 * time.Second
 
 // forDeletion records the wish to delete, and returns the record that holds it. A record that was lost is written
-// again from the PersistentVolume, so that the agent removes the data and does not just report it as orphaned.
+// again from the PersistentVolume, so that the agent removes the data and does not just report it as orphaned. The cache
+// will do for a record that is there, since the wish is only written to the very state that was looked at; that it was
+// lost is concluded from a live read.
 func (r *Records) forDeletion(ctx context.Context, pv *corev1.PersistentVolume, o origin) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
-	err := r.Live.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
+	err := r.Client.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
+	if apierrors.IsNotFound(err) {
+		err = r.Live.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
+	}
 	if apierrors.IsNotFound(err) {
 		if v, err = recordFromPV(pv); err != nil {
 			return nil, err
@@ -117,11 +128,11 @@ func wishToDelete(v *v1alpha1.Volume) v1alpha1.DesiredState {
 	return v1alpha1.DesiredDeleted
 }
 
-// desire sets desiredState to Trashed or Deleted. Deleted is final and stays.
+// desire sets desiredState to Trashed or Deleted, of a volume that somebody was given. Deleted is final and stays.
 func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.DesiredState) (*v1alpha1.Volume, error) {
 	for v.Spec.DesiredState != want && v.Spec.DesiredState != v1alpha1.DesiredDeleted {
 		changed := v.DeepCopy()
-		changed.Spec.DesiredState = want
+		changed.Spec.DesiredState, changed.Spec.Published = want, true
 		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 		if err == nil {
 			return changed, nil
@@ -141,7 +152,8 @@ func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.
 	return v, nil
 }
 
-// awaitGone waits until the agent has done what desiredState asks, and removes the record of what is deleted.
+// awaitGone waits until the agent has done what desiredState asks. The record of what is deleted is the sweep's to remove,
+// which sees the same change.
 func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	changes := r.changed.subscribe(v.Name)
 	defer changes.Close()
@@ -160,7 +172,7 @@ func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	uid := v.UID
 	for {
 		if isGone(v) {
-			return r.remove(ctx, v)
+			return nil
 		}
 		if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
 			return &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}

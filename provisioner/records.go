@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,7 +41,7 @@ type AgentReadiness interface {
 	Ready(node string) (ready bool, why string)
 }
 
-// Records is the one way in which Volume records are made, waited for, published and given up. Both front doors use
+// Records is the one way in which Volume records are made, waited for and given up. Both front doors use
 // it, on every replica: it keeps no state, and two of them working on one volume meet in the API server.
 type Records struct {
 	// Client reads Volumes from a cache that has the index IndexPVName, and writes.
@@ -56,6 +57,8 @@ type Records struct {
 	heard   heard
 	// onChange is told every change as well. May be nil.
 	onChange func(*v1alpha1.Volume)
+	// confirmed are the volumes whose deletion their agents confirmed while this process waited for it.
+	confirmed recent
 }
 
 // OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler: register Records on the informer of Volumes.
@@ -85,7 +88,7 @@ func (r *Records) OnDelete(obj any) {
 	r.OnAdd(obj, false)
 }
 
-// Ensure makes the volume of a PersistentVolume and returns it ready and published. It may be called any number of
+// Ensure makes the volume of a PersistentVolume and returns it ready. From then on it counts as served. It may be called any number of
 // times, by any number of callers: it goes on with what is there, and gives up attempts that were made for another
 // node or another wish. wish is complete but for desiredState and published.
 //
@@ -146,7 +149,7 @@ func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.Vol
 		}
 		return nil, err
 	}
-	return r.publish(ctx, v)
+	return v, nil
 }
 
 // Of lists the records of a PersistentVolume, from the cache.
@@ -158,13 +161,13 @@ func (r *Records) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, err
 	return list.Items, nil
 }
 
-// leaveToPerson takes published records of other nodes out of the plan when their node is gone for good and no
-// PersistentVolume points at them. They may hold data, so they are neither used nor given up; nobody was ever served
-// from them, because the claim is still unbound, so the claim can start over.
+// leaveToPerson takes records of other nodes that somebody may have been served from out of the plan when their node is
+// gone for good. They are neither used nor given up here; nobody was served from them as far as the claim knows, which
+// is still unbound, so the claim can start over. The sweep, or a person, ends them.
 func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume, node string) ([]v1alpha1.Volume, error) {
 	for i := range existing {
 		v := &existing[i]
-		if !v.Spec.Published || v.Spec.NodeName == node || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		if !Served(v) || v.Spec.NodeName == node || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 			continue
 		}
 		exists, err := nodeExists(ctx, r.Live, v.Spec.NodeName)
@@ -172,7 +175,7 @@ func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume,
 			return nil, err
 		}
 		if !exists {
-			log.FromContext(ctx).Info("A published volume stays behind on a node that does not exist; the claim starts over",
+			log.FromContext(ctx).Info("A volume stays behind on a node that does not exist; the claim starts over",
 				"volume", v.Name, "node", v.Spec.NodeName)
 			v.Spec.DesiredState = v1alpha1.DesiredTrashed // in this copy only: the plan skips it and its number
 		}
@@ -244,7 +247,7 @@ func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha
 		}
 		return nil, &APIError{"reading Volume " + use.Name, err}
 	}
-	if v.Spec.Published || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
+	if Served(v) || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
 		return v, nil
 	}
 	if v.Spec.Admission == nil && time.Since(v.CreationTimestamp.Time) > groupPatience {
@@ -281,7 +284,7 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 			return v, &PendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
 		case isReady(v):
 			return v, nil
-		case v.Spec.Published: // it was ready once: wait for nothing, and give nothing up
+		case Served(v): // it was ready once: wait for nothing, and give nothing up
 			if message == "" {
 				message = "its agent has not found it yet"
 			}
@@ -319,42 +322,10 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 	}
 }
 
-// publish records that somebody may use the volume from now on, before anybody can. Nil, nil: look again.
-func (r *Records) publish(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
-	if v.Spec.Published {
-		return v, nil
-	}
-	// The resource version makes this one decision with what was just seen: wanted, ready, this very record.
-	base := v.DeepCopy()
-	v = v.DeepCopy()
-	v.Spec.Published = true
-	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
-	switch {
-	case err == nil:
-		return v, nil
-	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
-		return r.publishAgain(ctx, base)
-	}
-	return nil, &APIError{"publishing Volume " + v.Name, err}
-}
-
-// publishAgain follows a lost race: it reads live and decides anew.
-func (r *Records) publishAgain(ctx context.Context, v *v1alpha1.Volume) (*v1alpha1.Volume, error) {
-	var now v1alpha1.Volume
-	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v), &now); err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil, nil
-		}
-		return nil, &APIError{"reading Volume " + v.Name, err}
-	}
-	if now.UID != v.UID || now.Spec.DesiredState != v1alpha1.DesiredPresent || !isReady(&now) || ctx.Err() != nil {
-		return nil, &PendingError{v.Spec.NodeName, "its record changed"}
-	}
-	return r.publish(ctx, &now)
-}
-
 // Abandon gives up an attempt: its agent removes what it holds, and the record stays as a tombstone until it has.
-// A record that is gone, or given up already, is fine. What was published is never given up here; that is an error.
+// A record that is gone, or given up already, is fine. What was published is never given up here; that is an error. What
+// was ready, and so may have been served, is given up only where a live read shows that no PersistentVolume leads to it;
+// that nobody is about to write one is for the caller to know.
 func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 	for {
 		if v.Spec.DesiredState == v1alpha1.DesiredDeleted {
@@ -363,8 +334,14 @@ func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 		if v.Spec.Published {
 			return &ExistsError{v.Name, "it was published and is not given up"}
 		}
+		if led, err := r.led(ctx, v); err != nil {
+			return err
+		} else if led {
+			return &ExistsError{v.Name, "a PersistentVolume leads to it, so it is not given up"}
+		}
 		changed := v.DeepCopy()
 		changed.Spec.DesiredState = v1alpha1.DesiredDeleted
+		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationGivenUp, "nobody was served from it")
 		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 		switch {
 		case err == nil || apierrors.IsNotFound(err):
@@ -386,7 +363,26 @@ func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 	}
 }
 
-// AbandonAll gives up every attempt for a PersistentVolume that was never published, but for those on the nodes to keep.
+// led reports whether the PersistentVolume that an attempt was made for leads to it, by a live read. What never was ready
+// needs none: nobody writes a PersistentVolume of it.
+func (r *Records) led(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+	name := v.Labels[v1alpha1.LabelPVName]
+	if !Served(v) && v.Status.Phase != v1alpha1.VolumeLost || name == "" {
+		return false, nil
+	}
+	var pv corev1.PersistentVolume
+	err := r.Live.Get(ctx, client.ObjectKey{Name: name}, &pv)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &APIError{"reading PersistentVolume " + name, err}
+	}
+	o, ours := originOf(&pv)
+	return !ours || o.Volume == v.Name, nil // one that is not ours is a person's, who knows what it leads to
+}
+
+// AbandonAll gives up every attempt for a PersistentVolume that nobody was served from, but for those on the nodes to keep.
 func (r *Records) AbandonAll(ctx context.Context, pvName string, keep ...string) error {
 	existing, err := r.Of(ctx, pvName)
 	if err != nil {
@@ -394,7 +390,7 @@ func (r *Records) AbandonAll(ctx context.Context, pvName string, keep ...string)
 	}
 	for i := range existing {
 		v := &existing[i]
-		if v.Spec.Published || slices.Contains(keep, v.Spec.NodeName) {
+		if Served(v) || slices.Contains(keep, v.Spec.NodeName) {
 			continue
 		}
 		if err := r.Abandon(ctx, v); err != nil {

@@ -17,11 +17,16 @@ import (
 // DefaultSweepGrace is how old an attempt is before the sweep looks at it, and how often it looks again.
 const DefaultSweepGrace = time.Minute
 
-// sweeper ends what nobody else ends. Every record is looked at when it changes, and an attempt that was never
-// published once more every grace:
+// publishAfter is how old a volume is before it is marked as published. Most of what is made and deleted again in a burst
+// never costs that write; what lives is protected by more than its PersistentVolume from then on.
+const publishAfter = 5 * time.Minute
+
+// sweeper ends what nobody else ends. Every record is looked at when it changes, and an attempt that nobody was served
+// from yet once more every grace:
 //   - a record whose agent reported phase Deleted is removed, and only such a one;
 //   - an attempt that was never published, and whose claim and PersistentVolume are absent by live reads, is given up.
-//     This is what a crash between writing the record and the PersistentVolume leaves when the claim is deleted then.
+//     This is what a crash between writing the record and the PersistentVolume leaves when the claim is deleted then;
+//   - a volume that has had its PersistentVolume for a while, or whose PersistentVolume vanished, is marked as published.
 //
 // What was published is never swept: a person may have taken the PersistentVolume away to rescue the data.
 type sweeper struct {
@@ -43,6 +48,11 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	if v.Spec.Published {
 		return reconcile.Result{}, nil
 	}
+	if Served(&v) {
+		if served, wait, err := s.served(ctx, &v); served || err != nil {
+			return reconcile.Result{RequeueAfter: wait}, err
+		}
+	}
 	if age := s.now().Sub(v.CreationTimestamp.Time); age < s.grace {
 		return reconcile.Result{RequeueAfter: s.grace - age}, nil
 	}
@@ -61,6 +71,58 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	}
 	s.metrics.swept.Inc()
 	return reconcile.Result{}, nil
+}
+
+// served looks after a volume that is in somebody's hands: its PersistentVolume is there, by the cache, or it has none
+// because it was not made for a claim. It is marked as published once it is old enough; wait is how long that is from now.
+func (s *sweeper) served(ctx context.Context, v *v1alpha1.Volume) (served bool, wait time.Duration, err error) {
+	if pvName := v.Labels[v1alpha1.LabelPVName]; pvName != "" && v.Spec.Claim != nil {
+		var pv corev1.PersistentVolume
+		err := s.records.Client.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
+		if o, ours := originOf(&pv); apierrors.IsNotFound(err) || err == nil && ours && o.Volume != v.Name {
+			return false, 0, nil
+		}
+		if err != nil {
+			return false, 0, fmt.Errorf("reading PersistentVolume %s: %w", pvName, err)
+		}
+	}
+	if wait := publishAfter - s.now().Sub(v.CreationTimestamp.Time); wait > 0 {
+		return true, wait, nil
+	}
+	return true, 0, s.records.publish(ctx, v)
+}
+
+// vanished marks the volumes as published whose PersistentVolume was taken away: what is left in them is a person's.
+func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pv corev1.PersistentVolume
+	if err := s.records.Client.Get(ctx, req.NamespacedName, &pv); !apierrors.IsNotFound(err) {
+		return reconcile.Result{}, err // it was made again
+	}
+	of, err := s.records.Of(ctx, req.Name)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	for i := range of {
+		v := &of[i]
+		if v.Spec.DesiredState != v1alpha1.DesiredPresent || v.Spec.Published || !Served(v) {
+			continue
+		}
+		if err := s.records.publish(ctx, v); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	return reconcile.Result{}, nil
+}
+
+// publish marks a volume as published.
+func (r *Records) publish(ctx context.Context, v *v1alpha1.Volume) error {
+	base := v.DeepCopy()
+	v.Spec.Published = true
+	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("marking Volume %s as published: %w", v.Name, err)
+	}
+	return nil
 }
 
 // wanted reports whether anybody still waits for an attempt, by live reads.

@@ -36,6 +36,9 @@ const (
 	// AnnotationParameters is set on a PersistentVolume: the class's parameters the volume was made with, as JSON,
 	// so that a lost Volume can be written again as it was.
 	AnnotationParameters = "quarry.storage/parameters"
+	// AnnotationGivenUp is set on a Volume by the controller: it is to be deleted as an attempt that nobody was served from.
+	// Agents delete such a volume only if nothing is in it.
+	AnnotationGivenUp = "quarry.storage/given-up"
 	// AnnotationReclaimPolicy is set on a PersistentVolume while it is being replaced by one of the same name under policy
 	// Retain: the policy that the new one gets.
 	AnnotationReclaimPolicy = "quarry.storage/reclaim-policy"

@@ -117,7 +117,9 @@ type VolumeSpec struct {
 	// +kubebuilder:default=Present
 	DesiredState DesiredState `json:"desiredState"`
 
-	// Published is set once, before anything can use the volume. A volume that was published is never swept.
+	// Published says that somebody was given the volume: a PersistentVolume leads to it, or did. It is set once, with whatever else
+	// is written of a volume in use, or some minutes after its PersistentVolume was made; a volume that is Ready may be in use
+	// without it. A volume that was published is never swept.
 	// +kubebuilder:default=false
 	Published bool `json:"published"`
 

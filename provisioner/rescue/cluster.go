@@ -111,6 +111,9 @@ func (r *Rescuer) awaitReady(ctx context.Context, name string) (*v1alpha1.Volume
 	err := await(ctx, r, &v1alpha1.VolumeList{}, client.ObjectKey{Name: name}, "volume "+name, func(v *v1alpha1.Volume) (bool, error) {
 		last = v
 		ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
+		if v.Status.Phase == v1alpha1.VolumeReady && v.Spec.DesiredState == v1alpha1.DesiredPresent {
+			return true, nil // agents do not say that once more of every change that they have seen
+		}
 		if ready == nil || max(ready.ObservedGeneration, v.Status.ObservedGeneration) < v.Generation {
 			return false, nil
 		}

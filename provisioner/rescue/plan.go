@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner"
 )
 
 // Verb is what a step does, or why nothing is done.
@@ -245,7 +246,7 @@ func (p *planner) found(at place) {
 	object := "volume/" + id
 	record, pv := p.Volumes[id], p.PVs[pvName]
 	switch {
-	case !p.wanted(v) || record != nil && (record.Spec.DesiredState != v1alpha1.DesiredPresent || !record.Spec.Published):
+	case !p.wanted(v) || record != nil && (record.Spec.DesiredState != v1alpha1.DesiredPresent || !provisioner.Served(record)):
 		return // not asked for; or being deleted; or an attempt that is under way
 	case at.found.InTrash:
 		p.inTrash(at, record, pv)

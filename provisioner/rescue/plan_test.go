@@ -151,7 +151,7 @@ func TestPlan(t *testing.T) {
 			[]string{"conflict persistentvolume/pvc-1"}, "bound to PersistentVolume pvc-2"},
 		{"only the record is gone", world(disk("a", v), bound(t, v), claimIn("data", "pvc-1")), Options{}, []string{"write volume volume/pvc-1-1"}, ""},
 		{"it is being deleted", world(disk("a", v), record(v, func(v *v1alpha1.Volume) { v.Spec.DesiredState = v1alpha1.DesiredDeleted })), Options{}, nil, ""},
-		{"it is being made", world(disk("a", v), record(v, func(v *v1alpha1.Volume) { v.Spec.Published = false })), Options{}, nil, ""},
+		{"it is being made", world(disk("a", v), record(v, func(v *v1alpha1.Volume) { v.Spec.Published, v.Status.Phase = false, "" })), Options{}, nil, ""},
 		{"another namespace is asked for", world(disk("a", v)), Options{Namespaces: []string{"other"}}, nil, ""},
 		{"it was made without a cluster", world(disk("a", func() *v1alpha1.Volume { v := v.DeepCopy(); v.Labels = nil; return v }())), Options{}, []string{"conflict volume/pvc-1-1"}, "without a cluster"},
 

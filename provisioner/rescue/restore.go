@@ -26,7 +26,7 @@ func (r *Rescuer) Trashed(ctx context.Context) ([]v1alpha1.Volume, error) {
 func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
 	// Volumes first: a volume whose PersistentVolume is written in between is none.
 	all, err := r.volumes(ctx, func(v *v1alpha1.Volume) bool {
-		return v.Spec.DesiredState == v1alpha1.DesiredPresent && v.Spec.Published
+		return v.Spec.DesiredState == v1alpha1.DesiredPresent && provisioner.Served(v)
 	})
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (r *Rescuer) mayRestore(ctx context.Context, v *v1alpha1.Volume) error {
 	switch {
 	case v.Spec.DesiredState == v1alpha1.DesiredDeleted:
 		return fmt.Errorf("volume %s is being deleted for good; there is no way back", v.Name)
-	case !v.Spec.Published:
+	case !provisioner.Served(v):
 		return fmt.Errorf("volume %s was never used: the controller makes it, or gives it up", v.Name)
 	case v.Status.Phase == v1alpha1.VolumeDeleted:
 		return fmt.Errorf("the space of volume %s was freed already", v.Name)
@@ -198,7 +198,7 @@ func (r *Rescuer) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.
 	// A patch of one field, made conditional by hand: v may have been changed in memory.
 	base := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: v.Name, ResourceVersion: v.ResourceVersion}}
 	changed := base.DeepCopy()
-	changed.Spec.DesiredState = want
+	changed.Spec.DesiredState, changed.Spec.Published = want, true // whoever decides over it knows of it
 	err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 	switch {
 	case apierrors.IsConflict(err):
@@ -221,7 +221,7 @@ func (r *Rescuer) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if !v.Spec.Published {
+	if !provisioner.Served(v) {
 		return fmt.Errorf("volume %s was never used: the controller makes it, or gives it up", id)
 	}
 	pv, err := r.persistentVolumeOf(ctx, v)

@@ -32,7 +32,7 @@ func TestPodLandsWhereThereIsRoom(t *testing.T) {
 				list, err := kube.StorageV1().CSIStorageCapacities(quarryNamespace).List(t.Context(), metav1.ListOptions{})
 				require.NoError(t, err)
 				for _, c := range list.Items {
-					if c.StorageClassName == class && c.NodeTopology.MatchLabels[corev1.LabelHostname] == "node3" && !c.Capacity.IsZero() {
+					if c.StorageClassName == class && isAbout(&c, "node3") && !c.Capacity.IsZero() {
 						return true, ""
 					}
 				}
@@ -145,6 +145,11 @@ func boundClaims(t testing.TB, ns string) (names []string) {
 		}
 	}
 	return names
+}
+
+// isAbout reports whether a capacity object is about a node, by whichever door's topology.
+func isAbout(c *storagev1.CSIStorageCapacity, node string) bool {
+	return c.NodeTopology.MatchLabels[corev1.LabelHostname] == node || c.NodeTopology.MatchLabels["topology.quarry.storage/node"] == node
 }
 
 // waitBound waits until at least n of the racing claims are bound.
@@ -289,7 +294,7 @@ func requireNoRoomOn(t testing.TB, ns, node string) {
 		list, err := kube.StorageV1().CSIStorageCapacities(quarryNamespace).List(t.Context(), metav1.ListOptions{})
 		require.NoError(t, err)
 		for _, c := range list.Items {
-			if c.NodeTopology.MatchLabels[corev1.LabelHostname] == node && (!c.Capacity.IsZero() || !c.MaximumVolumeSize.IsZero()) {
+			if isAbout(&c, node) && (!c.Capacity.IsZero() || !c.MaximumVolumeSize.IsZero()) {
 				return false, c.StorageClassName + ": " + c.Capacity.String()
 			}
 		}
