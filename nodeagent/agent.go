@@ -71,6 +71,8 @@ type Agent struct {
 	meter  *meter
 	// inUse are the volumes that could not be deleted because something uses them; a change of the node's mounts wakes them.
 	inUse sync.Map
+	// untold are the volumes that were made and that no status has told of yet: the UIDs of their records, by name.
+	untold sync.Map
 	// failures counts the tries to make a volume that failed.
 	failures failures
 	// up is closed when the volumes were brought up.

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // An attempt is given up because nobody was served from it. If there is something in it, that was wrong.
@@ -59,6 +60,39 @@ func TestWhatWasGivenUpIsDeletedOnlyIfNothingIsInIt(t *testing.T) {
 			require.Equal(t, v1alpha1.VolumeDeleted, b.now("full-"+kind).Phase)
 		})
 	}
+}
+
+// Where no status told of a volume nobody can have been served from it, and an attempt of which something is left, as a copy
+// has from its source, is ended by itself.
+func TestWhatWasNeverToldOfGoes(t *testing.T) {
+	b := newBench(t)
+	b.want("pvc-1", 32<<20, directory)
+	s := b.now("pvc-1")
+	require.Equal(t, v1alpha1.VolumeReady, s.Phase)
+	require.NoError(t, os.WriteFile(filepath.Join(s.Path, "file"), []byte("of its source"), 0o644))
+	v := b.object("pvc-1")
+	v.Annotations = map[string]string{v1alpha1.AnnotationGivenUp: "nobody was served from it"}
+	require.True(t, b.Agent.mayBeServed(v), "its status said Ready")
+
+	b.Agent.untold.Store(v.Name, v.UID)
+	require.False(t, b.Agent.mayBeServed(v))
+	v.UID = "another record of the name"
+	require.True(t, b.Agent.mayBeServed(v))
+}
+
+// A retention that somebody asked for is not ended by an attempt that is given up.
+func TestWhatWasGivenUpStaysInTheTrash(t *testing.T) {
+	b := newBench(t)
+	b.want("pvc-1", 32<<20, directory)
+	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-1").Phase)
+	require.NoError(t, b.store.Delete(t.Context(), "pvc-1", record.Deletion{OnDelete: "trash", RetentionSeconds: 3600}))
+	v := b.object("pvc-1")
+	v.Annotations = map[string]string{v1alpha1.AnnotationGivenUp: "nobody was served from it"}
+	v.Spec.DesiredState = v1alpha1.DesiredDeleted
+	require.NoError(t, b.client.Update(t.Context(), v))
+	require.NotEqual(t, v1alpha1.VolumeDeleted, b.now("pvc-1").Phase)
+	require.Len(t, b.store.Trash(), 1)
+	require.Positive(t, b.store.Trash()[0].Remaining)
 }
 
 // Nobody waits for the word that a newer spec was seen, where nothing about the volume is to be said.

@@ -27,6 +27,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 			a.groups.cancel(name)
 			a.failures.forget(name)
 			a.inUse.Delete(name)
+			a.untold.Delete(name)
 			a.pools.poke()
 			return nil
 		}
@@ -57,11 +58,15 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1a
 	}
 	changed := v.DeepCopy()
 	changed.Status = *status
+	uid, untold := a.untold.LoadAndDelete(v.Name)
 	// What was decided is about this very object as it was read: names are used again, and a late word about a former object
 	// must not be said of the present one. On a conflict the cache is behind, and the volume is looked at again.
 	err := a.client.Status().Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsNotFound(err) {
 		return nil
+	}
+	if untold && apierrors.IsConflict(err) { // surely not written
+		a.untold.Store(v.Name, uid)
 	}
 	if err != nil {
 		return fmt.Errorf("write the status of volume %s: %w", v.Name, err)
@@ -252,6 +257,9 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	}
 	if err == nil {
 		a.failures.forget(v.Name)
+		if v.Spec.Adopt == nil { // what is adopted was somebody's before
+			a.untold.Store(v.Name, v.UID)
+		}
 		return a.serve(ctx, v, status, there) // it is up already
 	}
 	reason, refused := store.Reason(err)
@@ -362,23 +370,24 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 			return nil
 		}
 	}
-	if why, err := a.holds(ctx, v); err != nil {
-		reason, _ := store.Reason(err)
-		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
-		return err
-	} else if why != "" {
-		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, v1alpha1.ReasonNotEmpty, why)
-		a.queue.AddAfter(v.Name, inUseRetry)
-		return nil
+	end := a.store.Delete
+	if a.mayBeServed(v) {
+		end = a.store.DeleteUntouched
 	}
-	err = a.store.Delete(ctx, v.Name, removalOf(v))
+	err = end(ctx, v.Name, removalOf(v))
 	var unseen *store.UnseenError
 	if errors.As(err, &unseen) && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
 		err = nil // all pools that it can be on were looked at
 	}
 	var inUse *store.InUseError
+	var holds *store.NotEmptyError
 	var offline *store.OfflineError
 	switch {
+	case errors.As(err, &holds):
+		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, v1alpha1.ReasonNotEmpty, "it was given up as one that nobody was "+
+			"served from, but "+holds.Why+"; to have it deleted set spec.published, to keep it delete this object")
+		a.queue.AddAfter(v.Name, inUseRetry)
+		return nil
 	case errors.As(err, &inUse):
 		a.inUse.Store(v.Name, true)
 		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, inUse.Reason, inUse.Error())
@@ -394,6 +403,7 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		return err
 	}
 	a.inUse.Delete(v.Name)
+	a.untold.Delete(v.Name)
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
 	status.Path = ""
 	status.ExpiresAt = nil
@@ -414,22 +424,14 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	return nil
 }
 
-// holds says what keeps a volume that the controller gave up from being deleted: it did because nobody was served from the
-// volume, so whatever is in it proves that wrong. Only what the agent put there itself goes.
-func (a *Agent) holds(ctx context.Context, v *v1alpha1.Volume) (why string, err error) {
-	if v.Annotations[v1alpha1.AnnotationGivenUp] == "" || v.Spec.Published || v.Spec.Source != nil {
-		return "", nil
+// mayBeServed reports whether a volume was given up by the controller that somebody may have been served from for all that is
+// known here: what is in it would prove that. Nobody was from one that this process made and never told of.
+func (a *Agent) mayBeServed(v *v1alpha1.Volume) bool {
+	if v.Annotations[v1alpha1.AnnotationGivenUp] == "" || v.Spec.Published {
+		return false
 	}
-	untouched, err := a.store.Untouched(ctx, v.Name)
-	var missing *store.NotFoundError
-	if errors.As(err, &missing) || err == nil && untouched {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	return "it was given up as one that nobody was served from, and there is something in it; to have that deleted set spec.published, " +
-		"to keep it delete this object", nil
+	uid, untold := a.untold.Load(v.Name)
+	return !untold || uid != v.UID
 }
 
 // inUseRetry is how often a volume that was in use is looked at without being told of a change.

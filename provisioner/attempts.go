@@ -99,10 +99,15 @@ func sameWish(have, want *v1alpha1.VolumeSpec) bool {
 }
 
 // Served reports whether somebody may have been given the volume: it was ready once, and from that moment on its
-// PersistentVolume may be there. Only proof that there is none ends that (Records.Abandon). One that is lost before
+// PersistentVolume may be there. Only proof that there is none ends that (the sweep). One that is lost before
 // anybody is known to have had it is an attempt like any other that came to nothing.
 func Served(v *v1alpha1.Volume) bool {
 	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable
+}
+
+// WasReady reports whether the volume was ready once, also if it is lost by now.
+func WasReady(v *v1alpha1.Volume) bool {
+	return Served(v) || v.Status.Phase == v1alpha1.VolumeLost
 }
 
 // isReady reports whether the volume can be used.

@@ -236,7 +236,7 @@ func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 
 // isCSI tells volumes that callers of this door know of.
 func isCSI(v *v1alpha1.Volume) bool {
-	return v.Spec.Provisioner == v1alpha1.CSIDriver && Served(v) && v.Spec.DesiredState == v1alpha1.DesiredPresent
+	return v.Spec.Provisioner == v1alpha1.CSIDriver && WasReady(v) && v.Spec.DesiredState == v1alpha1.DesiredPresent
 }
 
 // List returns the volumes of this door, live: a caller that just made or deleted one expects to see that, whichever replica

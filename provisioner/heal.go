@@ -102,7 +102,7 @@ func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1a
 		return nil
 	}
 	base := v.DeepCopy()
-	v.Spec.Published = v.Spec.Published || Served(v)
+	v.Spec.Published = v.Spec.Published || WasReady(v)
 	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
 		v.Spec.ReclaimPolicy = policy
 	}

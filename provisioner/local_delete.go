@@ -128,11 +128,19 @@ func wishToDelete(v *v1alpha1.Volume) v1alpha1.DesiredState {
 	return v1alpha1.DesiredDeleted
 }
 
-// desire sets desiredState to Trashed or Deleted, of a volume that somebody was given. Deleted is final and stays.
+// desire sets desiredState to Trashed or Deleted, of a volume that somebody was given. Deleted is final and stays; but what was
+// given up as one that nobody was served from is marked as one that somebody was, who asks for it now.
 func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.DesiredState) (*v1alpha1.Volume, error) {
-	for v.Spec.DesiredState != want && v.Spec.DesiredState != v1alpha1.DesiredDeleted {
+	for {
+		deleted := v.Spec.DesiredState == v1alpha1.DesiredDeleted
+		if v.Spec.DesiredState == want && v.Spec.Published || deleted && (v.Spec.Published || v.Status.Phase == v1alpha1.VolumeDeleted) {
+			return v, nil
+		}
 		changed := v.DeepCopy()
-		changed.Spec.DesiredState, changed.Spec.Published = want, true
+		changed.Spec.Published = true
+		if !deleted {
+			changed.Spec.DesiredState = want
+		}
 		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 		if err == nil {
 			return changed, nil
@@ -149,7 +157,6 @@ func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.
 		}
 		v = newer
 	}
-	return v, nil
 }
 
 // awaitGone waits until the agent has done what desiredState asks. The record of what is deleted is the sweep's to remove,

@@ -42,7 +42,7 @@ func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
 		}
 		was, _ := whole[*v1alpha1.Volume](before)
 		is, ok := whole[*v1alpha1.Volume](after)
-		if ok && was != nil && Served(is) {
+		if ok && was != nil && WasReady(is) {
 			n.volume(ctx, was, is)
 		}
 	}}
@@ -123,7 +123,7 @@ func (n *news) catchUp(ctx context.Context) error {
 		n.pool(&v1alpha1.Pool{}, &pools.Items[i])
 	}
 	for i := range volumes.Items {
-		if v := &volumes.Items[i]; Served(v) {
+		if v := &volumes.Items[i]; WasReady(v) {
 			n.volume(ctx, &v1alpha1.Volume{}, v)
 		}
 	}

@@ -322,17 +322,40 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 	}
 }
 
-// Abandon gives up an attempt: its agent removes what it holds, and the record stays as a tombstone until it has.
-// A record that is gone, or given up already, is fine. What was published is never given up here; that is an error. What
-// was ready, and so may have been served, is given up only where a live read shows that no PersistentVolume leads to it;
-// that nobody is about to write one is for the caller to know.
+// Abandon gives up an attempt: its agent removes what it holds, and the record stays as a tombstone until it has. A record that
+// is gone, or given up already, is fine. What somebody may have been served from, by now, is never given up here: that is an
+// *ExistsError, or a *PendingError where it became so after v was read.
 func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
+	return r.abandon(ctx, v, func(now *v1alpha1.Volume) error {
+		switch {
+		case !Served(now):
+			return nil
+		case now == v:
+			return &ExistsError{now.Name, "somebody may have been served from it, so it is not given up"}
+		}
+		return &PendingError{now.Spec.NodeName, "its record changed: it is there by now"}
+	})
+}
+
+// abandonUnwanted gives up what nobody waits for, by live reads of the caller: also what was ready, if no PersistentVolume leads
+// to it. What was published is an *ExistsError. Whatever is in the volume then proves the reads wrong, so agents look.
+func (r *Records) abandonUnwanted(ctx context.Context, v *v1alpha1.Volume) error {
+	return r.abandon(ctx, v, func(now *v1alpha1.Volume) error {
+		if now.Spec.Published {
+			return &ExistsError{now.Name, "it was published and is not given up"}
+		}
+		return nil
+	})
+}
+
+// abandon does it, where may returns nil for the state that is given up.
+func (r *Records) abandon(ctx context.Context, v *v1alpha1.Volume, may func(*v1alpha1.Volume) error) error {
 	for {
 		if v.Spec.DesiredState == v1alpha1.DesiredDeleted {
 			return nil
 		}
-		if v.Spec.Published {
-			return &ExistsError{v.Name, "it was published and is not given up"}
+		if err := may(v); err != nil {
+			return err
 		}
 		if led, err := r.led(ctx, v); err != nil {
 			return err
@@ -367,7 +390,7 @@ func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 // needs none: nobody writes a PersistentVolume of it.
 func (r *Records) led(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
 	name := v.Labels[v1alpha1.LabelPVName]
-	if !Served(v) && v.Status.Phase != v1alpha1.VolumeLost || name == "" {
+	if !WasReady(v) || name == "" {
 		return false, nil
 	}
 	var pv corev1.PersistentVolume
@@ -393,7 +416,11 @@ func (r *Records) AbandonAll(ctx context.Context, pvName string, keep ...string)
 		if Served(v) || slices.Contains(keep, v.Spec.NodeName) {
 			continue
 		}
-		if err := r.Abandon(ctx, v); err != nil {
+		err := r.Abandon(ctx, v)
+		if ready := (*PendingError)(nil); errors.As(err, &ready) {
+			continue // it is served by now
+		}
+		if err != nil {
 			return err
 		}
 	}

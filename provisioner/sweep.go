@@ -48,7 +48,7 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	if v.Spec.Published {
 		return reconcile.Result{}, nil
 	}
-	if Served(&v) {
+	if WasReady(&v) {
 		if served, wait, err := s.served(ctx, &v); served || err != nil {
 			return reconcile.Result{RequeueAfter: wait}, err
 		}
@@ -64,9 +64,9 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 		return reconcile.Result{RequeueAfter: s.grace}, nil
 	}
 	log.FromContext(ctx).Info("Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
-	// The resource version of the copy that was judged goes with it: an attempt that was published meanwhile is refused
-	// by Abandon, and looked at no more.
-	if err := s.records.Abandon(ctx, &v); err != nil {
+	// The resource version of the copy that was judged goes with it: an attempt that was published meanwhile is refused,
+	// and looked at no more.
+	if err := s.records.abandonUnwanted(ctx, &v); err != nil {
 		return reconcile.Result{}, err
 	}
 	s.metrics.swept.Inc()
@@ -104,7 +104,7 @@ func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcil
 	}
 	for i := range of {
 		v := &of[i]
-		if v.Spec.DesiredState != v1alpha1.DesiredPresent || v.Spec.Published || !Served(v) {
+		if v.Spec.DesiredState != v1alpha1.DesiredPresent || v.Spec.Published || !WasReady(v) {
 			continue
 		}
 		if err := s.records.publish(ctx, v); err != nil {

@@ -55,7 +55,8 @@ const (
 	// ReasonDeviceHeld: something holds the volume's loop device open.
 	ReasonDeviceHeld = "DeviceHeld"
 	// ReasonNotEmpty: the volume was given up as an attempt that nobody was served from (annotation quarry.storage/given-up), and there
-	// is something in it. To have that deleted set spec.published; to keep it delete the Volume object: the data stays, as an orphan.
+	// is something in it, or it is in the trash. To have that deleted set spec.published; to keep it delete the Volume object: the data
+	// stays, as an orphan.
 	ReasonNotEmpty = "NotEmpty"
 	// ReasonUnused goes with False.
 	ReasonUnused = "Unused"

@@ -20,6 +20,10 @@ import (
 // One that can not be read is a *MismatchError and stays. That there is none is said after a look at the disks of all pools; when
 // not all of them could be looked at it is an *UnseenError, and the caller may know whether the volume can be there.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
+	return s.delete(ctx, id, how, false)
+}
+
+func (s *Store) delete(ctx context.Context, id string, how record.Deletion, onlyUntouched bool) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}
@@ -36,15 +40,22 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	if v == nil && len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}
 	}
+	end := s.remove
+	if onlyUntouched {
+		if err := s.mustBeDue(id); err != nil {
+			return err
+		}
+		end = s.removeUntouched
+	}
 	if v == nil {
 		return s.deleteTrashed(ctx, id, how)
 	}
-	err = s.remove(ctx, v, how)
+	err = end(ctx, v, how)
 	if errors.Is(err, errNoDirectory) {
 		// Not where it was. It may be on another disk of the node by now, or in the trash.
 		s.setGone(v, true)
 		if v, err = s.seek(ctx, id); err == nil && !s.isGone(v) {
-			err = s.remove(ctx, v, how)
+			err = end(ctx, v, how)
 		} else if err == nil {
 			if err = s.forgetLost(v); err == nil {
 				return s.deleteTrashed(ctx, id, how)
@@ -57,6 +68,13 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	s.notify()
 	s.freer.wake()
 	return nil
+}
+
+func (s *Store) removeUntouched(ctx context.Context, v *volume, how record.Deletion) error {
+	if err := s.mustBeUntouched(ctx, v); err != nil {
+		return err
+	}
+	return s.remove(ctx, v, how)
 }
 
 // errNoDirectory says that a volume is not on the pool that it was on.

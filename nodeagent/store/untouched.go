@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -12,30 +13,39 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Untouched reports whether nothing was ever put into the volume, or all of it was taken away again: no name in what its user
-// sees, no block of a raw image written. It brings the volume up to look. A volume that is not there is a *NotFoundError; one
-// that cannot be looked at is an error, and nothing is known of it.
-func (s *Store) Untouched(ctx context.Context, id string) (bool, error) {
-	unlock, err := s.locks.Lock(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	defer unlock()
-	v := s.lookup(id)
-	if v == nil {
-		return false, &NotFoundError{ID: id}
-	}
+// NotEmptyError says that a volume, which was to be deleted only if nothing is in it, holds something, or may.
+type NotEmptyError struct {
+	ID  string
+	Why string
+}
+
+func (e *NotEmptyError) Error() string { return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why) }
+
+// DeleteUntouched is Delete of a volume that nobody is known to have been served from: it goes only if nothing is in it, no name
+// in what its user sees, no block of a raw image written. Else it stays as it was, and the error is a *NotEmptyError; what is in
+// the trash by somebody's wish stays there as well. It is decided with the volume's lock held, about whatever is found on any
+// disk, and that nobody uses the volume is looked at after it.
+func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
+	return s.delete(ctx, id, how, true)
+}
+
+// mustBeUntouched brings a volume up, to look into it. One that cannot be looked at is an error, and nothing is known of it. It is
+// called with the volume's lock held.
+func (s *Store) mustBeUntouched(ctx context.Context, v *volume) error {
 	if err := s.activate(ctx, v); err != nil {
-		return false, err
+		if s.isGone(v) {
+			return errNoDirectory
+		}
+		return err
 	}
 	r, err := v.pool.open()
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer r.Close()
-	dir, err := r.OpenDir(id)
+	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer dir.Close()
 
@@ -49,9 +59,22 @@ func (s *Store) Untouched(ctx context.Context, id string) (bool, error) {
 		untouched, err = isEmpty(dir, record.DataDir)
 	}
 	if err != nil {
-		return false, fmt.Errorf("look whether volume %s holds anything: %w", id, err)
+		return fmt.Errorf("look whether volume %s holds anything: %w", v.rec.ID, err)
 	}
-	return untouched, nil
+	if !untouched {
+		return &NotEmptyError{ID: v.rec.ID, Why: "there is something in it"}
+	}
+	return nil
+}
+
+// mustBeDue refuses to end the retention of what is in the trash: somebody asked for the one, nobody for the other.
+func (s *Store) mustBeDue(id string) error {
+	for _, t := range s.entriesOf(id) {
+		if t.left() > 0 {
+			return &NotEmptyError{ID: id, Why: "it is in the trash, and its retention has not ended"}
+		}
+	}
+	return nil
 }
 
 // isEmpty reports whether the directory at the end of names has no entries.
@@ -76,6 +99,15 @@ func isEmpty(dir *beneath.Dir, names ...string) (bool, error) {
 
 // isUnwritten reports whether an image has no data: unwritten extents and holes read as zeros and are none.
 func isUnwritten(dir *beneath.Dir) (bool, error) {
+	devices, err := devicesOf(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, device := range devices { // what was written there may not have come to the image yet
+		if err := flushDevice(device.Path); err != nil {
+			return false, err
+		}
+	}
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if err != nil {
 		return false, err
@@ -89,4 +121,12 @@ func isUnwritten(dir *beneath.Dir) (bool, error) {
 		return true, nil
 	}
 	return false, err
+}
+
+func flushDevice(path string) error {
+	device, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(device.Sync(), device.Close())
 }

@@ -246,7 +246,7 @@ func (p *planner) found(at place) {
 	object := "volume/" + id
 	record, pv := p.Volumes[id], p.PVs[pvName]
 	switch {
-	case !p.wanted(v) || record != nil && (record.Spec.DesiredState != v1alpha1.DesiredPresent || !provisioner.Served(record)):
+	case !p.wanted(v) || record != nil && (record.Spec.DesiredState != v1alpha1.DesiredPresent || !provisioner.WasReady(record)):
 		return // not asked for; or being deleted; or an attempt that is under way
 	case at.found.InTrash:
 		p.inTrash(at, record, pv)

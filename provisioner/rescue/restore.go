@@ -26,7 +26,7 @@ func (r *Rescuer) Trashed(ctx context.Context) ([]v1alpha1.Volume, error) {
 func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
 	// Volumes first: a volume whose PersistentVolume is written in between is none.
 	all, err := r.volumes(ctx, func(v *v1alpha1.Volume) bool {
-		return v.Spec.DesiredState == v1alpha1.DesiredPresent && provisioner.Served(v)
+		return v.Spec.DesiredState == v1alpha1.DesiredPresent && provisioner.WasReady(v)
 	})
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (r *Rescuer) mayRestore(ctx context.Context, v *v1alpha1.Volume) error {
 	switch {
 	case v.Spec.DesiredState == v1alpha1.DesiredDeleted:
 		return fmt.Errorf("volume %s is being deleted for good; there is no way back", v.Name)
-	case !provisioner.Served(v):
+	case !provisioner.WasReady(v):
 		return fmt.Errorf("volume %s was never used: the controller makes it, or gives it up", v.Name)
 	case v.Status.Phase == v1alpha1.VolumeDeleted:
 		return fmt.Errorf("the space of volume %s was freed already", v.Name)
@@ -221,7 +221,7 @@ func (r *Rescuer) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if !provisioner.Served(v) {
+	if !provisioner.WasReady(v) {
 		return fmt.Errorf("volume %s was never used: the controller makes it, or gives it up", id)
 	}
 	pv, err := r.persistentVolumeOf(ctx, v)
