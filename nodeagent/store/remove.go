@@ -37,9 +37,6 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	if v == nil && len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
-		return &UnseenError{ID: id, Unseen: unseen}
-	}
 	end := s.remove
 	if onlyUntouched {
 		if err := s.mustBeDue(id); err != nil {
@@ -48,17 +45,17 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 		end = s.removeUntouched
 	}
 	if v == nil {
-		return s.deleteTrashed(ctx, id, how)
+		return s.deleteUnfound(ctx, id, how, unseen)
 	}
 	err = end(ctx, v, how)
 	if errors.Is(err, errNoDirectory) {
 		// Not where it was. It may be on another disk of the node by now, or in the trash.
 		s.setGone(v, true)
-		if v, err = s.seek(ctx, id); err == nil && !s.isGone(v) {
+		if v, unseen, err = s.seekAll(ctx, id); err == nil && !s.isGone(v) {
 			err = end(ctx, v, how)
 		} else if err == nil {
 			if err = s.forgetLost(v); err == nil {
-				return s.deleteTrashed(ctx, id, how)
+				return s.deleteUnfound(ctx, id, how, unseen)
 			}
 		}
 	}
@@ -75,6 +72,15 @@ func (s *Store) removeUntouched(ctx context.Context, v *volume, how record.Delet
 		return err
 	}
 	return s.remove(ctx, v, how)
+}
+
+// deleteUnfound deletes what is in the trash of a volume that is on no pool that
+// was looked at. With nothing there either it is gone, unless it is unseen.
+func (s *Store) deleteUnfound(ctx context.Context, id string, how record.Deletion, unseen []*OfflineError) error {
+	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
+		return &UnseenError{ID: id, Unseen: unseen}
+	}
+	return s.deleteTrashed(ctx, id, how)
 }
 
 // errNoDirectory says that a volume is not on the pool that it was on.

@@ -205,16 +205,8 @@ func (s *Store) scanLocked(p *pool, r *root, space *filesystemSpace, name string
 	s.mu.Lock()
 	v := s.volumes[name]
 	s.mu.Unlock()
-	if v != nil && v.pool != p && v.pool.books() == nil {
-		// Its disk was at that pool's path the last time, and is at its own now.
-		s.mu.Lock()
-		if s.volumes[name] == v {
-			delete(s.volumes, name)
-		}
-		s.mu.Unlock()
-		v = nil
-	}
 	if v != nil && v.pool != p {
+		// Also while that pool is offline: its disk comes back, and what is here may be a copy, older than the volume.
 		if !s.hasLeft(v, p) {
 			return nil, &record.UnreadableError{Reason: "pool " + v.pool.name() + " has a volume of this id too"}
 		}
