@@ -1,6 +1,8 @@
 package store
 
 import (
+	"maps"
+	"path"
 	"strings"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
@@ -44,37 +46,42 @@ func (p *pool) forgetKept(now *filesystemSpace) {
 }
 
 // dropStale takes back what the books keep for the pool and its disk does not
-// have any more, once that was read: it went while the pool was offline.
+// have any more, once that was read: it went while the pool was offline. What an
+// operation is under way with is left to that: it moves things about, and for a
+// moment the books know them under a name that the store does not.
 func (s *Store) dropStale(p *pool, space *filesystemSpace) {
-	there := map[string]bool{}
-	s.mu.Lock()
-	for id, v := range s.volumes {
-		if v.pool == p && !v.gone {
-			there[p.key(id)] = true
-		}
-	}
-	for key := range s.trash {
-		there[key] = true
-	}
-	for key := range s.guesses {
-		there[key] = true
-	}
-	s.mu.Unlock()
-	making := p.key(record.TmpDir + "/")
-	stale := func(key string) bool {
-		return strings.HasPrefix(key, p.key("")) && !strings.HasPrefix(key, making) && !strings.Contains(key, admissionMark) && !there[key]
-	}
 	for key := range space.ledger.all() {
-		if stale(key) {
-			space.ledger.release(key)
-		}
+		s.ifStale(p, key, func() { space.ledger.release(key) })
 	}
 	space.mu.Lock()
-	defer space.mu.Unlock()
-	for id, key := range space.owners {
-		if stale(key) {
-			delete(space.owners, id)
-			space.ids.Release(id)
-		}
+	owners := maps.Clone(space.owners)
+	space.mu.Unlock()
+	for id, key := range owners {
+		s.ifStale(p, key, func() { space.disown(key, id) })
+	}
+}
+
+// ifStale calls drop if a key of the books is the pool's and nothing has it.
+func (s *Store) ifStale(p *pool, key string, drop func()) {
+	name, ours := strings.CutPrefix(key, p.key(""))
+	if !ours || strings.HasPrefix(name, record.TmpDir+"/") || strings.Contains(key, admissionMark) {
+		return
+	}
+	id := path.Base(name)
+	if of, ok := trashID(id); ok {
+		id = of
+	}
+	unlock, err := s.locks.TryLock(id)
+	if err != nil {
+		return
+	}
+	defer unlock()
+
+	s.mu.Lock()
+	v, guess := s.volumes[name], s.guesses[key]
+	there := v != nil && v.pool == p && !v.gone || s.trash[key] != nil || guess.pool != nil
+	s.mu.Unlock()
+	if !there {
+		drop()
 	}
 }
