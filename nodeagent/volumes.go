@@ -263,6 +263,11 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		return a.serve(ctx, v, status, there) // it is up already
 	}
 	reason, refused := store.Reason(err)
+	if kept := (*store.KeptError)(nil); errors.As(err, &kept) && v.Spec.Adopt == nil {
+		// It is on this disk and on no other: from now on it is looked for here.
+		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		return err
+	}
 	if !refused && a.failures.giveUp(v, err, a.store) {
 		reason, refused = v1alpha1.ReasonCreateFailed, true
 		err = fmt.Errorf("it could not be made in %d tries: %w", createTries, err)

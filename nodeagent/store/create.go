@@ -17,7 +17,8 @@ import (
 // and returned; a volume of another mode under the same id is a *ConflictError.
 //
 // On an error nothing is left, or what is left is in tmp and the next Create or the sweep clears it away. Only adopted data
-// that was moved already stays moved: then the volume is there, and another Create or Activate finishes it.
+// that was moved already stays moved: then the volume is there, and another Create or Activate finishes it. One that is there and
+// could not be brought up is a *KeptError.
 func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	id := a.req.ID
 	unlock, err := s.locks.Lock(ctx, id)
@@ -41,7 +42,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
 		}
 		if err := s.activate(ctx, v); err != nil {
-			return Volume{}, err
+			return Volume{}, &KeptError{Err: err}
 		}
 		return s.Get(id)
 	}
@@ -70,7 +71,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	}
 	s.notify()
 	if err := s.activate(ctx, v); err != nil {
-		return Volume{}, err
+		return Volume{}, &KeptError{Err: err}
 	}
 	s.indexClaim(ctx, v, true)
 	return s.Get(id)

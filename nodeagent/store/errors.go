@@ -43,6 +43,13 @@ func (e *CapacityError) Error() string {
 	return fmt.Sprintf("no pool that matches has room for %s: at most %s can still be promised%s", bytesText(e.Need), bytesText(e.Available), freeing)
 }
 
+// KeptError says that a volume is on its disk and could not be brought up. What
+// it wraps may be a reason to refuse one that is not there: this one is.
+type KeptError struct{ Err error }
+
+func (e *KeptError) Error() string { return e.Err.Error() }
+func (e *KeptError) Unwrap() error { return e.Err }
+
 // GroupError says that a volume was not admitted because another one of its group was not.
 type GroupError struct{ Err error }
 
@@ -139,6 +146,7 @@ func (e *InUseError) Error() string {
 // refused: it is of no use to try again as it is, and nothing of it is on disk.
 func Reason(err error) (reason string, refused bool) {
 	var (
+		kept     *KeptError
 		refusal  *RefusedError
 		capacity *CapacityError
 		group    *GroupError
@@ -152,6 +160,9 @@ func Reason(err error) (reason string, refused bool) {
 	switch {
 	case err == nil:
 		return v1alpha1.ReasonReady, false
+	case errors.As(err, &kept):
+		reason, _ = Reason(kept.Err)
+		return reason, false
 	case errors.As(err, &group):
 		return v1alpha1.ReasonGroupRefused, true
 	case errors.As(err, &refusal):
