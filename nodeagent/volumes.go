@@ -117,11 +117,14 @@ func setCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.Condi
 // present makes the volume, or brings up the one that is there.
 func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	a.inUse.Delete(v.Name)
-	_, err := a.store.Find(ctx, v.Name)
+	found, err := a.store.Find(ctx, v.Name)
 	var missing *store.NotFoundError
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
+		if doubt := a.doubt(ctx, v, &found); doubt != nil {
+			return setDoubt(status, doubt)
+		}
 		return a.keep(ctx, v, status)
 	case !errors.As(err, &missing) && wasReady(v):
 		// It is on its disk, and not to be read: that is not lost.
@@ -366,7 +369,12 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 // remove trashes or deletes the volume. That it is gone is said only of a pool that can be looked at.
 func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	a.groups.cancel(v.Name)
-	_, err := a.store.Get(v.Name)
+	found, err := a.store.Find(ctx, v.Name)
+	if err == nil {
+		if doubt := a.doubt(ctx, v, &found); doubt != nil {
+			return setDoubt(status, doubt)
+		}
+	}
 	var missing *store.NotFoundError
 	// What was refused was never on disk, whatever pools there are.
 	if errors.As(err, &missing) && v.Status.Phase != v1alpha1.VolumeRefused {
