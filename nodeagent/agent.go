@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -73,6 +72,8 @@ type Agent struct {
 	inUse sync.Map
 	// untold are the volumes that were made and that no status has told of yet: the UIDs of their records, by name.
 	untold sync.Map
+	// growing are the volumes whose growth was refused for want of room; more room wakes them.
+	growing sync.Map
 	// failures counts the tries to make a volume that failed.
 	failures failures
 	// up is closed when the volumes were brought up.
@@ -123,6 +124,9 @@ func New(o Options) (*Agent, error) {
 		ByObject: map[client.Object]cache.ByObject{&v1alpha1.Volume{}: mine, &v1alpha1.Pool{}: mine}})
 	if err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	if err := informers.IndexField(context.Background(), &v1alpha1.Volume{}, indexClaim, indexOfClaim); err != nil {
+		return nil, fmt.Errorf("index Volumes by %s: %w", indexClaim, err)
 	}
 	cached, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds, Cache: &client.CacheOptions{Reader: informers}})
 	if err != nil {
@@ -287,10 +291,11 @@ func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 
 // followStore reports what changed on the disks: pools' room, volumes that became available or not, trash that was freed.
 func (a *Agent) followStore(ctx context.Context) {
+	feed := a.store.Feed()
 	for {
 		changed := a.store.Changed() // before anything is looked at, or a change in between would be seen by nobody
 		a.pools.poke()
-		a.requeueMoved(ctx)
+		a.followMoved(ctx, feed)
 		select {
 		case <-ctx.Done():
 			return
@@ -364,8 +369,7 @@ func (a *Agent) moved(v *v1alpha1.Volume, inTrash func(id string) bool) bool {
 
 // roomToGrow tells a volume whose growth was refused, and that fits by now.
 func (a *Agent) roomToGrow(v *v1alpha1.Volume, there *store.Volume) bool {
-	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
-	if c == nil || c.Status != metav1.ConditionFalse || c.Reason != v1alpha1.ReasonResizeInfeasible {
+	if !waitsForRoom(v) {
 		return false
 	}
 	for _, p := range a.store.Pools() {

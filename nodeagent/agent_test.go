@@ -50,6 +50,7 @@ func newBenchAt(t *testing.T, path string) *bench {
 	scheme, err := NewScheme()
 	require.NoError(t, err)
 	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
+		WithIndex(&v1alpha1.Volume{}, indexClaim, indexOfClaim).
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem, UID: "cluster-1"}}).Build()}
 	b.start("")
 	t.Cleanup(func() {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -72,8 +73,8 @@ func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Vo
 	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
 		return members, nil
 	}
-	var list v1alpha1.VolumeList
-	if err := a.client.List(ctx, &list); err != nil {
+	list, err := a.ofClaims(ctx, v.Spec.Admission.Claims)
+	if err != nil {
 		return nil, err
 	}
 	byClaim := map[types.UID]*v1alpha1.Volume{}
@@ -111,6 +112,29 @@ func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Vo
 func (a *Agent) there(id string) bool {
 	_, err := a.store.Get(id)
 	return err == nil
+}
+
+// indexClaim is the cache's index of Volumes by the UID of their claim.
+const indexClaim = "claim"
+
+func indexOfClaim(o client.Object) []string {
+	if v, ok := o.(*v1alpha1.Volume); ok && v.Spec.Claim != nil {
+		return []string{string(v.Spec.Claim.UID)}
+	}
+	return nil
+}
+
+// ofClaims returns the node's Volumes of some claims.
+func (a *Agent) ofClaims(ctx context.Context, claims []types.UID) (v1alpha1.VolumeList, error) {
+	var all v1alpha1.VolumeList
+	for _, uid := range claims {
+		var some v1alpha1.VolumeList
+		if err := a.client.List(ctx, &some, client.MatchingFields{indexClaim: string(uid)}); err != nil {
+			return all, fmt.Errorf("list the volumes of claim %s: %w", uid, err)
+		}
+		all.Items = append(all.Items, some.Items...)
+	}
+	return all, nil
 }
 
 // refuseOthers tells the other members of the group that the group was refused, so that none of them is made.

@@ -50,11 +50,13 @@ type poolReporter struct {
 	// elsewhere are the pools that another node had last; twins, by pool, the other Pool objects with its identity.
 	elsewhere map[string]elsewhere
 	twins     map[string]string
+	// strangers may be volumes that no object speaks of.
+	strangers suspects
 }
 
 func newPoolReporter(a *Agent) *poolReporter {
 	return &poolReporter{agent: a, wake: make(chan struct{}, 1), told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{},
-		elsewhere: map[string]elsewhere{}}
+		elsewhere: map[string]elsewhere{}, strangers: suspects{feed: a.store.Feed()}}
 }
 
 // poke asks for a look at the pools.
@@ -359,16 +361,21 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 // orphans are the pool's volumes that no Volume object speaks of. moved is the node where the disk was made, if that is another
 // one and there are volumes among them that came with it.
 func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []string, moved string) {
-	var list v1alpha1.VolumeList
-	if err := p.agent.client.List(ctx, &list); err != nil {
-		return nil, ""
-	}
-	known := map[string]bool{}
-	for i := range list.Items {
-		known[list.Items[i].Name] = true
-	}
-	for _, v := range p.agent.store.List() {
-		if v.Pool != pool.Name || known[v.ID] || IsInline(&v.Volume) {
+	for id, number := range p.suspects() {
+		v, err := p.agent.store.Get(id)
+		if err != nil || IsInline(&v.Volume) {
+			p.clear(id, number)
+			continue
+		}
+		if v.Pool != pool.Name {
+			continue
+		}
+		spoken, err := p.agent.record(ctx, id)
+		if err != nil {
+			return nil, "" // it cannot be told
+		}
+		if spoken != nil {
+			p.clear(id, number)
 			continue
 		}
 		ids = append(ids, v.ID)
@@ -376,6 +383,7 @@ func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []str
 			moved = pool.MadeOn
 		}
 	}
+	slices.Sort(ids)
 	return ids, moved
 }
 

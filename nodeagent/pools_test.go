@@ -198,6 +198,7 @@ func TestDiskOfAnotherNode(t *testing.T) {
 	require.Empty(t, why)
 	// One that is an orphan later was this node's own.
 	require.NoError(t, b.client.Delete(t.Context(), &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1"}}))
+	require.NoError(t, b.reconcile(t.Context(), "pvc-1")) // as the queue has it, when the watch says so
 	_, message = condition(b.poolNow(), v1alpha1.ConditionOrphans)
 	require.Contains(t, message, "pvc-1")
 	require.NotContains(t, message, "node7")

@@ -28,6 +28,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 			a.failures.forget(name)
 			a.inUse.Delete(name)
 			a.untold.Delete(name)
+			a.pools.suspect(name)
 			a.pools.poke()
 			return nil
 		}
@@ -332,16 +333,12 @@ func setEnforced(status *v1alpha1.VolumeStatus, err error) {
 }
 
 func (a *Agent) filesystemOf(pool string) string {
-	for _, p := range a.store.Pools() {
-		if p.Name == pool {
-			return p.Features.Filesystem
-		}
-	}
-	return ""
+	return a.store.FilesystemOf(pool)
 }
 
 // grow raises the volume's size where the spec asks for more than there is.
 func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there *store.Volume) error {
+	a.growing.Delete(v.Name)
 	want := v.Spec.Capacity.Value()
 	if want <= there.SizeBytes && there.GrowingTo == 0 {
 		if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionResized) != nil {
@@ -357,6 +354,7 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
 		return nil
 	case errors.As(err, &full):
+		a.growing.Store(v.Name, true) // more room wakes it
 		a.pools.flush(ctx)
 		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, err.Error())
 		return nil

@@ -97,10 +97,5 @@ func WithReason(err error) error {
 
 // FilesystemOf returns the filesystem that a pool lies on, "" if it is offline.
 func FilesystemOf(s *store.Store, pool string) string {
-	for _, p := range s.Pools() {
-		if p.Name == pool {
-			return p.Features.Filesystem
-		}
-	}
-	return ""
+	return s.FilesystemOf(pool)
 }

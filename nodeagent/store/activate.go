@@ -45,7 +45,7 @@ func (s *Store) activate(ctx context.Context, v *volume) error {
 	v.unavailable = err
 	s.mu.Unlock()
 	if changed {
-		s.notify()
+		s.notifyOf(v.id)
 	}
 	return err
 }

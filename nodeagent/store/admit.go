@@ -42,7 +42,7 @@ const admissionMark = "#"
 // Cancel takes the promise back. A second call, and one after Create, does nothing.
 func (a *Admission) Cancel() {
 	if a.pool != nil && a.space.ledger.release(a.key) {
-		a.store.notify() // somebody may wait for the room
+		a.store.notifyOf() // somebody may wait for the room
 	}
 }
 

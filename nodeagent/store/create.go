@@ -69,7 +69,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		err = s.refuseFailed(a, err)
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
 	}
-	s.notify()
+	s.notifyOf(id)
 	if err := s.activate(ctx, v); err != nil {
 		return Volume{}, &KeptError{Err: err}
 	}

@@ -234,7 +234,7 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 		}
 		space.expire()
 	}
-	s.notify()
+	s.notifyOf(t.id)
 	return nil
 }
 

@@ -53,7 +53,7 @@ func (s *Store) growLocked(ctx context.Context, id string, size int64) (Volume, 
 	if err := s.grow(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, bytesText(size), err)
 	}
-	s.notify()
+	s.notifyOf(id)
 	return s.Get(id)
 }
 

@@ -129,7 +129,7 @@ func (s *Store) look(ctx context.Context, p *pool, r *root, space *filesystemSpa
 	}
 	s.probeAgain(ctx, p, r)
 	if s.roomMoved(p, r, space) {
-		s.notify()
+		s.notifyOf()
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func (s *Store) setNotEnforced(v *volume, err error) {
 	v.notEnforced = err
 	s.mu.Unlock()
 	if changed {
-		s.notify()
+		s.notifyOf(v.id)
 	}
 }
 

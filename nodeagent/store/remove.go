@@ -62,7 +62,7 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	s.notify()
+	s.notifyOf(id)
 	s.freer.wake()
 	return nil
 }

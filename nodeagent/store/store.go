@@ -86,6 +86,8 @@ type Store struct {
 	guesses map[string]guess
 	// changed is closed and replaced when pools or what they hold changed.
 	changed chan struct{}
+	// feeds are told what changed.
+	feeds []*Feed
 }
 
 // volume is one volume that the store knows.
@@ -222,13 +224,6 @@ func (s *Store) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.changed
-}
-
-func (s *Store) notify() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.changed)
-	s.changed = make(chan struct{})
 }
 
 func (s *Store) fault(step string) error {

@@ -274,7 +274,7 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	}
-	s.notify()
+	s.notifyOf(id)
 	if err := s.activate(ctx, v); err != nil {
 		return Volume{}, err
 	}
