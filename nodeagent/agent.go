@@ -54,6 +54,8 @@ type Options struct {
 	Registry prometheus.Registerer
 	// Log receives what no object can carry. Nil: slog.Default.
 	Log *slog.Logger
+	// Serving, if set, is called once, when the start is over.
+	Serving func()
 }
 
 // Agent is the agent of one node.
@@ -190,6 +192,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		wg.Go(func() { a.work(ctx) })
 	}
 	a.ready.Store(true)
+	if a.opts.Serving != nil {
+		a.opts.Serving()
+	}
 	a.log.InfoContext(ctx, "serving", "node", a.opts.Node)
 	<-ctx.Done()
 	a.queue.ShutDown()

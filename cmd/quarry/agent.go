@@ -77,7 +77,12 @@ func (o *agentFlags) run(ctx context.Context) error {
 	machine := nodeagent.MachineID(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs,
 		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, Log: log})
-	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log})
+	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log,
+		Serving: func() {
+			if _, err := unmapStart(); err != nil {
+				log.Debug("let go of the pages that only the start needed", "error", err)
+			}
+		}})
 	if err != nil {
 		return err
 	}
