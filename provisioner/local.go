@@ -103,7 +103,7 @@ func (l *Local) wakeIfReadyNow(uid, node string, err error) {
 		return
 	}
 	if ready, _ := l.Agents.Ready(node); ready {
-		l.waiting.wakeClaims(byNode, func(key string, _ waiter) bool { return key == uid })
+		l.waiting.wakeClaims(byNode, one(uid), always)
 	}
 }
 

@@ -37,7 +37,7 @@ func (l *Local) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	l.waiting.addVolume(pv, node)
 	if notReady := (*AgentNotReadyError)(nil); errors.As(err, &notReady) {
 		if ready, _ := l.Agents.Ready(node); ready { // it became so just now, before the waiting room knew
-			l.waiting.wakeVolumes(func(name string, _ waiter) bool { return name == pv.Name })
+			l.waiting.wakeVolumes(one(pv.Name))
 		}
 	}
 	return errors.New(Explain(err))

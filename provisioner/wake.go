@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"iter"
 	"sync"
 	"time"
 
@@ -18,8 +19,8 @@ import (
 // object's key into its queue, so the informers given to it (libraryView) remember the handler, and waking calls it.
 type waitingRoom struct {
 	mu      sync.Mutex
-	claims  map[string]waiter // by claim UID, the library's key
-	volumes map[string]waiter // by the PersistentVolume's name, the library's key
+	claims  waiters // by claim UID, the library's key
+	volumes waiters // by the PersistentVolume's name, the library's key
 
 	claimHandler, volumeHandler cache.ResourceEventHandler
 	// claimStore is what the library sees of the claims; nil on a replica that does not lead.
@@ -50,7 +51,7 @@ type waiter struct {
 }
 
 func newWaitingRoom(forget func(key any), count func(int)) *waitingRoom {
-	return &waitingRoom{claims: map[string]waiter{}, volumes: map[string]waiter{}, forget: forget, count: count}
+	return &waitingRoom{forget: forget, count: count}
 }
 
 // addClaim puts a claim into the room; refusedBy, if not empty, is a node that just refused it.
@@ -59,7 +60,7 @@ func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, re
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w.refused = map[string]int{}
-	before := r.claims[string(claim.UID)]
+	before := r.claims.all[string(claim.UID)]
 	if before.reason == w.reason {
 		w.woken, w.last = before.woken, before.last
 	}
@@ -70,18 +71,18 @@ func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, re
 	if refusedBy != "" {
 		w.refused[refusedBy]++
 	}
-	r.claims[string(claim.UID)] = w
-	r.count(len(r.claims))
+	r.claims.put(string(claim.UID), w)
+	r.count(len(r.claims.all))
 }
 
 // removeClaim takes a claim out, when it was served or is gone.
 func (r *waitingRoom) removeClaim(uid string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if w, waits := r.claims[uid]; waits {
+	if w, waits := r.claims.all[uid]; waits {
 		w.rested()
-		delete(r.claims, uid)
-		r.count(len(r.claims))
+		r.claims.drop(uid)
+		r.count(len(r.claims.all))
 	}
 }
 
@@ -100,7 +101,7 @@ func (r *waitingRoom) refusals(uid string) map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := map[string]int{}
-	for node, n := range r.claims[uid].refused {
+	for node, n := range r.claims.all[uid].refused {
 		out[node] = n
 	}
 	return out
@@ -109,13 +110,13 @@ func (r *waitingRoom) refusals(uid string) map[string]int {
 func (r *waitingRoom) addVolume(pv *corev1.PersistentVolume, node string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.volumes[pv.Name] = waiter{object: pv, node: node}
+	r.volumes.put(pv.Name, waiter{object: pv, node: node})
 }
 
 func (r *waitingRoom) removeVolume(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.volumes, name)
+	r.volumes.drop(name)
 }
 
 // rested ends the rest of a claim.
@@ -126,14 +127,14 @@ func (w *waiter) rested() {
 	}
 }
 
-// wakeClaims wakes the claims that a condition holds for, if the cause may end their wait: now, or, where it may only help and
-// the claim was woken in vain often, once it has rested.
-func (r *waitingRoom) wakeClaims(why cause, may func(uid string, w waiter) bool) {
+// wakeClaims wakes those of some claims that a condition holds for, if the cause may end their wait: now, or, where it may only
+// help and the claim was woken in vain often, once it has rested. The keys are gone through with the lock held.
+func (r *waitingRoom) wakeClaims(why cause, keys iter.Seq[string], may func(w waiter) bool) {
 	r.mu.Lock()
 	handler := r.claimHandler
 	var found []waiter
-	for uid, w := range r.claims {
-		if handler == nil || !why.wakes(w.reason) || !may(uid, w) {
+	for uid, w := range r.claims.these(keys) {
+		if handler == nil || !why.wakes(w.reason) || !may(w) {
 			continue
 		}
 		if why.certain(w.reason) {
@@ -145,10 +146,10 @@ func (r *waitingRoom) wakeClaims(why cause, may func(uid string, w waiter) bool)
 		case w.later != nil: // it will be woken
 		case rest > 0:
 			w.later = time.AfterFunc(rest, func() { r.wakeRested(uid) })
-			r.claims[uid] = w
+			r.claims.put(uid, w)
 		default:
 			w.wake(time.Now())
-			r.claims[uid] = w
+			r.claims.put(uid, w)
 			found = append(found, w)
 		}
 	}
@@ -162,11 +163,11 @@ func (r *waitingRoom) wakeClaims(why cause, may func(uid string, w waiter) bool)
 func (r *waitingRoom) wakeRested(uid string) {
 	r.mu.Lock()
 	handler := r.claimHandler
-	w, waits := r.claims[uid]
+	w, waits := r.claims.all[uid]
 	if waits = waits && w.later != nil; waits {
 		w.later = nil
 		w.wake(time.Now())
-		r.claims[uid] = w
+		r.claims.put(uid, w)
 	}
 	r.mu.Unlock()
 	if waits && handler != nil {
@@ -174,13 +175,13 @@ func (r *waitingRoom) wakeRested(uid string) {
 	}
 }
 
-// wakeVolumes wakes the PersistentVolumes that a condition holds for.
-func (r *waitingRoom) wakeVolumes(may func(name string, w waiter) bool) {
+// wakeVolumes wakes some PersistentVolumes, if they wait. The keys are gone through with the lock held.
+func (r *waitingRoom) wakeVolumes(keys iter.Seq[string]) {
 	r.mu.Lock()
 	handler := r.volumeHandler
 	var found []waiter
-	for name, w := range r.volumes {
-		if handler != nil && may(name, w) {
+	for name, w := range r.volumes.these(keys) {
+		if handler != nil {
 			r.forget(name)
 			found = append(found, w)
 		}
@@ -191,15 +192,18 @@ func (r *waitingRoom) wakeVolumes(may func(name string, w waiter) bool) {
 	}
 }
 
+// always is the condition of those that were found for what happened.
+func always(waiter) bool { return true }
+
 // nodeChanged wakes all that wait for a node: its agent became ready, or the Node came, changed or went.
 func (r *waitingRoom) nodeChanged(node string) {
-	r.wakeClaims(byNode, func(_ string, w waiter) bool { return w.node == node || w.node == "" })
-	r.wakeVolumes(func(_ string, w waiter) bool { return w.node == node })
+	r.wakeClaims(byNode, r.claims.perhapsAtNode(node), always)
+	r.wakeVolumes(r.volumes.atNode(node))
 }
 
 // classChanged wakes the claims of a class that was made (again).
 func (r *waitingRoom) classChanged(class string) {
-	r.wakeClaims(byClass, func(_ string, w waiter) bool { return w.class == class })
+	r.wakeClaims(byClass, r.claims.ofClass(class), always)
 }
 
 // poolChanged wakes the claims that a pool's change may serve. before is nil for a new pool.
@@ -211,26 +215,22 @@ func (r *waitingRoom) poolChanged(before, after *v1alpha1.Pool) {
 	if m := after.Status.MaximumVolumeSize; m != nil {
 		largest = m.Value()
 	}
-	r.wakeClaims(byPool, func(_ string, w waiter) bool {
-		return (w.node == after.Spec.NodeName || w.node == "") && w.size <= largest
-	})
+	r.wakeClaims(byPool, r.claims.perhapsAtNode(after.Spec.NodeName), func(w waiter) bool { return w.size <= largest })
 }
 
 // recordChanged wakes the claim or the PersistentVolume of a record that came to an end.
 func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
 	if v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		if v.Spec.Claim != nil && (isReady(v) || isRefused(v)) && !v.Spec.Published {
-			uid := string(v.Spec.Claim.UID)
-			r.wakeClaims(byRecord, func(key string, w waiter) bool {
+			r.wakeClaims(byRecord, one(string(v.Spec.Claim.UID)), func(w waiter) bool {
 				// A refusal that the claim's own worker has seen is what made it wait: it must not wake it.
-				return key == uid && (isReady(v) || w.refused[v.Spec.NodeName] == 0)
+				return isReady(v) || w.refused[v.Spec.NodeName] == 0
 			})
 		}
 		return
 	}
 	if isGone(v) {
-		name := v.Labels[v1alpha1.LabelPVName]
-		r.wakeVolumes(func(key string, _ waiter) bool { return key == name })
+		r.wakeVolumes(one(v.Labels[v1alpha1.LabelPVName]))
 	}
 }
 
