@@ -64,7 +64,14 @@ func DetachBacking(ctx context.Context, dev Device) error {
 	return nil
 }
 
-func detach(ctx context.Context, dev Device) error {
+func detach(ctx context.Context, dev Device) (err error) {
+	if unpin(dev.Number) {
+		defer func() {
+			if err != nil {
+				_ = Pin(dev) // it stays, so it is kept as before; that it is over another image by now is no fault of ours
+			}
+		}()
+	}
 	// Somebody who lists loop devices has each open for an instant (so do we,
 	// in other goroutines, and udev): only who stays is a user.
 	const tries = 25

@@ -157,6 +157,7 @@ func descriptors(dev Device, self bool) ([]Holder, error) {
 		return nil, err
 	}
 	var holders []Holder
+	pinned := pinnedAt(dev.Number)
 	for _, p := range processes {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || !self && pid == os.Getpid() {
@@ -171,6 +172,9 @@ func descriptors(dev Device, self bool) ([]Holder, error) {
 			return nil, err
 		}
 		for _, fd := range fds {
+			if pid == os.Getpid() && fd.Name() == pinned {
+				continue
+			}
 			if isOpen(filepath.Join(dir, fd.Name()), dev) {
 				comm, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
 				holders = append(holders, Holder{Kind: KindDescriptor, PID: pid, Detail: fmt.Sprintf("open in pid %d (%s)", pid, strings.TrimSpace(string(comm)))})
