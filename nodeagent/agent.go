@@ -26,6 +26,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -162,12 +163,17 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer cancel(nil)
 	defer a.queue.ShutDown()
 
-	changed, err := watchMounts(ctx)
+	changed, err := mount.Watch(ctx)
 	if err != nil {
 		return err
 	}
 	wg.Go(func() { a.followMounts(ctx, changed) })
 	wg.Go(func() { a.followStore(ctx) })
+	wg.Go(func() {
+		if err := a.store.Watch(ctx); err != nil {
+			cancel(err)
+		}
+	})
 
 	if err := a.watch(ctx); err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
@@ -280,7 +281,7 @@ func TestInUseWaits(t *testing.T) {
 func TestWatchMountsTells(t *testing.T) {
 	testroot.RequireRoot(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	changed, err := watchMounts(ctx)
+	changed, err := mount.Watch(ctx)
 	require.NoError(t, err)
 	testroot.Mount(t, "tmpfs", t.TempDir(), "-t", "tmpfs")
 	select {

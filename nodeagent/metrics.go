@@ -16,6 +16,7 @@ type meter struct {
 	durations *prometheus.HistogramVec
 
 	online, capacity, promised, available, volumes, trashed, oldestLook, freedBytes, freedFiles *prometheus.Desc
+	unavailable                                                                                 *prometheus.Desc
 }
 
 func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
@@ -23,7 +24,8 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 		return prometheus.NewDesc("quarry_"+name, help, labels, nil)
 	}
 	m := &meter{
-		store: s,
+		store:       s,
+		unavailable: desc("volumes_unavailable", "Volumes that are on the node's disks and can not be used, by the reason of their condition Ready.", "reason"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "quarry_agent_operation_duration_seconds", Help: "How long the agent worked on a Volume that changed its phase, by the phase it came to.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
@@ -58,7 +60,7 @@ func (m *meter) observe(before, after v1alpha1.VolumePhase, took time.Duration) 
 
 // Describe implements prometheus.Collector.
 func (m *meter) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes, m.trashed, m.oldestLook, m.freedBytes, m.freedFiles} {
+	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes, m.trashed, m.oldestLook, m.freedBytes, m.freedFiles, m.unavailable} {
 		ch <- d
 	}
 }
@@ -67,6 +69,9 @@ func (m *meter) Describe(ch chan<- *prometheus.Desc) {
 func (m *meter) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	for reason, n := range m.store.Unavailable() {
+		gauge(m.unavailable, float64(n), reason)
 	}
 	for _, p := range m.store.Pools() {
 		if p.Offline != nil {

@@ -397,13 +397,14 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	case errors.As(err, &holds):
 		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, v1alpha1.ReasonNotEmpty, "it was given up as one that nobody was "+
 			"served from, but "+holds.Why+"; to have it deleted set spec.published, to keep it delete this object")
-		a.queue.AddAfter(v.Name, inUseRetry)
+		a.queue.AddAfter(v.Name, a.waitForUsers(v.Name))
 		return nil
 	case errors.As(err, &inUse):
-		a.inUse.Store(v.Name, true)
-		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, inUse.Reason, inUse.Error())
 		// Not every mount namespace tells us when it changes, so it is also tried again now and then.
-		a.queue.AddAfter(v.Name, inUseRetry)
+		wait := a.waitForUsers(v.Name)
+		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, inUse.Reason,
+			fmt.Sprintf("%v; tried again at the next change of the node's mounts, and every %v", inUse, wait))
+		a.queue.AddAfter(v.Name, wait)
 		return nil
 	case errors.As(err, &offline):
 		setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
@@ -445,8 +446,30 @@ func (a *Agent) mayBeServed(v *v1alpha1.Volume) bool {
 	return !untold || uid != v.UID
 }
 
-// inUseRetry is how often a volume that was in use is looked at without being told of a change.
-const inUseRetry = 10 * time.Second
+// A volume that was in use is looked at without being told of a change after ever longer times: it can be months until the last
+// container ends that has a copy of the host's mounts.
+const inUseFirst, inUseLast = 10 * time.Second, 5 * time.Minute
+
+// waitForUsers notes that a volume is in use, and returns how long to wait until it is looked at again.
+func (a *Agent) waitForUsers(name string) time.Duration {
+	now := time.Now()
+	found, known := a.inUse.Load(name)
+	w, _ := found.(userWait)
+	switch {
+	case !known:
+		w = userWait{wait: inUseFirst, last: now}
+	case now.Sub(w.last) >= w.wait: // a change of mounts, which asked sooner, does not count
+		w = userWait{wait: min(2*w.wait, inUseLast), last: now}
+	}
+	a.inUse.Store(name, w)
+	return w.wait
+}
+
+// userWait is how long a volume in use is left alone, since when.
+type userWait struct {
+	wait time.Duration
+	last time.Time
+}
 
 // retention is how long the volume is still kept in the trash; ok is false when it is not there.
 func (a *Agent) retention(id string) (left time.Duration, ok bool) {

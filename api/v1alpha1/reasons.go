@@ -42,6 +42,16 @@ const (
 	ReasonFailed = "Failed"
 	// ReasonMismatch: what is on disk does not match the record. It was not touched.
 	ReasonMismatch = "Mismatch"
+	// ReasonReadOnly: the filesystem in the volume's image takes no writes any more: the kernel made it read-only after an error,
+	// or somebody on the node did. It is checked and mounted anew once nothing uses it; the message says who does.
+	ReasonReadOnly = "ReadOnly"
+	// ReasonShutDown: the filesystem in the volume's image was shut down, by the kernel after an error or by somebody on the
+	// node, and serves nothing. It is checked and mounted anew once nothing uses it; the message says who does.
+	ReasonShutDown = "ShutDown"
+	// ReasonNotResponding: the filesystem in the volume's image does not answer: it is frozen, or the disk below it hangs.
+	ReasonNotResponding = "NotResponding"
+	// ReasonDamaged: the filesystem in the volume's image is damaged in a way that is not repaired without a person.
+	ReasonDamaged = "Damaged"
 	// ReasonLost: the volume was ready once, and its pool is there without it.
 	ReasonLost = "Lost"
 	// ReasonRemoved: the volume was trashed or deleted, as its spec asks.

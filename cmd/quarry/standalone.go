@@ -118,6 +118,7 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error { disks.Run(ctx); return nil })
 	group.Go(func() error { disks.KeepEnforced(ctx, store.DefaultRecheckEvery); return nil })
+	group.Go(func() error { return disks.Watch(ctx) })
 	group.Go(func() error { return refreshEvery(ctx, disks, lookAgain) })
 	return group.Wait()
 }

@@ -15,6 +15,8 @@ import (
 type DamagedError struct {
 	Device string
 	Output string // the last lines of fsck
+	// Unfinished: a repair was cut off, and would be again.
+	Unfinished bool
 }
 
 func (e *DamagedError) Error() string {
@@ -31,7 +33,16 @@ func (e *DamagedError) Error() string {
 // a [*DamagedError], as is a superblock that is itself damaged. xfs and btrfs
 // are not checked before a mount, as fsck.xfs(8) and btrfs-check(8) say; they
 // refuse to be mounted if that is not safe.
-func Check(ctx context.Context, device *os.File) (repaired bool, err error) {
+//
+// What a repair of ext4 takes of memory goes by the damage, so one runs at a
+// time, and is not given more than the process has left: e2fsck is refused what
+// is over that, instead of the kernel's ending this process and all of its
+// volumes' service. Then, and when something ends it, the error is a
+// [*DamagedError] too: it would end the same way each time.
+//
+// before is called when a repair is about to begin, for the caller to remember
+// that; an error keeps it from beginning. Nil: nothing is called.
+func Check(ctx context.Context, device *os.File, before func() error) (repaired bool, err error) {
 	info, err := Identify(device)
 	var corrupt *CorruptError
 	if errors.As(err, &corrupt) {
@@ -43,10 +54,20 @@ func Check(ctx context.Context, device *os.File) (repaired bool, err error) {
 	if info.Type != Ext4 || info.Clean {
 		return false, nil
 	}
+	if err := repairing.Acquire(ctx, 1); err != nil {
+		return false, fmt.Errorf("check %s: wait for the repair of another: %w", device.Name(), err)
+	}
+	defer repairing.Release(1)
+	if before != nil {
+		if err := before(); err != nil {
+			return false, fmt.Errorf("check %s: %w", device.Name(), err)
+		}
+	}
 	cmd := exec.CommandContext(ctx, "e2fsck", "-p", "/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{device}
 	var exit *exec.ExitError
-	out, err := run(cmd)
+	room := memoryForRepair()
+	out, err := runWithin(cmd, room)
 	if err != nil && !errors.As(err, &exit) {
 		return false, fmt.Errorf("check %s: %w", device.Name(), errors.Join(err, ctx.Err()))
 	}
@@ -60,6 +81,8 @@ func Check(ctx context.Context, device *os.File) (repaired bool, err error) {
 		return true, nil
 	case code > 0 && code&uncorrected != 0:
 		return false, &DamagedError{Device: device.Name(), Output: out}
+	case ctx.Err() == nil && (code < 0 || isOutOfMemory(out)):
+		return false, &DamagedError{Device: device.Name(), Output: fmt.Sprintf("e2fsck did not come to its end within %d MiB of memory (%v: %s); give the agent more, or run it by hand", room>>20, err, out), Unfinished: true}
 	default:
 		return false, fmt.Errorf("check %s: e2fsck: %w: %s", device.Name(), errors.Join(err, ctx.Err()), out)
 	}

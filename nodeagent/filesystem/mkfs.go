@@ -164,11 +164,23 @@ func identifyUncached(device *os.File) (Info, error) {
 // run runs a tool and returns the last lines that it wrote. The environment is
 // fixed, so that neither language nor configuration by variables changes what
 // it does.
-func run(cmd *exec.Cmd) (string, error) {
+func run(cmd *exec.Cmd) (string, error) { return runWithin(cmd, 0) }
+
+// runWithin is run with a limit to the tool's memory, in bytes; 0: none.
+func runWithin(cmd *exec.Cmd, memory uint64) (string, error) {
 	var out bytes.Buffer
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil && memory != 0 {
+		err = limitMemory(cmd.Process.Pid, memory)
+	}
+	if err == nil {
+		err = cmd.Wait()
+	} else if cmd.Process != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	return strings.Join(lines[max(0, len(lines)-4):], "; "), err
 }
@@ -193,7 +205,8 @@ func ext4Defaults(opts MakeOptions, size int64) (options, error) {
 	if opts.Label != "" {
 		o.set("-L", "", opts.Label)
 	}
-	o.set("-m", "", "0") // the 5% for root are of no use in a volume
+	o.set("-e", "", "remount-ro") // mkfs' own default goes on writing into a filesystem known to be damaged
+	o.set("-m", "", "0")          // the 5% for root are of no use in a volume
 	o.set("-b", "", "4096")
 	o.set("-I", "", "256")
 	if opts.Inodes > 0 {

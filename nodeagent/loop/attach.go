@@ -34,6 +34,11 @@ type Options struct {
 	// and that is proven. Device.Discard says what is in force; a device that
 	// is in use with discards off may have to stay so.
 	Discard bool
+
+	// Before is called with the path of a device that is about to get the image,
+	// while nobody else can give it one; an error keeps that from happening. Not
+	// for a device that has the image already. Nil: nothing is called.
+	Before func(path string) error
 }
 
 // MismatchError says that an image is attached already, otherwise than asked
@@ -155,6 +160,11 @@ func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error)
 			free = append(free, d)
 		}
 	}
+	// What this process keeps open it has handed out: it is the one to use, and beside another that is in use it counts as such.
+	slices.SortStableFunc(free, func(a, b Device) int { return pinnedFirst(a) - pinnedFirst(b) })
+	if len(busy) > 0 && len(free) > 0 && IsPinned(free[0].Number) {
+		busy, free = append(busy, free[0]), free[1:]
+	}
 	if len(busy) > 1 {
 		return nil, &AmbiguousError{Devices: busy}
 	}
@@ -174,6 +184,13 @@ func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error)
 		}
 	}
 	return kept, nil
+}
+
+func pinnedFirst(d Device) int {
+	if IsPinned(d.Number) {
+		return 0
+	}
+	return 1
 }
 
 // differs names what about a device cannot be changed while it is in use and
@@ -275,7 +292,7 @@ func configureFree(ctx context.Context, spare *Spare, image *os.File, opts Optio
 	var node *os.File
 	var number int
 	err := errUsed
-	if spare != nil && spare.opts == spareOptions(opts) {
+	if spare != nil && spare.suits(opts) {
 		node, number, err = spare.take()
 	}
 	if errors.Is(err, errUsed) {
@@ -309,6 +326,11 @@ func configure(f *os.File, number int, image *os.File, opts Options) (_ Device, 
 	backing, err := BackingOf(image)
 	if err != nil {
 		return Device{}, err
+	}
+	if opts.Before != nil {
+		if err := opts.Before(f.Name()); err != nil {
+			return Device{}, err
+		}
 	}
 	// All in one call: each LOOP_SET_* afterwards would freeze the device's
 	// queue, and wait for an RCU grace period.

@@ -65,7 +65,7 @@ func DetachBacking(ctx context.Context, dev Device) error {
 }
 
 func detach(ctx context.Context, dev Device) (err error) {
-	if unpin(dev.Number) {
+	if Unpin(dev.Number) {
 		defer func() {
 			if err != nil {
 				_ = Pin(dev) // it stays, so it is kept as before; that it is over another image by now is no fault of ours
@@ -192,6 +192,18 @@ func waitDetached(ctx context.Context, dev Device) error {
 func busy(dev Device) error {
 	holders, err := Holders(dev, HolderOptions{IncludeSelf: true})
 	return errors.Join(&BusyError{Device: dev, Holders: holders}, err)
+}
+
+// IsClaimed reports whether a mount, in whatever mount namespace, or swap, md or dm has the device. Descriptors do not count.
+func IsClaimed(d Device) (bool, error) {
+	f, err := openNode(d.Number, unix.O_RDONLY|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
 }
 
 // isInUse tells whether anybody but us has the device open or mounted, by

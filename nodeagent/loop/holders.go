@@ -177,7 +177,11 @@ func descriptors(dev Device, self bool) ([]Holder, error) {
 			}
 			if isOpen(filepath.Join(dir, fd.Name()), dev) {
 				comm, _ := os.ReadFile(filepath.Join("/proc", p.Name(), "comm"))
-				holders = append(holders, Holder{Kind: KindDescriptor, PID: pid, Detail: fmt.Sprintf("open in pid %d (%s)", pid, strings.TrimSpace(string(comm)))})
+				detail := fmt.Sprintf("open in pid %d (%s)", pid, strings.TrimSpace(string(comm)))
+				if pod := mount.PodOf(pid); pod != "" {
+					detail += " of the pod with UID " + pod
+				}
+				holders = append(holders, Holder{Kind: KindDescriptor, PID: pid, Detail: detail})
 				break
 			}
 		}

@@ -88,8 +88,8 @@ func takeBack(number int, f *os.File) error {
 	return takeOffAutoclear(f, number, info)
 }
 
-// unpin lets go of a device, and reports whether it was kept.
-func unpin(number int) bool {
+// Unpin lets go of a device, and reports whether it was kept.
+func Unpin(number int) bool {
 	pins.Lock()
 	defer pins.Unlock()
 	f := pins.files[number]

@@ -35,6 +35,11 @@ func spareOptions(opts Options) Options {
 	return Options{ReadOnly: opts.ReadOnly, Discard: opts.Discard}
 }
 
+// suits reports whether an image that is attached with these options can have the device.
+func (s *Spare) suits(opts Options) bool {
+	return s.opts.ReadOnly == opts.ReadOnly && s.opts.Discard == opts.Discard
+}
+
 // Prepare begins to make a device ready, in the background, for an image that
 // will be attached with these options. It cannot fail: what goes wrong is said
 // by [Spare.Attach]. Whoever calls it calls [Spare.Release] in the end.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -27,16 +28,25 @@ type Info struct {
 	// mountinfo this is.
 	Mountpoint string
 
+	// Propagation are the peer groups that the mount is in, such as "shared:2 master:1". Empty: it is private, so that neither
+	// mounts nor unmounts of others reach it.
+	Propagation string
+
 	FSType       string
 	Source       string   // for people: it need not be true
 	Options      []string // of this mount
 	SuperOptions []string // of the filesystem, shared by all its mounts
 }
 
-// ReadOnly tells whether nothing can be written through this mount.
+// ReadOnly tells whether nothing can be written through this mount, be it the mount's own choice, the filesystem's, or what
+// the kernel did after an error.
 func (i Info) ReadOnly() bool {
-	return slices.Contains(i.Options, "ro") || slices.Contains(i.SuperOptions, "ro")
+	return slices.Contains(i.Options, "ro") || slices.Contains(i.SuperOptions, "ro") || slices.Contains(i.SuperOptions, "emergency_ro")
 }
+
+// ShutDown reports whether the filesystem says that it was shut down, after which it serves nothing. ext4 says so since Linux
+// 6.14, xfs does not: it answers statx(2) with EIO.
+func (i Info) ShutDown() bool { return slices.Contains(i.SuperOptions, "shutdown") }
 
 // ErrNotMountpoint says that something is not the root of a mount.
 var ErrNotMountpoint = errors.New("not a mount point")
@@ -53,6 +63,9 @@ func Open(name string) (*os.File, error) {
 // opened after the mount was made; see the package's traps.
 func At(f *os.File) (Info, error) {
 	st, err := statx(f)
+	if errors.Is(err, unix.EIO) {
+		return atDead(f)
+	}
 	if err != nil {
 		return Info{}, err
 	}
@@ -61,6 +74,44 @@ func At(f *os.File) (Info, error) {
 	}
 	return byID(f, st.Mnt_id)
 }
+
+// atDead is [At] in a filesystem that was shut down, which does not answer. What the kernel itself knows of the descriptor has
+// to do: in which mount it is (proc_pid_fdinfo(5)), and by which path.
+func atDead(f *os.File) (Info, error) {
+	id, err := idOf(f)
+	if err != nil {
+		return Info{}, err
+	}
+	info, err := byID(f, id)
+	if err != nil {
+		return Info{}, err
+	}
+	name, err := os.Readlink(procFD(f))
+	if err != nil {
+		return Info{}, err
+	}
+	if name != info.Mountpoint {
+		return Info{}, fmt.Errorf("%s: %w", f.Name(), ErrNotMountpoint)
+	}
+	return info, nil
+}
+
+// idOf is the id of the mount in which f lies, without a word to its filesystem.
+func idOf(f *os.File) (uint64, error) {
+	content, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(content)) {
+		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s: the kernel does not tell its mount: %w", f.Name(), errors.ErrUnsupported)
+}
+
+// Own returns the mounts of our own mount namespace, in the order of mountinfo.
+func Own() ([]Info, error) { return parse("/proc/thread-self/mountinfo") }
 
 // Of returns the mount in which f lies.
 func Of(f *os.File) (Info, error) {
@@ -80,6 +131,9 @@ func IsDeviceMountedAt(f *os.File, dev Dev) (bool, error) {
 	}
 	if err != nil {
 		return false, err
+	}
+	if info.FSType != "btrfs" {
+		return info.Root == "/" && info.Dev == dev, nil // nothing is asked of the filesystem, which may be dead
 	}
 	devs, err := DevicesOf(f)
 	if err != nil {
@@ -146,15 +200,23 @@ func parse(name string) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := mountinfo.GetMountsFromReader(bytes.NewReader(content), nil)
+	infos, err := parseContent(content)
 	if err != nil {
 		return nil, fmt.Errorf("parse %s: %w", name, err)
+	}
+	return infos, nil
+}
+
+func parseContent(content []byte) ([]Info, error) {
+	parsed, err := mountinfo.GetMountsFromReader(bytes.NewReader(content), nil)
+	if err != nil {
+		return nil, err
 	}
 	infos := make([]Info, len(parsed))
 	for i, m := range parsed {
 		infos[i] = Info{
 			ID: m.ID, Parent: m.Parent, Dev: Dev{uint32(m.Major), uint32(m.Minor)},
-			Root: m.Root, Mountpoint: m.Mountpoint, FSType: m.FSType, Source: m.Source,
+			Root: m.Root, Mountpoint: m.Mountpoint, Propagation: m.Optional, FSType: m.FSType, Source: m.Source,
 			Options: strings.Split(m.Options, ","), SuperOptions: strings.Split(m.VFSOptions, ","),
 		}
 	}

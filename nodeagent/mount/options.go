@@ -88,13 +88,18 @@ func (e *OptionError) Error() string {
 // reserved and must not be given back by discards.
 //
 // Of options that contradict each other the last one wins, as with mount(8).
-// nosuid and nodev are set unless suid or dev say otherwise. The error is an
-// [*OptionError].
+// nosuid and nodev are set unless suid or dev say otherwise, and ext4 takes no
+// more writes once it found itself damaged, as xfs and btrfs do unasked. The
+// error is an [*OptionError].
 func ParseOptions(fstype string, thick bool, options []string) (Options, error) {
 	o := DefaultOptions()
 	table, ok := allowed[fstype]
 	if !ok {
 		return Options{}, &OptionError{FSType: fstype, Option: strings.Join(options, ","), Reason: "volumes are ext4, xfs or btrfs"}
+	}
+	if fstype == "ext4" {
+		// What its superblock says is up to whoever made it, and the kernel's default is to go on.
+		o.super = append(o.super, param{"errors", "remount-ro", true})
 	}
 	for _, element := range options {
 		for _, word := range strings.Split(element, ",") {

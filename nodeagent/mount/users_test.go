@@ -3,7 +3,6 @@ package mount_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -108,8 +107,8 @@ func TestPlaceThroughBindMount(t *testing.T) {
 	}
 }
 
-// A namespace that is kept by a bind mount, without a process, cannot be
-// looked into, but is known to be there.
+// A namespace that is kept by a bind mount, without a process, is looked into
+// all the same.
 func TestHiddenNamespace(t *testing.T) {
 	testroot.RequireRoot(t)
 	before := scan(t).Hidden
@@ -121,8 +120,19 @@ func TestHiddenNamespace(t *testing.T) {
 	file := filepath.Join(dir, "ns")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	testroot.UnmountOnCleanup(t, file)
-	testroot.Run(t, "unshare", "--mount="+file, "true")
-	hidden := scan(t).Hidden
-	hidden = slices.DeleteFunc(hidden, func(ns uint64) bool { return slices.Contains(before, ns) })
-	require.Len(t, hidden, 1)
+	volume := filepath.Join(dir, "volume")
+	require.NoError(t, os.Mkdir(volume, 0o700))
+	testroot.Run(t, "unshare", "--mount="+file, "mount", "--bind", volume, "/mnt")
+
+	table := scan(t)
+	require.Subset(t, before, table.Hidden)
+	f, err := mount.Open(volume)
+	require.NoError(t, err)
+	defer f.Close()
+	place, err := mount.PlaceOf(f)
+	require.NoError(t, err)
+	uses := table.Under(place)
+	require.Len(t, uses, 1)
+	require.Equal(t, "/mnt", uses[0].Mountpoint)
+	require.Contains(t, uses[0].String(), "without processes (kept at "+file+")")
 }

@@ -144,6 +144,9 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 		return nil, none, nodeagent.WithReason(err)
 	}
 	ro, err := loop.AttachReadOnly(ctx, dev, v.ID)
+	if err == nil {
+		err = loop.Pin(ro) // as the volume's own: the node that is bound must not come to lead elsewhere
+	}
 	if err != nil {
 		return nil, none, nodeagent.WithReason(err)
 	}

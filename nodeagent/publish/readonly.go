@@ -53,8 +53,11 @@ func (p *Publisher) Sweep(ctx context.Context) error {
 
 func (p *Publisher) detachUnused(ctx context.Context, ro loop.Device) error {
 	paths, err := deviceBoundAt(ro)
-	if err != nil || len(paths) > 0 {
+	if err != nil {
 		return err
+	}
+	if len(paths) > 0 {
+		return loop.Pin(ro) // a process before this one published it
 	}
 	err = loop.DetachReadOnly(ctx, ro)
 	if busy := (*loop.BusyError)(nil); errors.As(err, &busy) {

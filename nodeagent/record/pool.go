@@ -8,13 +8,14 @@ import (
 // Names in a pool's root. Nothing of Quarry's own is outside MetaDir but the volumes' directories.
 const (
 	MetaDir     = ".quarry"
-	PoolFile    = "pool.json" // in MetaDir
-	TmpDir      = "tmp"       // in MetaDir: volumes being built
-	TrashDir    = "trash"     // in MetaDir: deleted volumes
-	ByClaimDir  = "by-claim"  // in MetaDir: links for people
-	DataDir     = "data"      // in a volume, and in a loop volume's filesystem: the root of what its user sees
-	ImageFile   = "image"     // in a loop volume
-	MountDir    = "mount"     // in a loop volume: where its filesystem is mounted
+	PoolFile    = "pool.json"   // in MetaDir
+	TmpDir      = "tmp"         // in MetaDir: volumes being built
+	TrashDir    = "trash"       // in MetaDir: deleted volumes
+	ByClaimDir  = "by-claim"    // in MetaDir: links for people
+	DataDir     = "data"        // in a volume, and in a loop volume's filesystem: the root of what its user sees
+	ImageFile   = "image"       // in a loop volume
+	MountDir    = "mount"       // in a loop volume: where its filesystem is mounted
+	RepairFile  = "repair.json" // in a loop volume: a repair of its filesystem has begun, and not come to its end
 	TrashedFile = "trash.json"
 )
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -129,9 +132,22 @@ func deleteWhenFree(ctx context.Context, s *Store, id string, how record.Deletio
 	}
 }
 
+// letGo lets go of the devices that this process keeps open: it stands for the one before, which is gone.
+func (d doom) letGo(t testing.TB) {
+	t.Helper()
+	devices, err := loop.List()
+	require.NoError(t, err)
+	for _, dev := range devices {
+		if slices.ContainsFunc(d.Pools, func(pool string) bool { return strings.HasPrefix(dev.BackingPath, pool+"/") }) {
+			loop.Unpin(dev.Number)
+		}
+	}
+}
+
 // run lets the process live its life. It returns what it was killed before, or "" when it came to its end.
 func (d doom) run(t testing.TB) (killedBefore string) {
 	t.Helper()
+	d.letGo(t)
 	plan, err := json.Marshal(d)
 	require.NoError(t, err)
 	cmd := exec.Command("/proc/self/exe")

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -156,6 +157,8 @@ func Reason(err error) (reason string, refused bool) {
 		mismatch *MismatchError
 		badID    *record.IDError
 		tooLarge *record.TooLargeError
+		sick     *FilesystemError
+		damaged  *filesystem.DamagedError
 	)
 	switch {
 	case err == nil:
@@ -181,6 +184,10 @@ func Reason(err error) (reason string, refused bool) {
 		return v1alpha1.ReasonUnsupported, true
 	case errors.As(err, &mismatch):
 		return v1alpha1.ReasonMismatch, false
+	case errors.As(err, &damaged): // before sick: it says why what is sick was not mended
+		return v1alpha1.ReasonDamaged, false
+	case errors.As(err, &sick):
+		return sick.Reason, false
 	default:
 		return v1alpha1.ReasonFailed, false
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -63,6 +62,7 @@ func (b *building) loop(ctx context.Context) error {
 	if err := b.store.fault("attach"); err != nil {
 		return err
 	}
+	opts.Before = b.store.dropLinkTo
 	dev, err := spare.Attach(ctx, image, opts)
 	if err != nil {
 		return err
@@ -183,7 +183,7 @@ func (b *building) mount(ctx context.Context, dev loop.Device) error {
 
 func attachOptions(rec *record.Volume, directIO bool) loop.Options {
 	return loop.Options{
-		Name: "quarry:" + rec.ID, BlockSize: rec.LogicalBlockSize, DirectIO: directIO,
+		Name: deviceName(rec.ID), BlockSize: rec.LogicalBlockSize, DirectIO: directIO,
 		Discard: rec.Allocation == record.AllocationThin,
 	}
 }
@@ -199,7 +199,7 @@ func mountImage(ctx context.Context, dir *beneath.Dir, rec *record.Volume, dev l
 		return err
 	}
 	defer target.Close()
-	if mounted, err := mountedAt(target, rec.ID, dev); err != nil || mounted {
+	if mounted, err := mountedAt(target, rec.ID, dev); err != nil || mounted != nil {
 		return err
 	}
 	source, err := os.OpenFile(dev.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -215,19 +215,27 @@ func openMount(dir *beneath.Dir) (*os.File, error) {
 	return dir.OpenFile(record.MountDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
-// mountedAt tells whether the device is mounted at target. Another mount there is a *MismatchError.
-func mountedAt(target *os.File, id string, dev loop.Device) (bool, error) {
-	switch _, err := mount.At(target); {
+// mountedAt returns the mount of the device at target, nil if nothing is mounted there. Another mount there is a
+// *MismatchError.
+func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error) {
+	info, err := mount.At(target)
+	switch {
 	case errors.Is(err, mount.ErrNotMountpoint):
-		return false, nil
+		return nil, nil
 	case err != nil:
-		return false, err
+		return nil, err
 	}
-	ours, err := mount.IsDeviceMountedAt(target, dev.Dev)
+	ours := info.Root == "/" && info.Dev == dev.Dev // nothing is asked of the filesystem, which may be dead
+	if info.FSType == "btrfs" {
+		ours, err = mount.IsDeviceMountedAt(target, dev.Dev)
+	}
 	if err == nil && !ours {
 		err = &MismatchError{ID: id, Detail: "something else is mounted in its place"}
 	}
-	return ours, err
+	if err != nil {
+		return nil, err
+	}
+	return &info, nil
 }
 
 // identify proves that what is on the image is the filesystem that was made there.
@@ -238,102 +246,6 @@ func identify(image *os.File, rec *record.Volume) error {
 	}
 	if string(info.Type) != rec.FSType || info.UUID != rec.FSUUID {
 		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s", info.Type, info.UUID, rec.FSType, rec.FSUUID)}
-	}
-	return nil
-}
-
-// activateLoop attaches the image, verified, and mounts it or links its device. A second call changes nothing.
-func (s *Store) activateLoop(ctx context.Context, v *volume, dir *beneath.Dir, directIO bool) error {
-	rec := &v.rec
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
-	if err != nil {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
-	}
-	defer image.Close()
-	st, err := image.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() < rec.SizeBytes {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d", st.Size(), rec.SizeBytes)}
-	}
-	raw := rec.VolumeMode == record.ModeBlock
-	if !raw && rec.EverRaw {
-		return &MismatchError{ID: rec.ID, Detail: "its image was handed out as a block device once and is not mounted as a filesystem any more"}
-	}
-	if err := s.fault("attach again"); err != nil {
-		return err
-	}
-	dev, err := loop.Attach(ctx, image, attachOptions(rec, directIO))
-	if err != nil {
-		return err
-	}
-	if raw {
-		return s.linkDevice(rec.ID, dev)
-	}
-	target, err := openMount(dir)
-	if err != nil {
-		return err
-	}
-	mounted, err := mountedAt(target, rec.ID, dev)
-	target.Close()
-	if err != nil || mounted {
-		return err
-	}
-	if err := identify(image, rec); err != nil {
-		return err
-	}
-	device, err := os.OpenFile(dev.Path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	repaired, err := filesystem.Check(ctx, device)
-	if err := errors.Join(err, device.Close()); err != nil {
-		return err
-	}
-	if repaired {
-		s.log.WarnContext(ctx, "the filesystem of a volume was repaired before it was mounted", "volume", rec.ID)
-	}
-	if err := s.fault("mount again"); err != nil {
-		return err
-	}
-	return mountImage(ctx, dir, rec, dev)
-}
-
-// linkDevice makes the link that a Block volume's path is. It is made after the device was verified, and replaced in one step.
-func (s *Store) linkDevice(id string, dev loop.Device) error {
-	if err := os.MkdirAll(s.opts.DeviceDir, 0o755); err != nil {
-		return err
-	}
-	link := filepath.Join(s.opts.DeviceDir, id)
-	if to, err := os.Readlink(link); err == nil && to == dev.Path {
-		return nil
-	}
-	if err := s.fault("link device"); err != nil {
-		return err
-	}
-	tmp := link + ".new" // no id has a dot
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := os.Symlink(dev.Path, tmp); err != nil {
-		return err
-	}
-	if err := s.fault("rename link"); err != nil {
-		return err
-	}
-	return os.Rename(tmp, link)
-}
-
-func (s *Store) unlinkDevice(id string) error {
-	if err := s.fault("unlink device"); err != nil {
-		return err
-	}
-	link := filepath.Join(s.opts.DeviceDir, id)
-	for _, name := range []string{link + ".new", link} { // the first if linkDevice was ended in between
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
 	}
 	return nil
 }

@@ -74,6 +74,10 @@ type Store struct {
 	measuring func(*pool, *filesystemSpace) (usable, size int64, err error)
 	// scans of the machine's mounts, shared by all who ask at the same time.
 	scans mountScans
+	links links
+	// questions are asked of filesystems that may not answer.
+	questions questions
+	watcher   watcher
 
 	mu      sync.Mutex
 	volumes map[string]*volume
@@ -105,6 +109,8 @@ type volume struct {
 	// notEnforced says why its size is not in force; round is the look at all of it that is under way.
 	notEnforced error
 	round       round
+	// up is what was found when an image volume was last proven to be up, nil while it is not.
+	up *standing
 }
 
 // errNotUp is a volume's unavailability until it was brought up.
@@ -164,6 +170,7 @@ func New(opts Options) *Store {
 		s.pools = append(s.pools, p)
 	}
 	s.freer, s.measuring = newFreer(s), s.measure
+	s.questions.late = s.answeredLate
 	return s
 }
 
@@ -199,6 +206,7 @@ func (s *Store) Expect(poolName string, e Expectation) {
 func (s *Store) Refresh(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
+	s.takeOverLinks(ctx)
 	var came []*pool
 	for _, p := range s.pools {
 		before := p.offlineText()
@@ -217,6 +225,7 @@ func (s *Store) Refresh(ctx context.Context) {
 			s.lookAgain(ctx, p)
 		}
 	}
+	s.leaveLinksOfOthers()
 }
 
 // Changed returns a channel that is closed at the next change of a pool's state or content.

@@ -49,6 +49,9 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 	if !table.HostPID {
 		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's processes are not visible (the agent needs hostPID)", rec.ID)
 	}
+	if err := unproven(rec, table); err != nil {
+		return err
+	}
 	place, err := mount.PlaceOf(dir.File())
 	if err != nil {
 		return err
@@ -62,17 +65,20 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 	if err != nil {
 		return err
 	}
+	var copies []string // named last: who has the data itself is whom people look for
 	for _, dev := range devices {
 		for _, u := range table.OfDevice(dev.Dev) {
 			if !ownMount(u, rec.ID) {
 				in.By = append(in.By, u.String())
+			} else if isPrivateCopy(u, table) {
+				copies = append(copies, u.String())
 			}
 		}
 		// A node that was given to a container leads to whatever has the number next.
 		for _, u := range table.OfNode(dev.Dev, path.Base(dev.Path)) {
 			in.By = append(in.By, u.String())
 		}
-		if len(in.By) > 0 {
+		if len(in.By)+len(copies) > 0 {
 			continue
 		}
 		holders, err := holdersOf(dev, table)
@@ -89,10 +95,32 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 			in.By = append(in.By, h.String())
 		}
 	}
+	in.By = append(in.By, copies...)
 	if len(in.By) > 0 {
 		return in
 	}
 	return nil
+}
+
+// unproven says why "nobody uses it" cannot be proven, where there are mounts that could not be looked at. For a filesystem in
+// an image the kernel knows: it neither unmounts nor detaches what is used from anywhere.
+func unproven(rec *record.Volume, table *mount.Table) error {
+	if rec.Backend == record.BackendLoop && rec.VolumeMode != record.ModeBlock {
+		return nil
+	}
+	switch {
+	case len(table.Unreadable) > 0:
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mounts of pid %d can not be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
+	case len(table.Hidden) > 0:
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mount namespace %d, which no process is in, can not be looked into", rec.ID, table.Hidden[0])
+	}
+	return nil
+}
+
+// isPrivateCopy reports whether a mount of the whole filesystem in another namespace is one that our unmounting does not reach:
+// a container that was started with the host's mounts and without their propagation has it until it ends. It keeps the device.
+func isPrivateCopy(u mount.Use, table *mount.Table) bool {
+	return u.Namespace != table.Namespace && u.Propagation == ""
 }
 
 // Programs that list devices (lsblk, udev) open each for a moment, and losetup holds one that another was faster to take for

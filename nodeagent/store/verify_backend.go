@@ -15,7 +15,6 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -348,7 +347,7 @@ func (at *place) link(d loop.Device) {
 }
 
 // mounted looks at the filesystem of a loop volume and where it is mounted.
-func (at *place) mounted(_ context.Context, image *os.File, d loop.Device) {
+func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 	target, err := openMount(at.dir)
 	if err != nil {
 		at.error("the directory it is mounted at: %v", err)
@@ -359,6 +358,12 @@ func (at *place) mounted(_ context.Context, image *os.File, d loop.Device) {
 	if err != nil {
 		at.error("%v", err)
 		return
+	}
+	if mounted != nil {
+		if sick := at.store.wellness(ctx, at.rec, target, mounted, false); sick != nil {
+			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp, "it %s", sick.Detail)
+			return
+		}
 	}
 	inner, err := at.dir.OpenDir(record.MountDir)
 	if err != nil {
@@ -371,7 +376,7 @@ func (at *place) mounted(_ context.Context, image *os.File, d loop.Device) {
 		at.error("%v", err)
 		return
 	}
-	if !mounted {
+	if mounted == nil {
 		at.repairable(SeverityError, "bring it up", bringUp, "it is not mounted")
 		if len(names) > 0 {
 			at.error("something was written to the directory it is mounted at while it was not: %s", names[0])
@@ -383,9 +388,6 @@ func (at *place) mounted(_ context.Context, image *os.File, d loop.Device) {
 	}
 	if st, err := inner.Stat(record.DataDir); errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		at.error("the directory its user sees (%s) is gone", record.DataDir)
-	}
-	if info, err := mount.At(target); err == nil && info.ReadOnly() {
-		at.error("it is mounted read-only, as the kernel does after an error")
 	}
 }
 

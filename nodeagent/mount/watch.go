@@ -1,4 +1,4 @@
-package nodeagent
+package mount
 
 import (
 	"context"
@@ -16,10 +16,10 @@ const (
 	atMost = time.Second
 )
 
-// watchMounts tells when a mount of the agent's mount namespace was made, moved or taken away: a disk that appeared or went, a
+// Watch tells when a mount of this process's mount namespace was made, moved or taken away: a disk that appeared or went, a
 // pod that let go of its volume. The kernel marks /proc/self/mountinfo with an exceptional condition then (proc_pid_mountinfo(5)
 // and poll(2): POLLERR and POLLPRI). The channel is closed when ctx ends.
-func watchMounts(ctx context.Context) (<-chan struct{}, error) {
+func Watch(ctx context.Context) (<-chan struct{}, error) {
 	// Not an os.File: Go's own poller would have it in its epoll set, and whoever looks first takes the condition away (mounts_poll
 	// in fs/namespace.c keeps what was told with the open file, not with the caller).
 	f, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -1,0 +1,220 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// FilesystemError says that the filesystem in a volume's image is not one that can be worked with. Reason is one of the API's
+// reasons of the condition Ready.
+type FilesystemError struct {
+	ID     string
+	Reason string
+	Detail string
+	// By are those who keep it from being mended: it is not unmounted under anybody.
+	By []string
+}
+
+func (e *FilesystemError) Error() string {
+	text := fmt.Sprintf("the filesystem of volume %s %s", e.ID, e.Detail)
+	if len(e.By) == 0 {
+		return text
+	}
+	return text + "; it is checked and mounted anew once nothing uses it: " + (&InUseError{ID: e.ID, By: e.By}).Error()
+}
+
+// canBeMended reports whether unmounting, checking and mounting is a cure. What does not answer would not be unmounted either.
+func (e *FilesystemError) canBeMended() bool { return e.Reason != v1alpha1.ReasonNotResponding }
+
+// sickness says what is wrong with a mounted filesystem by what mountinfo tells of it, or nil.
+func sickness(rec *record.Volume, info *mount.Info) *FilesystemError {
+	switch {
+	case info.ShutDown():
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown, Detail: "was shut down, by the kernel after an error or by somebody"}
+	case !info.ReadOnly() || wantsReadOnly(rec):
+		return nil
+	case slices.Contains(info.Options, "ro") && !slices.Contains(info.SuperOptions, "ro") && !slices.Contains(info.SuperOptions, "emergency_ro"):
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "was made read-only where it is mounted, by somebody on the node"}
+	}
+	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "is read-only, as the kernel makes it after an error (the node's kernel log says which)"}
+}
+
+// wantsReadOnly reports whether the volume's own mount options ask for it; the last of them counts.
+func wantsReadOnly(rec *record.Volume) (ro bool) {
+	for _, element := range rec.MountOptions {
+		for word := range strings.SplitSeq(element, ",") {
+			switch strings.TrimSpace(word) {
+			case "ro":
+				ro = true
+			case "rw":
+				ro = false
+			}
+		}
+	}
+	return ro
+}
+
+// answerWithin is how long a filesystem may take to answer before it is said that it does not. A disk's own time-outs are
+// longer, so that an error of its own is told as what it is, a while later.
+const answerWithin = 5 * time.Second
+
+// questions are those that filesystems were asked and have not answered, by volume. A filesystem that hangs holds the thread
+// that asked, in the kernel, where nothing ends it: so it is asked nothing more until it has answered, and costs one thread.
+type questions struct {
+	mu      sync.Mutex
+	pending map[string]*question
+	within  time.Duration // for tests; 0: answerWithin
+	// late is told of a volume whose filesystem answered after all.
+	late func(id string)
+}
+
+type question struct {
+	since time.Time
+	done  chan struct{}
+}
+
+var errNoAnswer = errors.New("no answer")
+
+// ask calls f, for at most answerWithin; then the error is errNoAnswer, and f goes on by itself. f must not touch what its
+// caller goes on to use. done is called when f has returned, or was not called as an earlier question has no answer yet.
+func (q *questions) ask(ctx context.Context, id string, f func() error, done func()) error {
+	answer := make(chan error, 1)
+	go func() {
+		defer done()
+		answer <- q.hold(id, f)
+	}()
+	timer := time.NewTimer(q.patience())
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return errNoAnswer
+	}
+}
+
+// patience is how long an answer is waited for.
+func (q *questions) patience() time.Duration {
+	if q.within != 0 {
+		return q.within
+	}
+	return answerWithin
+}
+
+// hold calls f as the one question that the volume's filesystem is asked at a time. Where an earlier one has waited too long
+// already it is errNoAnswer, and f is not called. It does not return before f does: its caller waits as long as it likes to.
+func (q *questions) hold(id string, f func() error) error {
+	mine := &question{since: time.Now(), done: make(chan struct{})}
+	if !q.take(id, mine) {
+		return errNoAnswer
+	}
+	err := f()
+	q.mu.Lock()
+	delete(q.pending, id)
+	close(mine.done)
+	q.mu.Unlock()
+	if q.late != nil && time.Since(mine.since) > q.patience() {
+		q.late(id)
+	}
+	return err
+}
+
+// take waits for its turn, and reports whether it got it.
+func (q *questions) take(id string, mine *question) bool {
+	for {
+		q.mu.Lock()
+		other := q.pending[id]
+		if other == nil {
+			if q.pending == nil {
+				q.pending = map[string]*question{}
+			}
+			q.pending[id] = mine
+			mine.since = time.Now()
+		}
+		q.mu.Unlock()
+		if other == nil {
+			return true
+		}
+		select {
+		case <-other.done:
+		case <-time.After(q.patience() - time.Since(other.since)): // at once, where that is over
+			return false
+		}
+	}
+}
+
+// answers asks the filesystem at path, a mount's root, whether it is alive, without writing to it.
+func answers(path string) error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
+		return &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return nil
+}
+
+// takesWrites proves that the filesystem whose root is open takes writes: a frozen one and one that was shut down answer every
+// question else. The time of the last access to its root is set; users see a directory below. A full one is fine.
+func takesWrites(root *os.File) error {
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}
+	err := unix.UtimesNanoAt(unix.AT_FDCWD, procFD(root), now, 0)
+	if err == nil || isFull(err) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nil
+	}
+	return &os.PathError{Op: "utimensat", Path: root.Name(), Err: err}
+}
+
+// procFD names what f refers to, whatever has become of its path.
+func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
+
+// diagnose puts what a filesystem answered into words; nil where it is well.
+func diagnose(rec *record.Volume, err error) *FilesystemError {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errNoAnswer):
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonNotResponding,
+			Detail: fmt.Sprintf("has not answered for %v: it is frozen (fsfreeze, a backup of the machine), or the disk below it hangs", answerWithin)}
+	case errors.Is(err, unix.EROFS):
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "is read-only, as the kernel makes it after an error (the node's kernel log says which)"}
+	}
+	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown, Detail: fmt.Sprintf("answers with an error: %v", err)}
+}
+
+// wellness looks at the mounted filesystem of a volume, whose root is open (O_PATH), and says what is wrong with it, or nil. It
+// is called with the volume's lock held. With write set it writes, for only that finds all there can be; see takesWrites.
+func (s *Store) wellness(ctx context.Context, rec *record.Volume, root *os.File, info *mount.Info, write bool) *FilesystemError {
+	if sick := sickness(rec, info); sick != nil {
+		return sick
+	}
+	// A descriptor of the question's own: ours is closed when we do not wait any longer.
+	fd, err := unix.FcntlInt(root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonFailed, Detail: fmt.Sprintf("can not be looked at: %v", err)}
+	}
+	own := os.NewFile(uintptr(fd), root.Name())
+	return diagnose(rec, s.questions.ask(ctx, rec.ID, func() error {
+		if err := answers(procFD(own) + "/."); err != nil || !write || wantsReadOnly(rec) {
+			return err
+		}
+		return takesWrites(own)
+	}, func() { own.Close() }))
+}

@@ -1,0 +1,460 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/filesystem"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// LookEvery is how often the watcher looks at all volumes without being told of a change. At a change of the node's mounts it
+// looks at the mounts at once.
+const LookEvery = 5 * time.Second
+
+const (
+	// limitsEvery is how many looks go by between two at the limits of directories: one a minute. A limit is lifted by an
+	// administrator or with the pool's mount, and a look asks the filesystem once for each volume.
+	limitsEvery = 12
+	// repairsAtOnce is how many volumes the watcher brings up again at the same time.
+	repairsAtOnce = 4
+	// A volume that could not be brought up is tried again after ever longer times. At a change of mounts, which may be its
+	// last user's going, it is tried sooner, in an eighth of that: the trial may be what changes a mount.
+	tryAgainFirst, tryAgainLast = 5 * time.Second, 2 * time.Minute
+	tryAgainSoonest             = time.Second
+	// What a check gave up on is left to a person, and looked at again now and then for one.
+	tryDamagedAgain = 10 * time.Minute
+)
+
+// watcher compares, for all volumes together, what each should be with what is there.
+type watcher struct {
+	// looking keeps two looks apart.
+	looking sync.Mutex
+	count   int
+
+	mu      sync.Mutex
+	repairs map[string]*repair // by volume
+	running sync.WaitGroup
+	slots   chan struct{}
+	// again asks for a look before its time.
+	again chan struct{}
+}
+
+// repair is what the watcher does about one volume.
+type repair struct {
+	running bool
+	wait    time.Duration
+	began   time.Time
+	next    time.Time
+}
+
+// Watch looks at every volume that is up, at each change of the node's mounts and every [LookEvery], until ctx ends, and brings
+// up what does not stand as it was brought up: whose mount was taken away, whose device is over another image or marked to go,
+// whose filesystem the kernel made read-only or shut down. What cannot be brought up is unavailable, and says why. It is called
+// once, after the first Refresh.
+func (s *Store) Watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer s.watcher.running.Wait()
+	defer cancel()
+	changed, err := mount.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watch the node's mounts: %w", err)
+	}
+	ticker := time.NewTicker(LookEvery)
+	defer ticker.Stop()
+	again := s.watcher.wakeUp()
+	for {
+		all := true
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, open := <-changed:
+			if !open {
+				return nil
+			}
+			all = false
+		case <-again:
+		case <-ticker.C:
+		}
+		if err := s.lookAtAll(ctx, all); err != nil {
+			s.log.WarnContext(ctx, "look at the volumes", "error", err)
+		}
+	}
+}
+
+// Look looks at every volume once and returns when all is done that came of it.
+func (s *Store) Look(ctx context.Context) error {
+	err := s.lookAtAll(ctx, true)
+	s.watcher.running.Wait()
+	return err
+}
+
+func (w *watcher) wakeUp() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.again == nil {
+		w.again = make(chan struct{}, 1)
+	}
+	return w.again
+}
+
+// answeredLate is told of a filesystem that answered after it was given up: it may be well again.
+func (s *Store) answeredLate(id string) {
+	s.watcher.mu.Lock()
+	if r := s.watcher.repairs[id]; r != nil {
+		r.next = time.Time{}
+	}
+	s.watcher.mu.Unlock()
+	select {
+	case s.watcher.wakeUp() <- struct{}{}:
+	default:
+	}
+}
+
+// seen is one volume as the store knows it at the moment of a look.
+type seen struct {
+	v           *volume
+	rec         record.Volume
+	up          *standing
+	unavailable error
+}
+
+// lookAtAll is one look. all: at the devices, links and filesystems too, and not only at what is mounted.
+func (s *Store) lookAtAll(ctx context.Context, all bool) error {
+	s.watcher.looking.Lock()
+	defer s.watcher.looking.Unlock()
+	images, directories := s.inSight()
+	wrong := map[*volume]string{}
+	var errs []error
+	table, err := lookAtMounts()
+	errs = append(errs, err)
+	if err == nil {
+		for _, i := range images {
+			if why := table.wrong(&i); why != "" {
+				wrong[i.v] = why
+			}
+		}
+	}
+	if all {
+		errs = append(errs, s.lookAtDevices(ctx, images, wrong))
+		s.lookAtFilesystems(ctx, images, wrong)
+		if s.watcher.count%limitsEvery == 0 {
+			s.lookAtLimits(ctx, directories)
+		}
+		s.watcher.count++
+	}
+	s.setRight(ctx, images, wrong, !all)
+	return errors.Join(errs...)
+}
+
+// inSight returns the volumes of the pools that are online, apart by what there is to look at; with the images are all that
+// could not be brought up. Those that were not brought up yet are being so, and those whose adoption is not finished are not looked at.
+func (s *Store) inSight() (images, directories []seen) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	online := map[*pool]bool{}
+	for _, p := range s.pools {
+		online[p] = p.online()
+	}
+	for _, v := range s.volumes {
+		if !online[v.pool] || v.rec.Adopting != "" || errors.Is(v.unavailable, errNotUp) {
+			continue
+		}
+		i := seen{v: v, rec: v.rec, up: v.up, unavailable: v.unavailable}
+		if v.rec.Backend == record.BackendLoop || v.unavailable != nil {
+			images = append(images, i)
+		} else if isHeldByQuota(&v.rec) {
+			directories = append(directories, i)
+		}
+	}
+	return images, directories
+}
+
+// mountTable is what a look sees of our own mount namespace.
+type mountTable struct {
+	byID map[int]*mount.Info
+	// over are the mount points with something mounted on them, by the mount that they are in.
+	over map[mountedOn]bool
+}
+
+type mountedOn struct {
+	id   int
+	path string
+}
+
+func lookAtMounts() (*mountTable, error) {
+	infos, err := mount.Own()
+	if err != nil {
+		return nil, err
+	}
+	t := &mountTable{byID: make(map[int]*mount.Info, len(infos)), over: make(map[mountedOn]bool, len(infos))}
+	for i := range infos {
+		t.byID[infos[i].ID] = &infos[i]
+		t.over[mountedOn{infos[i].Parent, infos[i].Mountpoint}] = true
+	}
+	return t, nil
+}
+
+// wrong says how the mount of a volume differs from what was proven; empty: it does not.
+func (t *mountTable) wrong(i *seen) string {
+	if i.up == nil || i.up.mounted == nil {
+		return ""
+	}
+	then := i.up.mounted
+	now := t.byID[then.ID]
+	switch {
+	case now == nil || now.Dev != then.Dev || now.Root != then.Root || now.Parent != then.Parent:
+		return "its filesystem is not mounted any more"
+	case path.Base(path.Dir(now.Mountpoint)) != i.rec.ID:
+		return "its filesystem is mounted elsewhere"
+	case t.over[mountedOn{now.ID, now.Mountpoint}]:
+		return "something is mounted over its filesystem"
+	case t.over[mountedOn{now.Parent, path.Dir(now.Mountpoint)}]:
+		return "something is mounted over its directory"
+	}
+	if sick := sickness(&i.rec, now); sick != nil {
+		return sick.Detail
+	}
+	return ""
+}
+
+// lookAtDevices compares what the volumes' devices are over, takes marks off, and looks at the links of Block volumes.
+func (s *Store) lookAtDevices(ctx context.Context, images []seen, wrong map[*volume]string) error {
+	table, err := loop.Look()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for backing, devices := range table {
+		for _, d := range devices {
+			if d.Autoclear && loop.IsPinned(d.Number) {
+				s.log.WarnContext(ctx, "somebody detached a volume's device, which is in use and stays", "device", fmt.Sprintf("/dev/loop%d", d.Number), "image", d.Path)
+				errs = append(errs, loop.TakeBack(loop.Device{Path: fmt.Sprintf("/dev/loop%d", d.Number), Number: d.Number, Backing: backing}))
+			}
+		}
+	}
+	for _, i := range images {
+		if i.up == nil || wrong[i.v] != "" {
+			continue
+		}
+		devices := table[i.up.device.Backing]
+		switch {
+		case len(devices) != 1 || devices[0].Number != i.up.device.Number:
+			wrong[i.v] = fmt.Sprintf("%d loop devices are over its image, and %s is not the one", len(devices), i.up.device.Path)
+		case !strings.HasSuffix(devices[0].Path, "/"+i.rec.ID+"/"+record.ImageFile):
+			wrong[i.v] = fmt.Sprintf("its device is over %s", devices[0].Path)
+		case i.rec.VolumeMode == record.ModeBlock:
+			if to, err := os.Readlink(filepath.Join(s.opts.DeviceDir, i.rec.ID)); err != nil || to != i.up.device.Path {
+				wrong[i.v] = fmt.Sprintf("its link leads to %q, not to %s", to, i.up.device.Path)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lookAtFilesystems asks the volumes' filesystems whether they are alive. One that does not answer holds up the others for
+// answerWithin, once: it is not asked again before it has answered, and others on its pool, which may hang, not in this look.
+func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[*volume]string) {
+	var asked []*seen
+	for n := range images {
+		if i := &images[n]; i.up != nil && i.up.mounted != nil && wrong[i.v] == "" {
+			asked = append(asked, i)
+		}
+	}
+	for len(asked) > 0 && ctx.Err() == nil {
+		done := s.askInTurn(ctx, asked, wrong)
+		hung := asked[done-1].v.pool
+		asked = slices.DeleteFunc(slices.Clone(asked[done:]), func(i *seen) bool { return i.v.pool == hung })
+	}
+}
+
+// askInTurn asks filesystems one after the other, until one does not answer, and returns how many it is done with. They are
+// asked in one goroutine and not in one each: those of a healthy node answer in microseconds.
+func (s *Store) askInTurn(ctx context.Context, asked []*seen, wrong map[*volume]string) (done int) {
+	type reply struct {
+		n   int
+		err error
+	}
+	replies := make(chan reply, len(asked))
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for n, i := range asked {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			err := s.questions.hold(i.rec.ID, func() error { return answers(i.up.mounted.Mountpoint) })
+			replies <- reply{n, err}
+		}
+	}()
+	timer := time.NewTimer(s.questions.patience())
+	defer timer.Stop()
+	for done < len(asked) {
+		select {
+		case <-ctx.Done():
+			return len(asked)
+		case r := <-replies:
+			if sick := diagnose(&asked[r.n].rec, r.err); sick != nil && !errors.Is(r.err, unix.ENOENT) {
+				wrong[asked[r.n].v] = sick.Detail
+			}
+			done = r.n + 1
+			timer.Reset(s.questions.patience())
+		case <-timer.C:
+			wrong[asked[done].v] = diagnose(&asked[done].rec, errNoAnswer).Detail
+			return done + 1
+		}
+	}
+	return done
+}
+
+// lookAtLimits looks whether the limits of directory volumes are in force, and has those put back that are not.
+func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
+	byPool := map[*pool][]seen{}
+	for _, d := range directories {
+		byPool[d.v.pool] = append(byPool[d.v.pool], d)
+	}
+	for p, volumes := range byPool {
+		var lost []string
+		err := p.with(func(r *root) error {
+			for _, i := range volumes {
+				if !limitInForce(r, &i.rec) {
+					lost = append(lost, i.rec.ID)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			continue // the pool is offline, which is told of the pool
+		}
+		for _, id := range lost {
+			if _, err := s.recheckSlice(ctx, id); err != nil {
+				s.log.WarnContext(ctx, "the limit of a volume was not in force", "volume", id, "error", err)
+			}
+		}
+	}
+}
+
+// limitInForce reports whether the filesystem has the volume's limit, by one question.
+func limitInForce(r *root, rec *record.Volume) bool {
+	switch id := uint32(rec.QuotaID); rec.QuotaKind {
+	case record.QuotaProject:
+		limits, _, err := quota.GetLimits(r.File(), id)
+		return err == nil && limitHolds(rec, limits.Bytes)
+	case record.QuotaBtrfs:
+		group, there, err := btrfs.GetGroup(r.File(), id)
+		return err == nil && there && limitHolds(rec, group.Limit)
+	}
+	return true
+}
+
+// setRight brings up, in the background, what does not stand as it should, and tries those again that could not be brought up.
+// soon: the node's mounts changed, so that what kept a volume from being mended may be gone.
+func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]string, soon bool) {
+	s.watcher.mu.Lock()
+	defer s.watcher.mu.Unlock()
+	w := &s.watcher
+	if w.repairs == nil {
+		w.repairs, w.slots = map[string]*repair{}, make(chan struct{}, repairsAtOnce)
+	}
+	known := make(map[string]bool, len(w.repairs))
+	for _, i := range images {
+		why := wrong[i.v]
+		r := w.repairs[i.rec.ID]
+		known[i.rec.ID] = r != nil
+		if why == "" && i.unavailable == nil {
+			continue
+		}
+		if r == nil {
+			r = &repair{}
+			w.repairs[i.rec.ID], known[i.rec.ID] = r, true
+		}
+		due := !time.Now().Before(r.next) || soon && time.Since(r.began) >= max(tryAgainSoonest, r.wait/8)
+		if r.running || !due {
+			continue
+		}
+		r.running, r.began = true, time.Now()
+		w.running.Go(func() { s.bringBack(ctx, i.v, why, r) })
+	}
+	maps.DeleteFunc(w.repairs, func(id string, r *repair) bool { return !known[id] && !r.running })
+}
+
+// bringBack brings one volume up again. What it finds stays with the volume.
+func (s *Store) bringBack(ctx context.Context, v *volume, why string, r *repair) {
+	select {
+	case s.watcher.slots <- struct{}{}:
+		defer func() { <-s.watcher.slots }()
+	case <-ctx.Done():
+	}
+	err := s.activateAgain(ctx, v, why)
+	s.watcher.mu.Lock()
+	defer s.watcher.mu.Unlock()
+	r.running = false
+	var damaged *filesystem.DamagedError
+	switch {
+	case err == nil:
+		delete(s.watcher.repairs, v.id)
+	case errors.As(err, &damaged):
+		r.next = time.Now().Add(tryDamagedAgain)
+	default:
+		r.wait = min(max(2*r.wait, tryAgainFirst), tryAgainLast)
+		r.next = time.Now().Add(r.wait)
+	}
+}
+
+func (s *Store) activateAgain(ctx context.Context, v *volume, why string) error {
+	unlock, err := s.locks.Lock(ctx, v.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.lookup(v.id) != v {
+		return nil // deleted meanwhile
+	}
+	before := s.unavailability(v)
+	if why != "" && before == "" {
+		s.log.WarnContext(ctx, "a volume did not stand as it was brought up", "volume", v.id, "because", why)
+	}
+	err = s.activate(ctx, v)
+	if err != nil && before != err.Error() {
+		s.log.ErrorContext(ctx, "bring volume up again", "volume", v.id, "error", err)
+	}
+	return err
+}
+
+func (s *Store) unavailability(v *volume) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v.unavailable == nil {
+		return ""
+	}
+	return v.unavailable.Error()
+}
+
+// Unavailable counts the volumes that can not be used, by the API's reason of the condition Ready.
+func (s *Store) Unavailable() map[string]int {
+	counts := map[string]int{}
+	for _, v := range s.List() {
+		if v.Unavailable != nil {
+			reason, _ := Reason(v.Unavailable)
+			counts[reason]++
+		}
+	}
+	return counts
+}
