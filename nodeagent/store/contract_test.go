@@ -285,9 +285,9 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 	require.NoError(t, n.store.Users(t.Context(), v.ID))
 
 	if v.Backend == record.BackendLoop {
-		// A copy of the agent's own mount in a namespace that gets no word of unmounts: only the kernel knows.
+		// A copy of the agent's own mount in a namespace that gets no word of unmounts: it is named before anything is unmounted.
 		ns := testroot.NewMountNamespace(t, `true`)
-		inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonDeviceHeld)
+		inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 		require.Equal(t, "kept", marked(t, v))
 		require.Empty(t, n.store.Verify(t.Context()))
 		ns.Stop()
