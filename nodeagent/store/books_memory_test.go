@@ -153,7 +153,8 @@ func (p *paper) step(t *testing.T, rnd *rand.Rand, m *sketch, i int) string {
 	case 0, 1, 2: // a group of one to three
 		return p.stepAdmit(t, rnd, m, i)
 	case 3, 4:
-		for _, id := range slices.Sorted(maps.Keys(m.open)) {
+		if ids := slices.Sorted(maps.Keys(m.open)); len(ids) > 0 {
+			id := ids[0]
 			a := m.open[id]
 			delete(m.open, id)
 			if op == 3 && rnd.IntN(3) == 0 {
