@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -29,9 +28,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
-
-// workers is how many Volumes are worked on at a time. Most of that is waiting for the disk; heavy work is bounded by the store.
-const workers = 32
 
 // lookEvery is how often the pools are looked at without being told of a change: a few system calls for each.
 const lookEvery = 5 * time.Second
@@ -79,6 +75,7 @@ type Agent struct {
 	growing sync.Map
 	// failures counts the tries to make a volume that failed.
 	failures failures
+	lanes    lanes
 	// up is closed when the volumes were brought up.
 	up    chan struct{}
 	ready atomic.Bool
@@ -194,7 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.pools.run(ctx) })
 	wg.Go(func() { a.recheck(ctx) })
 	wg.Go(func() { a.store.KeepEnforced(ctx, a.opts.RecheckEvery) })
-	for range workers {
+	for range workersFor(len(a.store.Pools())) {
 		wg.Go(func() { a.work(ctx) })
 	}
 	a.ready.Store(true)
@@ -269,15 +266,7 @@ func (a *Agent) work(ctx context.Context) {
 		if stop {
 			return
 		}
-		err := a.reconcile(ctx, name)
-		if apierrors.IsConflict(err) {
-			a.queue.AddRateLimited(name) // the cache is behind; it will not be in a moment
-		} else if err != nil && ctx.Err() == nil {
-			a.log.WarnContext(ctx, "volume", "volume", name, "error", err)
-			a.queue.AddRateLimited(name)
-		} else {
-			a.queue.Forget(name)
-		}
+		a.workOn(ctx, name)
 		a.queue.Done(name)
 	}
 }
@@ -296,7 +285,7 @@ func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 			a.inUse.Range(func(name, _ any) bool { a.queue.Add(name.(string)); return true })
 		case <-ticker.C:
 		}
-		a.store.Refresh(ctx)
+		a.store.Glance(ctx)
 	}
 }
 

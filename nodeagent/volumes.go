@@ -256,7 +256,9 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	}
 	var there store.Volume
 	if err == nil {
-		there, err = a.store.Create(ctx, adm)
+		if there, err = a.carve(ctx, adm); errors.Is(err, errNoLane) {
+			return err // it stays admitted
+		}
 		a.groups.done(v.Name)
 	}
 	if err == nil {
@@ -282,7 +284,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	}
 	a.failures.forget(v.Name)
 	if reason == v1alpha1.ReasonPoolOffline {
-		a.store.Refresh(ctx) // what failed on the disk is looked at, and told below
+		a.store.Glance(ctx) // what failed on the disk is looked at, and told below
 	}
 	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
 		// No other node or pool has the data: it waits for its disk, whose return wakes it.
@@ -385,7 +387,9 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	if a.mayBeServed(v) {
 		end = a.store.DeleteUntouched
 	}
-	err = end(ctx, v.Name, removalOf(v))
+	if err = nil; !a.store.Abandoned(v.Name) {
+		err = end(ctx, v.Name, removalOf(v))
+	}
 	var unseen *store.UnseenError
 	if errors.As(err, &unseen) && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
 		err = nil // all pools that it can be on were looked at

@@ -27,6 +27,7 @@ type agentFlags struct {
 	config, node                string
 	healthAddress, metricsAddrs string
 	recheckEvery                time.Duration
+	kubeletDir                  string
 }
 
 func newAgentCommand() *cobra.Command {
@@ -43,6 +44,7 @@ func newAgentCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration: pools and what is particular to nodes")
 	f.StringVar(&o.node, "node-name", "", "the name of the node")
+	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory: a pool on the same filesystem keeps 20% free by default")
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
 	f.StringVar(&o.metricsAddrs, "metrics-address", ":8080", "where /metrics is served")
 	f.DurationVar(&o.recheckEvery, "recheck-interval", nodeagent.DefaultRecheckEvery, "how often it is looked whether the sizes of directory volumes are still in force")
@@ -76,7 +78,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	machine := nodeagent.MachineID(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs,
-		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, Log: log})
+		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, KubeletDir: o.kubeletDir, Log: log})
 	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log,
 		Serving: func() {
 			if _, err := unmapStart(); err != nil {

@@ -180,7 +180,7 @@ func refreshEvery(ctx context.Context, s *store.Store, every time.Duration) erro
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			s.Refresh(ctx)
+			s.Glance(ctx)
 		}
 	}
 }

@@ -16,7 +16,14 @@ type Reserve struct {
 	text       string
 	bytes      int64
 	perMillion int64 // of the filesystem's size; 0: bytes counts
+	byDefault  bool
 }
+
+// IsDefault tells a reserve that nobody gave.
+func (r Reserve) IsDefault() bool { return r.byDefault }
+
+// SharedReserve is what is kept free by default of a filesystem that is not the pool's alone.
+func SharedReserve() Reserve { return must(ParseReserve(DefaultSharedReserve)) }
 
 // ParseReserve reads a percentage from 0% to 90% with at most four decimals, or a Kubernetes quantity.
 func ParseReserve(s string) (Reserve, error) {

@@ -12,10 +12,13 @@ const maxBytes = 1 << 20
 
 // What a field that is not given means.
 const (
-	DefaultReserve    = "5%"
-	DefaultOvercommit = "1.0"
-	DefaultFilesystem = "ext4"
-	DefaultHeavyJobs  = 2
+	DefaultReserve = "5%"
+	// DefaultSharedReserve is kept free where the system, or kubelet, has the same filesystem: more than kubelet's own thresholds
+	// (nodefs.available 10%, imagefs.available 15%), at which it evicts pods.
+	DefaultSharedReserve = "20%"
+	DefaultOvercommit    = "1.0"
+	DefaultFilesystem    = "ext4"
+	DefaultHeavyJobs     = 2
 )
 
 // Config is the agents' configuration, the same file on all nodes.
@@ -26,7 +29,7 @@ type Config struct {
 	Nodes map[string]Node `yaml:"nodes"`
 	// ByClaimIndex: keep links named by namespace and claim beside the volumes, for people who look at the disk.
 	ByClaimIndex bool `yaml:"byClaimIndex"`
-	// HeavyJobs is how many jobs that load the disk (mkfs, copies, scrubs) run at the same time on one node.
+	// HeavyJobs is how many jobs that load the disk (mkfs, copies, scrubs) run at the same time on one filesystem.
 	HeavyJobs int `yaml:"heavyJobs"`
 }
 
@@ -55,6 +58,8 @@ type Pool struct {
 	// EnableQuota: turn simple quotas on where the pool's filesystem is btrfs and has quotas off. It concerns the whole
 	// filesystem, so it is not done unasked.
 	EnableQuota bool `yaml:"enableQuota"`
+	// AllowNetworkFilesystem: use Path also on a network or cluster filesystem. No other node may have a pool in the same directory.
+	AllowNetworkFilesystem bool `yaml:"allowNetworkFilesystem"`
 	// PurgeUnderPressure: trash may be freed before its time when space runs out.
 	PurgeUnderPressure bool `yaml:"purgeUnderPressure"`
 }
@@ -136,6 +141,7 @@ func (c *Config) setDefaults() {
 func (p *Pool) setDefaults() {
 	if p.Reserve.text == "" {
 		p.Reserve = must(ParseReserve(DefaultReserve))
+		p.Reserve.byDefault = true
 	}
 	if p.Overcommit.text == "" {
 		p.Overcommit = must(ParseOvercommit(DefaultOvercommit))

@@ -13,6 +13,7 @@
 //	  reserve: 10%              # kept free: a percentage of the filesystem, or a quantity (20Gi); default 5%
 //	  overcommit: "1.0"         # how many times the rest may be promised; default 1.0
 //	  defaultFilesystem: ext4   # in loop images whose class names none: ext4, xfs or btrfs; default ext4
+//	  allowNetworkFilesystem: false # true: also on nfs, ceph, cifs, fuse, ...; no other node may have a pool in the same directory
 //	  requireMountpoint: false  # true: path must be a mount point, the root disk will not do
 //	  enableQuota: false        # true: turn simple quotas on where the filesystem is btrfs and has none (it concerns all of it)
 //	  purgeUnderPressure: false # true: trash may be freed before its time when space runs out

@@ -32,6 +32,8 @@ type Admission struct {
 	// key is the admission's own in the ledger, so that taking it back never takes another one's promise.
 	key   string
 	store *Store
+	// fate is that of the volume while Create makes it.
+	fate fate
 }
 
 var admissions atomic.Int64
@@ -69,7 +71,7 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 	maxAge, patience := measuredAge, time.Now().Add(freedWait)
 	for try := 1; ; try++ {
 		// Before the lock is taken, so that nobody waits for a disk under it. What fails here fails again below.
-		s.measurePools(maxAge)
+		s.measurePools(maxAge, requests)
 		admitted, err := s.admitAll(requests)
 		var full *CapacityError
 		if !errors.As(err, &full) {
@@ -86,9 +88,13 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 	}
 }
 
-func (s *Store) measurePools(maxAge time.Duration) {
+// measurePools measures the filesystems of the pools that the requests may be carved from.
+func (s *Store) measurePools(maxAge time.Duration, requests []Request) {
 	measured := map[*filesystemSpace]bool{}
 	for _, p := range s.pools {
+		if !slices.ContainsFunc(requests, func(r Request) bool { return r.wants(p, s.opts.Node) }) {
+			continue
+		}
 		if _, space, err := p.state(); err == nil && !measured[space] {
 			_, err := s.capacity(p, space, maxAge)
 			measured[space] = err == nil

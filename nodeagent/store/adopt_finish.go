@@ -18,10 +18,14 @@ import (
 // repeated. It is called with the volume's lock held, whenever a volume whose adoption is not finished is brought up.
 func (s *Store) finishAdoption(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
 	// One at a time, and beside the other heavy jobs: walking a large tree takes long, and no new volume waits for that.
-	if err := s.adopting.Acquire(ctx, 1); err != nil {
+	space := v.pool.books()
+	if space == nil {
+		return v.pool.gone()
+	}
+	if err := space.adopting.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("wait for another adoption to be finished: %w", err)
 	}
-	defer s.adopting.Release(1)
+	defer space.adopting.Release(1)
 	var err error
 	if v.rec.Backend == record.BackendDirectory {
 		err = s.finishDirectory(ctx, v, r, dir)

@@ -21,11 +21,16 @@ import (
 // could not be brought up is a *KeptError.
 func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	id := a.req.ID
+	if s.Abandoned(id) && a.fate.state.Load() != abandoned {
+		a.Cancel()
+		return Volume{}, s.stillAbandoned(id)
+	}
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
 	defer unlock()
+	defer s.abandoned.Delete(id)
 	v, err := s.seek(ctx, id)
 	var mismatch *MismatchError
 	unreadable := errors.As(err, &mismatch)
@@ -197,6 +202,9 @@ func (b *building) writeRecord() error {
 func (b *building) commit() error {
 	if err := b.store.fault("commit"); err != nil {
 		return err
+	}
+	if !b.adm.fate.state.CompareAndSwap(stillBuilt, committed) {
+		return errAbandoned
 	}
 	if err := b.tmp.Rename(b.rec.ID, b.root.Dir, b.rec.ID); err != nil {
 		return err

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
@@ -27,13 +23,11 @@ const (
 	noteRetention = time.Hour
 )
 
-// freer frees what is due in the trash: one entry after the other, in small steps, with idle I/O priority. It can be
+// freer frees what is due in the trash: on each filesystem the entries in turns, in small steps, with idle I/O priority. It can be
 // stopped at any step and carries on from there.
 type freer struct {
 	store *Store
 	poke  chan struct{}
-	// one keeps Run and Drain from freeing the same entry.
-	one sync.Mutex
 	// sweepAgain: something in tmp or of the index could not be cleared away.
 	sweepAgain atomic.Bool
 	// Counters, for metrics.
@@ -61,46 +55,16 @@ func (e *kernelBusyError) Error() string {
 // Freed tells how many bytes of images and how many files were freed since the store was opened.
 func (s *Store) Freed() (bytes, files int64) { return s.freer.bytes.Load(), s.freer.files.Load() }
 
-// Run frees the trash in the background until ctx ends.
-func (s *Store) Run(ctx context.Context) {
-	s.freer.running.Add(1)
-	defer s.freer.running.Add(-1)
-	// Priorities belong to threads; this one is given up with the goroutine.
-	runtime.LockOSThread()
-	const whoProcess, classIdle = 1, 3 << 13 // ioprio_set(2)
-	if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); errno != 0 {
-		s.log.WarnContext(ctx, "the trash is freed with normal I/O priority", "error", errno)
+func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *trashed) {
+	others := func() bool {
+		next, _ := s.freer.next(space, time.Now())
+		return next != nil && next != t
 	}
-	sweepAt := time.Now().Add(retryFreeing)
-	for ctx.Err() == nil {
-		// Not by the timer: it starts anew whenever something is deleted.
-		now := time.Now()
-		s.noteRetention(ctx, now)
-		if now.After(sweepAt) {
-			s.sweepLeftovers(ctx)
-			sweepAt = now.Add(retryFreeing)
-		}
-		t, wait := s.freer.next(now)
-		if t != nil {
-			s.freeOrRetry(ctx, t)
-			continue
-		}
-		if s.freer.sweepAgain.Load() {
-			wait = min(wait, time.Until(sweepAt))
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-s.freer.poke:
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
-}
-
-func (s *Store) freeOrRetry(ctx context.Context, t *trashed) {
-	err := s.freer.free(ctx, t)
-	if err == nil || ctx.Err() != nil {
+	s.mu.Lock()
+	t.served = time.Now()
+	s.mu.Unlock()
+	err := s.freer.free(&turn{Context: ctx, others: others}, t)
+	if err == nil || ctx.Err() != nil || errors.Is(err, errSlice) {
 		return
 	}
 	retry := retryFreeing
@@ -120,8 +84,14 @@ func (s *Store) sweepLeftovers(ctx context.Context) {
 	if !s.freer.sweepAgain.Swap(false) {
 		return
 	}
+	for _, space := range s.allSpaces() {
+		s.sweepFilesystem(ctx, space)
+	}
+}
+
+func (s *Store) sweepFilesystem(ctx context.Context, space *filesystemSpace) {
 	for _, p := range s.pools {
-		if !p.online() {
+		if !p.on(space) {
 			continue
 		}
 		err := p.with(func(r *root) error {
@@ -145,7 +115,7 @@ func (s *Store) Drain(ctx context.Context) error {
 		}
 	}
 	for {
-		t, _ := s.freer.next(time.Now())
+		t := s.freer.nextOfAll(time.Now())
 		if t == nil {
 			return nil
 		}
@@ -160,38 +130,67 @@ func (s *Store) Drain(ctx context.Context) error {
 	}
 }
 
-// next returns the entry that is due for longest, or how long to wait for one.
-func (f *freer) next(now time.Time) (*trashed, time.Duration) {
+// next returns the entry of a filesystem whose turn it is: of those that are due the one whose last turn is longest ago, or was
+// deleted first; or how long to wait for one.
+func (f *freer) next(space *filesystemSpace, now time.Time) (*trashed, time.Duration) {
 	s := f.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var due *trashed
 	wait := noteRetention
 	for _, t := range s.trash {
+		if t.pool.books() != space {
+			continue
+		}
 		left := max(t.remaining(now), t.retry.Sub(now))
 		if left > 0 {
 			wait = min(wait, left)
 			continue
 		}
-		if due == nil || t.trash.DeletedAt.Before(due.trash.DeletedAt) {
+		if due == nil || t.before(due) {
 			due = t
 		}
 	}
 	return due, wait
 }
 
-// noteRetention writes down how much of each retention passed.
-func (s *Store) noteRetention(ctx context.Context, now time.Time) {
+// before tells whose turn is first.
+func (t *trashed) before(other *trashed) bool {
+	if !t.served.Equal(other.served) {
+		return t.served.Before(other.served)
+	}
+	return t.trash.DeletedAt.Before(other.trash.DeletedAt)
+}
+
+// nextOfAll is next for whoever frees everything.
+func (f *freer) nextOfAll(now time.Time) *trashed {
+	for _, space := range f.store.allSpaces() {
+		if t, _ := f.next(space, now); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// toNote are the entries of a filesystem of whose retention as much passed unwritten as is to be written down.
+func (s *Store) toNote(space *filesystemSpace, now time.Time) []*trashed {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	var waiting []*trashed
 	for _, t := range s.trash {
-		if t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention && now.Sub(t.noted) >= noteRetention {
-			t.noted = now
+		if t.pool.books() == space && t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention && now.Sub(t.noted) >= noteRetention {
 			waiting = append(waiting, t)
 		}
 	}
-	s.mu.Unlock()
-	for _, t := range waiting {
+	return waiting
+}
+
+// noteRetention writes down how much of each retention on a filesystem passed.
+func (s *Store) noteRetention(ctx context.Context, space *filesystemSpace, now time.Time) {
+	for _, t := range s.toNote(space, now) {
+		s.mu.Lock()
+		t.noted = now
+		s.mu.Unlock()
 		err := s.changeTrash(ctx, t, func(note *record.Trash) { note.ElapsedSeconds = int64(t.elapsed(now) / time.Second) })
 		if err != nil {
 			s.log.WarnContext(ctx, "note a trash entry's retention", "entry", t.entry, "error", err)
@@ -200,8 +199,12 @@ func (s *Store) noteRetention(ctx context.Context, now time.Time) {
 }
 
 func (f *freer) free(ctx context.Context, t *trashed) error {
-	f.one.Lock()
-	defer f.one.Unlock()
+	space := t.pool.books()
+	if space == nil {
+		return t.pool.gone()
+	}
+	space.one.Lock()
+	defer space.one.Unlock()
 	s := f.store
 	r, err := t.pool.open()
 	if err != nil {

@@ -158,7 +158,7 @@ func TestRetention(t *testing.T) {
 	// An hour passes for the process that watches, then it ends; the next goes on counting where that one noted.
 	entry.since = entry.since.Add(-noteRetention)
 	entry.trash.Deletion.RetentionSeconds = 2 * 3600
-	n.store.noteRetention(t.Context(), time.Now())
+	n.store.noteRetention(t.Context(), n.store.pools[0].books(), time.Now())
 	n.start()
 	left := n.store.Trash()[0].Remaining
 	require.LessOrEqual(t, left, time.Hour)

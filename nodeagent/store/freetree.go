@@ -52,7 +52,7 @@ func (f *freer) freeImage(ctx context.Context, entry *beneath.Dir, scrub string)
 			return err
 		}
 		next := max(size-freeStep, 0)
-		if err := scrubRange(ctx, image, next, size, scrub); err != nil {
+		if err := scrubRange(unbroken(ctx), image, next, size, scrub); err != nil {
 			return err
 		}
 		if err := image.Truncate(next); err != nil {
@@ -212,7 +212,7 @@ func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st 
 				return err
 			}
 			defer file.Close()
-			return scrubRange(ctx, file, 0, st.Size, scrub)
+			return scrubFile(ctx, file, st.Size, scrub)
 		})
 		if err != nil {
 			return err
@@ -220,6 +220,24 @@ func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st 
 	}
 	f.files.Add(1)
 	return retryMutable(dir, name, st, func() error { return dir.Unlink(name) })
+}
+
+// scrubFile scrubs a file from its end, and shortens it step by step: whoever goes on with it does not begin anew.
+func scrubFile(ctx context.Context, file *os.File, size int64, scrub string) error {
+	for size > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		next := max(size-freeStep, 0)
+		if err := scrubRange(unbroken(ctx), file, next, size, scrub); err != nil {
+			return err
+		}
+		if err := file.Truncate(next); err != nil {
+			return err
+		}
+		size = next
+	}
+	return nil
 }
 
 // retryMutable tries again after it took the immutable and append-only flags off the file and its directory, either of which

@@ -201,7 +201,7 @@ func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
 	if st.Size() < size {
 		if v.rec.Allocation == record.AllocationThin {
 			err = unix.Ftruncate(int(image.Fd()), size)
-		} else if err = fallocate(int(image.Fd()), size); err != nil {
+		} else if err = allocateGrown(v.pool.name(), image, size); err != nil {
 			// What was allocated is given back. Not down to the record's size: an earlier growth may have come as far as its
 			// filesystem, which is in use.
 			err = errors.Join(err, unix.Ftruncate(int(image.Fd()), st.Size()))

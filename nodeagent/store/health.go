@@ -127,7 +127,7 @@ func (s *Store) look(ctx context.Context, p *pool, r *root, space *filesystemSpa
 	if err := p.alive(r); err != nil {
 		return err
 	}
-	s.probeAgain(ctx, p, r)
+	s.probeAgain(ctx, p, r, space)
 	if s.roomMoved(p, r, space) {
 		s.notifyOf()
 	}
@@ -136,14 +136,16 @@ func (s *Store) look(ctx context.Context, p *pool, r *root, space *filesystemSpa
 
 // probeAgain probes what could not be probed when the pool came, for its disk
 // was full.
-func (s *Store) probeAgain(ctx context.Context, p *pool, r *root) {
+func (s *Store) probeAgain(ctx context.Context, p *pool, r *root, space *filesystemSpace) {
 	p.mu.Lock()
 	unprobed := p.features.Unprobed
 	p.mu.Unlock()
 	if !unprobed {
 		return
 	}
+	space.probing.Lock()
 	features, err := probe(r, p.cfg.EnableQuota)
+	space.probing.Unlock()
 	if err != nil || features.Unprobed {
 		return
 	}

@@ -25,10 +25,11 @@ const fsNoCOW = 0x00800000
 // mkfs writes to the image and not to the device, which is made ready meanwhile: each takes as long as the other. The
 // device gets the image when nobody writes to it any other way, so that neither has anything old in its cache.
 func (b *building) loop(ctx context.Context) error {
-	if err := b.store.heavy.Acquire(ctx, 1); err != nil {
+	heavy := b.store.heavy(b.adm.space)
+	if err := heavy.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("wait for other volumes that are being made: %w", err)
 	}
-	defer b.store.heavy.Release(1)
+	defer heavy.Release(1)
 
 	if err := b.store.fault("create image"); err != nil {
 		return err
@@ -72,7 +73,10 @@ func (b *building) loop(ctx context.Context) error {
 			return err
 		}
 	}
-	return image.Sync()
+	if err := image.Sync(); err != nil {
+		return err
+	}
+	return b.checkReserved(image)
 }
 
 func (b *building) directIO() bool {

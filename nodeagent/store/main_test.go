@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -147,6 +148,7 @@ type node struct {
 	pools   []config.Pool
 	devices string // in the place of /run/quarry/dev
 	store   *Store
+	stores  []*Store // all there were
 	// dirty: what the test did is meant to be found by Verify.
 	dirty bool
 }
@@ -205,6 +207,7 @@ func (n *node) prepare(change ...func(*Options)) *Store {
 		f(&o)
 	}
 	n.store = New(o)
+	n.stores = append(n.stores, n.store)
 	for _, p := range n.pools {
 		n.store.Expect(p.Name, Expectation{MayCreate: true})
 	}
@@ -218,6 +221,7 @@ func (n *node) reboot() {
 }
 
 func (n *node) takeDown() {
+	n.settle()
 	for _, p := range n.pools {
 		mounts, err := mount.MountedBelow(p.Path)
 		if err != nil {
@@ -245,6 +249,22 @@ func (n *node) takeDown() {
 	}
 	if err := os.RemoveAll(n.devices); err != nil {
 		n.t.Errorf("take the node down: %v", err)
+	}
+}
+
+// settle waits for what the node's stores do in the background: what they bring up after the node was taken down would stay.
+func (n *node) settle() {
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		for _, s := range n.stores {
+			s.background.Wait()
+		}
+	}()
+	select {
+	case <-settled:
+	case <-time.After(testPatience):
+		n.t.Errorf("take the node down: its store has not come to rest")
 	}
 }
 

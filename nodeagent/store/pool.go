@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,20 +25,22 @@ import (
 
 // Reasons a pool is offline for: of the Pool object's condition Ready.
 const (
-	OfflineMissing        = "Missing"        // its directory or disk is not there
-	OfflineSwapped        = "Swapped"        // another pool's disk is there
-	OfflineForeign        = "Foreign"        // the disk belongs to another cluster
-	OfflineNoMountpoint   = "NoMountpoint"   // requireMountpoint, and there is none
-	OfflineUninitialized  = "Uninitialized"  // nothing there yet, and it is not known whether there should be
-	OfflineUnreadable     = "Unreadable"     // pool.json can not be read
-	OfflineInUse          = "InUse"          // another process of this machine has it
-	OfflineInUseElsewhere = "InUseElsewhere" // another node, or another machine, had it last, and may have it still
-	OfflineDuplicate      = "Duplicate"      // another pool of the configuration is the same directory
-	OfflineReadOnly       = "ReadOnly"       // its filesystem takes no writes: mounted so, or the kernel made it so after an error
-	OfflineFailed         = "Failed"         // the disk answers with errors
-	OfflineRebuilt        = "Rebuilt"        // Missing, on another machine than the one that had it; whoever knows machines says so
-	OfflineLoading        = "Loading"        // its disk is there, and what is on it is being read
-	OfflineNotConfigured  = "NotConfigured"  // the agent's configuration does not name it any more; whoever knows Pool objects says so
+	OfflineMissing           = "Missing"           // its directory or disk is not there
+	OfflineSwapped           = "Swapped"           // another pool's disk is there
+	OfflineForeign           = "Foreign"           // the disk belongs to another cluster
+	OfflineNoMountpoint      = "NoMountpoint"      // requireMountpoint, and there is none
+	OfflineUninitialized     = "Uninitialized"     // nothing there yet, and it is not known whether there should be
+	OfflineUnreadable        = "Unreadable"        // pool.json can not be read
+	OfflineInUse             = "InUse"             // another process of this machine has it
+	OfflineInUseElsewhere    = "InUseElsewhere"    // another node, or another machine, had it last, and may have it still
+	OfflineDuplicate         = "Duplicate"         // another pool of the configuration is the same directory
+	OfflineNetworkFilesystem = "NetworkFilesystem" // other machines may use its filesystem too, and it is not configured to be there
+	OfflineReadOnly          = "ReadOnly"          // its filesystem takes no writes: mounted so, or the kernel made it so after an error
+	OfflineHung              = "Hung"              // its disk does not answer
+	OfflineFailed            = "Failed"            // the disk answers with errors
+	OfflineRebuilt           = "Rebuilt"           // Missing, on another machine than the one that had it; whoever knows machines says so
+	OfflineLoading           = "Loading"           // its disk is there, and what is on it is being read
+	OfflineNotConfigured     = "NotConfigured"     // the agent's configuration does not name it any more; whoever knows Pool objects says so
 )
 
 // pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
@@ -54,11 +57,25 @@ type pool struct {
 	seen     lastSeen
 	// kept holds what the pool is promised while it is offline, if its directory still is on that filesystem.
 	kept *filesystemSpace
+	// reserve is what of the filesystem is never promised, as the configuration says or by default.
+	reserve config.Reserve
 	// doubted: something failed on the disk since it was last written to.
 	doubted bool
 	// told is the room that was last reported, once wasTold.
 	told    int64
 	wasTold bool
+
+	// ops are the operations on it that are under way, and glance the look at it (with Store.refreshing held).
+	ops    underWay
+	glance *glance
+	// lookedAt: it was looked at once (with Store.refreshing held).
+	lookedAt bool
+	// silent counts those who asked the disk for something, and were left without an answer.
+	silent atomic.Int32
+	// found are volumes that a look found on the disk, which are to be brought up.
+	found []*volume
+	// came: its disk came, and load has not taken it up; loading: what is on it is being read.
+	came, loading bool
 
 	// heldUID is the identity of the pool that this one holds, and lock what keeps other processes from it. They change with
 	// Store.holding held.
@@ -97,9 +114,16 @@ func (p *pool) on(space *filesystemSpace) bool {
 type root struct {
 	*beneath.Dir
 	meta *beneath.Dir
+	// end says that the operation that opened it came back.
+	end func()
 }
 
-func (r *root) Close() error { return errors.Join(r.meta.Close(), r.Dir.Close()) }
+func (r *root) Close() error {
+	if r.end != nil {
+		r.end()
+	}
+	return errors.Join(r.meta.Close(), r.Dir.Close())
+}
 
 // sub opens one of the pool's own directories, making it where it is missing.
 func (r *root) sub(name string) (*beneath.Dir, error) { return r.meta.EnsureDir(name, 0o700) }
@@ -135,11 +159,20 @@ func (p *pool) state() (Features, *filesystemSpace, error) {
 // moment ago may not be now.
 func (p *pool) open() (*root, error) {
 	p.mu.Lock()
-	want := p.expect
+	want, offline := p.expect, p.offline
 	p.mu.Unlock()
+	if offline != nil && offline.Reason == OfflineHung {
+		return nil, offline // who goes there does not come back
+	}
 	want.takeOver = "" // only refresh does it, once
+	end := p.ops.begin()
 	r, _, err := p.openAs(want)
-	return r, err
+	if err != nil {
+		end()
+		return nil, err
+	}
+	r.end = end
+	return r, nil
 }
 
 func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
@@ -152,6 +185,12 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 	}
 	if err != nil {
 		return nil, nil, p.offlineFor(err)
+	}
+	if want.node != "" {
+		if err := p.checkFilesystem(dir.File()); err != nil {
+			dir.Close()
+			return nil, nil, p.offlineFor(err)
+		}
 	}
 	if p.cfg.RequireMountpoint {
 		if ok, err := isMountpoint(p.cfg.Path, dir.File()); err != nil || !ok {
@@ -283,9 +322,18 @@ func PoolLabels(node string, c *config.Pool) map[string]string {
 // isMountpoint tells whether the pool lies on another filesystem than its parent directory. The parent is looked at as the
 // machine's first process sees it: inside a container every hostPath is a mount point, also one on the root disk.
 func isMountpoint(path string, dir *os.File) (bool, error) {
-	up, err := os.Open(filepath.Join("/proc/1/root", filepath.Dir(path)))
+	is, err := isMountpointIn("/proc/1/root", path, dir)
 	if err != nil {
 		return false, fmt.Errorf("look at the directory above (the agent needs hostPID): %w", err)
+	}
+	return is, nil
+}
+
+// isMountpointIn is isMountpoint as it is seen below another root directory.
+func isMountpointIn(root, path string, dir *os.File) (bool, error) {
+	up, err := os.Open(filepath.Join(root, filepath.Dir(path)))
+	if err != nil {
+		return false, err
 	}
 	defer up.Close()
 	// Not by st_dev: each subvolume of a btrfs has its own.
@@ -315,7 +363,8 @@ func filesystemKey(dir *os.File) (string, error) {
 func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	p.mu.Lock()
 	want, space := p.expect, p.space
-	wasOnline := p.offline == nil && space != nil
+	loading := p.loading || p.came
+	wasOnline := space != nil && (p.offline == nil || loading && p.offline.Reason == OfflineLoading)
 	p.mu.Unlock()
 
 	r, identity, err := p.openAs(want)
@@ -326,7 +375,12 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 		defer r.Close()
 		var key string
 		if key, err = filesystemKey(r.File()); err == nil && wasOnline && space.key == key {
-			if err = s.look(ctx, p, r, space); err == nil {
+			if loading {
+				err = p.alive(r)
+			} else {
+				err = s.look(ctx, p, r, space)
+			}
+			if err == nil {
 				return false
 			}
 		} else if err == nil {
@@ -343,11 +397,17 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 				s.forgetPool(p, false) // the same pool, now on another device: a copied disk
 			}
 			var features Features
-			if features, err = p.probe(r); err == nil {
-				space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
+			space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
+			space.probing.Lock()
+			features, err = p.probe(r)
+			space.probing.Unlock()
+			if err == nil {
 				s.forgetVolumes(p, identity.UID)
 				p.forgetKept(space)
+				reserve, why := s.reserveOf(p, r.Dir)
+				s.log.InfoContext(ctx, "what the pool never promises", "pool", p.name(), "reserve", reserve.String(), "because", why)
 				p.mu.Lock()
+				p.reserve = reserve
 				p.features, p.space, p.identity = features, space, identity
 				p.offline = &OfflineError{Pool: p.name(), Reason: OfflineLoading, Err: errors.New("what is on its disk is being read")}
 				// From now on it must be this disk, whatever was known before.

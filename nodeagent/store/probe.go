@@ -23,6 +23,8 @@ type Features struct {
 	DirectIO       bool
 	QuotactlFD     bool
 	NoQuotaBecause string // when neither quota is in force
+	// Unreserved: preallocation takes no room of the disk, so that a thick image is none.
+	Unreserved bool
 	// Unprobed: the disk was too full to try; what is not known counts as missing.
 	Unprobed bool
 }
@@ -72,6 +74,9 @@ func probe(r *root, enableQuota bool) (Features, error) {
 	if err == nil {
 		err = f.probeFiles(r)
 	}
+	if err == nil {
+		err = f.probePreallocation(r)
+	}
 	if isFull(err) {
 		f.Unprobed, err = true, nil
 	}
@@ -86,7 +91,7 @@ func (p *pool) probe(r *root) (Features, error) {
 	defer p.mu.Unlock()
 	before := p.features
 	if err == nil && found.Unprobed && before.Filesystem == found.Filesystem {
-		found.Reflink = before.Reflink
+		found.Reflink, found.Unreserved = before.Reflink, before.Unreserved
 		if found.NoQuotaBecause != "" {
 			found.ProjectQuota, found.SimpleQuota, found.NoQuotaBecause = before.ProjectQuota, before.SimpleQuota, before.NoQuotaBecause
 		}

@@ -171,6 +171,9 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	}
 	loop := func() (plan, error) {
 		p := plan{backend: record.BackendLoop}
+		if f.Unreserved && r.Allocation != record.AllocationThin && !r.adopts() {
+			return p, refuseUnreserved()
+		}
 		if r.VolumeMode == record.ModeBlock {
 			return p, nil
 		}

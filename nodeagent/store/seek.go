@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,9 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	}
 	if err := record.CheckID(id); err != nil {
 		return Volume{}, err
+	}
+	if s.Abandoned(id) {
+		return Volume{}, &NotFoundError{ID: id} // nothing of it will stay, and its lock is held by who waits for the disk
 	}
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
@@ -97,7 +101,7 @@ func (s *Store) isMissing(v *volume) bool {
 	if !v.pool.online() {
 		return false
 	}
-	err := v.pool.with(func(r *root) error {
+	err := s.ask(v.pool, func(r *root) error {
 		there, err := r.Exists(v.id)
 		missing = err == nil && !there
 		return err
@@ -110,6 +114,9 @@ func (s *Store) isMissing(v *volume) bool {
 func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	_, space, err := p.state()
 	if err != nil {
+		return nil, err
+	}
+	if err := s.answers(p, id); err != nil {
 		return nil, err
 	}
 	r, err := p.open()
@@ -138,6 +145,25 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 		return nil, unreadable(id, p, err)
 	}
 	return v, nil
+}
+
+// answers returns why a pool cannot be asked for a volume, an *OfflineError, or
+// nil. It reads what is read where there is none: who looks for one must not
+// wait for a disk that hangs.
+func (s *Store) answers(p *pool, id string) error {
+	err := s.ask(p, func(r *root) error {
+		_ = s.fault("seek in " + p.name()) // nothing is changed that could fail
+		if _, err := r.Exists(id); err != nil {
+			return err
+		}
+		_, err := namesIn(r.meta, record.TrashDir)
+		return err
+	})
+	var offline *OfflineError
+	if errors.As(err, &offline) {
+		return offline
+	}
+	return nil // what else there is, whoever looks for the volume finds
 }
 
 // seekTrash takes in entries of a volume in a pool's trash that are not known.
@@ -268,24 +294,34 @@ const (
 
 // lookAgain finds what came to a pool's directories without us, and what could
 // not be read and can be now: a record that a person put back, a directory that
-// was moved back. It is a few system calls where nothing changed.
+// was moved back. It is a few system calls where nothing changed. What came is
+// brought up by who looks (takeFound); what takes long is left for the next look.
 func (s *Store) lookAgain(ctx context.Context, p *pool) {
 	_, space, err := p.state()
 	if err != nil {
 		return
 	}
 	var came []*volume
+	until := time.Now().Add(s.patience.look)
 	err = p.with(func(r *root) error {
 		names, entries, err := s.unknown(p, r)
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
+			if time.Now().After(until) {
+				p.unsettle()
+				return nil
+			}
 			if v := s.lookAt(ctx, p, r, space, name); v != nil {
 				came = append(came, v)
 			}
 		}
 		for _, entry := range entries {
+			if time.Now().After(until) {
+				p.unsettle()
+				return nil
+			}
 			s.lookAtEntry(p, r, space, entry)
 		}
 		return nil
@@ -294,10 +330,35 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 		s.log.WarnContext(ctx, "look for what came to a pool", "pool", p.name(), "error", err)
 	}
 	if len(came) > 0 {
-		s.notify()
-		s.bringUpSoon(ctx, came)
+		p.mu.Lock()
+		p.found = append(p.found, came...)
+		p.mu.Unlock()
 		s.notify()
 	}
+}
+
+// takeFound brings up what looks found since it was called last, each pool's by
+// itself, and waits for that no longer than wait; what is left goes on.
+func (s *Store) takeFound(ctx context.Context, wait time.Duration) {
+	found := map[*pool][]*volume{}
+	for _, p := range s.pools {
+		p.mu.Lock()
+		if len(p.found) > 0 {
+			found[p] = p.found
+			p.found = nil
+		}
+		p.mu.Unlock()
+	}
+	if len(found) == 0 {
+		return
+	}
+	s.soon(ctx, wait, func() {
+		var wg sync.WaitGroup
+		for _, vols := range found {
+			wg.Go(func() { s.bringAllUp(ctx, vols); s.notify() })
+		}
+		wg.Wait()
+	})
 }
 
 // unknown lists what is worth a look: names in the pool and entries of its trash

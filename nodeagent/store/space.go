@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -24,13 +26,24 @@ type filesystemSpace struct {
 	// owners are the keys (as in the ledger) of what has a quota id.
 	owners   map[uint32]string
 	measured time.Time
-	free     int64 // what tenants could take when it was measured, in bytes
-	usable   int64 // free and used by volumes together, in bytes
+	expired  time.Time // what was measured before counts no more
+	free     int64     // what tenants could take when it was measured, in bytes
+	usable   int64     // free and used by volumes together, in bytes
 	size     int64
+	// measuring is the measurement that is under way; heavy and adopting bound what loads the disk; freeing: somebody frees its
+	// trash; sweep: something in tmp or of the index could not be cleared away; one keeps Run and Drain from freeing the same entry.
+	measuring *measuring
+	heavy     *semaphore.Weighted
+	adopting  *semaphore.Weighted
+	freeing   atomic.Bool
+	sweep     atomic.Bool
+	one       sync.Mutex
+	// probing: pools of one filesystem try what it can do one after the other, for they change the same quotas.
+	probing sync.Mutex
 }
 
 func newSpace(key string) *filesystemSpace {
-	return &filesystemSpace{key: key, ledger: newLedger(), ids: quota.NewAllocator(nil), owners: map[uint32]string{}}
+	return &filesystemSpace{key: key, ledger: newLedger(), ids: quota.NewAllocator(nil), owners: map[uint32]string{}, adopting: semaphore.NewWeighted(1)}
 }
 
 // acquire finds a quota id that nobody has and gives it to key.
@@ -122,24 +135,31 @@ func (sp *filesystemSpace) forget(prefix string) {
 func (sp *filesystemSpace) expire() {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	sp.measured = time.Time{}
+	sp.expired = time.Now()
 }
 
 // capacity is how many bytes the pool may promise altogether, measured no longer than maxAge ago.
 func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) (int64, error) {
 	space.mu.Lock()
-	usable, size, measured := space.usable, space.size, space.measured
+	since := time.Now().Add(-maxAge)
+	if space.expired.After(since) {
+		since = space.expired
+	}
+	known, fresh := !space.measured.IsZero(), !space.measured.Before(since)
 	space.mu.Unlock()
-	if measured.IsZero() || time.Since(measured) > maxAge {
-		var err error
-		if usable, size, err = s.measuring(p, space); err != nil {
+	if !fresh {
+		// What was known counts while the disk is slow: it is taken out if that does not pass.
+		if err := s.measureNow(p, space, since); err != nil && (!known || !errors.Is(err, errSlow)) {
 			return 0, err
 		}
-		space.mu.Lock()
-		space.usable, space.size, space.measured = usable, size, time.Now()
-		space.mu.Unlock()
 	}
-	return p.cfg.Overcommit.Of(max(usable-p.cfg.Reserve.Of(size), 0)), nil
+	space.mu.Lock()
+	usable, size := space.usable, space.size
+	space.mu.Unlock()
+	p.mu.Lock()
+	reserve := p.reserve
+	p.mu.Unlock()
+	return p.cfg.Overcommit.Of(max(usable-reserve.Of(size), 0)), nil
 }
 
 // measure looks at what volumes and trash use of a filesystem, and then at its free space, in this order: what a volume takes

@@ -31,7 +31,7 @@ type Options struct {
 	Node string
 	// Pools are the node's pools.
 	Pools []config.Pool
-	// HeavyJobs bounds how many mkfs and preallocations run at once. 0: 2.
+	// HeavyJobs bounds how many mkfs and preallocations run at once on one filesystem. 0: 2.
 	HeavyJobs int
 	// ByClaimIndex keeps links by namespace and claim for people.
 	ByClaimIndex bool
@@ -40,6 +40,10 @@ type Options struct {
 	// LockDir is where other processes of the machine are kept from the pools: LockDir. Empty: nowhere, for programs that
 	// change nothing and for tests.
 	LockDir string
+	// HangAfter is how long a disk may take to answer before its pool is offline. 0: 45 seconds.
+	HangAfter time.Duration
+	// KubeletDir is kubelet's root directory: a pool on its filesystem keeps more free by default. Empty: there is no kubelet.
+	KubeletDir string
 	// DeviceDir replaces the constant, for tests.
 	DeviceDir string
 	// Log receives what no caller is told. Nil: slog.Default.
@@ -54,11 +58,10 @@ type Store struct {
 	opts  Options
 	log   *slog.Logger
 	locks keylock.Set
-	heavy *semaphore.Weighted
-	// adopting bounds how many adoptions are finished at once.
-	adopting *semaphore.Weighted
 	// awaiting bounds how many requests wait for room that is being freed.
 	awaiting *semaphore.Weighted
+	// patience is how long a disk may take to answer.
+	patience patience
 	pools    []*pool
 	freer    *freer
 	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
@@ -66,12 +69,16 @@ type Store struct {
 	admission sync.Mutex
 	// spreading are admissions that have a spread group. It is changed with admission held; those that ended are dropped there.
 	spreading []*Admission
+	// abandoned are the volumes that were given up while their disk did not answer, by id.
+	abandoned sync.Map
 	// holding keeps two pools from becoming one.
 	holding sync.Mutex
 	// refreshing keeps two looks at the pools from following each other's half-done work.
 	refreshing sync.Mutex
 	// measuring is measure; tests put another in its place.
 	measuring func(*pool, *filesystemSpace) (usable, size int64, err error)
+	// background are looks, and volumes being brought up, that nobody may be waiting for any more.
+	background sync.WaitGroup
 	// scans of the machine's mounts, shared by all who ask at the same time.
 	scans mountScans
 	links links
@@ -160,12 +167,13 @@ func New(opts Options) *Store {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	s := &Store{opts: opts, log: opts.Log, heavy: semaphore.NewWeighted(int64(opts.HeavyJobs)), adopting: semaphore.NewWeighted(1), awaiting: semaphore.NewWeighted(freedWaiters),
+	s := &Store{opts: opts, log: opts.Log, patience: opts.patience(), awaiting: semaphore.NewWeighted(freedWaiters),
 		volumes: map[string]*volume{}, builds: map[string]*volume{}, trash: map[string]*trashed{}, spaces: map[string]*filesystemSpace{},
 		broken: map[string]error{}, guesses: map[string]guess{}, changed: make(chan struct{})}
 	for _, c := range opts.Pools {
 		p := &pool{cfg: c}
 		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized, Err: errors.New("not looked at yet")}
+		p.reserve = c.Reserve
 		p.expect.node, p.expect.machine = opts.Node, opts.MachineID
 		s.pools = append(s.pools, p)
 	}
@@ -207,24 +215,21 @@ func (s *Store) Refresh(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
 	s.takeOverLinks(ctx)
-	var came []*pool
-	for _, p := range s.pools {
-		before := p.offlineText()
-		if p.refresh(ctx, s) {
-			came = append(came, p)
-		} else if before != p.offlineText() {
-			s.notify()
-		}
-	}
-	if len(came) > 0 {
-		s.load(ctx, came)
-		s.notify()
-	}
-	for _, p := range s.pools {
-		if !slices.Contains(came, p) {
-			s.lookAgain(ctx, p)
-		}
-	}
+	s.glanceAll(ctx)
+	s.load(ctx, s.arrived(), bringUpWait)
+	s.takeFound(ctx, bringUpWait)
+	s.leaveLinksOfOthers()
+}
+
+// Glance is Refresh for those who come again soon: it does not wait for volumes
+// to come up, nor long for a disk that does not answer.
+func (s *Store) Glance(ctx context.Context) {
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	s.takeOverLinks(ctx)
+	s.glanceAll(ctx)
+	s.load(ctx, s.arrived(), 0)
+	s.takeFound(ctx, 0)
 	s.leaveLinksOfOthers()
 }
 

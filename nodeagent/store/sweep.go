@@ -24,27 +24,48 @@ const bringUpAtOnce = 8
 // others are served meanwhile.
 const bringUpWait = time.Minute
 
-// load reads what is on the pools whose disks came, clears away what a crash left, and brings the volumes up. None of the pools is
-// online before all volumes and promises of all of them are known, for they may share a filesystem: nobody must be told that a
-// volume is not there, nor be promised its space.
-func (s *Store) load(ctx context.Context, pools []*pool) {
-	var vols []*volume
-	var read []*pool
-	for _, p := range pools {
-		found, err := s.scan(ctx, p)
-		if err != nil {
-			s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
-			p.mu.Lock()
-			p.offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
-			p.mu.Unlock()
-			s.forgetPool(p, true)
-			continue
-		}
-		vols, read = append(vols, found...), append(read, p)
+// load reads what is on the pools whose disks came, clears away what a crash left, and brings the volumes up, each filesystem by
+// itself: one that hangs holds up no other. It waits for that no longer than wait; what is left goes on.
+func (s *Store) load(ctx context.Context, came map[*filesystemSpace][]*pool, wait time.Duration) {
+	if len(came) == 0 {
+		return
 	}
+	s.soon(ctx, wait, func() {
+		var wg sync.WaitGroup
+		for _, pools := range came {
+			wg.Go(func() { s.loadFilesystem(ctx, pools) })
+		}
+		wg.Wait()
+	})
+}
+
+// soon does work, and returns when it is done or when it takes longer than wait; then it goes on by itself.
+func (s *Store) soon(ctx context.Context, wait time.Duration, work func()) {
+	up := make(chan struct{})
+	s.background.Go(func() {
+		defer close(up)
+		work()
+	})
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-up:
+	case <-timer.C:
+		if wait > 0 {
+			s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile")
+		}
+	}
+}
+
+// loadFilesystem is load for the pools of one filesystem. None of them is online before all volumes and promises of all of them
+// are known, for they share it: nobody must be told that a volume is not there, nor be promised its space.
+func (s *Store) loadFilesystem(ctx context.Context, pools []*pool) {
+	vols, read := s.scanAll(ctx, pools)
 	for _, p := range read {
+		if !p.loaded() {
+			continue // its disk went away meanwhile
+		}
 		p.mu.Lock()
-		p.offline = nil
 		uid, features := p.identity.UID, p.features
 		p.mu.Unlock()
 		s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", uid, "filesystem", features.Filesystem, "features", features)
@@ -56,24 +77,42 @@ func (s *Store) load(ctx context.Context, pools []*pool) {
 			s.freer.sweepAgain.Store(true)
 		}
 	}
-	s.bringUpSoon(ctx, vols)
+	s.notify()
+	s.bringAllUp(ctx, vols)
 	s.freer.wake()
 }
 
-// bringUpSoon brings volumes up, and returns when they are or when it takes long; then it goes on by itself.
-func (s *Store) bringUpSoon(ctx context.Context, vols []*volume) {
-	up := make(chan struct{})
-	go func() {
-		defer close(up)
-		s.bringAllUp(ctx, vols)
-	}()
-	timer := time.NewTimer(bringUpWait)
-	defer timer.Stop()
-	select {
-	case <-up:
-	case <-timer.C:
-		s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile")
+// scanAll registers what is on the pools, and returns the volumes and the pools that could be read.
+func (s *Store) scanAll(ctx context.Context, pools []*pool) (vols []*volume, read []*pool) {
+	for _, p := range pools {
+		found, err := s.scan(ctx, p)
+		if err == nil {
+			vols, read = append(vols, found...), append(read, p)
+			continue
+		}
+		s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
+		p.mu.Lock()
+		p.loading = false
+		if p.offline == nil || p.offline.Reason == OfflineLoading {
+			p.offline = p.offlineFor(err)
+		}
+		p.mu.Unlock()
+		s.forgetPool(p, true)
+		s.notify()
 	}
+	return vols, read
+}
+
+// loaded makes a pool online once all of it was read, and reports whether it is: its disk may have gone meanwhile.
+func (p *pool) loaded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loading = false
+	if p.offline == nil || p.offline.Reason != OfflineLoading || p.space == nil {
+		return false
+	}
+	p.offline = nil
+	return true
 }
 
 func (s *Store) bringAllUp(ctx context.Context, vols []*volume) {
@@ -126,6 +165,9 @@ func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
 	p.mu.Lock()
 	space := p.space
 	p.mu.Unlock()
+	if space == nil {
+		return nil, p.gone()
+	}
 	vols, err := s.scanVolumes(ctx, p, r, space)
 	if err != nil {
 		return nil, err
@@ -224,7 +266,7 @@ func (s *Store) scanLocked(p *pool, r *root, space *filesystemSpace, name string
 		s.volumes[name] = v
 	}
 	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, p.uid()
-	space.ledger.set(p.key(name), rec.Owed())
+	p.promise(space, p.key(name), rec.Owed())
 	return v, nil
 }
 

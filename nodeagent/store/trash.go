@@ -40,6 +40,8 @@ type trashed struct {
 	since time.Time
 	// retry is when freeing may be tried again after an error, and noted when the retention was last to be written down.
 	retry, noted time.Time
+	// served is when its last turn of being freed began.
+	served time.Time
 }
 
 func (t *trashed) key() string { return t.pool.key(t.entry) }

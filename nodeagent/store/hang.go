@@ -1,0 +1,284 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// A disk can stop answering without an error: a hung controller, a frozen
+// filesystem, a server that is gone. Whoever calls it waits in the kernel and
+// cannot be called back. So nobody who serves other disks too calls it
+// directly: each pool is looked at by a goroutine of its own, of which there is
+// one, and each filesystem is freed, measured and worked on by its own. A look
+// that does not return in time takes its pool out until it does.
+
+const (
+	// hangAfter is how long a look at a pool may take before the pool is out.
+	hangAfter = 45 * time.Second
+	// doubtAfter is how long an operation may take before the look tries whether
+	// the disk takes writes at all. Many take longer: to free a large tree, to
+	// repair a filesystem.
+	doubtAfter = 15 * time.Second
+	// lookWait is how long a caller waits for a look that is late for the first
+	// time, and measureWait for a measurement.
+	lookWait    = 10 * time.Second
+	measureWait = 5 * time.Second
+)
+
+// patience are the times above, which tests make short.
+type patience struct{ hang, doubt, look, measure time.Duration }
+
+func (o *Options) patience() patience {
+	if o.HangAfter <= 0 {
+		return patience{hangAfter, doubtAfter, lookWait, measureWait}
+	}
+	return patience{o.HangAfter, o.HangAfter / 3, o.HangAfter / 3, o.HangAfter / 3}
+}
+
+// underWay are the operations on a pool that have not come back yet.
+type underWay struct {
+	mu    sync.Mutex
+	last  int
+	since map[int]time.Time
+}
+
+// begin notes an operation and returns what ends it. A second call of that
+// does nothing.
+func (u *underWay) begin() (end func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.since == nil {
+		u.since = map[int]time.Time{}
+	}
+	u.last++
+	id := u.last
+	u.since[id] = time.Now()
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		delete(u.since, id)
+	}
+}
+
+// longest is how long the oldest operation has been under way.
+func (u *underWay) longest() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var longest time.Duration
+	for _, since := range u.since {
+		longest = max(longest, time.Since(since))
+	}
+	return longest
+}
+
+// glance is one look at a pool that is under way.
+type glance struct {
+	since time.Time
+	done  chan struct{}
+	// late: somebody waited for it in vain.
+	late bool
+}
+
+// glanceAll looks at every pool, each in a goroutine, and waits for those that
+// are in time. It is called with refreshing held.
+func (s *Store) glanceAll(ctx context.Context) {
+	wait := time.NewTimer(s.patience.look)
+	defer wait.Stop()
+	timedOut := false
+	for _, p := range s.pools {
+		if p.glance == nil {
+			p.glance = &glance{since: time.Now(), done: make(chan struct{})}
+			done := p.glance.done
+			s.background.Go(func() { s.glanceAt(context.WithoutCancel(ctx), p, done) })
+		}
+		if p.lookedAt || timedOut {
+			continue
+		}
+		// The first time in their order: of two names of one directory it is always the same that is a pool.
+		p.lookedAt = true
+		select {
+		case <-p.glance.done:
+		case <-wait.C:
+			timedOut = true
+		}
+	}
+	for _, p := range s.pools {
+		if !p.glance.late && !timedOut {
+			select {
+			case <-p.glance.done:
+			case <-wait.C:
+				timedOut = true
+			}
+		}
+		select {
+		case <-p.glance.done:
+			p.glance = nil
+			continue
+		default:
+		}
+		p.glance.late = true
+		if since := time.Since(p.glance.since); since > s.patience.hang {
+			s.hung(ctx, p, since)
+		}
+	}
+}
+
+func (s *Store) glanceAt(ctx context.Context, p *pool, done chan struct{}) {
+	defer close(done)
+	before := p.offlineText()
+	_ = s.fault("look at " + p.name()) // nothing is changed that could fail
+	if p.ops.longest() > s.patience.doubt {
+		p.doubt()
+	}
+	if p.refresh(ctx, s) {
+		p.mu.Lock()
+		p.came = true
+		p.mu.Unlock()
+		return
+	}
+	if before != p.offlineText() {
+		s.notify()
+	}
+	s.lookAgain(ctx, p)
+}
+
+// hung takes a pool out, and with it the others of its filesystem, until a
+// look at it returns.
+func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
+	space := p.books()
+	for _, other := range s.pools {
+		other.mu.Lock()
+		shared := other == p || space != nil && other.space == space
+		known := other.offline != nil && other.offline.Reason == OfflineHung
+		if shared && !known {
+			other.offline = &OfflineError{Pool: other.name(), Reason: OfflineHung, Err: fmt.Errorf(
+				"its disk has not answered for %s; it is used again once it does", since.Round(time.Second))}
+			other.came = false
+			other.doubted = true // a look has to write before it is back
+		}
+		other.mu.Unlock()
+		if !shared || known {
+			continue
+		}
+		s.log.ErrorContext(ctx, "pool is offline: its disk does not answer", "pool", other.name(), "since", since)
+		s.forgetPool(other, true) // its directory is where it was, as far as anybody can say
+		s.notify()
+	}
+}
+
+// arrived returns the pools whose disks came since it was called last, by the
+// filesystem they are on.
+func (s *Store) arrived() map[*filesystemSpace][]*pool {
+	came := map[*filesystemSpace][]*pool{}
+	for _, p := range s.pools {
+		p.mu.Lock()
+		if p.came && p.space != nil {
+			came[p.space] = append(came[p.space], p)
+			p.loading = true
+		}
+		p.came = false
+		p.mu.Unlock()
+	}
+	return came
+}
+
+// ask reads from a pool's disk, and waits for that only so long: then it is an
+// *OfflineError. While one who asked still waits, no other one does. What read
+// sets must not be looked at after an error.
+func (s *Store) ask(p *pool, read func(*root) error) error {
+	if p.silent.Load() > 0 {
+		return p.late()
+	}
+	done := make(chan error, 1)
+	go func() { done <- p.with(read) }()
+	wait := time.NewTimer(s.patience.look)
+	defer wait.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-wait.C:
+	}
+	p.silent.Add(1)
+	go func() {
+		<-done
+		p.silent.Add(-1)
+		s.notify() // those who were told so look again
+	}()
+	return p.late()
+}
+
+func (p *pool) late() error {
+	return &OfflineError{Pool: p.name(), Reason: OfflineHung, Err: errors.New("its disk takes long to answer")}
+}
+
+// heavy bounds the heavy jobs of one filesystem, so that a disk that hangs
+// keeps no other one's from being done.
+func (s *Store) heavy(space *filesystemSpace) *semaphore.Weighted {
+	space.mu.Lock()
+	defer space.mu.Unlock()
+	if space.heavy == nil {
+		space.heavy = semaphore.NewWeighted(int64(s.opts.HeavyJobs))
+	}
+	return space.heavy
+}
+
+// measuring is one measurement of a filesystem that is under way.
+type measuring struct {
+	began time.Time
+	done  chan struct{}
+	err   error
+}
+
+// errSlow says that a filesystem did not say in time what room it has.
+var errSlow = errors.New("its disk takes long to say what room there is")
+
+// measureNow measures the filesystem no earlier than since, and waits for it
+// only so long. There is one measurement of a filesystem at a time.
+func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) error {
+	wait := time.NewTimer(s.patience.measure)
+	defer wait.Stop()
+	for {
+		space.mu.Lock()
+		m := space.measuring
+		if m == nil {
+			m = &measuring{began: time.Now(), done: make(chan struct{})}
+			space.measuring = m
+			go s.measureIn(p, space, m)
+		}
+		space.mu.Unlock()
+		select {
+		case <-m.done:
+		case <-wait.C:
+			return errSlow
+		}
+		if m.err != nil || !m.began.Before(since) {
+			return m.err
+		}
+	}
+}
+
+func (s *Store) measureIn(p *pool, space *filesystemSpace, m *measuring) {
+	usable, size, err := s.measuring(p, space)
+	space.mu.Lock()
+	defer space.mu.Unlock()
+	if err == nil {
+		space.usable, space.size, space.measured = usable, size, m.began
+	}
+	m.err, space.measuring = err, nil
+	close(m.done)
+}
+
+// gone is why a pool that was being read is not there any more.
+func (p *pool) gone() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.offline != nil {
+		return p.offline
+	}
+	return &OfflineError{Pool: p.name(), Reason: OfflineMissing, Err: errors.New("its disk went away while it was read")}
+}

@@ -1,0 +1,141 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// freeSlice is how long one entry of the trash is freed while another one of
+// its filesystem waits.
+const freeSlice = time.Second
+
+// errSlice says that an entry's turn is over. What it has done stays done.
+var errSlice = errors.New("another entry's turn")
+
+// turn is a context whose Err also says when an entry's turn is over, to those
+// who ask between two steps. Its Done does not: no step is broken off.
+type turn struct {
+	context.Context
+	until  time.Time
+	others func() bool
+}
+
+// Err returns errSlice once the time is over and somebody waits. The time
+// begins with the first call, so that each turn takes at least a step.
+func (t *turn) Err() error {
+	if err := t.Context.Err(); err != nil {
+		return err
+	}
+	now := time.Now()
+	if t.until.IsZero() {
+		t.until = now.Add(freeSlice)
+	}
+	if now.After(t.until) && t.others() {
+		return errSlice
+	}
+	return nil
+}
+
+// unbroken is the context without the end of its turn: for steps that have to
+// begin anew when they are broken off.
+func unbroken(ctx context.Context) context.Context {
+	if t, ok := ctx.(*turn); ok {
+		return t.Context
+	}
+	return ctx
+}
+
+// Run frees the trash in the background until ctx ends: each filesystem's by a
+// goroutine of its own, while there is any, so that a disk that hangs and a
+// tree that takes hours hold up no other disk.
+func (s *Store) Run(ctx context.Context) {
+	s.freer.running.Add(1)
+	defer s.freer.running.Add(-1)
+	var busy sync.WaitGroup
+	sweepAt := time.Now().Add(retryFreeing)
+	for ctx.Err() == nil {
+		now := time.Now()
+		// Not by the timer: it starts anew whenever something is deleted.
+		sweep := now.After(sweepAt)
+		if sweep {
+			sweep = s.freer.sweepAgain.Swap(false)
+			sweepAt = now.Add(retryFreeing)
+		}
+		wait := noteRetention
+		for _, space := range s.allSpaces() {
+			if sweep {
+				space.sweep.Store(true)
+			}
+			if left := s.freer.idleFor(space, now); left > 0 {
+				wait = min(wait, left)
+			} else if space.freeing.CompareAndSwap(false, true) {
+				busy.Go(func() { s.freeFilesystem(ctx, space) })
+			}
+		}
+		if s.freer.sweepAgain.Load() {
+			wait = min(wait, time.Until(sweepAt))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-s.freer.poke:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	s.waitFor(&busy)
+}
+
+// waitFor waits for what is under way, but not for a disk that hangs.
+func (s *Store) waitFor(busy *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() { busy.Wait(); close(done) }()
+	timer := time.NewTimer(s.patience.look)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// idleFor is how long nothing is to be done on a filesystem; zero or less:
+// something is.
+func (f *freer) idleFor(space *filesystemSpace, now time.Time) time.Duration {
+	if space.sweep.Load() || len(f.store.toNote(space, now)) > 0 {
+		return 0
+	}
+	t, wait := f.next(space, now)
+	if t != nil {
+		return 0
+	}
+	return wait
+}
+
+// freeFilesystem frees what is due on one filesystem, entry by entry in turns,
+// until nothing is.
+func (s *Store) freeFilesystem(ctx context.Context, space *filesystemSpace) {
+	defer func() {
+		space.freeing.Store(false)
+		s.freer.wake() // what came meanwhile
+	}()
+	// Priorities belong to threads; this one is given up with the goroutine.
+	runtime.LockOSThread()
+	if err := idle(); err != nil {
+		s.log.WarnContext(ctx, "the trash is freed with normal I/O priority", "error", err)
+	}
+	for ctx.Err() == nil {
+		now := time.Now()
+		s.noteRetention(ctx, space, now)
+		if space.sweep.Swap(false) {
+			s.sweepFilesystem(ctx, space)
+		}
+		t, _ := s.freer.next(space, now)
+		if t == nil {
+			return
+		}
+		s.freeOrRetry(ctx, space, t)
+	}
+}
