@@ -147,7 +147,7 @@ func settleQuota(t *testing.T, n *node, r Request) {
 	t.Helper()
 	v, err := n.store.Get(r.ID)
 	require.NoError(t, err)
-	require.NoError(t, n.store.Delete(t.Context(), r.ID, purge))
+	require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, purge))
 	require.NoError(t, n.store.Drain(t.Context()))
 	if v.QuotaKind != record.QuotaProject {
 		return

@@ -216,7 +216,7 @@ func TestAlerts(t *testing.T) {
 	require.NoError(t, yaml.Unmarshal([]byte(files["quarry/templates/prometheusrule.yaml"]), &rule))
 	require.Equal(t, "prometheus", rule.Metadata.Labels["release"])
 	require.Len(t, rule.Spec.Groups, 1)
-	require.Len(t, rule.Spec.Groups[0].Rules, 5)
+	require.Len(t, rule.Spec.Groups[0].Rules, 6)
 	metrics, err := os.ReadFile("../../docs/reference/metrics.md")
 	require.NoError(t, err)
 	guide, err := os.ReadFile("../../docs/guides/monitoring.md")

@@ -40,6 +40,8 @@ var (
 		{Program: "unshare", Package: "util-linux"},
 		{Program: "fstrim", Package: "util-linux"},
 		{Program: "blkdiscard", Package: "util-linux"},
+		{Program: "fsfreeze", Package: "util-linux"},
+		{Program: "flock", Package: "util-linux"},
 	}
 	// Testbed is what a cluster on this machine needs.
 	Testbed = slices.Concat(Filesystems, []Need{
