@@ -56,7 +56,7 @@ func OriginOf(checkout string) Origin {
 	o := Origin{At: time.Now().UTC().Truncate(time.Second), Cores: runtime.NumCPU()}
 	o.Commit = commitOf(checkout)
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
-		o.Kernel = strings.TrimSpace(string(text))
+		o.Kernel, _, _ = strings.Cut(strings.TrimSpace(string(text)), "-") // the version, without a vendor's build
 	}
 	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
 		var kibibytes int64
