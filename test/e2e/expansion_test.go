@@ -153,16 +153,18 @@ func TestClassicGrowthWaitsForRoom(t *testing.T) {
 	t.Parallel()
 	fills(t, "spare")
 	ns := newNamespace(t)
-	class := classic.newClass(t, unenforced("spare"))
-	claim(t, ns, "data", class, "64Mi", onNode("node3"))
+	grows := sized("spare")
+	grows["fsType"] = "xfs" // ext4 grows only for who has CAP_SYS_RESOURCE while it is mounted
+	class := classic.newClass(t, grows)
+	claim(t, ns, "data", class, "320Mi", onNode("node3"))
 	pv := bound(t, ns, "data")
 	claim(t, ns, "full", class, mib(room(t, "node3", "spare")-32<<20), onNode("node3"))
 	full := bound(t, ns, "full")
-	resize(t, ns, "data", "256Mi")
+	resize(t, ns, "data", "640Mi")
 	waitEvent(t, ns, "data", "VolumeResizeFailed", "room")
 	deleteClaim(t, ns, "full")
 	gone(t, full)
-	claimHas(t, ns, "data", "256Mi") // nobody asked again
+	claimHas(t, ns, "data", "640Mi") // nobody asked again
 	deleteClaim(t, ns, "data")
 	gone(t, pv)
 }

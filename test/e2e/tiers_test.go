@@ -170,7 +170,7 @@ func TestStatefulSetsVolumesApart(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			ns := newNamespace(t)
-			claim(t, ns, "full", d.newClass(t, unenforced("hdd")), "512Mi", onNode("node2"))
+			claim(t, ns, "full", d.newClass(t, sized("hdd")), "512Mi", onNode("node2"))
 			bound(t, ns, "full")
 			apart := d.newClass(t, tier(parameters{"poolSelector": "tiers=both", "poolSpread": "apart"}))
 			most := d.newClass(t, tier(parameters{"poolSelector": "tiers=both"}))
