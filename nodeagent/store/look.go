@@ -31,7 +31,7 @@ const (
 	// limitsEvery is how many looks go by between two at the limits of directories: one a minute. A limit is lifted by an
 	// administrator or with the pool's mount, and a look asks the filesystem once for each volume.
 	limitsEvery = 12
-	// repairsAtOnce is how many volumes the watcher brings up again at the same time.
+	// repairsAtOnce is how many volumes of one pool the watcher brings up again at the same time.
 	repairsAtOnce = 4
 	// A volume that could not be brought up is tried again after ever longer times. At a change of mounts, which may be its
 	// last user's going, it is tried sooner, in an eighth of that: the trial may be what changes a mount.
@@ -50,7 +50,8 @@ type watcher struct {
 	mu      sync.Mutex
 	repairs map[string]*repair // by volume
 	running sync.WaitGroup
-	slots   chan struct{}
+	// slots are each pool's: one whose disk hangs keeps no other's volumes from being brought up.
+	slots map[*pool]chan struct{}
 	// again asks for a look before its time.
 	again chan struct{}
 }
@@ -332,7 +333,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 	}
 	for p, volumes := range byPool {
 		var lost []string
-		err := p.with(func(r *root) error {
+		err := s.ask(p, func(r *root) error {
 			for _, i := range volumes {
 				if !limitInForce(r, &i.rec) {
 					lost = append(lost, i.rec.ID)
@@ -341,7 +342,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 			return nil
 		})
 		if err != nil {
-			continue // the pool is offline, which is told of the pool
+			continue // the pool is offline, or does not answer, which is told of the pool
 		}
 		for _, id := range lost {
 			if _, err := s.recheckSlice(ctx, id); err != nil {
@@ -371,7 +372,7 @@ func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]s
 	defer s.watcher.mu.Unlock()
 	w := &s.watcher
 	if w.repairs == nil {
-		w.repairs, w.slots = map[string]*repair{}, make(chan struct{}, repairsAtOnce)
+		w.repairs, w.slots = map[string]*repair{}, map[*pool]chan struct{}{}
 	}
 	known := make(map[string]bool, len(w.repairs))
 	for _, i := range images {
@@ -390,16 +391,21 @@ func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]s
 			continue
 		}
 		r.running, r.began = true, time.Now()
-		w.running.Go(func() { s.bringBack(ctx, i.v, why, r) })
+		slots := w.slots[i.v.pool]
+		if slots == nil {
+			slots = make(chan struct{}, repairsAtOnce)
+			w.slots[i.v.pool] = slots
+		}
+		w.running.Go(func() { s.bringBack(ctx, i.v, why, r, slots) })
 	}
 	maps.DeleteFunc(w.repairs, func(id string, r *repair) bool { return !known[id] && !r.running })
 }
 
 // bringBack brings one volume up again. What it finds stays with the volume.
-func (s *Store) bringBack(ctx context.Context, v *volume, why string, r *repair) {
+func (s *Store) bringBack(ctx context.Context, v *volume, why string, r *repair, slots chan struct{}) {
 	select {
-	case s.watcher.slots <- struct{}{}:
-		defer func() { <-s.watcher.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 	}
 	err := s.activateAgain(ctx, v, why)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -468,4 +470,51 @@ func TestPrivateCopyOfTheHostsMounts(t *testing.T) {
 	require.Equal(t, before, id())
 	copied.Stop()
 	require.NoError(t, n.store.Delete(t.Context(), "pvc-1", purge))
+}
+
+// TestHungDiskHoldsUpNoOthersRepair holds up all who bring volumes of one pool
+// up again, as a disk does that hangs: another pool's volume is brought up.
+func TestHungDiskHoldsUpNoOthersRepair(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
+	onPool := func(id, pool string) Volume {
+		r := blockVolume(id)
+		r.Pool = pool
+		return n.mustCreate(r)
+	}
+	var stuck []Volume
+	for i := range repairsAtOnce {
+		stuck = append(stuck, onPool("stuck-"+strconv.Itoa(i), "pool1"))
+	}
+	well := onPool("well-1", "pool2")
+	n.look()
+
+	goOn := make(chan struct{})
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release)
+	var waiting atomic.Int32
+	n.store.opts.Fault = func(step string) error {
+		if step == "attach again" && waiting.Add(1) <= repairsAtOnce {
+			<-goOn
+		}
+		return nil
+	}
+	for _, v := range stuck {
+		require.NoError(t, os.Remove(v.Path))
+	}
+	require.NoError(t, n.store.lookAtAll(t.Context(), true))
+	comesTrue(t, func() bool { return waiting.Load() == repairsAtOnce }, "the first pool's are being brought up")
+
+	isLinked := func(v Volume) bool { _, err := os.Readlink(v.Path); return err == nil }
+	require.NoError(t, os.Remove(well.Path))
+	require.NoError(t, n.store.lookAtAll(t.Context(), true))
+	comesTrue(t, func() bool { return isLinked(well) }, "another pool's does not wait for them")
+	for _, v := range stuck {
+		require.False(t, isLinked(v))
+	}
+
+	release()
+	n.store.watcher.running.Wait()
+	for _, v := range stuck {
+		require.True(t, isLinked(v))
+	}
 }
