@@ -171,14 +171,21 @@ func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
 	}
 }
 
-// arrived returns the pools whose disks came since it was called last, by the
-// filesystem they are on.
-func (s *Store) arrived() map[*filesystemSpace][]*pool {
-	came := map[*filesystemSpace][]*pool{}
+// arrived returns the pools whose disks came since it was called last, those of
+// one filesystem together, in the order of the configuration.
+func (s *Store) arrived() [][]*pool {
+	var came [][]*pool
+	at := map[*filesystemSpace]int{}
 	for _, p := range s.pools {
 		p.mu.Lock()
 		if p.came && p.space != nil {
-			came[p.space] = append(came[p.space], p)
+			i, known := at[p.space]
+			if !known {
+				i = len(came)
+				at[p.space] = i
+				came = append(came, nil)
+			}
+			came[i] = append(came[i], p)
 			p.loading = true
 		}
 		p.came = false

@@ -26,14 +26,21 @@ const bringUpWait = time.Minute
 
 // load reads what is on the pools whose disks came, clears away what a crash left, and brings the volumes up, each filesystem by
 // itself: one that hangs holds up no other. It waits for that no longer than wait; what is left goes on.
-func (s *Store) load(ctx context.Context, came map[*filesystemSpace][]*pool, wait time.Duration) {
+//
+// They are read in the order of the configuration, as long as none takes long: of a volume and a copy of it on another disk it
+// is always the same that is served.
+func (s *Store) load(ctx context.Context, came [][]*pool, wait time.Duration) {
 	if len(came) == 0 {
 		return
 	}
 	s.soon(ctx, wait, func() {
 		var wg sync.WaitGroup
+		before := make(chan struct{})
+		close(before)
 		for _, pools := range came {
-			wg.Go(func() { s.loadFilesystem(ctx, pools) })
+			turn, read := before, make(chan struct{})
+			wg.Go(func() { s.loadFilesystem(ctx, pools, turn, read) })
+			before = read
 		}
 		wg.Wait()
 	})
@@ -58,9 +65,17 @@ func (s *Store) soon(ctx context.Context, wait time.Duration, work func()) {
 }
 
 // loadFilesystem is load for the pools of one filesystem. None of them is online before all volumes and promises of all of them
-// are known, for they share it: nobody must be told that a volume is not there, nor be promised its space.
-func (s *Store) loadFilesystem(ctx context.Context, pools []*pool) {
+// are known, for they share it: nobody must be told that a volume is not there, nor be promised its space. It begins at its turn,
+// or when that takes long, and closes done when it has read them.
+func (s *Store) loadFilesystem(ctx context.Context, pools []*pool, turn <-chan struct{}, done chan<- struct{}) {
+	patience := time.NewTimer(s.patience.look)
+	defer patience.Stop()
+	select {
+	case <-turn:
+	case <-patience.C:
+	}
 	vols, read := s.scanAll(ctx, pools)
+	close(done)
 	for _, p := range read {
 		if !p.loaded() {
 			continue // its disk went away meanwhile
