@@ -34,6 +34,8 @@ func TestACopyIsNotServedWhileTheVolumeIsAway(t *testing.T) {
 	b.start("")
 	c, err := config.Default(b.pool)
 	require.NoError(t, err)
+	c.Pools[0].Reserve, err = config.ParseReserve("0%") // however full the machine's disk is
+	require.NoError(t, err)
 	second := c.Pools[0]
 	second.Name, second.Path = "second", other
 	b.store = store.New(store.Options{Node: "node1", Pools: append(c.Pools, second), DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})

@@ -45,6 +45,8 @@ func (d disk) fill(t *testing.T, node, cluster string) string {
 	t.Helper()
 	c, err := config.Default(d.at)
 	require.NoError(t, err)
+	c.Pools[0].Reserve, err = config.ParseReserve("0%") // however full the machine's disk is
+	require.NoError(t, err)
 	s := store.New(store.Options{Node: node, Pools: c.Pools, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	s.Expect("default", store.Expectation{MayCreate: true, ClusterID: cluster})
 	s.Refresh(t.Context())

@@ -22,6 +22,8 @@ func poolAt(t *testing.T, name, cluster string) config.Pool {
 	testroot.RequireRoot(t)
 	c, err := config.Default(t.TempDir())
 	require.NoError(t, err)
+	c.Pools[0].Reserve, err = config.ParseReserve("0%") // however full the machine's disk is
+	require.NoError(t, err)
 	p := c.Pools[0]
 	s := store.New(store.Options{Node: "node1", Pools: []config.Pool{p}, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	s.Expect(p.Name, store.Expectation{MayCreate: true, ClusterID: cluster})
