@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -278,10 +279,11 @@ func (m *onDisk) create(t *testing.T, i int) string {
 // opens the store anew.
 func (m *onDisk) crash(t *testing.T, i int) string {
 	m.back(t)
-	left := 1 + m.rnd.IntN(8)
+	var left atomic.Int64 // volumes come up side by side
+	left.Store(int64(1 + m.rnd.IntN(8)))
 	m.n.start(func(o *Options) {
 		o.Fault = func(string) error {
-			if left--; left < 0 {
+			if left.Add(-1) < 0 {
 				return errors.New("the process is gone")
 			}
 			return nil
