@@ -54,7 +54,7 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 		at = elsewhere{pool: about, since: time.Now()}
 	}
 	at.takeFrom = ""
-	has, err := p.hasIt(ctx, off, time.Since(at.since) > silence)
+	has, err := p.hasIt(ctx, pool.Name, off, time.Since(at.since) > silence)
 	switch {
 	case err != nil:
 		at.because = fmt.Sprintf("it could not be found out whether that node has it still (%v)", err)
@@ -71,20 +71,21 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 
 // hasIt says which other node has the pool with the identity, as the cluster's
 // objects tell; empty: none.
-func (p *poolReporter) hasIt(ctx context.Context, off *store.OfflineError, patient bool) (string, error) {
+func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.OfflineError, patient bool) (string, error) {
 	a := p.agent
-	pools, err := p.poolsWith(ctx, off.UID)
-	if err != nil {
-		return "", err
+	var pools v1alpha1.PoolList
+	if err := a.live.List(ctx, &pools); err != nil {
+		return "", fmt.Errorf("list all pools: %w", err)
 	}
+
 	said := false
-	for i := range pools {
-		other := &pools[i]
+	for i := range pools.Items {
+		other := &pools.Items[i]
 		if other.Spec.NodeName == a.opts.Node {
 			continue
 		}
-		said = said || other.Spec.NodeName == off.Holder.Node
-		if !hasDisk(other) {
+		said = said || other.Spec.NodeName == off.Holder.Node && (other.Spec.UID == off.UID || hasAnother(other, name))
+		if other.Spec.UID != off.UID || !hasDisk(other) {
 			continue
 		}
 		lives, err := p.nodeExists(ctx, other.Spec.NodeName)
@@ -105,6 +106,14 @@ func (p *poolReporter) hasIt(ctx context.Context, off *store.OfflineError, patie
 	return "", err
 }
 
+// hasAnother reports whether the node's agent has said that another disk is
+// where this one would be: two nodes' disks were exchanged, and the other one
+// has been told to take what it found.
+func hasAnother(pool *v1alpha1.Pool, name string) bool {
+	ready := meta.FindStatusCondition(pool.Status.Conditions, v1alpha1.ConditionReady)
+	return pool.Spec.Pool == name && pool.Spec.UID != "" && ready != nil && ready.Status == metav1.ConditionTrue
+}
+
 // hasDisk tells a pool whose disk was in its place when its node was last
 // heard, whatever state it was in.
 func hasDisk(pool *v1alpha1.Pool) bool {
@@ -114,16 +123,6 @@ func hasDisk(pool *v1alpha1.Pool) bool {
 	}
 	return !slices.Contains([]string{store.OfflineMissing, store.OfflineSwapped, store.OfflineNoMountpoint, store.OfflineForeign,
 		store.OfflineRebuilt, store.OfflineNotConfigured, store.OfflineInUseElsewhere}, ready.Reason)
-}
-
-// poolsWith lists the Pool objects of all nodes that name an identity, past
-// the cache, which has this node's only.
-func (p *poolReporter) poolsWith(ctx context.Context, uid string) ([]v1alpha1.Pool, error) {
-	var list v1alpha1.PoolList
-	if err := p.agent.live.List(ctx, &list); err != nil {
-		return nil, fmt.Errorf("list all pools: %w", err)
-	}
-	return slices.DeleteFunc(list.Items, func(pool v1alpha1.Pool) bool { return pool.Spec.UID != uid }), nil
 }
 
 // nodeExists reports whether the cluster has a node of that name: its Lease

@@ -48,6 +48,10 @@ func TestDiskThatAnotherNodeHas(t *testing.T) {
 			require.NoError(b.t, b.objects.Delete(b.t.Context(), lease))
 		},
 		"it says that it is missing": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) { b.says(pool, store.OfflineMissing) },
+		"it says that it has another": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) {
+			require.NoError(b.t, b.objects.Delete(b.t.Context(), pool))
+			b.poolOf("node7", "of-another-disk", v1alpha1.ReasonReady)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testroot.RequireRoot(t)
