@@ -75,12 +75,30 @@ func fills(t testing.TB, pool string) {
 	})
 }
 
-// room is how many bytes the node's pool says can still be promised.
-func room(t testing.TB, node, pool string) int64 {
+// room is how many bytes the node's pool says can still be promised, once it
+// says of every volume there is that it is promised: it is told of all at once,
+// a little later.
+func room(t testing.TB, node, pool string) (free int64) {
 	t.Helper()
-	p, err := objects.Resource(poolsResource).Get(t.Context(), node+"."+pool, metav1.GetOptions{})
-	require.NoError(t, err)
-	return poolRoom(t, p)
+	eventually(t, "the pool "+node+"."+pool+" says what is promised", func() (bool, string) {
+		want := int64(0)
+		volumes, err := objects.Resource(volumesResource).List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+		require.NoError(t, err)
+		for _, v := range volumes.Items {
+			if nested(v.Object, "status", "pool") == pool && nested(v.Object, "status", "phase") != "Deleted" {
+				q, err := resource.ParseQuantity(nested(v.Object, "spec", "capacity"))
+				require.NoError(t, err)
+				want += q.Value()
+			}
+		}
+		p, err := objects.Resource(poolsResource).Get(t.Context(), node+"."+pool, metav1.GetOptions{})
+		require.NoError(t, err)
+		promised, err := resource.ParseQuantity(nested(p.Object, "status", "promised"))
+		require.NoError(t, err)
+		free = poolRoom(t, p)
+		return promised.Value() == want, fmt.Sprintf("%s promised, to volumes of %d bytes", promised.String(), want)
+	})
+	return free
 }
 
 func poolRoom(t testing.TB, pool *unstructured.Unstructured) int64 {
