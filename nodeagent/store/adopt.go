@@ -420,9 +420,3 @@ func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 	}
 	return nil
 }
-
-// isLink tells whether name is a symbolic link: in a pool's directory, the one that an adoption left.
-func isLink(dir *beneath.Dir, name string) bool {
-	st, err := dir.Stat(name)
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
-}

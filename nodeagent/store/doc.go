@@ -59,6 +59,7 @@
 //	verify.go         does everything hold? Pools, records, trash, leaks
 //	verify_backend.go does everything hold? Quotas, images, devices, mounts
 //	findings.go       what does not hold, and its repair
+//	entry.go          what is read and written of one directory: a volume, an entry of the trash
 //	inspect.go        a pool read from its disk without touching anything
 //	errors.go         what can go wrong
 package store

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -307,18 +306,4 @@ func scrubRange(ctx context.Context, file *os.File, from, to int64, scrub string
 		}
 	}
 	return file.Sync()
-}
-
-// someNames returns up to namesAtOnce names of a directory.
-func someNames(dir *beneath.Dir) ([]string, error) {
-	f, err := dir.OpenFile(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(namesAtOnce)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return names, err
 }

@@ -2,11 +2,9 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -96,48 +94,4 @@ func (in *Inspection) readTrash(r *root, pool string) error {
 		in.Trash = append(in.Trash, Trashed{Pool: pool, Entry: name, Trash: t.trash, Volume: t.rec, Remaining: t.left()})
 	}
 	return nil
-}
-
-// readEntry reads the record in the directory name, which must be that of volume id.
-func readEntry(parent *beneath.Dir, name, id string) (*record.Volume, error) {
-	rec, err := readVolume(parent, name)
-	if err == nil && rec.ID != id {
-		err = &record.UnreadableError{Reason: fmt.Sprintf("it is the record of volume %s", rec.ID)}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return rec, nil
-}
-
-// readNote reads what deleting the volume in the entry name of the trash is to mean.
-func readNote(trash *beneath.Dir, name string) (*record.Trash, error) {
-	dir, err := trash.OpenDir(name)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	data, err := dir.ReadFile(record.TrashedFile, record.MaxSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &record.UnreadableError{Reason: "there is no " + record.TrashedFile}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return record.DecodeTrash(data)
-}
-
-// namesIn lists a directory below parent; none where it is missing.
-func namesIn(parent *beneath.Dir, name string) ([]string, error) {
-	dir, err := parent.OpenDir(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Names()
-	slices.Sort(names)
-	return names, err
 }

@@ -258,12 +258,6 @@ func (s *Store) setGone(v *volume, gone bool) {
 	v.gone = gone
 }
 
-// isUnreadable reports an error of a record's content, not of the disk.
-func isUnreadable(err error) bool {
-	var unreadable *record.UnreadableError
-	return errors.As(err, &unreadable)
-}
-
 // uid is the identity of the pool as its disk last told it.
 func (p *pool) uid() string {
 	p.mu.Lock()

@@ -3,8 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -408,32 +405,3 @@ func (s *Store) forgetVolumes(p *pool, uid string) {
 
 // key names a volume or a trash entry in a ledger.
 func (p *pool) key(entry string) string { return p.name() + "/" + entry }
-
-// readVolume reads the record of the directory name of a pool.
-func readVolume(parent *beneath.Dir, name string) (*record.Volume, error) {
-	dir, err := parent.OpenDir(name)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	data, err := dir.ReadFile(record.VolumeFile, record.MaxRead)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &record.UnreadableError{Reason: "there is no " + record.VolumeFile}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return record.DecodeVolume(data)
-}
-
-// writeVolume replaces the record in a volume's directory, durably.
-func writeVolume(dir *beneath.Dir, v *record.Volume) error {
-	data, err := record.EncodeVolume(v)
-	if err == nil {
-		err = dir.WriteFile(record.VolumeFile, data, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("write the record of volume %s: %w", v.ID, err)
-	}
-	return nil
-}

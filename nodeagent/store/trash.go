@@ -6,27 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
-
-// freeingSuffix marks an entry of the trash whose content is being freed: there is no way back from there.
-const freeingSuffix = ".freeing"
-
-// trashID returns the id in the name of a trash entry.
-func trashID(entry string) (id string, ok bool) {
-	id, at, ok := strings.Cut(strings.TrimSuffix(entry, freeingSuffix), "@")
-	if _, err := strconv.ParseInt(at, 10, 64); !ok || err != nil || record.CheckID(id) != nil {
-		return "", false
-	}
-	return id, true
-}
-
-func isFreeing(entry string) bool { return strings.HasSuffix(entry, freeingSuffix) }
 
 // trashed is one entry of a pool's trash.
 type trashed struct {

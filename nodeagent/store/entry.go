@@ -1,0 +1,129 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// freeingSuffix marks an entry of the trash whose content is being freed: there is no way back from there.
+const freeingSuffix = ".freeing"
+
+// trashID returns the id in the name of a trash entry.
+func trashID(entry string) (id string, ok bool) {
+	id, at, ok := strings.Cut(strings.TrimSuffix(entry, freeingSuffix), "@")
+	if _, err := strconv.ParseInt(at, 10, 64); !ok || err != nil || record.CheckID(id) != nil {
+		return "", false
+	}
+	return id, true
+}
+
+func isFreeing(entry string) bool { return strings.HasSuffix(entry, freeingSuffix) }
+
+// readEntry reads the record in the directory name, which must be that of volume id.
+func readEntry(parent *beneath.Dir, name, id string) (*record.Volume, error) {
+	rec, err := readVolume(parent, name)
+	if err == nil && rec.ID != id {
+		err = &record.UnreadableError{Reason: fmt.Sprintf("it is the record of volume %s", rec.ID)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return rec, nil
+}
+
+// readVolume reads the record of the directory name of a pool.
+func readVolume(parent *beneath.Dir, name string) (*record.Volume, error) {
+	dir, err := parent.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	data, err := dir.ReadFile(record.VolumeFile, record.MaxRead)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &record.UnreadableError{Reason: "there is no " + record.VolumeFile}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record.DecodeVolume(data)
+}
+
+// writeVolume replaces the record in a volume's directory, durably.
+func writeVolume(dir *beneath.Dir, v *record.Volume) error {
+	data, err := record.EncodeVolume(v)
+	if err == nil {
+		err = dir.WriteFile(record.VolumeFile, data, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the record of volume %s: %w", v.ID, err)
+	}
+	return nil
+}
+
+// readNote reads what deleting the volume in the entry name of the trash is to mean.
+func readNote(trash *beneath.Dir, name string) (*record.Trash, error) {
+	dir, err := trash.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	data, err := dir.ReadFile(record.TrashedFile, record.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &record.UnreadableError{Reason: "there is no " + record.TrashedFile}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record.DecodeTrash(data)
+}
+
+// namesIn lists a directory below parent; none where it is missing.
+func namesIn(parent *beneath.Dir, name string) ([]string, error) {
+	dir, err := parent.OpenDir(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Names()
+	slices.Sort(names)
+	return names, err
+}
+
+// someNames returns up to namesAtOnce names of a directory.
+func someNames(dir *beneath.Dir) ([]string, error) {
+	f, err := dir.OpenFile(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(namesAtOnce)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return names, err
+}
+
+// isLink tells whether name is a symbolic link: in a pool's directory, the one that an adoption left.
+func isLink(dir *beneath.Dir, name string) bool {
+	st, err := dir.Stat(name)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
+}
+
+// isUnreadable reports an error of a record's content, not of the disk.
+func isUnreadable(err error) bool {
+	var unreadable *record.UnreadableError
+	return errors.As(err, &unreadable)
+}
