@@ -103,14 +103,3 @@ func (s *Store) takeDown(ctx context.Context, id string, dir *beneath.Dir) error
 	}
 	return err
 }
-
-func holderTexts(busy *loop.BusyError) []string {
-	out := make([]string, 0, len(busy.Holders)+1)
-	for _, h := range busy.Holders {
-		out = append(out, h.String())
-	}
-	if len(out) == 0 {
-		out = append(out, "a holder of "+busy.Device.Path+" that can not be seen from here")
-	}
-	return out
-}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -63,26 +62,6 @@ func (s *Store) setStanding(v *volume, up *standing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v.up = up
-}
-
-// openImage opens the image of a volume, proven to be large enough.
-func openImage(rec *record.Volume, dir *beneath.Dir) (*os.File, error) {
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
-	if err != nil {
-		return nil, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
-	}
-	st, err := image.Stat()
-	switch {
-	case err != nil:
-	case !st.Mode().IsRegular() || st.Size() < rec.SizeBytes:
-		err = &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d", st.Size(), rec.SizeBytes)}
-	case rec.VolumeMode != record.ModeBlock && rec.EverRaw:
-		err = &MismatchError{ID: rec.ID, Detail: "its image was handed out as a block device once and is not mounted as a filesystem any more"}
-	}
-	if err != nil {
-		return nil, errors.Join(err, image.Close())
-	}
-	return image, nil
 }
 
 // bringUpFilesystem mounts the filesystem, unless it is mounted and well, and returns the mount.
@@ -175,22 +154,6 @@ func (s *Store) unmountSick(ctx context.Context, v *volume, dir *beneath.Dir, de
 	return errors.Join(sick, mountImage(ctx, dir, &v.rec, dev))
 }
 
-// elsewhere names who has a device's filesystem mounted in another mount namespace than ours.
-func (s *Store) elsewhere(dev loop.Device) []string {
-	var by []string
-	if table, err := s.scans.scan(); err == nil {
-		for _, u := range table.OfDevice(dev.Dev) {
-			if u.Namespace != table.Namespace {
-				by = append(by, u.String())
-			}
-		}
-	}
-	if len(by) == 0 {
-		by = []string{"a holder of " + dev.Path + " that can not be seen from here"}
-	}
-	return by
-}
-
 // noRoomToMend says why mending would be in vain: a thin image on a full disk, whose check or log replay would have to write.
 func noRoomToMend(rec *record.Volume, dir *beneath.Dir) string {
 	const little = 16 << 20 // a journal's replay
@@ -249,20 +212,4 @@ func (s *Store) check(ctx context.Context, v *volume, dir *beneath.Dir, dev loop
 		err = errors.Join(err, endRepair(dir))
 	}
 	return repaired, err
-}
-
-// thaw ends a freeze that outlived the mount it was made through: a filesystem stays frozen when it is unmounted, and each
-// write to the next mount of it would hang. What is not frozen says EINVAL.
-func thaw(dir *beneath.Dir) error {
-	inner, err := dir.OpenDir(record.MountDir)
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	const fiThaw = 0xc0045878 // _IOWR('X', 120, int)
-	err = unix.IoctlSetInt(int(inner.File().Fd()), fiThaw, 0)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
-		return nil
-	}
-	return fmt.Errorf("thaw %s: %w", filepath.Join(dir.Path(), record.MountDir), err)
 }

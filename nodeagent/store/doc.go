@@ -45,6 +45,7 @@
 //	adopt_check.go    a look without adopting
 //	directory.go      the directory backend
 //	loop.go           the loop backend
+//	device.go         the loop device and the mount over an image: what is there, and taking it away
 //	activate.go       bringing volumes up after a reboot, taking them down
 //	publish.go        what a volume's user is given, proven to be the volume
 //	users.go          who uses a volume, in any mount namespace

@@ -9,10 +9,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -183,73 +181,4 @@ func (b *building) mount(ctx context.Context, dev loop.Device) error {
 	}
 	// The filesystem's own journal must be on the image before the image is declared whole.
 	return unix.Syncfs(int(data.File().Fd()))
-}
-
-func attachOptions(rec *record.Volume, directIO bool) loop.Options {
-	return loop.Options{
-		Name: deviceName(rec.ID), BlockSize: rec.LogicalBlockSize, DirectIO: directIO,
-		Discard: rec.Allocation == record.AllocationThin,
-	}
-}
-
-// mountImage mounts the device at <dir>/mount, unless it is mounted there already. Anything else there is a *MismatchError.
-func mountImage(ctx context.Context, dir *beneath.Dir, rec *record.Volume, dev loop.Device) error {
-	opts, err := mount.ParseOptions(rec.FSType, rec.Allocation == record.AllocationThick, rec.MountOptions)
-	if err != nil {
-		return err
-	}
-	target, err := openMount(dir)
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	if mounted, err := mountedAt(target, rec.ID, dev); err != nil || mounted != nil {
-		return err
-	}
-	source, err := os.OpenFile(dev.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	return mount.Device(ctx, source, target, rec.FSType, opts)
-}
-
-// openMount opens the directory a volume's filesystem is mounted at, or the mount there.
-func openMount(dir *beneath.Dir) (*os.File, error) {
-	return dir.OpenFile(record.MountDir, unix.O_PATH|unix.O_DIRECTORY, 0)
-}
-
-// mountedAt returns the mount of the device at target, nil if nothing is mounted there. Another mount there is a
-// *MismatchError.
-func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error) {
-	info, err := mount.At(target)
-	switch {
-	case errors.Is(err, mount.ErrNotMountpoint):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	ours := info.Root == "/" && info.Dev == dev.Dev // nothing is asked of the filesystem, which may be dead
-	if info.FSType == "btrfs" {
-		ours, err = mount.IsDeviceMountedAt(target, dev.Dev)
-	}
-	if err == nil && !ours {
-		err = &MismatchError{ID: id, Detail: "something else is mounted in its place"}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &info, nil
-}
-
-// identify proves that what is on the image is the filesystem that was made there.
-func identify(image *os.File, rec *record.Volume) error {
-	info, err := filesystem.Identify(image)
-	if err != nil {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
-	}
-	if string(info.Type) != rec.FSType || info.UUID != rec.FSUUID {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s", info.Type, info.UUID, rec.FSType, rec.FSUUID)}
-	}
-	return nil
 }

@@ -9,11 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
-	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -381,56 +377,3 @@ func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, i
 
 // tmpKey is the key of a volume that is being made.
 func tmpKey(p *pool, id string) string { return p.key(record.TmpDir + "/" + id) }
-
-// release unmounts and detaches what is over the image in a directory that holds a volume or what is left of one. It is not
-// an error when there is nothing; what is in use gives an error and stays.
-func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
-	if mounted, err := isMounted(dir); err != nil {
-		return err
-	} else if mounted {
-		if err := s.fault("unmount"); err != nil {
-			return err
-		}
-		if err := unmount(ctx, dir); err != nil {
-			return err
-		}
-	}
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer image.Close()
-	devices, err := loop.Find(image)
-	if err != nil {
-		return err
-	}
-	for _, dev := range devices {
-		if err := s.fault("detach"); err != nil {
-			return err
-		}
-		if err := loop.Detach(ctx, dev, image); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unmount unmounts what is mounted in a volume's directory. A child of this process (mkfs, say) has our descriptors between
-// fork and exec, also those within a mount: only who stays is a user.
-func unmount(ctx context.Context, dir *beneath.Dir) error {
-	const tries = 20
-	for try := 1; ; try++ {
-		err := mount.UnmountAt(ctx, dir.File(), record.MountDir)
-		if !errors.Is(err, unix.EBUSY) || try == tries {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(time.Duration(try) * time.Millisecond):
-		}
-	}
-}

@@ -2,16 +2,12 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
@@ -146,19 +142,6 @@ func holdersOf(dev loop.Device, table *mount.Table) ([]loop.Holder, error) {
 // namespaces, from a pod's: it is of the whole filesystem, at a path that ends in <id>/mount. Pods get data below it.
 func ownMount(u mount.Use, id string) bool {
 	return strings.HasSuffix(u.Mountpoint, path.Join("/", id, record.MountDir)) && (u.Root == "/" || u.FSType == "btrfs" && !strings.HasSuffix(u.Root, "/"+record.DataDir))
-}
-
-// devicesOf returns the loop devices over the image in a volume's directory; none for a directory volume.
-func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer image.Close()
-	return loop.Find(image)
 }
 
 // mountScans lets all who need the machine's mounts at the same time share one scan: reading every mount namespace takes

@@ -13,7 +13,6 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -347,36 +346,6 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("%s is still over its image%s", d.Path, holdersText(d)),
 			Repair: "unmount and detach it", apply: takeDown})
 	}
-}
-
-// isMounted tells whether anything is mounted in a volume's mount directory.
-func isMounted(dir *beneath.Dir) (bool, error) {
-	target, err := openMount(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer target.Close()
-	_, err = mount.At(target)
-	if errors.Is(err, mount.ErrNotMountpoint) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// holdersText names who holds a device, for people.
-func holdersText(d loop.Device) string {
-	holders, err := loop.Holders(d, loop.HolderOptions{})
-	if err != nil || len(holders) == 0 {
-		return ""
-	}
-	texts := make([]string, len(holders))
-	for i, h := range holders {
-		texts[i] = h.String()
-	}
-	return ", held by " + strings.Join(texts, "; ")
 }
 
 // deletedImages finds loop devices over images of the pool that no name leads to any more: they keep the space.

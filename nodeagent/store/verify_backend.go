@@ -390,15 +390,3 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 		at.error("the directory its user sees (%s) is gone", record.DataDir)
 	}
 }
-
-// identifySettled is identify for a mounted image: a superblock that is being written at this moment is read again.
-func identifySettled(image *os.File, rec *record.Volume) (err error) {
-	const tries = 5
-	for range tries {
-		_ = unix.Fadvise(int(image.Fd()), 0, 1<<20, unix.FADV_DONTNEED)
-		if err = identify(image, rec); err == nil {
-			return nil
-		}
-	}
-	return err
-}
