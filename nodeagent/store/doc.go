@@ -52,6 +52,7 @@
 //	grow.go           growing
 //	recheck.go   is the size still in force?
 //	remove.go         deleting
+//	discard.go        the way into the trash: of a deleted volume, and of one that was never committed
 //	trash.go          what was deleted, and restoring it
 //	free.go           freeing the trash's space in the background
 //	freetree.go       freeing what a tenant left

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -147,82 +143,4 @@ func (s *Store) forgetLost(v *volume) error {
 		// Its quota id stays taken: files may carry it still, wherever the directory went.
 	}
 	return nil
-}
-
-// discard notes what deletion means and renames the directory t.id of parent into the trash. The rename is the commit: from
-// then on it is in the trash, also if an error is returned, and what key had is the entry's.
-func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key string) error {
-	data, err := record.EncodeTrash(&t.trash)
-	if err != nil {
-		return err
-	}
-	if err := s.fault("write trash record"); err != nil {
-		return err
-	}
-	suffix := ""
-	err = dir.WriteFile(record.TrashedFile, data, 0o600)
-	if isFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
-		// A full disk has no block for a note, and freeing this one helps it: so it goes where no note is needed.
-		suffix, err = freeingSuffix, nil
-	}
-	if err != nil {
-		return err
-	}
-	trash, err := r.sub(record.TrashDir)
-	if err != nil {
-		return err
-	}
-	defer trash.Close()
-	if err := s.fault("rename into trash"); err != nil {
-		return err
-	}
-	for at := time.Now().Unix(); ; at++ {
-		t.entry = t.id + "@" + strconv.FormatInt(at, 10) + suffix
-		err := parent.Rename(t.id, trash, t.entry)
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		break
-	}
-	s.enterTrash(t, key)
-	if err := s.fault("sync trash"); err != nil {
-		return err
-	}
-	return errors.Join(trash.Sync(), parent.Sync())
-}
-
-// deletedNow is the time of a deletion. Of several of one id the last one is
-// restored, so it is later than the others', whatever the clock did meanwhile.
-func (s *Store) deletedNow(id string) time.Time {
-	at := time.Now().UTC().Truncate(time.Millisecond)
-	for _, t := range s.entriesOf(id) {
-		if !at.After(t.trash.DeletedAt) {
-			at = t.trash.DeletedAt.Add(time.Millisecond)
-		}
-	}
-	return at
-}
-
-// isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
-
-// enterTrash makes the entry known, in the place of the volume of its id if that is what it was.
-func (s *Store) enterTrash(t *trashed, key string) {
-	s.mu.Lock()
-	if v := s.volumes[t.id]; v != nil && v.pool.key(v.id) == key {
-		delete(s.volumes, t.id)
-	}
-	s.trash[t.key()] = t
-	s.mu.Unlock()
-	space := t.pool.books()
-	if space == nil || t.rec == nil {
-		return
-	}
-	space.move(key, t.key(), t.rec)
-	// What a crash left in tmp had no promise and no owner yet in this process.
-	space.own(t.key(), t.rec)
-	t.pool.promise(space, t.key(), t.rec.Owed())
 }

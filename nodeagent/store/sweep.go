@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -332,46 +331,6 @@ func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
 			s.log.WarnContext(ctx, "clear away an unfinished volume", "pool", p.name(), "volume", name, "error", err)
 		}
 	}
-	return nil
-}
-
-// scrapTmp clears away what an unfinished create left of volume id. It is called with the volume's lock held.
-func (s *Store) scrapTmp(ctx context.Context, p *pool, id string) error {
-	return p.with(func(r *root) error {
-		tmp, err := r.sub(record.TmpDir)
-		if err != nil {
-			return err
-		}
-		defer tmp.Close()
-		return s.scrap(ctx, p, r, tmp, id)
-	})
-}
-
-// scrap clears away a volume that was never committed: unmounted, detached and renamed into the trash, to be freed at once.
-// Nothing ever used it: no path led there. Called again it finishes; with nothing there it does nothing.
-func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
-	dir, err := tmp.OpenDir(id)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unlinkPrepared(tmp, dir, id); err != nil {
-		return err
-	}
-	if err := s.release(ctx, dir); err != nil {
-		return err
-	}
-	t := &trashed{pool: p, id: id, since: time.Now(), trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Purge: true}}
-	if rec, err := readEntry(tmp, id, id); err == nil {
-		t.rec = rec
-	}
-	if err := s.discard(r, tmp, dir, t, tmpKey(p, id)); err != nil {
-		return err
-	}
-	s.freer.wake()
 	return nil
 }
 
