@@ -287,16 +287,6 @@ func (s *Store) giveWay(ctx context.Context, victims []*trashed) {
 	}
 }
 
-func (s *Store) allSpaces() []*filesystemSpace {
-	var out []*filesystemSpace
-	for _, p := range s.pools {
-		if _, space, err := p.state(); err == nil && !slices.Contains(out, space) {
-			out = append(out, space)
-		}
-	}
-	return out
-}
-
 // victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised on one of its
 // wanted pools, and whether that is enough; none if it is not, if what is being freed already is, or if no wanted pool is there.
 func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) bool) (oldest []*trashed, enough bool) {

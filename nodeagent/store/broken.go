@@ -149,3 +149,9 @@ func unreadable(id string, p *pool, cause error) error {
 	}
 	return fmt.Errorf("the record of volume %s in pool %s cannot be read: %w", id, p.name(), cause)
 }
+
+func (s *Store) isBroken(p *pool, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken[p.key(name)] != nil
+}

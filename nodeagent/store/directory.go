@@ -193,3 +193,9 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 	}
 	return repaired, nil
 }
+
+// limitHolds tells whether a limit in force is the record's. Filesystems round up to whole blocks, of 64 KiB at the most.
+func limitHolds(rec *record.Volume, limit uint64) bool {
+	const block = 64 << 10
+	return limit >= uint64(rec.SizeBytes) && limit < uint64(rec.Promise())+block
+}

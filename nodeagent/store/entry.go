@@ -102,6 +102,9 @@ func namesIn(parent *beneath.Dir, name string) ([]string, error) {
 	return names, err
 }
 
+// namesAtOnce is how many names of a directory are in memory at once.
+const namesAtOnce = 1024
+
 // someNames returns up to namesAtOnce names of a directory.
 func someNames(dir *beneath.Dir) ([]string, error) {
 	f, err := dir.OpenFile(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)

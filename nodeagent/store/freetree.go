@@ -19,12 +19,8 @@ import (
 // Freeing what a tenant left. Everything in it is hostile: a tree may be as deep or as wide as the disk allows, files may be
 // immutable, and links may lead anywhere. Nothing is followed, and nothing waits.
 
-const (
-	// freeStep is how many bytes of a file are given back at once, so that one deletion never holds up the filesystem's journal for long.
-	freeStep = 256 << 20
-	// namesAtOnce is how many names of a directory are in memory at once.
-	namesAtOnce = 1024
-)
+// freeStep is how many bytes of a file are given back at once, so that one deletion never holds up the filesystem's journal for long.
+const freeStep = 256 << 20
 
 // Words of the class's parameter scrub.
 const (

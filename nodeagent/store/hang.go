@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // A disk can stop answering without an error: a hung controller, a frozen
@@ -221,71 +219,4 @@ func (s *Store) ask(p *pool, read func(*root) error) error {
 
 func (p *pool) late() error {
 	return &OfflineError{Pool: p.name(), Reason: OfflineHung, Err: errors.New("its disk takes long to answer")}
-}
-
-// heavy bounds the heavy jobs of one filesystem, so that a disk that hangs
-// keeps no other one's from being done.
-func (s *Store) heavy(space *filesystemSpace) *semaphore.Weighted {
-	space.mu.Lock()
-	defer space.mu.Unlock()
-	if space.heavy == nil {
-		space.heavy = semaphore.NewWeighted(int64(s.opts.HeavyJobs))
-	}
-	return space.heavy
-}
-
-// measuring is one measurement of a filesystem that is under way.
-type measuring struct {
-	began time.Time
-	done  chan struct{}
-	err   error
-}
-
-// errSlow says that a filesystem did not say in time what room it has.
-var errSlow = errors.New("its disk takes long to say what room there is")
-
-// measureNow measures the filesystem no earlier than since, and waits for it
-// only so long. There is one measurement of a filesystem at a time.
-func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) error {
-	wait := time.NewTimer(s.patience.measure)
-	defer wait.Stop()
-	for {
-		space.mu.Lock()
-		m := space.measuring
-		if m == nil {
-			m = &measuring{began: time.Now(), done: make(chan struct{})}
-			space.measuring = m
-			go s.measureIn(p, space, m)
-		}
-		space.mu.Unlock()
-		select {
-		case <-m.done:
-		case <-wait.C:
-			return errSlow
-		}
-		if m.err != nil || !m.began.Before(since) {
-			return m.err
-		}
-	}
-}
-
-func (s *Store) measureIn(p *pool, space *filesystemSpace, m *measuring) {
-	usable, size, err := s.measuring(p, space)
-	space.mu.Lock()
-	defer space.mu.Unlock()
-	if err == nil {
-		space.usable, space.size, space.measured = usable, size, m.began
-	}
-	m.err, space.measuring = err, nil
-	close(m.done)
-}
-
-// gone is why a pool that was being read is not there any more.
-func (p *pool) gone() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.offline != nil {
-		return p.offline
-	}
-	return &OfflineError{Pool: p.name(), Reason: OfflineMissing, Err: errors.New("its disk went away while it was read")}
 }

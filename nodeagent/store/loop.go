@@ -11,6 +11,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -181,4 +182,83 @@ func (b *building) mount(ctx context.Context, dev loop.Device) error {
 	}
 	// The filesystem's own journal must be on the image before the image is declared whole.
 	return unix.Syncfs(int(data.File().Fd()))
+}
+
+func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := s.activate(ctx, v); err != nil {
+		return err
+	}
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	st, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() < size {
+		if v.rec.Allocation == record.AllocationThin {
+			err = unix.Ftruncate(int(image.Fd()), size)
+		} else if err = allocateGrown(v.pool.name(), image, size); err != nil {
+			// What was allocated is given back. Not down to the record's size: an earlier growth may have come as far as its
+			// filesystem, which is in use.
+			err = errors.Join(err, unix.Ftruncate(int(image.Fd()), st.Size()))
+		}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
+			return &CapacityError{Pool: v.pool.name(), Need: size - v.rec.SizeBytes}
+		}
+		if err != nil {
+			return err
+		}
+		if err := image.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := s.fault("grow: device"); err != nil {
+		return err
+	}
+	devices, err := loop.Find(image)
+	if err != nil {
+		return err
+	}
+	for _, dev := range devices {
+		if _, err := loop.Resize(dev, image); err != nil {
+			return err
+		}
+		if v.rec.VolumeMode == record.ModeBlock {
+			continue
+		}
+		if err := s.fault("grow: filesystem"); err != nil {
+			return err
+		}
+		inner, err := dir.OpenDir(record.MountDir)
+		if err != nil {
+			return err
+		}
+		defer inner.Close()
+		// A descriptor beneath the mount would grow the pool's own filesystem.
+		if ok, err := mount.IsDeviceMountedAt(inner.File(), dev.Dev); err != nil || !ok {
+			return errors.Join(&MismatchError{ID: v.rec.ID, Detail: "it is not mounted in its place"}, err)
+		}
+		device, err := os.OpenFile(dev.Path, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = filesystem.Grow(ctx, inner.File(), device)
+		if err := errors.Join(err, device.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -438,3 +438,39 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	}
 	return false
 }
+
+// with opens the pool for one call.
+func (p *pool) with(do func(*root) error) error {
+	r, err := p.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return do(r)
+}
+
+// key names a volume or a trash entry in a ledger.
+func (p *pool) key(entry string) string { return p.name() + "/" + entry }
+
+// tmpKey is the key of a volume that is being made.
+func tmpKey(p *pool, id string) string { return p.key(record.TmpDir + "/" + id) }
+
+// uid is the identity of the pool as its disk last told it.
+func (p *pool) uid() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.identity == nil {
+		return ""
+	}
+	return p.identity.UID
+}
+
+// gone is why a pool that was being read is not there any more.
+func (p *pool) gone() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.offline != nil {
+		return p.offline
+	}
+	return &OfflineError{Pool: p.name(), Reason: OfflineMissing, Err: errors.New("its disk went away while it was read")}
+}

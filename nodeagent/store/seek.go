@@ -258,16 +258,6 @@ func (s *Store) setGone(v *volume, gone bool) {
 	v.gone = gone
 }
 
-// uid is the identity of the pool as its disk last told it.
-func (p *pool) uid() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.identity == nil {
-		return ""
-	}
-	return p.identity.UID
-}
-
 // lastSeen is what was last seen of a pool's directories, by which a look knows
 // that nothing came or went since.
 type lastSeen struct {
@@ -500,12 +490,6 @@ func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry stri
 	if !s.knowsEntry(p, entry) {
 		s.scanTrashEntry(p, r, space, trash, entry, id)
 	}
-}
-
-func (s *Store) isBroken(p *pool, name string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.broken[p.key(name)] != nil
 }
 
 func (s *Store) isGone(v *volume) bool {

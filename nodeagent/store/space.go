@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -271,4 +272,71 @@ func (m *taker) used(r *root) (int64, error) {
 		return 0, err
 	}
 	return st.Blocks * 512, nil // st_blocks is in units of 512 bytes (stat(2))
+}
+
+// heavy bounds the heavy jobs of one filesystem, so that a disk that hangs
+// keeps no other one's from being done.
+func (s *Store) heavy(space *filesystemSpace) *semaphore.Weighted {
+	space.mu.Lock()
+	defer space.mu.Unlock()
+	if space.heavy == nil {
+		space.heavy = semaphore.NewWeighted(int64(s.opts.HeavyJobs))
+	}
+	return space.heavy
+}
+
+// measuring is one measurement of a filesystem that is under way.
+type measuring struct {
+	began time.Time
+	done  chan struct{}
+	err   error
+}
+
+// errSlow says that a filesystem did not say in time what room it has.
+var errSlow = errors.New("its disk takes long to say what room there is")
+
+// measureNow measures the filesystem no earlier than since, and waits for it
+// only so long. There is one measurement of a filesystem at a time.
+func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) error {
+	wait := time.NewTimer(s.patience.measure)
+	defer wait.Stop()
+	for {
+		space.mu.Lock()
+		m := space.measuring
+		if m == nil {
+			m = &measuring{began: time.Now(), done: make(chan struct{})}
+			space.measuring = m
+			go s.measureIn(p, space, m)
+		}
+		space.mu.Unlock()
+		select {
+		case <-m.done:
+		case <-wait.C:
+			return errSlow
+		}
+		if m.err != nil || !m.began.Before(since) {
+			return m.err
+		}
+	}
+}
+
+func (s *Store) measureIn(p *pool, space *filesystemSpace, m *measuring) {
+	usable, size, err := s.measuring(p, space)
+	space.mu.Lock()
+	defer space.mu.Unlock()
+	if err == nil {
+		space.usable, space.size, space.measured = usable, size, m.began
+	}
+	m.err, space.measuring = err, nil
+	close(m.done)
+}
+
+func (s *Store) allSpaces() []*filesystemSpace {
+	var out []*filesystemSpace
+	for _, p := range s.pools {
+		if _, space, err := p.state(); err == nil && !slices.Contains(out, space) {
+			out = append(out, space)
+		}
+	}
+	return out
 }

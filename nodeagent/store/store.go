@@ -403,5 +403,8 @@ func (s *Store) forgetVolumes(p *pool, uid string) {
 	maps.DeleteFunc(s.volumes, func(_ string, v *volume) bool { return v.pool == p })
 }
 
-// key names a volume or a trash entry in a ledger.
-func (p *pool) key(entry string) string { return p.name() + "/" + entry }
+func (s *Store) setRecord(v *volume, rec record.Volume) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.rec = rec
+}

@@ -333,6 +333,3 @@ func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
 	}
 	return nil
 }
-
-// tmpKey is the key of a volume that is being made.
-func tmpKey(p *pool, id string) string { return p.key(record.TmpDir + "/" + id) }

@@ -118,16 +118,6 @@ func (v *verifier) acquired(p *pool, id uint32) bool {
 	return v.live && err == nil && space.known(id)
 }
 
-// with opens the pool for one call.
-func (p *pool) with(do func(*root) error) error {
-	r, err := p.open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return do(r)
-}
-
 func (at *place) directory(ctx context.Context) {
 	data, err := at.dir.OpenDir(record.DataDir)
 	if err != nil {
@@ -179,12 +169,6 @@ func (at *place) directory(ctx context.Context) {
 	default:
 		at.error("its quota %q is not one this program knows", at.rec.QuotaKind)
 	}
-}
-
-// limitHolds tells whether a limit in force is the record's. Filesystems round up to whole blocks, of 64 KiB at the most.
-func limitHolds(rec *record.Volume, limit uint64) bool {
-	const block = 64 << 10
-	return limit >= uint64(rec.SizeBytes) && limit < uint64(rec.Promise())+block
 }
 
 // strays reports files of the volume that are charged to another project.
