@@ -18,27 +18,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// FilesystemError says that the filesystem in a volume's image is not one that can be worked with. Reason is one of the API's
-// reasons of the condition Ready.
-type FilesystemError struct {
-	ID     string
-	Reason string
-	Detail string
-	// By are those who keep it from being mended: it is not unmounted under anybody.
-	By []string
-}
-
-func (e *FilesystemError) Error() string {
-	text := fmt.Sprintf("the filesystem of volume %s %s", e.ID, e.Detail)
-	if len(e.By) == 0 {
-		return text
-	}
-	return text + "; it is checked and mounted anew once nothing uses it: " + (&InUseError{ID: e.ID, By: e.By}).Error()
-}
-
-// canBeMended reports whether unmounting, checking and mounting is a cure. What does not answer would not be unmounted either.
-func (e *FilesystemError) canBeMended() bool { return e.Reason != v1alpha1.ReasonNotResponding }
-
 // sickness says what is wrong with a mounted filesystem by what mountinfo tells of it, or nil.
 func sickness(rec *record.Volume, info *mount.Info) *FilesystemError {
 	switch {

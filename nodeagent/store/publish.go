@@ -14,13 +14,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// InactiveError says that a volume is not up: what is in its place is not it, or is not there. Activate brings it up.
-type InactiveError struct{ ID, Detail string }
-
-func (e *InactiveError) Error() string {
-	return fmt.Sprintf("volume %s is not up: %s", e.ID, e.Detail)
-}
-
 // Open returns what the volume's user is to see, open and proven to be this volume: the data directory (O_PATH), or for a
 // Block volume its loop device (O_RDONLY, so that the device can not become another's while it is open). It changes
 // nothing: a volume that is not up is an *InactiveError.

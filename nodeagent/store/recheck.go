@@ -14,18 +14,6 @@ import (
 // recheckSlice is how long one volume is walked through at a time, with its lock held.
 const recheckSlice = 100 * time.Millisecond
 
-// EnforcementError says that a volume's size is not, or for a while was not, in force. Reason is one of the API's reasons
-// of the condition Enforced.
-type EnforcementError struct {
-	ID     string
-	Reason string
-	Detail string
-}
-
-func (e *EnforcementError) Error() string {
-	return fmt.Sprintf("the size of volume %s is not enforced: %s", e.ID, e.Detail)
-}
-
 // round is a look at all of a volume, in slices. It changes with the volume's lock held, the times also with Store.mu.
 type round struct {
 	cursor quota.Cursor // how far the walk has come

@@ -13,14 +13,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// NotEmptyError says that a volume, which was to be deleted only if nothing is in it, holds something, or may.
-type NotEmptyError struct {
-	ID  string
-	Why string
-}
-
-func (e *NotEmptyError) Error() string { return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why) }
-
 // DeleteUntouched is Delete of a volume that nobody is known to have been served from: it goes only if nothing is in it, no name
 // in what its user sees, no block of a raw image written. Else it stays as it was, and the error is a *NotEmptyError; what is in
 // the trash by somebody's wish stays there as well. It is decided with the volume's lock held, about whatever is found on any
