@@ -5,88 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
-
-// Adoption makes a volume of what is on the node already. A directory becomes a volume's data, a file a volume's image, by
-// being renamed; a symbolic link is left where it was, so that what names the old path goes on working.
-//
-// # Crash order
-//
-// The volume's directory is built under tmp and renamed into place with a link in it where the data belongs: the very link
-// that is to be left at the old path. Then RENAME_EXCHANGE swaps the two in one step. That is the commit. Before it the data
-// is at the old path, and what is in the pool holds nothing but a link, by which a start knows that it is to be cleared away.
-// After it both paths lead to the data, and a start finishes what is left to do: quota ids, the order within an image. So the
-// data is at no time below tmp, where things are cleared away, and at no time without a path that leads to it.
-type Adoption struct {
-	// Path is where it is: absolute, clean, and below one of the node's pools.
-	Path string
-	// Type is one of the API's: Directory, DirectoryOrCreate, File, FileOrCreate. Empty: Directory.
-	Type string
-}
-
-func (a *Adoption) isFile() bool {
-	return a.Type == string(v1alpha1.AdoptFile) || a.Type == string(v1alpha1.AdoptFileOrCreate)
-}
-
-// mayCreate: where there is nothing, the volume is made empty.
-func (a *Adoption) mayCreate() bool {
-	return a.Type == string(v1alpha1.AdoptDirectoryOrCreate) || a.Type == string(v1alpha1.AdoptFileOrCreate)
-}
-
-func notAdoptable(format string, args ...any) error {
-	return refuse(v1alpha1.ReasonNotAdoptable, format, args...)
-}
-
-// normalize checks what needs no look at the disk and decides the request's backend.
-func (a *Adoption) normalize(r *Request) error {
-	if a.Type == "" {
-		a.Type = string(v1alpha1.AdoptDirectory)
-	}
-	types := []string{string(v1alpha1.AdoptDirectory), string(v1alpha1.AdoptDirectoryOrCreate), string(v1alpha1.AdoptFile), string(v1alpha1.AdoptFileOrCreate)}
-	backend := record.BackendDirectory
-	if a.isFile() {
-		backend = record.BackendLoop
-	}
-	switch {
-	case !slices.Contains(types, a.Type):
-		return refuse(v1alpha1.ReasonInvalidOptions, "adopt: type %q is none of %v", a.Type, types)
-	case !path.IsAbs(a.Path) || path.Clean(a.Path) != a.Path:
-		return notAdoptable("%q is not an absolute path without \".\", \"..\", \"//\" or a slash at its end", a.Path)
-	case r.Source != nil:
-		return refuse(v1alpha1.ReasonInvalidOptions, "a volume is adopted or made from a source, not both")
-	case r.Backend != string(v1alpha1.BackendAuto) && r.Backend != backend:
-		return refuse(v1alpha1.ReasonInvalidOptions, "what is adopted as %s is a volume of backend %s, not %s", a.Type, backend, r.Backend)
-	case !a.isFile() && r.VolumeMode == record.ModeBlock:
-		return notAdoptable("a directory can not be a block device; adopt an image (type File), or use volumeMode Filesystem")
-	case !a.isFile() && r.Enforcement == record.EnforcementStrict:
-		return notAdoptable("enforcement strict is only kept by images, and %s is adopted as a directory; use enforcement quota, or make a new volume and copy the data", a.Path)
-	}
-	r.Backend = backend
-	return nil
-}
-
-// adopts tells whether there is data that the volume is made of.
-func (r *Request) adopts() bool { return r.found != nil && r.found.there }
-
-// occupied is how many bytes of what the request is promised its data takes of the disk already: they are neither free nor
-// counted as a volume's yet.
-func (r *Request) occupied() int64 {
-	if !r.adopts() {
-		return 0
-	}
-	return min(r.found.bytes, r.SizeBytes)
-}
 
 // describe writes into the record of a new volume what was found.
 func (f *found) describe(rec *record.Volume) {
@@ -100,14 +27,6 @@ func (f *found) describe(rec *record.Volume) {
 	if rec.Backend == record.BackendLoop {
 		rec.FSUUID, rec.LogicalBlockSize = f.fs.UUID, f.blockSize
 	}
-}
-
-// adoptedName is the name of the adopted data in its volume's directory.
-func adoptedName(rec *record.Volume) string {
-	if rec.Backend == record.BackendLoop {
-		return record.ImageFile
-	}
-	return record.DataDir
 }
 
 // adopt is build for a volume that is made of what was found. It is called with the volume's lock held. Once the data was
@@ -375,48 +294,4 @@ func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) 
 		return err
 	}
 	return errors.Join(tmp.Sync(), r.Sync())
-}
-
-// isUnmoved tells whether the record in parent is of an adoption that was not committed: the link is still where the data
-// belongs.
-func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
-	if rec.Adopting != record.AdoptionMoving {
-		return false, nil
-	}
-	dir, err := parent.OpenDir(rec.ID)
-	if err != nil {
-		return false, err
-	}
-	defer dir.Close()
-	st, err := dir.Stat(adoptedName(rec))
-	if errors.Is(err, os.ErrNotExist) {
-		return true, nil // the link was removed already
-	}
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK, err
-}
-
-// unlinkPrepared removes the links that an adoption made under tmp, so that what is left is an attempt like others. Adopted
-// data that somebody put there is no such attempt: it is a *MismatchError, and nothing clears it away.
-func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
-	rec, err := readEntry(tmp, id, id)
-	adopting := err == nil && rec.Adopting != ""
-	for _, name := range []string{record.DataDir, record.ImageFile} {
-		st, err := dir.Stat(name)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-			if adopting {
-				return &MismatchError{ID: id, Detail: "adopted data is below " + record.TmpDir + "; it is left alone"}
-			}
-			continue
-		}
-		if err := dir.Unlink(name); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -1,9 +1,7 @@
 package store
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -124,53 +122,54 @@ func (s *Store) removeLink(r *root, rec *record.Volume) error {
 	})
 }
 
-// adoption looks at the link of an adopted volume. unfinished: its adoption is not, and nothing else of it can hold.
-func (at *place) adoption() (unfinished bool) {
-	if at.rec.Adopting != "" {
-		unmoved, err := isUnmoved(at.root.Dir, at.rec)
-		switch {
-		case err != nil:
-			at.error("how far its adoption is: %v", err)
-		case unmoved:
-			at.add(Finding{Severity: SeverityNote, Pool: at.pool.name(), Volume: at.rec.ID,
-				What: "an adoption that has moved nothing, under way or left by a crash; the agent clears it away at its next start"})
-		default:
-			at.repairable(SeverityError, "finish it", finishFound, "the adoption of %s is not finished", at.rec.AdoptedFrom)
-		}
-		return true
+// adoptedName is the name of the adopted data in its volume's directory.
+func adoptedName(rec *record.Volume) string {
+	if rec.Backend == record.BackendLoop {
+		return record.ImageFile
 	}
-	if at.rec.AdoptedFrom == "" {
-		return false
-	}
-	err := atOldPath(at.root, at.rec, func(_ *spot, state linkState) error {
-		switch state {
-		case linkMissing:
-			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.store.ensureLink(at.root, at.rec) },
-				"the link at %s, where its data was before it was adopted, is gone", at.rec.AdoptedFrom)
-		case linkTaken:
-			at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID,
-				What: fmt.Sprintf("what is at %s, where its data was before it was adopted, is not its link", at.rec.AdoptedFrom)})
-		}
-		return nil
-	})
-	if err != nil {
-		at.error("the link at %s: %v", at.rec.AdoptedFrom, err)
-	}
-	return false
+	return record.DataDir
 }
 
-// finishFound is the repair of an adoption that is not finished.
-func finishFound(ctx context.Context, at *place) error {
-	s := at.store
-	v := s.lookup(at.rec.ID)
-	if v == nil {
-		v = &volume{id: at.rec.ID, pool: at.pool, rec: *at.rec}
+// isUnmoved tells whether the record in parent is of an adoption that was not committed: the link is still where the data
+// belongs.
+func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
+	if rec.Adopting != record.AdoptionMoving {
+		return false, nil
 	}
-	if v.rec.Adopting == "" {
-		return nil
+	dir, err := parent.OpenDir(rec.ID)
+	if err != nil {
+		return false, err
 	}
-	if v.pool.online() {
-		return s.finishAdoption(ctx, v, at.root, at.dir)
+	defer dir.Close()
+	st, err := dir.Stat(adoptedName(rec))
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil // the link was removed already
 	}
-	return fmt.Errorf("the agent finishes it when it brings the volume up")
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK, err
+}
+
+// unlinkPrepared removes the links that an adoption made under tmp, so that what is left is an attempt like others. Adopted
+// data that somebody put there is no such attempt: it is a *MismatchError, and nothing clears it away.
+func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
+	rec, err := readEntry(tmp, id, id)
+	adopting := err == nil && rec.Adopting != ""
+	for _, name := range []string{record.DataDir, record.ImageFile} {
+		st, err := dir.Stat(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			if adopting {
+				return &MismatchError{ID: id, Detail: "adopted data is below " + record.TmpDir + "; it is left alone"}
+			}
+			continue
+		}
+		if err := dir.Unlink(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -39,9 +39,10 @@
 //	admit.go          promising space, to all of a group or to none
 //	create.go         building and committing
 //	adopt.go          making a volume of what is on the node already: the move
+//	adopt_request.go  what a caller may ask to be adopted
 //	adopt_examine.go  what can be adopted
 //	adopt_finish.go   what is left to do after the move
-//	adopt_link.go     the link at the old path
+//	adopt_link.go     the link at the old path, and the one in the volume before the move
 //	adopt_check.go    a look without adopting
 //	directory.go      the directory backend
 //	loop.go           the loop backend
@@ -60,6 +61,7 @@
 //	claims.go         links by claim, for people
 //	verify.go         does everything hold? Pools, records, trash, leaks
 //	verify_backend.go does everything hold? Quotas, images, devices, mounts
+//	verify_adopt.go   does everything hold? Adoptions
 //	findings.go       what does not hold, and its repair
 //	entry.go          what is read and written of one directory: a volume, an entry of the trash
 //	inspect.go        a pool read from its disk without touching anything

@@ -1,0 +1,57 @@
+package store
+
+import (
+	"context"
+	"fmt"
+)
+
+// adoption looks at the link of an adopted volume. unfinished: its adoption is not, and nothing else of it can hold.
+func (at *place) adoption() (unfinished bool) {
+	if at.rec.Adopting != "" {
+		unmoved, err := isUnmoved(at.root.Dir, at.rec)
+		switch {
+		case err != nil:
+			at.error("how far its adoption is: %v", err)
+		case unmoved:
+			at.add(Finding{Severity: SeverityNote, Pool: at.pool.name(), Volume: at.rec.ID,
+				What: "an adoption that has moved nothing, under way or left by a crash; the agent clears it away at its next start"})
+		default:
+			at.repairable(SeverityError, "finish it", finishFound, "the adoption of %s is not finished", at.rec.AdoptedFrom)
+		}
+		return true
+	}
+	if at.rec.AdoptedFrom == "" {
+		return false
+	}
+	err := atOldPath(at.root, at.rec, func(_ *spot, state linkState) error {
+		switch state {
+		case linkMissing:
+			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.store.ensureLink(at.root, at.rec) },
+				"the link at %s, where its data was before it was adopted, is gone", at.rec.AdoptedFrom)
+		case linkTaken:
+			at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID,
+				What: fmt.Sprintf("what is at %s, where its data was before it was adopted, is not its link", at.rec.AdoptedFrom)})
+		}
+		return nil
+	})
+	if err != nil {
+		at.error("the link at %s: %v", at.rec.AdoptedFrom, err)
+	}
+	return false
+}
+
+// finishFound is the repair of an adoption that is not finished.
+func finishFound(ctx context.Context, at *place) error {
+	s := at.store
+	v := s.lookup(at.rec.ID)
+	if v == nil {
+		v = &volume{id: at.rec.ID, pool: at.pool, rec: *at.rec}
+	}
+	if v.rec.Adopting == "" {
+		return nil
+	}
+	if v.pool.online() {
+		return s.finishAdoption(ctx, v, at.root, at.dir)
+	}
+	return fmt.Errorf("the agent finishes it when it brings the volume up")
+}
