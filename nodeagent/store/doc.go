@@ -37,6 +37,7 @@
 //	ledger.go         what is promised to whom
 //	request.go        what a caller may ask for, and how it is carved
 //	admit.go          promising space, to all of a group or to none
+//	makeroom.go       trash that goes before its time, for what asks for room
 //	create.go         building and committing
 //	adopt.go          making a volume of what is on the node already: the move
 //	adopt_request.go  what a caller may ask to be adopted
@@ -57,6 +58,7 @@
 //	trash.go          what was deleted, and restoring it
 //	free.go           freeing the trash's space in the background
 //	freetree.go       freeing what a tenant left
+//	load.go           reading a pool whose disk came, bringing its volumes up
 //	sweep.go          what a crash left
 //	claims.go         links by claim, for people
 //	verify.go         does everything hold? Pools, records, trash, leaks

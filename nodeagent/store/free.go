@@ -79,31 +79,6 @@ func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *tras
 	s.mu.Unlock()
 }
 
-// sweepLeftovers tries again to clear away what could not be before.
-func (s *Store) sweepLeftovers(ctx context.Context) {
-	if !s.freer.sweepAgain.Swap(false) {
-		return
-	}
-	for _, space := range s.allSpaces() {
-		s.sweepFilesystem(ctx, space)
-	}
-}
-
-func (s *Store) sweepFilesystem(ctx context.Context, space *filesystemSpace) {
-	for _, p := range s.pools {
-		if !p.on(space) {
-			continue
-		}
-		err := p.with(func(r *root) error {
-			s.sweepClaims(ctx, p, r)
-			return s.sweepTmp(ctx, p, r)
-		})
-		if err != nil {
-			s.log.WarnContext(ctx, "clear away what was left", "pool", p.name(), "error", err)
-		}
-	}
-}
-
 // Drain does what was left for later and is due now, adoptions and trash, and returns; for tests and for programs that end.
 func (s *Store) Drain(ctx context.Context) error {
 	s.sweepLeftovers(ctx)

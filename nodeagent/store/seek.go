@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -190,66 +189,6 @@ func (s *Store) knowsEntry(p *pool, entry string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.trash[p.key(entry)] != nil
-}
-
-// scanTrashEntry registers one entry of the trash. It is called with the
-// volume's lock held.
-func (s *Store) scanTrashEntry(p *pool, r *root, space *filesystemSpace, trash *beneath.Dir, name, id string) {
-	t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
-	where := record.TrashDir + "/" + name
-	note, err := readNote(trash, name)
-	switch {
-	case err == nil:
-		t.trash = *note
-	case errors.Is(err, fs.ErrNotExist):
-		return // it was restored or freed since its name was read
-	case !isFreeing(name):
-		// Nobody can say when it may be freed: it is kept, and reported.
-		s.markBroken(p, r, space, where, err)
-		return
-	}
-	s.unmarkBroken(p, where)
-	owed := int64(0)
-	if rec, err := readEntry(trash, name, id); err == nil {
-		t.rec = rec
-		space.own(t.key(), rec)
-		owed = rec.Owed()
-	} else {
-		rec := p.guess(r, r.meta, where)
-		owed = rec.Owed()
-	}
-	s.mu.Lock()
-	if s.trash[t.key()] == nil {
-		s.trash[t.key()] = t
-	}
-	s.mu.Unlock()
-	if owed > 0 || t.rec != nil {
-		p.promise(space, t.key(), owed)
-	}
-}
-
-// hasLeft reports whether a volume is not on the pool where it was found before,
-// now that pool p has one of its id: its disk is mounted in p's place (two disks
-// were swapped, or put right), or a person moved its directory.
-func (s *Store) hasLeft(v *volume, p *pool) bool {
-	if v.poolUID != "" && v.poolUID == p.uid() {
-		return true
-	}
-	return s.isMissing(v)
-}
-
-// forgetMoved ends what the books of its former pool say of a volume.
-func (s *Store) forgetMoved(v *volume) {
-	s.mu.Lock()
-	if s.volumes[v.id] == v {
-		delete(s.volumes, v.id)
-	}
-	s.mu.Unlock()
-	if space := v.pool.books(); space != nil {
-		key := v.pool.key(v.id)
-		space.ledger.release(key)
-		space.disown(key, uint32(v.rec.QuotaID))
-	}
 }
 
 func (s *Store) setGone(v *volume, gone bool) {
