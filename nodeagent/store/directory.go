@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -198,4 +200,26 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 func limitHolds(rec *record.Volume, limit uint64) bool {
 	const block = 64 << 10
 	return limit >= uint64(rec.SizeBytes) && limit < uint64(rec.Promise())+block
+}
+
+// enforced proves that the limit is in force, putting back what was lost. Where it can not be had it is an *EnforcementError,
+// and with tell also where it had to be put back.
+func enforced(r *root, rec *record.Volume, tell bool) error {
+	repaired, err := checkDirectory(r, rec)
+	var mismatch *MismatchError
+	var lost *EnforcementError
+	switch {
+	case errors.As(err, &mismatch), errors.As(err, &lost):
+		return err
+	case err != nil:
+		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: err.Error()}
+	case repaired && tell:
+		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: "its limit had been changed or lifted; it was put back"}
+	}
+	return nil
+}
+
+// isHeldByQuota reports whether a volume's size is a limit on a directory.
+func isHeldByQuota(rec *record.Volume) bool {
+	return rec.Backend == record.BackendDirectory && rec.QuotaKind != ""
 }

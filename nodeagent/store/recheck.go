@@ -77,11 +77,6 @@ func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err err
 	return true, found
 }
 
-// isHeldByQuota reports whether a volume's size is a limit on a directory.
-func isHeldByQuota(rec *record.Volume) bool {
-	return rec.Backend == record.BackendDirectory && rec.QuotaKind != ""
-}
-
 // setNotEnforced keeps what was found. A nil error says that all holds again.
 func (s *Store) setNotEnforced(v *volume, err error) {
 	s.mu.Lock()
@@ -152,21 +147,4 @@ func (s *Store) strayed(v *volume, report *quota.Report) error {
 		detail = fmt.Sprintf("%s but for %d that are immutable", detail, report.Immutable)
 	}
 	return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: detail}
-}
-
-// enforced proves that the limit is in force, putting back what was lost. Where it can not be had it is an *EnforcementError,
-// and with tell also where it had to be put back.
-func enforced(r *root, rec *record.Volume, tell bool) error {
-	repaired, err := checkDirectory(r, rec)
-	var mismatch *MismatchError
-	var lost *EnforcementError
-	switch {
-	case errors.As(err, &mismatch), errors.As(err, &lost):
-		return err
-	case err != nil:
-		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: err.Error()}
-	case repaired && tell:
-		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: "its limit had been changed or lifted; it was put back"}
-	}
-	return nil
 }
