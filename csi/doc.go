@@ -14,7 +14,7 @@
 //	node.go        the Node service; publish.go is the long part of it
 //	capability.go  which access modes and kinds of volumes are given
 //	request.go     limits on what a caller may send
-//	server.go      the gRPC server; intercept.go logs, catches panics and keeps operations on one volume apart
+//	server.go      the gRPC server; intercept.go logs and catches panics, inflight.go keeps operations on one volume apart
 //	socket.go      the unix socket
 //
 // A rule that is not obvious carries the place it comes from; "spec" is spec.md of the Container Storage Interface v1.13.0.

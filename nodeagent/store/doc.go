@@ -1,6 +1,6 @@
-// Package store keeps the volumes of one node on its disks. It is the truth about them: it works without a cluster, and
-
-// everything it knows it can read again from the disks.
+// Package store keeps the volumes of one node on its disks. It is the truth
+// about them: it works without a cluster, and everything it knows it can read
+// again from the disks.
 //
 // # Pools and volumes
 //
@@ -28,44 +28,108 @@
 // filesystem, in memory, rebuilt from the records: several pools may share a filesystem and so its free space. No mutex
 // that an operation waits for is held while the disk is at work.
 //
+// # The order of locks
+//
+// A goroutine that holds a lock takes only those that stand below it in this
+// table. Those on one line, and those below the dash, are never held together.
+//
+//	Store.refreshing, watcher.looking   looks at the pools, looks at the volumes
+//	filesystemSpace.one                 an entry of the trash is freed
+//	Store.locks, by volume id           an operation on a volume; never two of them
+//	filesystemSpace.heavy, adopting     semaphores, waited for with a volume's lock held
+//	filesystemSpace.probing             what a filesystem can do is tried
+//	Store.admission                     pools are chosen and their space is promised
+//	Store.mu                            the maps, and what is in a volume and an entry of the trash
+//	pool.mu                             what is known of a pool
+//	filesystemSpace.mu, ledger.mu       measurements and quota ids; promises
+//	-
+//	Store.holding, links.mu, watcher.mu, questions.mu, mountScans, underWay.mu
+//
+// A pool's disk is waited for under the locks down to probing, and under none of
+// the others. A look waits for volumes' locks, so nothing that holds one waits for
+// a look. A function whose name ends in Locked expects a lock, which its comment
+// names.
+//
 // # Files
 //
-//	store.go          Store: opening, finding and listing volumes
+// What it is:
+//
+//	store.go          Store: opening, describing and listing what it holds
+//	errors.go         what can go wrong
+//	moved.go          telling followers what changed
+//	room.go           telling them that a pool's room moved
+//
+// A pool:
+//
 //	pool.go           a pool: identity, online and offline
+//	hold.go           keeping a pool to one process
 //	probe.go          what a pool's filesystem can do
+//	trust.go          which filesystems are trusted with what
+//	health.go         is its disk well?
+//	hang.go           disks that do not answer
+//	entry.go          what is read and written of one directory: a volume, an entry of the trash
+//	inspect.go        a pool read from its disk without touching anything
+//
+// Space:
+//
 //	space.go          free space and quota ids that pools of one filesystem share
 //	ledger.go         what is promised to whom
+//	promise.go        promises of pools that come and go
 //	request.go        what a caller may ask for, and how it is carved
+//	inodes.go         how many files a volume may have
 //	admit.go          promising space, to all of a group or to none
 //	makeroom.go       trash that goes before its time, for what asks for room
+//	freeing.go        waiting for room that is being freed
+//
+// Making a volume:
+//
 //	create.go         building and committing
-//	adopt.go          making a volume of what is on the node already: the move
+//	abandon.go        giving up one whose disk does not answer
+//	directory.go      the directory backend
+//	qgroup.go         its quota on btrfs
+//	loop.go           the loop backend
 //	adopt_request.go  what a caller may ask to be adopted
 //	adopt_examine.go  what can be adopted
-//	adopt_finish.go   what is left to do after the move
-//	adopt_link.go     the link at the old path, and the one in the volume before the move
 //	adopt_check.go    a look without adopting
-//	directory.go      the directory backend
-//	loop.go           the loop backend
-//	device.go         the loop device and the mount over an image: what is there, and taking it away
-//	activate.go       bringing volumes up after a reboot, taking them down
+//	adopt.go          making a volume of what is on the node already: the move
+//	adopt_link.go     the link at the old path, and the one in the volume before the move
+//	adopt_finish.go   what is left to do after the move
+//
+// Keeping it up:
+//
+//	load.go           reading a pool whose disk came, bringing its volumes up
+//	sweep.go          what a crash left
+//	seek.go           looking for volumes that came without us
+//	broken.go         directories that cannot be read as volumes
+//	activate.go       bringing a volume up, taking it down
+//	bringup.go        bringing up an image
+//	repair.go         how often its filesystem was repaired
+//	device.go         the loop device and the mount over an image: what is there, taking it away
+//	links.go          links to the devices of Block volumes
+//	alive.go          does a filesystem answer, and take writes?
+//	look.go           looking at every volume that is up, mending what can be mended
+//	recheck.go        is the size still in force?
+//	keep.go           rechecking all in turn
+//	origin.go         the record follows the claim
+//	claims.go         links by claim, for people
+//
+// Using, growing and ending it:
+//
 //	publish.go        what a volume's user is given, proven to be the volume
 //	users.go          who uses a volume, in any mount namespace
 //	grow.go           growing
-//	recheck.go   is the size still in force?
 //	remove.go         deleting
+//	untouched.go      deleting only what nobody wrote to
 //	discard.go        the way into the trash: of a deleted volume, and of one that was never committed
 //	trash.go          what was deleted, and restoring it
-//	free.go           freeing the trash's space in the background
+//	slice.go          freeing the trash's space in the background, in turns
+//	free.go           freeing one entry
 //	freetree.go       freeing what a tenant left
-//	load.go           reading a pool whose disk came, bringing its volumes up
-//	sweep.go          what a crash left
-//	claims.go         links by claim, for people
-//	verify.go         does everything hold? Pools, records, trash, leaks
-//	verify_backend.go does everything hold? Quotas, images, devices, mounts
-//	verify_adopt.go   does everything hold? Adoptions
+//
+// Does everything hold:
+//
+//	verify.go         pools, records, trash, leaks
+//	verify_backend.go quotas, images, devices, mounts
+//	verify_adopt.go   adoptions
 //	findings.go       what does not hold, and its repair
-//	entry.go          what is read and written of one directory: a volume, an entry of the trash
-//	inspect.go        a pool read from its disk without touching anything
-//	errors.go         what can go wrong
 package store
