@@ -21,21 +21,21 @@ func (s *Store) Activate(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	defer unlock()
-	v, err := s.seek(ctx, id)
+	v, err := s.seekLocked(ctx, id)
 	if err != nil {
 		return Volume{}, fmt.Errorf("activate volume %s: %w", id, err)
 	}
 	if v == nil {
 		return Volume{}, &NotFoundError{ID: id}
 	}
-	if err := s.activate(ctx, v); err != nil {
+	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, err
 	}
 	return s.Get(id)
 }
 
-// activate is called with the volume's lock held. What it finds is kept as the volume's availability.
-func (s *Store) activate(ctx context.Context, v *volume) error {
+// activateLocked is called with the volume's lock held. What it finds is kept as the volume's availability.
+func (s *Store) activateLocked(ctx context.Context, v *volume) error {
 	err := s.bringUp(ctx, v)
 	if err != nil {
 		err = fmt.Errorf("activate volume %s: %w", v.rec.ID, err)
@@ -63,7 +63,7 @@ func (s *Store) bringUp(ctx context.Context, v *volume) error {
 	}
 	defer dir.Close()
 	if v.rec.Adopting != "" {
-		if err := s.finishAdoption(ctx, v, r, dir); err != nil {
+		if err := s.finishAdoptionLocked(ctx, v, r, dir); err != nil {
 			return err
 		}
 	}

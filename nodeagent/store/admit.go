@@ -107,7 +107,7 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 	s.spreading = slices.DeleteFunc(s.spreading, func(a *Admission) bool { return !a.open() })
 	var admitted []*Admission
 	for _, r := range requests {
-		a, err := s.admit(r)
+		a, err := s.admitLocked(r)
 		if err != nil {
 			for _, earlier := range admitted {
 				if earlier.pool != nil {
@@ -129,14 +129,14 @@ func (r *Request) wants(p *pool, node string) bool {
 	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(PoolLabels(node, &p.cfg)))
 }
 
-// admit chooses the pool with the fewest volumes of the request's spread group, and among those the one with the most room.
+// admitLocked chooses the pool with the fewest volumes of the request's spread group, and among those the one with the most room.
 // It is called with admission held.
-func (s *Store) admit(r Request) (*Admission, error) {
+func (s *Store) admitLocked(r Request) (*Admission, error) {
 	if v := s.lookup(r.ID); v != nil {
 		return &Admission{req: r}, nil
 	}
 	var (
-		alike     = s.alike(r.Origin.SpreadGroup)
+		alike     = s.alikeLocked(r.Origin.SpreadGroup)
 		best      *Admission
 		bestRoom  int64
 		within    int64 // the capacity that best was found with
@@ -182,7 +182,7 @@ func (s *Store) admit(r Request) (*Admission, error) {
 		best.key = best.pool.key(r.ID + admissionMark + strconv.FormatInt(admissions.Add(1), 10))
 		// Growths reserve without the lock held here: what was room above may be theirs by now.
 		if _, ok := best.space.ledger.reserve(best.key, r.SizeBytes, within); !ok {
-			return s.admit(r)
+			return s.admitLocked(r)
 		}
 		if r.Origin.SpreadGroup != "" {
 			s.spreading = append(s.spreading, best)
@@ -201,8 +201,8 @@ func (s *Store) admit(r Request) (*Admission, error) {
 	}
 }
 
-// alike are the ids of the volumes of a spread group, by pool: made, being made, or admitted. It is called with admission held.
-func (s *Store) alike(group string) map[*pool]map[string]bool {
+// alikeLocked are the ids of the volumes of a spread group, by pool: made, being made, or admitted. It is called with admission held.
+func (s *Store) alikeLocked(group string) map[*pool]map[string]bool {
 	if group == "" {
 		return nil
 	}

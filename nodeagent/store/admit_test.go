@@ -353,7 +353,7 @@ func TestSpread(t *testing.T) {
 		_, err = n.store.Create(t.Context(), a)
 		require.NoError(t, err)
 	}
-	require.Empty(t, n.store.alike("")[one[0].pool])
+	require.Empty(t, n.store.alikeLocked("")[one[0].pool])
 
 	// After a restart the disks tell.
 	n.start()

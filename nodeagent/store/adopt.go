@@ -29,9 +29,9 @@ func (f *found) describe(rec *record.Volume) {
 	}
 }
 
-// adopt is build for a volume that is made of what was found. It is called with the volume's lock held. Once the data was
+// adoptLocked is buildLocked for a volume that is made of what was found. It is called with the volume's lock held. Once the data was
 // moved it stays so: then the volume is known also if there is an error, and bringing it up again carries on.
-func (s *Store) adopt(ctx context.Context, a *Admission) (_ *volume, err error) {
+func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err error) {
 	r, err := a.pool.open()
 	if err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func (s *Store) adopt(ctx context.Context, a *Admission) (_ *volume, err error) 
 		return nil, err
 	}
 	defer tmp.Close()
-	if err := s.scrap(ctx, a.pool, r, tmp, id); err != nil {
+	if err := s.scrapLocked(ctx, a.pool, r, tmp, id); err != nil {
 		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
 	}
 	m := &moving{store: s, adm: a, root: r, tmp: tmp, rec: newRecord(a)}
@@ -279,7 +279,7 @@ func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir
 			return err
 		}
 	}
-	return s.scrap(ctx, p, r, tmp, id)
+	return s.scrapLocked(ctx, p, r, tmp, id)
 }
 
 // uncommitAdoption renames the directory of an adoption whose data was not moved back to tmp.

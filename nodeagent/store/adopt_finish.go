@@ -14,9 +14,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// finishAdoption does what is left to do once the data is in its place, and notes that it is done. Every part of it can be
+// finishAdoptionLocked does what is left to do once the data is in its place, and notes that it is done. Every part of it can be
 // repeated. It is called with the volume's lock held, whenever a volume whose adoption is not finished is brought up.
-func (s *Store) finishAdoption(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
+func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
 	// One at a time, and beside the other heavy jobs: walking a large tree takes long, and no new volume waits for that.
 	space := v.pool.books()
 	if space == nil {

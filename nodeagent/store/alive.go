@@ -178,9 +178,9 @@ func diagnose(rec *record.Volume, err error) *FilesystemError {
 	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown, Detail: fmt.Sprintf("answers with an error: %v", err)}
 }
 
-// wellness looks at the mounted filesystem of a volume, whose root is open (O_PATH), and says what is wrong with it, or nil. It
+// wellnessLocked looks at the mounted filesystem of a volume, whose root is open (O_PATH), and says what is wrong with it, or nil. It
 // is called with the volume's lock held. With write set it writes, for only that finds all there can be; see takesWrites.
-func (s *Store) wellness(ctx context.Context, rec *record.Volume, root *os.File, info *mount.Info, write bool) *FilesystemError {
+func (s *Store) wellnessLocked(ctx context.Context, rec *record.Volume, root *os.File, info *mount.Info, write bool) *FilesystemError {
 	if sick := sickness(rec, info); sick != nil {
 		return sick
 	}

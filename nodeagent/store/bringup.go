@@ -109,7 +109,7 @@ func (s *Store) lookInto(ctx context.Context, rec *record.Volume, dir *beneath.D
 	if err != nil || mounted == nil {
 		return nil, nil, err
 	}
-	return mounted, s.wellness(ctx, rec, target, mounted, true), nil
+	return mounted, s.wellnessLocked(ctx, rec, target, mounted, true), nil
 }
 
 // unmountSick unmounts a filesystem that can not be worked with, if nothing but ourselves has it; else the error is sick, with who.

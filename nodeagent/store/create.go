@@ -31,7 +31,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	}
 	defer unlock()
 	defer s.abandoned.Delete(id)
-	v, err := s.seek(ctx, id)
+	v, err := s.seekLocked(ctx, id)
 	var mismatch *MismatchError
 	unreadable := errors.As(err, &mismatch)
 	if err != nil && !(unreadable && a.req.adopts()) { // adopting says more: it may be the very directory
@@ -46,7 +46,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		if v.rec.VolumeMode != a.req.VolumeMode {
 			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
 		}
-		if err := s.activate(ctx, v); err != nil {
+		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, &KeptError{Err: err}
 		}
 		return s.Get(id)
@@ -55,9 +55,9 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		// It was there when it was admitted, and was deleted since.
 		return Volume{}, &NotFoundError{ID: id}
 	}
-	build := s.build
+	build := s.buildLocked
 	if a.req.adopts() {
-		build = s.adopt
+		build = s.adoptLocked
 	}
 	v, err = build(ctx, a)
 	if err != nil {
@@ -75,7 +75,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
 	}
 	s.notifyOf(id)
-	if err := s.activate(ctx, v); err != nil {
+	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, &KeptError{Err: err}
 	}
 	s.indexClaim(ctx, v, true)
@@ -92,7 +92,9 @@ type building struct {
 	rec   *record.Volume
 }
 
-func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) {
+// buildLocked makes the volume under tmp and commits it. It is called with the
+// volume's lock held.
+func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err error) {
 	r, err := a.pool.open()
 	if err != nil {
 		return nil, err
@@ -109,7 +111,7 @@ func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) 
 		return nil, err
 	}
 	defer tmp.Close()
-	if err := s.scrap(ctx, a.pool, r, tmp, a.req.ID); err != nil {
+	if err := s.scrapLocked(ctx, a.pool, r, tmp, a.req.ID); err != nil {
 		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
 	}
 	if err := s.fault("mkdir tmp"); err != nil {
@@ -133,7 +135,7 @@ func (s *Store) build(ctx context.Context, a *Admission) (_ *volume, err error) 
 	defer func() {
 		if err != nil {
 			// The caller's context may be what ended the work; clearing away must not end with it.
-			if e := s.scrap(context.WithoutCancel(ctx), a.pool, r, tmp, a.req.ID); e != nil {
+			if e := s.scrapLocked(context.WithoutCancel(ctx), a.pool, r, tmp, a.req.ID); e != nil {
 				s.freer.sweepAgain.Store(true)
 				err = errors.Join(err, fmt.Errorf("clear away: %w", e))
 			}

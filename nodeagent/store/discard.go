@@ -76,9 +76,10 @@ func (s *Store) enterTrash(t *trashed, key string) {
 	t.pool.promise(space, t.key(), t.rec.Owed())
 }
 
-// scrap clears away a volume that was never committed: unmounted, detached and renamed into the trash, to be freed at once.
-// Nothing ever used it: no path led there. Called again it finishes; with nothing there it does nothing.
-func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
+// scrapLocked clears away a volume that was never committed: unmounted, detached and renamed into the trash, to be freed at once.
+// Nothing ever used it: no path led there. Called again it finishes; with nothing there it does nothing. It is called with the
+// volume's lock held.
+func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
 	dir, err := tmp.OpenDir(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -104,15 +105,15 @@ func (s *Store) scrap(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, i
 	return nil
 }
 
-// scrapTmp clears away what an unfinished create left of volume id. It is called with the volume's lock held.
-func (s *Store) scrapTmp(ctx context.Context, p *pool, id string) error {
+// scrapTmpLocked clears away what an unfinished create left of volume id. It is called with the volume's lock held.
+func (s *Store) scrapTmpLocked(ctx context.Context, p *pool, id string) error {
 	return p.with(func(r *root) error {
 		tmp, err := r.sub(record.TmpDir)
 		if err != nil {
 			return err
 		}
 		defer tmp.Close()
-		return s.scrap(ctx, p, r, tmp, id)
+		return s.scrapLocked(ctx, p, r, tmp, id)
 	})
 }
 

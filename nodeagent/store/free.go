@@ -236,7 +236,7 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 	if err := s.fault("free: point of no return"); err != nil {
 		return false, err
 	}
-	return false, s.beginFreeing(t, trash)
+	return false, s.beginFreeingLocked(t, trash)
 }
 
 // freeEntry empties an entry and removes it. The records go last: they say what else has to be given back.

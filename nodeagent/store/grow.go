@@ -13,7 +13,7 @@ import (
 // already is left as it is: volumes do not shrink. Without room in the pool it is a *CapacityError and nothing changed; where
 // the pool allows it, trash is then freed before its time, so that a later call finds room.
 func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
-	grown, err := s.growLocked(ctx, id, size)
+	grown, err := s.lockAndGrow(ctx, id, size)
 	var full *CapacityError
 	if v := s.lookup(id); v != nil && errors.As(err, &full) {
 		// Without the lock: the trash may hold an entry of the same id.
@@ -24,13 +24,13 @@ func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error)
 	return grown, err
 }
 
-func (s *Store) growLocked(ctx context.Context, id string, size int64) (Volume, error) {
+func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume, error) {
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
 	defer unlock()
-	v, err := s.seek(ctx, id)
+	v, err := s.seekLocked(ctx, id)
 	if err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s: %w", id, err)
 	}
@@ -44,16 +44,16 @@ func (s *Store) growLocked(ctx context.Context, id string, size int64) (Volume, 
 	if v.rec.SizeBytes >= size && v.rec.GrowingTo == 0 {
 		return s.Get(id)
 	}
-	if err := s.grow(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
+	if err := s.growLocked(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, bytesText(size), err)
 	}
 	s.notifyOf(id)
 	return s.Get(id)
 }
 
-// grow is called with the lock held. The record says where it goes before anything is changed, so that after a crash the
+// growLocked is called with the volume's lock held. The record says where it goes before anything is changed, so that after a crash the
 // growth is carried on and its space is not promised to somebody else.
-func (s *Store) grow(ctx context.Context, v *volume, size int64) error {
+func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	r, err := v.pool.open()
 	if err != nil {
 		return err

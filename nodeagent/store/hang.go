@@ -82,9 +82,9 @@ type glance struct {
 	late bool
 }
 
-// glanceAll looks at every pool, each in a goroutine, and waits for those that
+// glanceAllLocked looks at every pool, each in a goroutine, and waits for those that
 // are in time. It is called with refreshing held.
-func (s *Store) glanceAll(ctx context.Context) {
+func (s *Store) glanceAllLocked(ctx context.Context) {
 	wait := time.NewTimer(s.patience.look)
 	defer wait.Stop()
 	timedOut := false

@@ -53,7 +53,7 @@ func (s *Store) hold(p *pool, identity *record.Pool) error {
 	if p.heldUID == identity.UID {
 		return nil
 	}
-	s.letGo(p)
+	s.letGoLocked(p)
 	if s.opts.LockDir != "" {
 		lock, err := s.lock(p, identity)
 		if err != nil {
@@ -115,11 +115,11 @@ func whose(f *os.File) string {
 func (s *Store) unhold(p *pool) {
 	s.holding.Lock()
 	defer s.holding.Unlock()
-	s.letGo(p)
+	s.letGoLocked(p)
 }
 
-// letGo is called with holding held.
-func (s *Store) letGo(p *pool) {
+// letGoLocked is called with holding held.
+func (s *Store) letGoLocked(p *pool) {
 	if p.lock != nil {
 		p.lock.Close()
 	}

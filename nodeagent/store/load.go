@@ -156,12 +156,12 @@ func (s *Store) comeBack(ctx context.Context, v *volume) error {
 		// Create, Activate or Drain finishes it. Its data is in its place meanwhile.
 		return nil
 	}
-	if err := s.activate(ctx, v); err != nil {
+	if err := s.activateLocked(ctx, v); err != nil {
 		return err
 	}
 	s.indexClaim(ctx, v, false)
 	if v.rec.GrowingTo > v.rec.SizeBytes {
-		return s.grow(ctx, v, v.rec.GrowingTo)
+		return s.growLocked(ctx, v, v.rec.GrowingTo)
 	}
 	return nil
 }
@@ -236,11 +236,11 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 		return nil, err
 	}
 	defer unlock()
-	return s.scanLocked(p, r, space, name)
+	return s.scanVolumeLocked(p, r, space, name)
 }
 
-// scanLocked is scanVolume with the volume's lock held.
-func (s *Store) scanLocked(p *pool, r *root, space *filesystemSpace, name string) (*volume, error) {
+// scanVolumeLocked is scanVolume with the volume's lock held.
+func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace, name string) (*volume, error) {
 	rec, err := readEntry(r.Dir, name, name)
 	if err != nil {
 		return nil, err
@@ -304,15 +304,15 @@ func (s *Store) scanTrash(ctx context.Context, p *pool, r *root, space *filesyst
 		if err != nil {
 			return err
 		}
-		s.scanTrashEntry(p, r, space, trash, name, id)
+		s.scanTrashEntryLocked(p, r, space, trash, name, id)
 		unlock()
 	}
 	return nil
 }
 
-// scanTrashEntry registers one entry of the trash. It is called with the
+// scanTrashEntryLocked registers one entry of the trash. It is called with the
 // volume's lock held.
-func (s *Store) scanTrashEntry(p *pool, r *root, space *filesystemSpace, trash *beneath.Dir, name, id string) {
+func (s *Store) scanTrashEntryLocked(p *pool, r *root, space *filesystemSpace, trash *beneath.Dir, name, id string) {
 	t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
 	where := record.TrashDir + "/" + name
 	note, err := readNote(trash, name)

@@ -437,7 +437,7 @@ func (s *Store) activateAgain(ctx context.Context, v *volume, why string) error 
 	if why != "" && before == "" {
 		s.log.WarnContext(ctx, "a volume did not stand as it was brought up", "volume", v.id, "because", why)
 	}
-	err = s.activate(ctx, v)
+	err = s.activateLocked(ctx, v)
 	if err != nil && before != err.Error() {
 		s.log.ErrorContext(ctx, "bring volume up again", "volume", v.id, "error", err)
 	}

@@ -195,7 +195,7 @@ func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 	defer dir.Close()
-	if err := s.activate(ctx, v); err != nil {
+	if err := s.activateLocked(ctx, v); err != nil {
 		return err
 	}
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)

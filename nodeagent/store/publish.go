@@ -75,7 +75,7 @@ func (s *Store) withVolume(ctx context.Context, id string, f func(*volume, *root
 		return err
 	}
 	defer unlock()
-	v, err := s.seek(ctx, id)
+	v, err := s.seekLocked(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err err
 	if !isHeldByQuota(&v.rec) {
 		return true, nil
 	}
-	done, err = s.recheck(ctx, v)
+	done, err = s.recheckLocked(ctx, v)
 	var lost *EnforcementError
 	if err != nil && !errors.As(err, &lost) {
 		return false, err
@@ -97,8 +97,8 @@ func whyNotEnforced(err error) string {
 	return ""
 }
 
-// recheck is called with the lock held. done: all of the volume has been looked at by now, over one or more calls.
-func (s *Store) recheck(ctx context.Context, v *volume) (done bool, err error) {
+// recheckLocked is called with the volume's lock held. done: all of the volume has been looked at by now, over one or more calls.
+func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err error) {
 	r, err := v.pool.open()
 	if err != nil {
 		return false, err

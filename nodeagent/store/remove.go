@@ -29,16 +29,16 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 	}
 	defer unlock()
 	// Gone is what is on no disk, not what is not known here.
-	v, unseen, err := s.seekAll(ctx, id)
+	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	end := s.remove
+	end := s.removeLocked
 	if onlyUntouched {
 		if err := s.mustBeDue(id); err != nil {
 			return err
 		}
-		end = s.removeUntouched
+		end = s.removeUntouchedLocked
 	}
 	if v == nil {
 		return s.deleteUnfound(ctx, id, how, unseen)
@@ -47,7 +47,7 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 	if errors.Is(err, errNoDirectory) {
 		// Not where it was. It may be on another disk of the node by now, or in the trash.
 		s.setGone(v, true)
-		if v, unseen, err = s.seekAll(ctx, id); err == nil && !s.isGone(v) {
+		if v, unseen, err = s.seekAllLocked(ctx, id); err == nil && !s.isGone(v) {
 			err = end(ctx, v, how)
 		} else if err == nil {
 			if err = s.forgetLost(v); err == nil {
@@ -63,11 +63,12 @@ func (s *Store) delete(ctx context.Context, id string, how record.Deletion, only
 	return nil
 }
 
-func (s *Store) removeUntouched(ctx context.Context, v *volume, how record.Deletion) error {
-	if err := s.mustBeUntouched(ctx, v); err != nil {
+// removeUntouchedLocked is called with the volume's lock held.
+func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record.Deletion) error {
+	if err := s.mustBeUntouchedLocked(ctx, v); err != nil {
 		return err
 	}
-	return s.remove(ctx, v, how)
+	return s.removeLocked(ctx, v, how)
 }
 
 // deleteUnfound deletes what is in the trash of a volume that is on no pool that
@@ -82,7 +83,8 @@ func (s *Store) deleteUnfound(ctx context.Context, id string, how record.Deletio
 // errNoDirectory says that a volume is not on the pool that it was on.
 var errNoDirectory = errors.New("its directory is not there")
 
-func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) error {
+// removeLocked is called with the volume's lock held.
+func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion) error {
 	r, err := v.pool.open()
 	if err != nil {
 		return err
@@ -122,7 +124,7 @@ func (s *Store) remove(ctx context.Context, v *volume, how record.Deletion) erro
 	}
 	if s.lookup(v.id) == v {
 		// It stays, so it is served as before.
-		return errors.Join(err, s.activate(context.WithoutCancel(ctx), v))
+		return errors.Join(err, s.activateLocked(context.WithoutCancel(ctx), v))
 	}
 	// It is in the trash, also if that is not durable yet.
 	s.unindexClaim(ctx, r, v)

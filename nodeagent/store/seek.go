@@ -36,7 +36,7 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	defer unlock()
-	v, unseen, err := s.seekAll(ctx, id)
+	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -46,17 +46,17 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	return s.Get(id)
 }
 
-// seek returns the volume, known or found on a disk, or nil when no pool that is
+// seekLocked returns the volume, known or found on a disk, or nil when no pool that is
 // online has it; by then its entries in their trash are known too. An error says
 // that it is there and cannot be read. It is called with the volume's lock held.
-func (s *Store) seek(ctx context.Context, id string) (*volume, error) {
-	v, _, err := s.seekAll(ctx, id)
+func (s *Store) seekLocked(ctx context.Context, id string) (*volume, error) {
+	v, _, err := s.seekAllLocked(ctx, id)
 	return v, err
 }
 
-// seekAll is seek, and tells which pools could not be looked at where it returns
+// seekAllLocked is seekLocked, and tells which pools could not be looked at where it returns
 // no volume.
-func (s *Store) seekAll(ctx context.Context, id string) (_ *volume, unseen []*OfflineError, _ error) {
+func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen []*OfflineError, _ error) {
 	if record.CheckID(id) != nil {
 		return nil, nil, nil
 	}
@@ -135,7 +135,7 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 		s.unmarkBroken(p, id)
 		return nil, nil
 	}
-	v, err := s.scanLocked(p, r, space, id)
+	v, err := s.scanVolumeLocked(p, r, space, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -179,7 +179,7 @@ func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) e
 		if err != nil {
 			return err
 		}
-		s.scanTrashEntry(p, r, space, trash, name, id)
+		s.scanTrashEntryLocked(p, r, space, trash, name, id)
 		trash.Close()
 	}
 	return nil
@@ -388,7 +388,7 @@ func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemS
 		return nil // it was made or restored since
 	}
 	wasBroken := s.isBroken(p, name)
-	v, err = s.scanLocked(p, r, space, name)
+	v, err = s.scanVolumeLocked(p, r, space, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -427,7 +427,7 @@ func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry stri
 		return
 	}
 	if !s.knowsEntry(p, entry) {
-		s.scanTrashEntry(p, r, space, trash, entry, id)
+		s.scanTrashEntryLocked(p, r, space, trash, entry, id)
 	}
 }
 

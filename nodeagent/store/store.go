@@ -212,7 +212,7 @@ func (s *Store) Refresh(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
 	s.takeOverLinks(ctx)
-	s.glanceAll(ctx)
+	s.glanceAllLocked(ctx)
 	s.load(ctx, s.arrived(), bringUpWait)
 	s.takeFound(ctx, bringUpWait)
 	s.leaveLinksOfOthers()
@@ -224,7 +224,7 @@ func (s *Store) Glance(ctx context.Context) {
 	s.refreshing.Lock()
 	defer s.refreshing.Unlock()
 	s.takeOverLinks(ctx)
-	s.glanceAll(ctx)
+	s.glanceAllLocked(ctx)
 	s.load(ctx, s.arrived(), 0)
 	s.takeFound(ctx, 0)
 	s.leaveLinksOfOthers()
@@ -264,7 +264,7 @@ func (s *Store) Get(id string) (Volume, error) {
 	if v == nil {
 		return Volume{}, &NotFoundError{ID: id}
 	}
-	return s.describe(v), nil
+	return s.describeLocked(v), nil
 }
 
 // List returns all volumes, ordered by id.
@@ -273,12 +273,13 @@ func (s *Store) List() []Volume {
 	defer s.mu.Unlock()
 	out := make([]Volume, 0, len(s.volumes))
 	for _, id := range slices.Sorted(maps.Keys(s.volumes)) {
-		out = append(out, s.describe(s.volumes[id]))
+		out = append(out, s.describeLocked(s.volumes[id]))
 	}
 	return out
 }
 
-func (s *Store) describe(v *volume) Volume {
+// describeLocked is called with Store.mu held.
+func (s *Store) describeLocked(v *volume) Volume {
 	v.pool.mu.Lock()
 	uid, offline := v.pool.expect.uid, v.pool.offline
 	v.pool.mu.Unlock()

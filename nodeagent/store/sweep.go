@@ -21,7 +21,7 @@ func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
 		if err != nil {
 			continue // it is being made
 		}
-		err = s.scrapTmp(ctx, p, name)
+		err = s.scrapTmpLocked(ctx, p, name)
 		unlock()
 		if err != nil {
 			s.freer.sweepAgain.Store(true)

@@ -98,7 +98,7 @@ func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletio
 		if how.OnDelete == "trash" {
 			continue
 		}
-		if err := s.purge(t); err != nil {
+		if err := s.purgeLocked(t); err != nil {
 			return fmt.Errorf("purge %s: %w", t.entry, err)
 		}
 	}
@@ -118,8 +118,8 @@ func (s *Store) entriesOf(id string) []*trashed {
 	return out
 }
 
-// purge notes durably that an entry is due whatever is left of its retention. It is called with the volume's lock held.
-func (s *Store) purge(t *trashed) error {
+// purgeLocked notes durably that an entry is due whatever is left of its retention. It is called with the volume's lock held.
+func (s *Store) purgeLocked(t *trashed) error {
 	s.mu.Lock()
 	next := t.trash
 	s.mu.Unlock()
@@ -141,11 +141,11 @@ func (s *Store) purge(t *trashed) error {
 			return err
 		}
 		defer trash.Close()
-		return s.beginFreeing(t, trash)
+		return s.beginFreeingLocked(t, trash)
 	})
 }
 
-// purgeOne is purge for one that may have been restored or freed by now.
+// purgeOne is purgeLocked for one that may have been restored or freed by now.
 func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
 	unlock, err := s.locks.Lock(ctx, t.id)
 	if err != nil {
@@ -158,11 +158,11 @@ func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
 	if !there {
 		return nil
 	}
-	return s.purge(t)
+	return s.purgeLocked(t)
 }
 
-// beginFreeing renames the entry so that it can not be restored any more. It is called with the volume's lock held.
-func (s *Store) beginFreeing(t *trashed, trash *beneath.Dir) error {
+// beginFreeingLocked renames the entry so that it can not be restored any more. It is called with the volume's lock held.
+func (s *Store) beginFreeingLocked(t *trashed, trash *beneath.Dir) error {
 	to := t.entry + freeingSuffix
 	if err := trash.Rename(t.entry, trash, to); err != nil {
 		return err
@@ -232,17 +232,17 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 	}
 	defer unlock()
 	if v := s.lookup(id); v != nil {
-		if err := s.activate(ctx, v); err != nil {
+		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, err
 		}
 		s.indexClaim(ctx, v, false)
 		return s.Get(id)
 	}
 	// What is in the trash may have come there without us.
-	if v, err := s.seek(ctx, id); err != nil {
+	if v, err := s.seekLocked(ctx, id); err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	} else if v != nil {
-		if err := s.activate(ctx, v); err != nil {
+		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, err
 		}
 		return s.Get(id)
@@ -256,19 +256,20 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 	if last == nil {
 		return Volume{}, &NotFoundError{ID: id}
 	}
-	v, err := s.restore(last)
+	v, err := s.restoreLocked(last)
 	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	}
 	s.notifyOf(id)
-	if err := s.activate(ctx, v); err != nil {
+	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, err
 	}
 	s.indexClaim(ctx, v, false)
 	return s.Get(id)
 }
 
-func (s *Store) restore(t *trashed) (*volume, error) {
+// restoreLocked is called with the volume's lock held.
+func (s *Store) restoreLocked(t *trashed) (*volume, error) {
 	// The freer renames an entry before it frees it; one of the two renames is first.
 	r, err := t.pool.open()
 	if err != nil {

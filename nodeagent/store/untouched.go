@@ -21,10 +21,10 @@ func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Delet
 	return s.delete(ctx, id, how, true)
 }
 
-// mustBeUntouched brings a volume up, to look into it. One that cannot be looked at is an error, and nothing is known of it. It is
+// mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be looked at is an error, and nothing is known of it. It is
 // called with the volume's lock held.
-func (s *Store) mustBeUntouched(ctx context.Context, v *volume) error {
-	if err := s.activate(ctx, v); err != nil {
+func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
+	if err := s.activateLocked(ctx, v); err != nil {
 		if s.isGone(v) {
 			return errNoDirectory
 		}

@@ -305,7 +305,7 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	}
 	s := v.store
 	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "a volume that was never finished",
-		Repair: "take it down and free it", apply: func(ctx context.Context) error { return s.scrapTmp(ctx, p, name) }})
+		Repair: "take it down and free it", apply: func(ctx context.Context) error { return s.scrapTmpLocked(ctx, p, name) }})
 }
 
 // unused proves that nothing holds on to an entry of the trash: no device, no mount.

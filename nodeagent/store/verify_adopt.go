@@ -51,7 +51,7 @@ func finishFound(ctx context.Context, at *place) error {
 		return nil
 	}
 	if v.pool.online() {
-		return s.finishAdoption(ctx, v, at.root, at.dir)
+		return s.finishAdoptionLocked(ctx, v, at.root, at.dir)
 	}
 	return fmt.Errorf("the agent finishes it when it brings the volume up")
 }

@@ -344,7 +344,7 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 		return
 	}
 	if mounted != nil {
-		if sick := at.store.wellness(ctx, at.rec, target, mounted, false); sick != nil {
+		if sick := at.store.wellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
 			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp, "it %s", sick.Detail)
 			return
 		}
