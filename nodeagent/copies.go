@@ -6,6 +6,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // doubt returns why what was found of a volume may be a copy of it, or nil. The
@@ -39,6 +40,6 @@ func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
 		return nil
 	}
 	reason, _ := store.Reason(doubt)
-	setReady(status, v1alpha1.VolumeUnavailable, reason, doubt.Error())
+	translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, doubt.Error())
 	return doubt
 }

@@ -123,3 +123,14 @@ func (a *Agent) carve(ctx context.Context, adm *store.Admission) (store.Volume, 
 		}
 	}
 }
+
+func (a *Agent) work(ctx context.Context) {
+	for {
+		name, stop := a.queue.Get()
+		if stop {
+			return
+		}
+		a.workOn(ctx, name)
+		a.queue.Done(name)
+	}
+}

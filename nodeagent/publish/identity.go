@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // isPublished tells whether the target shows the volume already, as asked for. Anything else that is mounted there is an
@@ -27,15 +27,15 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 		return false, nil
 	}
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer there.Close()
 	otherwise := func(have string) error {
-		return reason(v1alpha1.ReasonPublishedOtherwise, "volume %s is published at %s already, %s", v.ID, t.path, have)
+		return translate.Errorf(v1alpha1.ReasonPublishedOtherwise, "volume %s is published at %s already, %s", v.ID, t.path, have)
 	}
 	same, err := isSame(there, source)
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "compare the target: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "compare the target: %w", err)
 	}
 	if !same {
 		mine, err := p.isOf(ctx, v.ID, there)
@@ -45,18 +45,18 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 		if mine {
 			return false, otherwise("as another device: read-only, or not")
 		}
-		return false, reason(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s", v.ID, t.path)
+		return false, translate.Errorf(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s", v.ID, t.path)
 	}
 	if v.VolumeMode == record.ModeBlock {
 		return true, nil
 	}
 	have, err := mount.At(there)
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	from, err := mount.Of(source)
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "look at the volume: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the volume: %w", err)
 	}
 	for word, asked := range map[string]bool{"ro": want.readOnly, "noexec": want.noExec} {
 		// What the volume's own mount has, every bind of it has.
@@ -71,7 +71,7 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string, error) {
 	source, err := p.Store.Open(ctx, v.ID)
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
 	defer source.Close()
 	paths, err := boundAt(source)
@@ -96,11 +96,11 @@ func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string,
 func boundAt(f *os.File) ([]string, error) {
 	place, err := mount.PlaceOf(f)
 	if err != nil {
-		return nil, reason(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
 	}
 	all, err := mount.MountedBelow("/")
 	if err != nil {
-		return nil, reason(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
 	}
 	var paths []string
 	for _, m := range all {
@@ -117,7 +117,7 @@ func deviceBoundAt(dev loop.Device) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, reason(v1alpha1.ReasonFailed, "find where %s is mounted: %w", dev.Path, err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", dev.Path, err)
 	}
 	defer f.Close()
 	return boundAt(f)
@@ -126,7 +126,7 @@ func deviceBoundAt(dev loop.Device) ([]string, error) {
 // checkPublished returns nil when path shows the volume.
 func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source *os.File, path string) error {
 	no := func(err error) error {
-		return reason(v1alpha1.ReasonNotPublished, "volume %s is not published at %s: %w", v.ID, path, err)
+		return translate.Errorf(v1alpha1.ReasonNotPublished, "volume %s is not published at %s: %w", v.ID, path, err)
 	}
 	f, err := mount.Open(path)
 	if err != nil {
@@ -153,7 +153,7 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 			same, err := isSame(f, source)
 			source.Close()
 			if err != nil {
-				return false, reason(v1alpha1.ReasonFailed, "compare the target: %w", err)
+				return false, translate.Errorf(v1alpha1.ReasonFailed, "compare the target: %w", err)
 			}
 			if same {
 				return true, nil
@@ -171,7 +171,7 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 	}
 	info, err := mount.At(f)
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	return wasOf(info, id), nil
 }
@@ -183,7 +183,7 @@ func (p *Publisher) isReadOnlyOf(ctx context.Context, id string, f *os.File) (bo
 		return false, nil
 	}
 	if err != nil {
-		return false, reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	devices, err := p.readOnlyDevices(ctx, id)
 	return slices.ContainsFunc(devices, func(d loop.Device) bool { return d.Dev == number }), err

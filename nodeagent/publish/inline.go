@@ -8,9 +8,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // Inline makes and removes volumes that live and die with one pod.
@@ -19,24 +19,24 @@ type Inline struct{ Store *store.Store }
 // Make makes the volume, or confirms the one that is there. The spec's attributes are kept on disk.
 func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) error {
 	if v, err := i.Store.Find(ctx, id); err == nil {
-		if !nodeagent.IsInline(&v.Volume) {
-			return reason(v1alpha1.ReasonAlreadyExists, "volume %s exists, and is not an inline one", id)
+		if !translate.IsInline(&v.Volume) {
+			return translate.Errorf(v1alpha1.ReasonAlreadyExists, "volume %s exists, and is not an inline one", id)
 		}
 		_, err := i.Store.Activate(ctx, id)
-		return nodeagent.WithReason(err)
+		return translate.WithReason(err)
 	}
-	attributes := map[string]string{nodeagent.InlineAttribute: "true"}
+	attributes := map[string]string{translate.InlineAttribute: "true"}
 	maps.Copy(attributes, spec.Attributes)
 	spec.Attributes = attributes
-	request, err := nodeagent.RequestOf(&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: spec})
+	request, err := translate.RequestOf(&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: spec})
 	if err != nil {
-		return nodeagent.WithReason(err)
+		return translate.WithReason(err)
 	}
 	admitted, err := i.Store.Admit(ctx, request)
 	if err == nil {
 		_, err = i.Store.Create(ctx, admitted[0])
 	}
-	return nodeagent.WithReason(err)
+	return translate.WithReason(err)
 }
 
 // Remove deletes the volume if it is an inline one. Its space is freed at once, whatever its parameters say of trash: nobody
@@ -45,13 +45,13 @@ func (i *Inline) Remove(ctx context.Context, id string) error {
 	v, err := i.Store.Find(ctx, id)
 	var missing *store.NotFoundError
 	if errors.As(err, &missing) && len(missing.Unseen) > 0 {
-		return nodeagent.WithReason(&store.UnseenError{ID: id, Unseen: missing.Unseen})
+		return translate.WithReason(&store.UnseenError{ID: id, Unseen: missing.Unseen})
 	}
-	if errors.As(err, &missing) || err == nil && !nodeagent.IsInline(&v.Volume) {
+	if errors.As(err, &missing) || err == nil && !translate.IsInline(&v.Volume) {
 		return nil
 	}
 	if err == nil {
 		err = i.Store.Delete(ctx, id, record.Deletion{OnDelete: string(v1alpha1.OnDeletePurge), Scrub: v.Origin.Deletion.Scrub})
 	}
-	return nodeagent.WithReason(err)
+	return translate.WithReason(err)
 }

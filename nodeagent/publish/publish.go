@@ -11,40 +11,36 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // Publisher publishes the volumes of one store. Two operations on one volume at a time are not kept apart here; the front
-// door does that. Errors have a reason (*nodeagent.Error).
+// door does that. Errors have a reason (*translate.Error).
 type Publisher struct{ Store *store.Store }
-
-func reason(code, format string, args ...any) error {
-	return &nodeagent.Error{Code: code, Err: fmt.Errorf(format, args...)}
-}
 
 // Stage brings the volume up, proves that it is what its record says, and describes it. A second call confirms it.
 func (p *Publisher) Stage(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	v, err := p.Store.Activate(ctx, id)
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
-	return nodeagent.VolumeOf(&v, nodeagent.FilesystemOf(p.Store, v.Pool)), nil
+	return translate.VolumeOnDisk(&v, p.Store.FilesystemOf(v.Pool)), nil
 }
 
 // Expand makes the volume at least that many bytes large and describes it.
 func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
 	v, err := p.Store.Grow(ctx, id, bytes)
 	if full := (*store.CapacityError)(nil); errors.As(err, &full) {
-		return nil, &nodeagent.Error{Code: v1alpha1.ReasonResizeInfeasible, Err: err}
+		return nil, &translate.Error{Code: v1alpha1.ReasonResizeInfeasible, Err: err}
 	}
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
-	return nodeagent.VolumeOf(&v, nodeagent.FilesystemOf(p.Store, v.Pool)), nil
+	return translate.VolumeOnDisk(&v, p.Store.FilesystemOf(v.Pool)), nil
 }
 
 // Publish makes the volume's data visible at target, which is made where it is missing: a directory, or for a Block volume
@@ -55,7 +51,7 @@ func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alph
 func (p *Publisher) Publish(ctx context.Context, id, target string, flags []string, alone bool) (err error) {
 	v, err := p.Store.Find(ctx, id)
 	if err != nil {
-		return nodeagent.WithReason(err)
+		return translate.WithReason(err)
 	}
 	opts, err := optionsOf(&v, flags)
 	if err != nil {
@@ -86,7 +82,7 @@ func (p *Publisher) Publish(ctx context.Context, id, target string, flags []stri
 			return err
 		}
 		if len(elsewhere) > 0 {
-			return reason(v1alpha1.ReasonPublishedElsewhere, "volume %s is published at %s, and its access mode allows one place", id, elsewhere[0])
+			return translate.Errorf(v1alpha1.ReasonPublishedElsewhere, "volume %s is published at %s, and its access mode allows one place", id, elsewhere[0])
 		}
 	}
 	return t.bind(ctx, source, opts)
@@ -109,7 +105,7 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 	}
 	if v.VolumeMode == record.ModeBlock {
 		if len(others) > 0 || o.noExec {
-			return o, reason(v1alpha1.ReasonInvalidOptions, "volume %s is a block device, which takes no mount flags: %q", v.ID, flags)
+			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions, "volume %s is a block device, which takes no mount flags: %q", v.ID, flags)
 		}
 		// The device refuses to be written; its node stays as it is.
 		o.BindOptions = mount.BindOptions{}
@@ -121,7 +117,7 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 	}
 	for _, flag := range others {
 		if !slices.Contains(v.MountOptions, flag) {
-			return o, reason(v1alpha1.ReasonInvalidOptions, "volume %s was not made with the mount option %q, and is not mounted anew", v.ID, flag)
+			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions, "volume %s was not made with the mount option %q, and is not mounted anew", v.ID, flag)
 		}
 	}
 	return o, nil
@@ -133,7 +129,7 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 	none := func(context.Context, error) error { return nil }
 	f, err = p.Store.Open(ctx, v.ID)
 	if err != nil {
-		return nil, none, nodeagent.WithReason(err)
+		return nil, none, translate.WithReason(err)
 	}
 	if v.VolumeMode != record.ModeBlock || !readOnly {
 		return f, none, nil
@@ -141,14 +137,14 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 	defer f.Close()
 	dev, err := p.Store.Device(ctx, v.ID)
 	if err != nil {
-		return nil, none, nodeagent.WithReason(err)
+		return nil, none, translate.WithReason(err)
 	}
 	ro, err := loop.AttachReadOnly(ctx, dev, v.ID)
 	if err == nil {
 		err = loop.Pin(ro) // as the volume's own: the node that is bound must not come to lead elsewhere
 	}
 	if err != nil {
-		return nil, none, nodeagent.WithReason(err)
+		return nil, none, translate.WithReason(err)
 	}
 	cleanup = func(ctx context.Context, outcome error) error {
 		if outcome == nil {
@@ -165,7 +161,7 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 		}
 	}
 	if err != nil {
-		return nil, none, errors.Join(nodeagent.WithReason(err), cleanup(ctx, err))
+		return nil, none, errors.Join(translate.WithReason(err), cleanup(ctx, err))
 	}
 	return node, cleanup, nil
 }
@@ -197,7 +193,7 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 			return err
 		}
 		if !mine {
-			return reason(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s and stays there", id, target)
+			return translate.Errorf(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s and stays there", id, target)
 		}
 		if err := t.unmount(ctx); err != nil {
 			return err
@@ -218,11 +214,11 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 	var st unix.Statfs_t
 	v, err := p.Store.Find(ctx, id)
 	if err != nil {
-		return st, nodeagent.WithReason(err)
+		return st, translate.WithReason(err)
 	}
 	source, err := p.Store.Open(ctx, id)
 	if err != nil {
-		return st, nodeagent.WithReason(err)
+		return st, translate.WithReason(err)
 	}
 	defer source.Close()
 	if err := p.checkPublished(ctx, &v, source, path); err != nil {
@@ -235,7 +231,7 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 		return st, nil
 	}
 	if err := unix.Fstatfs(int(source.Fd()), &st); err != nil {
-		return st, reason(v1alpha1.ReasonFailed, "statfs of volume %s: %w", id, err)
+		return st, translate.Errorf(v1alpha1.ReasonFailed, "statfs of volume %s: %w", id, err)
 	}
 	if st.Type == unix.BTRFS_SUPER_MAGIC {
 		st.Files, st.Ffree = 0, 0 // it makes inodes as they are needed
@@ -245,7 +241,7 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 	}
 	u, err := p.Store.Usage(ctx, id)
 	if err != nil {
-		return st, nodeagent.WithReason(err)
+		return st, translate.WithReason(err)
 	}
 	if u.Known {
 		limitTo(&st, &v, u)

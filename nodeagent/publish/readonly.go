@@ -5,20 +5,20 @@ import (
 	"errors"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // readOnlyDevices are the read-only devices over a Block volume's device; none where the volume is not up.
 func (p *Publisher) readOnlyDevices(ctx context.Context, id string) ([]loop.Device, error) {
 	dev, err := p.Store.Device(ctx, id)
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
 	devices, err := loop.ReadOnlyOver(dev)
 	if err != nil {
-		return nil, reason(v1alpha1.ReasonFailed, "find the read-only devices of volume %s: %w", id, err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find the read-only devices of volume %s: %w", id, err)
 	}
 	return devices, nil
 }
@@ -61,10 +61,10 @@ func (p *Publisher) detachUnused(ctx context.Context, ro loop.Device) error {
 	}
 	err = loop.DetachReadOnly(ctx, ro)
 	if busy := (*loop.BusyError)(nil); errors.As(err, &busy) {
-		return reason(v1alpha1.ReasonTargetBusy, "a device that was published read-only is still in use: %w", err)
+		return translate.Errorf(v1alpha1.ReasonTargetBusy, "a device that was published read-only is still in use: %w", err)
 	}
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "take a read-only device away: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "take a read-only device away: %w", err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 const (
@@ -33,7 +34,7 @@ type target struct {
 func openTarget(path string) (*target, error) {
 	parent, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, reason(v1alpha1.ReasonInvalidTarget, "the directory that %s is to be in: %w", path, err)
+		return nil, translate.Errorf(v1alpha1.ReasonInvalidTarget, "the directory that %s is to be in: %w", path, err)
 	}
 	return &target{path: path, name: filepath.Base(path), parent: parent}, nil
 }
@@ -83,23 +84,23 @@ func (t *target) ensure(source *os.File) (made bool, err error) {
 	case err == nil:
 		return true, nil
 	case !errors.Is(err, unix.EEXIST):
-		return false, reason(v1alpha1.ReasonFailed, "make %s: %w", t.path, err)
+		return false, translate.Errorf(v1alpha1.ReasonFailed, "make %s: %w", t.path, err)
 	}
 	return false, t.checkEmpty(dir)
 }
 
 func (t *target) checkEmpty(dir bool) error {
 	refuse := func(what string) error {
-		return reason(v1alpha1.ReasonInvalidTarget, "%s is %s; it was left as it is", t.path, what)
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is %s; it was left as it is", t.path, what)
 	}
 	f, err := t.open()
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	switch {
 	case dir && !st.IsDir():
@@ -113,7 +114,7 @@ func (t *target) checkEmpty(dir bool) error {
 	}
 	list, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "look at the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer list.Close()
 	if _, err := list.Readdirnames(1); !errors.Is(err, io.EOF) {
@@ -147,12 +148,12 @@ func (t *target) bind(ctx context.Context, source *os.File, opts options) (err e
 	}()
 	place, err := t.open()
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "open the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "open the target: %w", err)
 	}
 	err = mount.Bind(ctx, source, place, opts.BindOptions)
 	place.Close()
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "publish: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "publish: %w", err)
 	}
 	there, err := t.mounted()
 	if err == nil {
@@ -162,7 +163,7 @@ func (t *target) bind(ctx context.Context, source *os.File, opts options) (err e
 			return nil
 		}
 	}
-	return errors.Join(reason(v1alpha1.ReasonFailed, "what is seen at %s is not what was mounted there: %w", t.path, err), t.unmount(ctx))
+	return errors.Join(translate.Errorf(v1alpha1.ReasonFailed, "what is seen at %s is not what was mounted there: %w", t.path, err), t.unmount(ctx))
 }
 
 // unmount takes the topmost mount away.
@@ -172,10 +173,10 @@ func (t *target) unmount(ctx context.Context) error {
 	}
 	err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", t.parent.Fd(), t.name), unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
-		return reason(v1alpha1.ReasonTargetBusy, "something still uses %s: %w", t.path, err)
+		return translate.Errorf(v1alpha1.ReasonTargetBusy, "something still uses %s: %w", t.path, err)
 	}
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "unmount %s: %w", t.path, err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "unmount %s: %w", t.path, err)
 	}
 	return nil
 }
@@ -187,28 +188,28 @@ func (t *target) remove() error {
 		return nil
 	}
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "remove the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "remove the target: %w", err)
 	}
 	st, err := f.Stat()
 	f.Close()
 	if err != nil {
-		return reason(v1alpha1.ReasonFailed, "remove the target: %w", err)
+		return translate.Errorf(v1alpha1.ReasonFailed, "remove the target: %w", err)
 	}
 	flags := 0
 	switch {
 	case st.IsDir():
 		flags = unix.AT_REMOVEDIR
 	case !st.Mode().IsRegular() || st.Size() > 0:
-		return reason(v1alpha1.ReasonInvalidTarget, "%s is %s, or has content; it was left as it is", t.path, kindOf(st.Mode()))
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is %s, or has content; it was left as it is", t.path, kindOf(st.Mode()))
 	}
 	err = unix.Unlinkat(int(t.parent.Fd()), t.name, flags)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.ENOTEMPTY):
-		return reason(v1alpha1.ReasonInvalidTarget, "%s is not empty; it was left as it is", t.path)
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is not empty; it was left as it is", t.path)
 	}
-	return reason(v1alpha1.ReasonFailed, "remove %s: %w", t.path, err)
+	return translate.Errorf(v1alpha1.ReasonFailed, "remove %s: %w", t.path, err)
 }
 
 // isSame tells whether two descriptors are of one directory, or of nodes of one block device.

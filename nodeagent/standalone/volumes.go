@@ -17,28 +17,24 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// Volumes makes, lists and deletes the volumes of one store. Errors have a reason (*nodeagent.Error).
+// Volumes makes, lists and deletes the volumes of one store. Errors have a reason (*translate.Error).
 type Volumes struct {
 	Store *store.Store
 	// Node is what this machine is called.
 	Node string
 }
 
-func reason(code, format string, args ...any) error {
-	return &nodeagent.Error{Code: code, Err: fmt.Errorf(format, args...)}
-}
-
 // Ensure makes the volume called name, and returns it ready to be used. A second call with the same wish returns the volume
 // that is there, whatever its size; with another wish it is an error.
 func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
 	if len(nodes) > 0 && !slices.Contains(nodes, s.Node) {
-		return nil, reason(v1alpha1.ReasonNoSuitableNode, "this is node %s, which is none of those asked for", s.Node)
+		return nil, translate.Errorf(v1alpha1.ReasonNoSuitableNode, "this is node %s, which is none of those asked for", s.Node)
 	}
 	wish.NodeName = s.Node
 	digest, err := digestOf(wish)
@@ -51,24 +47,24 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		err = s.create(ctx, name, wish, digest)
 	}
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
 	v, err := s.Store.Activate(ctx, name)
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
 	if v.Origin.Wish != digest {
-		return nil, reason(v1alpha1.ReasonAlreadyExists, "volume %s exists, and was made with other parameters than those given now", name)
+		return nil, translate.Errorf(v1alpha1.ReasonAlreadyExists, "volume %s exists, and was made with other parameters than those given now", name)
 	}
 	return s.describe(&v), nil
 }
 
 func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec, digest string) error {
-	request, err := nodeagent.RequestOf(&v1alpha1.Volume{
+	request, err := translate.RequestOf(&v1alpha1.Volume{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
 	})
 	if err != nil {
-		return nodeagent.WithReason(err)
+		return translate.WithReason(err)
 	}
 	request.Origin.Wish = digest
 	admitted, err := s.Store.Admit(ctx, request)
@@ -76,9 +72,9 @@ func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeS
 		_, err = s.Store.Create(ctx, admitted[0])
 	}
 	if offline := (*store.OfflineError)(nil); errors.As(err, &offline) {
-		return &nodeagent.Error{Code: v1alpha1.ReasonPoolOffline, Err: err} // there is no volume that would be unavailable
+		return &translate.Error{Code: v1alpha1.ReasonPoolOffline, Err: err} // there is no volume that would be unavailable
 	}
-	return nodeagent.WithReason(err)
+	return translate.WithReason(err)
 }
 
 // digestOf tells wishes apart in what is fixed when a volume is made.
@@ -103,12 +99,12 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 	var missing *store.NotFoundError
 	if errors.As(err, &missing) {
 		// It may be in the trash, and not durably so; nothing there is hurried. Where a pool could not be looked at this says so.
-		return nodeagent.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
+		return translate.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
 	}
 	if err != nil {
-		return nodeagent.WithReason(err)
+		return translate.WithReason(err)
 	}
-	return nodeagent.WithReason(s.delete(ctx, id, v.Origin.Deletion))
+	return translate.WithReason(s.delete(ctx, id, v.Origin.Deletion))
 }
 
 // delete tries again for a moment where the volume's device is held: whoever lists block devices (udev, losetup) has each
@@ -138,7 +134,7 @@ func (s *Volumes) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1
 func (s *Volumes) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	v, err := s.Store.Find(ctx, id)
 	if err != nil {
-		return nil, nodeagent.WithReason(err)
+		return nil, translate.WithReason(err)
 	}
 	return s.describe(&v), nil
 }
@@ -147,7 +143,7 @@ func (s *Volumes) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) 
 func (s *Volumes) List(context.Context) ([]v1alpha1.Volume, error) {
 	var out []v1alpha1.Volume
 	for _, v := range s.Store.List() {
-		if !nodeagent.IsInline(&v.Volume) {
+		if !translate.IsInline(&v.Volume) {
 			out = append(out, *s.describe(&v))
 		}
 	}
@@ -155,7 +151,7 @@ func (s *Volumes) List(context.Context) ([]v1alpha1.Volume, error) {
 }
 
 func (s *Volumes) describe(v *store.Volume) *v1alpha1.Volume {
-	out := nodeagent.VolumeOf(v, nodeagent.FilesystemOf(s.Store, v.Pool))
+	out := translate.VolumeOnDisk(v, s.Store.FilesystemOf(v.Pool))
 	out.Spec.NodeName = s.Node // the disk may have come from a machine of another name
 	return out
 }
@@ -169,7 +165,7 @@ func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec)
 	selector := labels.Everything()
 	if wish.PoolSelector != nil {
 		if selector, err = metav1.LabelSelectorAsSelector(wish.PoolSelector); err != nil {
-			return 0, 0, reason(v1alpha1.ReasonInvalidParameter, "poolSelector: %w", err)
+			return 0, 0, translate.Errorf(v1alpha1.ReasonInvalidParameter, "poolSelector: %w", err)
 		}
 	}
 	shared := map[string]int64{}

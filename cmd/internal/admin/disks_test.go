@@ -9,9 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 	"github.com/quarry-storage/quarry/provisioner"
 )
 
@@ -70,7 +70,7 @@ func TestVolumeComesBackAsItWas(t *testing.T) {
 func TestTrashAdoptedAndInlineVolumes(t *testing.T) {
 	r := record.Volume{ID: "pvc-1-1", Backend: "directory", VolumeMode: "Filesystem", SizeBytes: 1 << 20, Origin: record.Origin{PVName: "pvc-1"}}
 	inline := r
-	inline.ID, inline.Origin.Attributes = "csi-1", map[string]string{nodeagent.InlineAttribute: "true"}
+	inline.ID, inline.Origin.Attributes = "csi-1", map[string]string{translate.InlineAttribute: "true"}
 	v := fromDisk(t, listing.PoolListing{Name: "fast", Path: "/volumes", Volumes: []listing.VolumeListing{{Volume: inline}}, Trash: []listing.TrashListing{
 		{Entry: "attempt@1"}, // never was a volume
 		{Entry: "pvc-1-1@1", RemainingSeconds: 60, Volume: &r, Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: 90}}},

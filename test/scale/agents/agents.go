@@ -26,9 +26,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 const (
@@ -231,7 +231,7 @@ func (f *Fleet) answer(ctx context.Context, name string) error {
 
 // make finds room for a volume and returns what its agent would say of it.
 func (f *Fleet) make(v *v1alpha1.Volume) (*v1alpha1.VolumeStatus, error) {
-	request, err := nodeagent.RequestOf(v)
+	request, err := translate.RequestOf(v)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +260,7 @@ func (f *Fleet) make(v *v1alpha1.Volume) (*v1alpha1.VolumeStatus, error) {
 		},
 		Pool: pool, PoolUID: uid, Path: "/var/lib/quarry/pool/volumes/" + request.ID + "/mount/data",
 	}
-	return &nodeagent.VolumeOf(there, filesystem).Status, nil
+	return &translate.VolumeOnDisk(there, filesystem).Status, nil
 }
 
 func (f *Fleet) free(v *v1alpha1.Volume) {

@@ -10,19 +10,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// Identities returns what the node's Pool objects say the pools' identities are, by pool.
-func Identities(ctx context.Context, reader client.Reader, node string) (map[string]store.Expectation, error) {
-	var list v1alpha1.PoolList
-	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
-		return nil, fmt.Errorf("list the pools of %s: %w", node, err)
-	}
-	out := map[string]store.Expectation{}
-	for _, p := range list.Items {
-		out[p.Spec.Pool] = store.Expectation{UID: p.Spec.UID}
-	}
-	return out, nil
-}
-
 // VerifyObjects compares the node's Volume objects with what is on its disks. It needs a reader past any cache, and changes
 // nothing; what differs is for a person, or for the controller, to put right. Of a volume that is in unread, by pool and id, or in a
 // pool that is there as a whole (with the id ""), it is not said that it is gone.

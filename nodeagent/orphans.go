@@ -1,10 +1,13 @@
 package nodeagent
 
 import (
+	"context"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // suspects are the volumes on disk that perhaps no Volume object speaks of: those
@@ -54,4 +57,33 @@ func (p *poolReporter) suspects() map[string]uint64 {
 	p.strangers.mu.Lock()
 	defer p.strangers.mu.Unlock()
 	return maps.Clone(p.strangers.ids)
+}
+
+// orphans are the pool's volumes that no Volume object speaks of. moved is the node where the disk was made, if that is another
+// one and there are volumes among them that came with it.
+func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []string, moved string) {
+	for id, number := range p.suspects() {
+		v, err := p.agent.store.Get(id)
+		if err != nil || translate.IsInline(&v.Volume) {
+			p.clear(id, number)
+			continue
+		}
+		if v.Pool != pool.Name {
+			continue
+		}
+		spoken, err := p.agent.volumeObject(ctx, id)
+		if err != nil {
+			return nil, "" // it cannot be told
+		}
+		if spoken != nil {
+			p.clear(id, number)
+			continue
+		}
+		ids = append(ids, v.ID)
+		if pool.MadeOn != p.agent.opts.Node && v.Origin.Node != p.agent.opts.Node {
+			moved = pool.MadeOn
+		}
+	}
+	slices.Sort(ids)
+	return ids, moved
 }

@@ -9,12 +9,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // reconcile brings one volume from what there is to what is wanted, and says so in its status. It can be called at any time
@@ -23,7 +23,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 	v := &v1alpha1.Volume{}
 	if err := a.client.Get(ctx, client.ObjectKey{Name: name}, v); err != nil {
 		if apierrors.IsNotFound(err) {
-			// No record is no wish. What was promised and never begun is let go; what is on disk stays, as an orphan.
+			// No object is no wish. What was promised and never begun is let go; what is on disk stays, as an orphan.
 			a.groups.cancel(name)
 			a.failures.forget(name)
 			a.inUse.Delete(name)
@@ -97,24 +97,6 @@ func isWell(s *v1alpha1.VolumeStatus) bool {
 		!meta.IsStatusConditionFalse(s.Conditions, v1alpha1.ConditionResized)
 }
 
-// setReady sets the condition Ready, and with it the phase.
-func setReady(status *v1alpha1.VolumeStatus, phase v1alpha1.VolumePhase, reason, message string) {
-	status.Phase = phase
-	truth := metav1.ConditionFalse
-	if phase == v1alpha1.VolumeReady {
-		truth = metav1.ConditionTrue
-	}
-	setCondition(status, v1alpha1.ConditionReady, truth, reason, message)
-}
-
-func setCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.ConditionStatus, reason, message string) {
-	const longest = 32 << 10 // of a condition's message, as the API has it
-	if len(message) > longest {
-		message = message[:longest]
-	}
-	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: kind, Status: truth, Reason: reason, Message: message, ObservedGeneration: status.ObservedGeneration})
-}
-
 // present makes the volume, or brings up the one that is there.
 func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	a.inUse.Delete(v.Name)
@@ -130,7 +112,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 	case !errors.As(err, &missing) && wasReady(v):
 		// It is on its disk, and not to be read: that is not lost.
 		reason, _ := store.Reason(err)
-		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	case status.Phase == v1alpha1.VolumeRefused:
 		// Final for this attempt: the controller has been told, and makes another.
@@ -142,13 +124,13 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 			return nil
 		}
 		if _, err := a.store.Restore(ctx, v.Name); err != nil && !errors.As(err, &missing) {
-			setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed, err.Error())
+			translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed, err.Error())
 			return err
 		} else if err == nil {
 			status.ExpiresAt = nil
 			return a.keep(ctx, v, status)
 		}
-		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
+		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
 		return nil
 	case wasReady(v) && !stillToAdopt(v):
 		return a.absent(ctx, v, status, missing)
@@ -163,7 +145,7 @@ func wasReady(v *v1alpha1.Volume) bool {
 
 // stillToAdopt tells a volume that is to be made of data that is on the node already, and never was here yet. Somebody may
 // write it with published set, for the PersistentVolume of the data is there before the volume is. That does no harm: a
-// published volume is only ever made of what is at its path (adoptionOf), and never empty. Once it was Ready its data is in
+// published volume is only ever made of what is at its path (translate.RequestOf), and never empty. Once it was Ready its data is in
 // its pool, and what is at the path then is not it.
 func stillToAdopt(v *v1alpha1.Volume) bool {
 	fresh := v.Status.Phase == "" || v.Status.Phase == v1alpha1.VolumePending
@@ -176,7 +158,7 @@ func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		setOffline(status, offline)
 		return nil
 	}
-	setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
+	translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
 	return nil
 }
 
@@ -184,10 +166,10 @@ func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 func setOffline(status *v1alpha1.VolumeStatus, offline error) {
 	var off *store.OfflineError
 	if errors.As(offline, &off) && off.Reason == store.OfflineRebuilt {
-		setReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, offline.Error())
+		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, offline.Error())
 		return
 	}
-	setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+	translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
 }
 
 // offline returns why a pool that may hold the volume can not be looked at, or nil.
@@ -237,21 +219,12 @@ func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
 	return nil
 }
 
-func (a *Agent) inTrash(id string) bool {
-	for _, t := range a.store.Trash() {
-		if t.Volume != nil && t.Volume.ID == id && t.Remaining > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // create makes a volume that is not there.
 func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
 	adm, err := a.admit(ctx, v)
 	var waiting *waitingError
 	if errors.As(err, &waiting) {
-		setReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup, waiting.Error())
+		translate.SetReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup, waiting.Error())
 		return nil
 	}
 	var there store.Volume
@@ -271,7 +244,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	reason, refused := store.Reason(err)
 	if kept := (*store.KeptError)(nil); errors.As(err, &kept) && v.Spec.Adopt == nil {
 		// It is on this disk and on no other: from now on it is looked for here.
-		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	}
 	if !refused && a.failures.giveUp(v, err, a.store) {
@@ -279,7 +252,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		err = fmt.Errorf("it could not be made in %d tries: %w", createTries, err)
 	}
 	if !refused {
-		setReady(status, v1alpha1.VolumePending, reason, err.Error())
+		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return err
 	}
 	a.failures.forget(v.Name)
@@ -288,12 +261,12 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 	}
 	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
 		// No other node or pool has the data: it waits for its disk, whose return wakes it.
-		setReady(status, v1alpha1.VolumePending, reason, err.Error())
+		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return nil
 	}
-	// Whoever is told that there is no room looks at the pools next.
+	// The controller reads the pools after a refusal, so they are written first.
 	a.pools.flush(ctx)
-	setReady(status, v1alpha1.VolumeRefused, reason, err.Error())
+	translate.SetReady(status, v1alpha1.VolumeRefused, reason, err.Error())
 	return nil
 }
 
@@ -302,7 +275,7 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 	there, err := a.store.Activate(ctx, v.Name)
 	if err != nil {
 		reason, _ := store.Reason(err)
-		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
+		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		if reason == v1alpha1.ReasonPoolOffline {
 			return nil // the pool's return wakes it
 		}
@@ -313,14 +286,14 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 
 // serve grows a volume that is up if that is wanted, and describes it.
 func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there store.Volume) error {
-	// The disk follows the record (G7). A volume whose disk does not take it is of use all the same.
-	originErr := a.store.Describe(ctx, v.Name, originOf(v))
+	// The record follows the object (G7). A volume whose disk does not take it is of use all the same.
+	originErr := a.store.Describe(ctx, v.Name, translate.OriginOf(v))
 	growErr := a.grow(ctx, v, status, &there)
-	describe(status, &there, a.filesystemOf(there.Pool))
+	translate.SetPlace(status, &there, a.store.FilesystemOf(there.Pool))
 	status.ExpiresAt = nil
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
 	setEnforced(status, there.NotEnforced)
-	setReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
+	translate.SetReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
 	return errors.Join(originErr, growErr)
 }
 
@@ -328,14 +301,10 @@ func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.
 func setEnforced(status *v1alpha1.VolumeStatus, err error) {
 	var lost *store.EnforcementError
 	if errors.As(err, &lost) {
-		setCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse, lost.Reason, lost.Error())
+		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse, lost.Reason, lost.Error())
 	} else if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionEnforced) != nil {
-		setCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionTrue, v1alpha1.ReasonEnforced, "")
+		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionTrue, v1alpha1.ReasonEnforced, "")
 	}
-}
-
-func (a *Agent) filesystemOf(pool string) string {
-	return a.store.FilesystemOf(pool)
 }
 
 // grow raises the volume's size where the spec asks for more than there is.
@@ -344,7 +313,7 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 	want := v.Spec.Capacity.Value()
 	if want <= there.SizeBytes && there.GrowingTo == 0 {
 		if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionResized) != nil {
-			setCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+			translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
 		}
 		return nil
 	}
@@ -353,134 +322,15 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 	switch {
 	case err == nil:
 		*there = grown
-		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
 		return nil
 	case errors.As(err, &full):
 		a.growing.Store(v.Name, true) // more room wakes it
 		a.pools.flush(ctx)
-		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, err.Error())
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, err.Error())
 		return nil
 	default:
-		setCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizing, err.Error())
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizing, err.Error())
 		return err
 	}
-}
-
-// remove trashes or deletes the volume. That it is gone is said only of a pool that can be looked at.
-func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
-	a.groups.cancel(v.Name)
-	found, err := a.store.Find(ctx, v.Name)
-	if err == nil {
-		if doubt := a.doubt(ctx, v, &found); doubt != nil {
-			return setDoubt(status, doubt)
-		}
-	}
-	var missing *store.NotFoundError
-	// What was refused was never on disk, whatever pools there are.
-	if errors.As(err, &missing) && v.Status.Phase != v1alpha1.VolumeRefused {
-		if offline := a.offline(ctx, v); offline != nil {
-			setOffline(status, offline)
-			return nil
-		}
-	}
-	end := a.store.Delete
-	if a.mayBeServed(v) {
-		end = a.store.DeleteUntouched
-	}
-	if err = nil; !a.store.Abandoned(v.Name) {
-		err = end(ctx, v.Name, removalOf(v))
-	}
-	var unseen *store.UnseenError
-	if errors.As(err, &unseen) && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
-		err = nil // all pools that it can be on were looked at
-	}
-	var inUse *store.InUseError
-	var holds *store.NotEmptyError
-	var offline *store.OfflineError
-	switch {
-	case errors.As(err, &holds):
-		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, v1alpha1.ReasonNotEmpty, "it was given up as one that nobody was "+
-			"served from, but "+holds.Why+"; to have it deleted set spec.published, to keep it delete this object")
-		a.queue.AddAfter(v.Name, a.waitForUsers(v.Name))
-		return nil
-	case errors.As(err, &inUse):
-		// Not every mount namespace tells us when it changes, so it is also tried again now and then.
-		wait := a.waitForUsers(v.Name)
-		setCondition(status, v1alpha1.ConditionInUse, metav1.ConditionTrue, inUse.Reason,
-			fmt.Sprintf("%v; tried again at the next change of the node's mounts, and every %v", inUse, wait))
-		a.queue.AddAfter(v.Name, wait)
-		return nil
-	case errors.As(err, &offline):
-		setReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
-		return nil
-	case err != nil:
-		reason, _ := store.Reason(err)
-		setReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
-		return err
-	}
-	a.inUse.Delete(v.Name)
-	a.untold.Delete(v.Name)
-	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
-	status.Path = ""
-	status.ExpiresAt = nil
-	if v.Spec.DesiredState == v1alpha1.DesiredTrashed {
-		if left, ok := a.retention(v.Name); ok {
-			if v.Status.ExpiresAt != nil && v.Status.Phase == v1alpha1.VolumeTrashed {
-				status.ExpiresAt = v.Status.ExpiresAt // it moves only with the retention, not with every look
-			} else {
-				at := metav1.NewTime(time.Now().Add(left).Truncate(time.Second))
-				status.ExpiresAt = &at
-			}
-			setReady(status, v1alpha1.VolumeTrashed, v1alpha1.ReasonRemoved, "in the trash")
-			return nil
-		}
-	}
-	status.Capacity = resource.NewQuantity(0, resource.BinarySI)
-	setReady(status, v1alpha1.VolumeDeleted, v1alpha1.ReasonRemoved, "")
-	return nil
-}
-
-// mayBeServed reports whether a volume was given up by the controller that somebody may have been served from for all that is
-// known here: what is in it would prove that. Nobody was from one that this process made and never told of.
-func (a *Agent) mayBeServed(v *v1alpha1.Volume) bool {
-	if v.Annotations[v1alpha1.AnnotationGivenUp] == "" || v.Spec.Published {
-		return false
-	}
-	uid, untold := a.untold.Load(v.Name)
-	return !untold || uid != v.UID
-}
-
-// A volume that was in use is looked at without being told of a change after ever longer times: it can be months until the last
-// container ends that has a copy of the host's mounts.
-const inUseFirst, inUseLast = 10 * time.Second, 5 * time.Minute
-
-// waitForUsers notes that a volume is in use, and returns how long to wait until it is looked at again.
-func (a *Agent) waitForUsers(name string) time.Duration {
-	now := time.Now()
-	found, known := a.inUse.Load(name)
-	w, _ := found.(userWait)
-	switch {
-	case !known:
-		w = userWait{wait: inUseFirst, last: now}
-	case now.Sub(w.last) >= w.wait: // a change of mounts, which asked sooner, does not count
-		w = userWait{wait: min(2*w.wait, inUseLast), last: now}
-	}
-	a.inUse.Store(name, w)
-	return w.wait
-}
-
-// userWait is how long a volume in use is left alone, since when.
-type userWait struct {
-	wait time.Duration
-	last time.Time
-}
-
-// retention is how long the volume is still kept in the trash; ok is false when it is not there.
-func (a *Agent) retention(id string) (left time.Duration, ok bool) {
-	for _, t := range a.store.Trash() {
-		if t.Volume != nil && t.Volume.ID == id && t.Deletion.OnDelete == string(v1alpha1.OnDeleteTrash) {
-			left, ok = max(left, t.Remaining), true
-		}
-	}
-	return left, ok
 }

@@ -4,17 +4,20 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // The claims of one pod are provisioned one by one, by as many calls, but they are of use only together: the scheduler
-// decided for the node once, for all of them. So each record names all claims of its group, and the first one that finds
+// decided for the node once, for all of them. So each Volume names all claims of its group, and the first one that finds
 // all of them here promises space to all of them in one step, or to none.
 
 // groupPatience is how long a volume waits for others of its group. What has not
@@ -22,7 +25,7 @@ import (
 // be served, and may never come.
 const groupPatience = 5 * time.Second
 
-// waitingError says that other members of a volume's group have no record yet.
+// waitingError says that other members of a volume's group have no Volume object yet.
 type waitingError struct{ have, want int }
 
 func (e *waitingError) Error() string {
@@ -52,7 +55,7 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 		if a.groups.get(m.Name) != nil || m.Name != v.Name && a.there(m.Name) {
 			continue // promised, or made, before this one came
 		}
-		r, err := requestOf(m)
+		r, err := translate.RequestOf(m)
 		if err != nil {
 			return nil, a.refuseOthers(ctx, v, members, err)
 		}
@@ -66,8 +69,8 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 	return a.groups.get(v.Name), nil
 }
 
-// members returns the records of the volume's group that are here, its own first. As long as others may still come that is an
-// error. One that is refused already refuses all.
+// members returns the Volumes of the volume's group that are here, its own first. As long as others may still come within
+// [groupPatience] that is an error. Those that were refused, or are to be removed, do not count.
 func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Volume, error) {
 	members := []*v1alpha1.Volume{v}
 	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
@@ -154,7 +157,7 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 		status := m.Status.DeepCopy()
 		status.ObservedGeneration = m.Generation
 		group := &store.GroupError{Err: cause}
-		setReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused, group.Error())
+		translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused, group.Error())
 		if err := a.writeStatus(ctx, m, status); err != nil {
 			return err // all of it is tried again
 		}
@@ -225,4 +228,19 @@ func (g *groups) waitingFor(v *v1alpha1.Volume) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// groups holds what is known of volumes that are admitted together.
+type groups struct {
+	locks keylock.Set
+
+	mu       sync.Mutex
+	admitted map[string]*store.Admission // by volume: promised, and not made yet
+	waiting  map[string]waiting          // by volume
+}
+
+// waiting is the group whose other members a volume waits for, and since when.
+type waiting struct {
+	group string
+	since time.Time
 }

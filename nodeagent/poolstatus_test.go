@@ -21,6 +21,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // disk is a pool's disk that can be pulled out and put back.
@@ -317,7 +318,7 @@ func TestTheDiskFollowsTheRecord(t *testing.T) {
 	require.Equal(t, map[string]string{"readIOPS": "100"}, o.Attributes)
 	there, err := b.store.Get("pvc-1")
 	require.NoError(t, err)
-	again := VolumeOf(&there, "ext4").Spec
+	again := translate.VolumeOnDisk(&there, "ext4").Spec
 	require.Equal(t, map[string]string{"onDelete": "trash"}, again.Parameters)
 	require.Equal(t, "default/db", again.SpreadGroup)
 }

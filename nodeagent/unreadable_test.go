@@ -12,6 +12,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
 // get reads a Volume object.
@@ -98,7 +99,7 @@ func TestALateWordIsNotSaidOfAnotherObject(t *testing.T) {
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Published = true }) // so that it has another version
 
 	status := former.Status.DeepCopy()
-	setReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonInsufficientCapacity, "said of the former one")
+	translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonInsufficientCapacity, "said of the former one")
 	err := b.writeStatus(t.Context(), former, status)
 	require.True(t, apierrors.IsConflict(err), "%v", err)
 	require.Empty(t, b.get("pvc-1").Status.Phase)
