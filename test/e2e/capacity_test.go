@@ -61,7 +61,7 @@ func TestPodLandsWhereThereIsRoom(t *testing.T) {
 
 func second2[A, B any](_ A, b B) B { return b }
 
-// TestPodsRaceForRoom has 200 pods ask for room for 100, all at once; by the other door fewer, since all that differs is who
+// TestPodsRaceForRoom has 120 pods ask for room for 60, all at once; by the other door fewer, since all that differs is who
 // asks for the volumes. The scheduler places most of them before any
 // capacity is published anew, so the agents refuse many, and those are scheduled again.
 func TestPodsRaceForRoom(t *testing.T) {
@@ -70,7 +70,7 @@ func TestPodsRaceForRoom(t *testing.T) {
 	for _, race := range []struct {
 		door                  door
 		racing, places, freed int
-	}{{classic, 200, 100, 20}, {csi, 60, 30, 10}} {
+	}{{classic, 120, 60, 15}, {csi, 50, 25, 8}} {
 		t.Run(race.door.name, func(t *testing.T) {
 			racing, places, freed := race.racing, race.places, race.freed
 			ns := newNamespace(t)
@@ -115,7 +115,7 @@ func TestPodsRaceForRoom(t *testing.T) {
 }
 
 // place is the size of one place, in bytes.
-const place = int64(8 << 20)
+const place = int64(16 << 20)
 
 // leaveRoomFor fills the pools named small, so that there is room for so many places on all nodes together.
 func leaveRoomFor(t testing.TB, ns, class string, places int) {
@@ -132,7 +132,7 @@ func leaveRoomFor(t testing.TB, ns, class string, places int) {
 	}
 }
 
-// neverStarts has kubelet wait for a Secret that nobody makes: the pod is scheduled and its claims count, and 200 containers
+// neverStarts has kubelet wait for a Secret that nobody makes: the pod is scheduled and its claims count, and 120 containers
 // need not be run.
 func neverStarts(p *corev1.Pod) {
 	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "never", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "nobody-makes-it"}}})
