@@ -42,13 +42,13 @@ const admissionMark = "#"
 
 // Cancel takes the promise back. A second call, and one after Create, does nothing.
 func (a *Admission) Cancel() {
-	if a.pool != nil && a.space.ledger.release(a.key) {
+	if a.pool != nil && a.space.ledger.Release(a.key) {
 		a.store.notifyOf() // somebody may wait for the room
 	}
 }
 
 // open tells whether neither Create nor Cancel has ended the admission yet.
-func (a *Admission) open() bool { return a.space.ledger.has(a.key) }
+func (a *Admission) open() bool { return a.space.ledger.Has(a.key) }
 
 // Admit promises space to all of the requests or to none: the claims of one pod are of use only together. It chooses the
 // pools. Volumes that are there already need no promise; they are admitted as they are. What is to be adopted is looked at,
@@ -111,7 +111,7 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 		if err != nil {
 			for _, earlier := range admitted {
 				if earlier.pool != nil {
-					earlier.space.ledger.release(earlier.key) // nobody has seen it taken
+					earlier.space.ledger.Release(earlier.key) // nobody has seen it taken
 				}
 			}
 			return nil, err
@@ -168,7 +168,7 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 		}
 		full = true
 		capacity += r.occupied()
-		room := capacity - space.ledger.promised()
+		room := capacity - space.ledger.Promised()
 		most = max(most, room)
 		if room < r.SizeBytes {
 			continue
@@ -181,7 +181,7 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 	case best != nil:
 		best.key = best.pool.key(r.ID + admissionMark + strconv.FormatInt(admissions.Add(1), 10))
 		// Growths reserve without the lock held here: what was room above may be theirs by now.
-		if _, ok := best.space.ledger.reserve(best.key, r.SizeBytes, within); !ok {
+		if _, ok := best.space.ledger.Reserve(best.key, r.SizeBytes, within); !ok {
 			return s.admitLocked(r)
 		}
 		if r.Origin.SpreadGroup != "" {

@@ -76,7 +76,7 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 			err = errors.Join(err, fmt.Errorf("clear away: %w", e))
 		}
 		if m.rec.QuotaKind != "" {
-			a.space.disown(tmpKey(a.pool, id), uint32(m.rec.QuotaID))
+			a.space.ledger.Disown(tmpKey(a.pool, id), uint32(m.rec.QuotaID))
 		}
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	s.mu.Unlock()
 	s.unmarkBroken(a.pool, a.req.found.from) // a directory of the pool that was no volume
 	a.pool.promise(a.space, key, m.rec.Owed())
-	a.space.ledger.release(a.key)
+	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, id), key, m.rec)
 	a.space.expire()
 	return v, err
@@ -160,7 +160,7 @@ func (m *moving) limit() error {
 		return nil
 	}
 	fs := m.root.File()
-	id, err := m.adm.space.acquire(tmpKey(m.adm.pool, m.rec.ID), func(id uint32) (bool, error) { return quota.Free(fs, id) })
+	id, err := m.adm.space.ledger.Draw(tmpKey(m.adm.pool, m.rec.ID), func(id uint32) (bool, error) { return quota.Free(fs, id) })
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (p *paper) commit(a *Admission) *volume {
 	p.volumes[v.id] = v
 	p.mu.Unlock()
 	a.pool.promise(a.space, a.pool.key(v.id), rec.Owed())
-	a.space.ledger.release(a.key)
+	a.space.ledger.Release(a.key)
 	return v
 }
 
@@ -142,8 +142,8 @@ func TestBooks(t *testing.T) {
 		what := p.step(t, rnd, m, i)
 		for _, space := range []*filesystemSpace{p.spaceOf("fs1"), p.spaceOf("fs2")} {
 			want := m.want(space, p)
-			require.Equal(t, want, space.ledger.all(), "step %d: %s: the ledger of %s", i, what, space.key)
-			require.Equal(t, sum(want), space.ledger.promised(), "step %d: %s", i, what)
+			require.Equal(t, want, space.ledger.Promises(), "step %d: %s: the ledger of %s", i, what, space.key)
+			require.Equal(t, sum(want), space.ledger.Promised(), "step %d: %s", i, what)
 		}
 	}
 }
@@ -209,7 +209,7 @@ func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string
 	}
 	before := map[string]int64{}
 	for key := range p.usable {
-		before[key] = p.spaceOf(key).ledger.promised()
+		before[key] = p.spaceOf(key).ledger.Promised()
 	}
 	admitted, err := p.Admit(t.Context(), group...)
 	var full *CapacityError
@@ -217,13 +217,13 @@ func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string
 	if err != nil {
 		require.True(t, errors.As(err, &full) || errors.As(err, &off), "%v", err)
 		for key := range p.usable {
-			require.Equal(t, before[key], p.spaceOf(key).ledger.promised(), "all of a group or nothing")
+			require.Equal(t, before[key], p.spaceOf(key).ledger.Promised(), "all of a group or nothing")
 		}
 		return "refused"
 	}
 	for _, a := range admitted {
 		m.open[a.req.ID] = a
-		require.LessOrEqual(t, a.space.ledger.promised(), p.usable[a.space.key].Load(), "more was promised than there is")
+		require.LessOrEqual(t, a.space.ledger.Promised(), p.usable[a.space.key].Load(), "more was promised than there is")
 	}
 	return fmt.Sprintf("admit %d", len(admitted))
 }
@@ -238,7 +238,7 @@ func (p *paper) stepGrow(t *testing.T, rnd *rand.Rand, v *volume) string {
 		return "growth refused"
 	}
 	require.NoError(t, err)
-	require.LessOrEqual(t, space.ledger.promised(), p.usable[space.key].Load())
+	require.LessOrEqual(t, space.ledger.Promised(), p.usable[space.key].Load())
 	next := v.rec
 	next.GrowingTo = size
 	if rnd.IntN(2) == 0 {
@@ -267,7 +267,7 @@ func (p *paper) stepTrash(rnd *rand.Rand, m *sketch) string {
 			e.pool.books().move(key, e.pool.key(e.id), e.rec)
 			return "restore " + e.id
 		}
-		e.pool.books().ledger.release(key)
+		e.pool.books().ledger.Release(key)
 		return "free " + key
 	}
 	return "nothing"
@@ -345,7 +345,7 @@ func TestBooksInParallel(t *testing.T) {
 	var wg sync.WaitGroup
 	over := atomic.Int64{}
 	look := func(space *filesystemSpace) {
-		if space.ledger.promised() > paperSize {
+		if space.ledger.Promised() > paperSize {
 			over.Add(1)
 		}
 	}
@@ -389,6 +389,6 @@ func TestBooksInParallel(t *testing.T) {
 	for _, v := range grown {
 		want[v.pool.key(v.id)] = v.rec.Owed()
 	}
-	require.Equal(t, want, p.spaceOf("fs1").ledger.all())
-	require.Empty(t, p.spaceOf("fs2").ledger.all())
+	require.Equal(t, want, p.spaceOf("fs1").ledger.Promises())
+	require.Empty(t, p.spaceOf("fs2").ledger.Promises())
 }

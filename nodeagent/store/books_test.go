@@ -75,7 +75,7 @@ func TestGrowthAndAdmissionAtOnce(t *testing.T) {
 				VolumeMode: record.ModeBlock, Allocation: record.AllocationThin, SizeBytes: size}})
 		})
 		wg.Wait()
-		require.LessOrEqual(t, space.ledger.promised(), capacity+mib) // measured anew, it is some blocks more or less
+		require.LessOrEqual(t, space.ledger.Promised(), capacity+mib) // measured anew, it is some blocks more or less
 		p.promise(space, p.key(v.ID), v.SizeBytes)
 		for _, a := range adm {
 			a.Cancel()

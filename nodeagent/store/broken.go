@@ -84,8 +84,8 @@ func (s *Store) unmarkBroken(p *pool, name string) {
 	if !guessed || space == nil || v != nil && v.pool == p {
 		return
 	}
-	space.ledger.release(key)
-	space.disown(key, uint32(g.rec.QuotaID))
+	space.ledger.Release(key)
+	space.ledger.Disown(key, uint32(g.rec.QuotaID))
 }
 
 // guess says what a directory without a readable record takes: the size of its

@@ -141,7 +141,7 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 			}
 			if b.rec.QuotaKind != "" {
 				// Unless it went into the trash with what has it.
-				a.space.disown(tmpKey(a.pool, a.req.ID), uint32(b.rec.QuotaID))
+				a.space.ledger.Disown(tmpKey(a.pool, a.req.ID), uint32(b.rec.QuotaID))
 			}
 		}
 	}()
@@ -166,7 +166,7 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	key := a.pool.key(v.id)
 	// The volume's promise first, so that what it has is at no time nobody's.
 	a.pool.promise(a.space, key, b.rec.Owed())
-	a.space.ledger.release(a.key)
+	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
 	a.space.own(key, b.rec)
 	return v, nil

@@ -42,7 +42,7 @@ func (b *building) directory(ctx context.Context) (err error) {
 }
 
 func (b *building) project() error {
-	id, err := b.adm.space.acquire(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return quota.Free(b.root.File(), id) })
+	id, err := b.adm.space.ledger.Draw(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return quota.Free(b.root.File(), id) })
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *building) intent() error {
 
 func (b *building) subvolume() (err error) {
 	fs := b.root.File()
-	group, err := b.adm.space.acquire(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return btrfs.GroupFree(fs, id) })
+	group, err := b.adm.space.ledger.Draw(tmpKey(b.adm.pool, b.rec.ID), func(id uint32) (bool, error) { return btrfs.GroupFree(fs, id) })
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@
 //	Store.admission                     pools are chosen and their space is promised
 //	Store.mu                            the maps, and what is in a volume and an entry of the trash
 //	pool.mu                             what is known of a pool
-//	filesystemSpace.mu, ledger.mu       measurements and quota ids; promises
+//	filesystemSpace.mu, ledger.Ledger    measurements; promises and quota ids
 //	-
 //	Store.holding, links.mu, watcher.mu, questions.mu, mountScans, underWay.mu
 //
@@ -72,8 +72,7 @@
 //
 // Space:
 //
-//	space.go          free space and quota ids that pools of one filesystem share
-//	ledger.go         what is promised to whom
+//	space.go          what pools of one filesystem share: its free space, its books (package ledger)
 //	promise.go        promises of pools that come and go
 //	request.go        what a caller may ask for, and how it is carved
 //	inodes.go         how many files a volume may have

@@ -206,9 +206,9 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	delete(s.trash, t.key())
 	s.mu.Unlock()
 	if space := t.pool.books(); space != nil {
-		space.ledger.release(t.key())
+		space.ledger.Release(t.key())
 		if t.rec != nil {
-			space.disown(t.key(), uint32(t.rec.QuotaID))
+			space.ledger.Disown(t.key(), uint32(t.rec.QuotaID))
 		}
 		space.expire()
 	}

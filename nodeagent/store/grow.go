@@ -121,10 +121,10 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 	}
 	available, ok := int64(0), false
 	if v.rec.Owed() == 0 {
-		available = max(capacity-space.ledger.promised(), 0)
+		available = max(capacity-space.ledger.Promised(), 0)
 		ok = size-former <= available
 	} else {
-		available, ok = space.ledger.reserve(v.pool.key(v.rec.ID), size, capacity)
+		available, ok = space.ledger.Reserve(v.pool.key(v.rec.ID), size, capacity)
 		available = max(available-former, 0)
 	}
 	if !ok {

@@ -365,7 +365,7 @@ func (s *Store) forgetMoved(v *volume) {
 	s.mu.Unlock()
 	if space := v.pool.books(); space != nil {
 		key := v.pool.key(v.id)
-		space.ledger.release(key)
-		space.disown(key, uint32(v.rec.QuotaID))
+		space.ledger.Release(key)
+		space.ledger.Disown(key, uint32(v.rec.QuotaID))
 	}
 }

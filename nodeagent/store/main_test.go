@@ -299,8 +299,8 @@ func (n *node) check() {
 		}
 	}
 	for space, want := range promised {
-		require.Equal(n.t, want, space.ledger.all(), "the ledger of %s", space.key)
-		require.Equal(n.t, sum(want), space.ledger.promised())
+		require.Equal(n.t, want, space.ledger.Promises(), "the ledger of %s", space.key)
+		require.Equal(n.t, sum(want), space.ledger.Promised())
 	}
 }
 

@@ -76,7 +76,7 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 			continue
 		}
 		if capacity, err := s.capacity(p, space, time.Hour); err == nil {
-			room = max(room, capacity-space.ledger.promised())
+			room = max(room, capacity-space.ledger.Promised())
 		}
 	}
 	if room == math.MinInt64 {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"maps"
 	"path"
 	"strings"
 
@@ -17,7 +16,7 @@ func (p *pool) promise(space *filesystemSpace, key string, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.space == space || p.space == nil && p.kept == space {
-		space.ledger.set(key, bytes)
+		space.ledger.Set(key, bytes)
 	}
 }
 
@@ -50,14 +49,11 @@ func (p *pool) forgetKept(now *filesystemSpace) {
 // operation is under way with is left to that: it moves things about, and for a
 // moment the books know them under a name that the store does not.
 func (s *Store) dropStale(p *pool, space *filesystemSpace) {
-	for key := range space.ledger.all() {
-		s.ifStale(p, key, func() { space.ledger.release(key) })
+	for key := range space.ledger.Promises() {
+		s.ifStale(p, key, func() { space.ledger.Release(key) })
 	}
-	space.mu.Lock()
-	owners := maps.Clone(space.owners)
-	space.mu.Unlock()
-	for id, key := range owners {
-		s.ifStale(p, key, func() { space.disown(key, id) })
+	for id, key := range space.ledger.Owners() {
+		s.ifStale(p, key, func() { space.ledger.Disown(key, id) })
 	}
 }
 

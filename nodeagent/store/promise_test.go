@@ -23,12 +23,12 @@ func TestWhatIsMovedIsNotStale(t *testing.T) {
 		unlock, err := n.store.locks.TryLock("pvc-1")
 		require.NoError(t, err)
 		n.store.dropStale(p, space)
-		require.True(t, space.ledger.has(key), "%s is moved by somebody", key)
+		require.True(t, space.ledger.Has(key), "%s is moved by somebody", key)
 		require.True(t, space.owns(key, rec), "%s is moved by somebody", key)
 
 		unlock()
 		n.store.dropStale(p, space)
-		require.False(t, space.ledger.has(key), "nothing has %s", key)
-		require.False(t, space.known(uint32(rec.QuotaID)), "nothing has %s", key)
+		require.False(t, space.ledger.Has(key), "nothing has %s", key)
+		require.Empty(t, space.ledger.Owner(uint32(rec.QuotaID)), "nothing has %s", key)
 	}
 }

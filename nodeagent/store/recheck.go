@@ -134,7 +134,7 @@ func (s *Store) strayed(v *volume, report *quota.Report) error {
 	}
 	others := 0
 	for _, stray := range report.Strays {
-		if space := v.pool.books(); space != nil && stray.ID != uint32(v.rec.QuotaID) && space.known(stray.ID) {
+		if space := v.pool.books(); space != nil && stray.ID != uint32(v.rec.QuotaID) && space.ledger.Owner(stray.ID) != "" {
 			others++
 		}
 	}

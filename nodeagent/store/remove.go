@@ -141,7 +141,7 @@ func (s *Store) forgetLost(v *volume) error {
 	delete(s.volumes, v.id)
 	s.mu.Unlock()
 	if space := v.pool.books(); space != nil {
-		space.ledger.release(v.pool.key(v.id))
+		space.ledger.Release(v.pool.key(v.id))
 		// Its quota id stays taken: files may carry it still, wherever the directory went.
 	}
 	return nil

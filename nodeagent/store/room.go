@@ -54,7 +54,7 @@ func (s *Store) roomMoved(p *pool, r *root, space *filesystemSpace) bool {
 	if err != nil {
 		return false
 	}
-	return distance(max(capacity-space.ledger.promised(), 0), told) >= step
+	return distance(max(capacity-space.ledger.Promised(), 0), told) >= step
 }
 
 func distance(a, b int64) int64 { return max(a-b, b-a) }

@@ -13,19 +13,16 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/nodeagent/quota"
+	"github.com/quarry-storage/quarry/nodeagent/ledger"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // filesystemSpace is what pools on one filesystem share: its free space and its quota ids.
 type filesystemSpace struct {
 	key    string
-	ledger *ledger
-	ids    *quota.Allocator
+	ledger *ledger.Ledger
 
-	mu sync.Mutex
-	// owners are the keys (as in the ledger) of what has a quota id.
-	owners   map[uint32]string
+	mu       sync.Mutex
 	measured time.Time
 	expired  time.Time // what was measured before counts no more
 	free     int64     // what tenants could take when it was measured, in bytes
@@ -44,92 +41,36 @@ type filesystemSpace struct {
 }
 
 func newSpace(key string) *filesystemSpace {
-	return &filesystemSpace{key: key, ledger: newLedger(), ids: quota.NewAllocator(nil), owners: map[uint32]string{}, adopting: semaphore.NewWeighted(1)}
+	return &filesystemSpace{key: key, ledger: ledger.New(), adopting: semaphore.NewWeighted(1)}
 }
 
-// acquire finds a quota id that nobody has and gives it to key.
-func (sp *filesystemSpace) acquire(key string, free func(id uint32) (bool, error)) (uint32, error) {
-	id, err := sp.ids.Acquire(free)
-	if err == nil {
-		sp.mu.Lock()
-		sp.owners[id] = key
-		sp.mu.Unlock()
-	}
-	return id, err
-}
-
-// own gives key the quota id that its record names. It is false when another has it: two volumes under one id share one limit.
+// own gives key the quota id that its record names, if it has one. It is false when another has it.
 func (sp *filesystemSpace) own(key string, rec *record.Volume) bool {
-	if rec.QuotaKind == "" {
-		return true
-	}
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	id := uint32(rec.QuotaID)
-	if sp.owners[id] == key {
-		return true
-	}
-	if sp.owners[id] != "" || !sp.ids.Reserve(id) {
-		return false
-	}
-	sp.owners[id] = key
-	return true
+	return rec.QuotaKind == "" || sp.ledger.Own(key, uint32(rec.QuotaID))
 }
 
-// owns tells whether the quota id of the record is key's.
+// owns reports whether the quota id of the record is key's.
 func (sp *filesystemSpace) owns(key string, rec *record.Volume) bool {
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	return sp.owners[uint32(rec.QuotaID)] == key
-}
-
-// known tells whether anything has the quota id.
-func (sp *filesystemSpace) known(id uint32) bool {
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	return sp.owners[id] != ""
-}
-
-// disown makes a quota id free again if it is key's.
-func (sp *filesystemSpace) disown(key string, id uint32) {
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	if sp.owners[id] == key {
-		delete(sp.owners, id)
-		sp.ids.Release(id)
-	}
+	return sp.ledger.Owner(uint32(rec.QuotaID)) == key
 }
 
 // move gives what key was promised, and its quota id, to another key: that of the same data under another name.
 func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
-	sp.ledger.move(key, to)
-	if rec == nil || rec.QuotaKind == "" {
-		return
+	id := uint32(0)
+	if rec != nil && rec.QuotaKind != "" {
+		id = uint32(rec.QuotaID)
 	}
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	if id := uint32(rec.QuotaID); sp.owners[id] == key {
-		sp.owners[id] = to
-	}
+	sp.ledger.Move(key, to, id)
 }
 
 // forget drops everything whose key begins with prefix: a pool's disk went away. What is being made there keeps its promise and
 // its quota id, which end with the work: the disk may be back before that, and nobody must have been given them meanwhile.
 func (sp *filesystemSpace) forget(prefix string) {
 	making := prefix + record.TmpDir + "/"
-	for key := range sp.ledger.all() {
-		if strings.HasPrefix(key, prefix) && !strings.Contains(key, admissionMark) {
-			sp.ledger.release(key)
-		}
-	}
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
-	for id, key := range sp.owners {
-		if strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, making) {
-			delete(sp.owners, id)
-			sp.ids.Release(id)
-		}
-	}
+	sp.ledger.Forget(
+		func(key string) bool { return strings.HasPrefix(key, prefix) && !strings.Contains(key, admissionMark) },
+		func(key string) bool { return strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, making) },
+	)
 }
 
 // expire makes the next look at the filesystem's space a fresh one.

@@ -356,7 +356,7 @@ func (s *Store) describePool(p *pool) Pool {
 		d.Offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
 		return d
 	}
-	d.Promised = space.ledger.promised()
+	d.Promised = space.ledger.Promised()
 	d.Capacity = capacity
 	d.Available = max(capacity-d.Promised, 0)
 	d.Purgeable = min(s.purgeable(space), max(capacity-d.Available, 0))

@@ -115,7 +115,7 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 // acquired tells whether a running store has given the id to a volume that is being made at this moment.
 func (v *verifier) acquired(p *pool, id uint32) bool {
 	_, space, err := p.state()
-	return v.live && err == nil && space.known(id)
+	return v.live && err == nil && space.ledger.Owner(id) != ""
 }
 
 func (at *place) directory(ctx context.Context) {
