@@ -47,7 +47,7 @@ filesystem-tools:
 generate: ## Generate deepcopy functions and CRDs from api/, and docs/reference
 	go tool controller-gen object paths=./api/...
 	go tool controller-gen crd paths=./api/... output:crd:dir=charts/quarry/crds
-	go generate ./provisioner
+	go generate ./provisioner/parameters
 	go test ./cmd/quarry -run Reference -update
 
 .PHONY: clean
@@ -128,7 +128,7 @@ test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on 
 
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Books|Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
+	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Books|Parallel|Group|Pressure|SameID' ./nodeagent/store ./internal/keylock
 
 .PHONY: test-chart
 test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples

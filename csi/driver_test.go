@@ -25,7 +25,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
 	"github.com/quarry-storage/quarry/nodeagent/store"
-	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 const (
@@ -75,8 +75,8 @@ func newDriver(t testing.TB, change func(*csi.Server), pools ...string) *driver 
 	volumes := &standalone.Volumes{Store: d.store, Node: node}
 	s := &csi.Server{
 		Identity:   &csi.Identity{},
-		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: provisioner.ApplyParameters},
-		Node:       &csi.Node{Name: node, Volumes: &publish.Publisher{Store: d.store}, Parameters: provisioner.ApplyParameters},
+		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: parameters.Apply},
+		Node:       &csi.Node{Name: node, Volumes: &publish.Publisher{Store: d.store}, Parameters: parameters.Apply},
 		Log:        log,
 	}
 	if change != nil {

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
 const (
@@ -25,11 +27,8 @@ const (
 	MaxKey = 56
 )
 
-var (
-	keyGrammar = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
-	// hashedKey is what keyOf makes of names that can not stand for themselves.
-	hashedKey = regexp.MustCompile(`^name-[0-9a-f]{40}$`)
-)
+// hashedKey is what keyOf makes of names that cannot stand for themselves.
+var hashedKey = regexp.MustCompile(`^name-[0-9a-f]{40}$`)
 
 // keyOf turns a volume's name into one that can be a directory's and a label's. The names that Kubernetes gives
 // (pvc-<claim UID>) stay as they are; any other legal name is hashed, so that two names never get one key.
@@ -42,7 +41,7 @@ func keyOf(name string) (string, error) {
 	case !isText(name):
 		return "", invalid("name %s has control characters or is no UTF-8", quote(name))
 	}
-	if len(name) <= MaxKey && keyGrammar.MatchString(name) && !hashedKey.MatchString(name) {
+	if len(name) <= MaxKey && v1alpha1.IsVolumeID(name) && !hashedKey.MatchString(name) {
 		return name, nil
 	}
 	sum := sha256.Sum256([]byte(name))
@@ -55,7 +54,7 @@ func checkID(id string) (possible bool, err error) {
 	if id == "" {
 		return false, invalid("volume_id is missing")
 	}
-	return len(id) <= maxName && keyGrammar.MatchString(id), nil
+	return v1alpha1.IsVolumeID(id), nil
 }
 
 // existingID is checkID for calls that need the volume.

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // adviser says on a claim why the scheduler finds no node for it. With capacity published, a claim that fits nowhere
@@ -69,7 +70,7 @@ func (a *adviser) advise(ctx context.Context, claim *corev1.PersistentVolumeClai
 	if err := a.local.Client.Get(ctx, client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	params, err := ParseParameters(class.Parameters)
+	params, err := parameters.Parse(class.Parameters)
 	if err != nil {
 		return nil // the scheduler finds a node, and Provision says what is wrong
 	}
@@ -124,7 +125,7 @@ func addAdvice(mgr manager.Manager, a *adviser) error {
 }
 
 // pickNode chooses among all nodes by what the caches say; the error is a *NoNodeError if none can take the volume.
-func (l *Local) pickNode(ctx context.Context, class *storagev1.StorageClass, p Parameters, size int64, refused map[string]int) (string, error) {
+func (l *Local) pickNode(ctx context.Context, class *storagev1.StorageClass, p parameters.Set, size int64, refused map[string]int) (string, error) {
 	pl, err := l.placement(ctx, refused)
 	if err != nil {
 		return "", err

@@ -2,7 +2,6 @@ package provisioner
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -17,21 +16,13 @@ import (
 // from what is known, so two controllers that make the same attempt collide in the API server instead of making two
 // volumes. A number whose record still exists, as a tombstone or otherwise, is never taken again.
 
-// MaxIDLength bounds ids, which are directory names on disk and values of labels are not.
-const MaxIDLength = 100
-
-var idGrammar = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
-
-// ValidID reports whether a name may be a volume's id. Nothing else ever reaches a path.
-func ValidID(id string) bool { return len(id) <= MaxIDLength && idGrammar.MatchString(id) }
-
 // attemptID is the id of the nth attempt for a PersistentVolume; the first is 1.
 func attemptID(pvName string, n int) string { return fmt.Sprintf("%s-%d", pvName, n) }
 
 // attemptNumber is the inverse of attemptID.
 func attemptNumber(pvName, id string) (n int, ok bool) {
 	digits, found := strings.CutPrefix(id, pvName+"-")
-	if !found || !ValidID(id) {
+	if !found || !v1alpha1.IsVolumeID(id) {
 		return 0, false
 	}
 	n, err := strconv.Atoi(digits)

@@ -20,7 +20,7 @@ func TestAttemptNames(t *testing.T) {
 		require.Equal(t, want > 0, ok, id)
 	}
 	for _, id := range []string{"", ".", "..", "a/b", "A", "a_b", "-a", "a-", "a.b", "a\x00", "ä"} {
-		require.False(t, ValidID(id), id)
+		require.False(t, v1alpha1.IsVolumeID(id), id)
 	}
 }
 

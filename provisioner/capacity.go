@@ -26,6 +26,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/internal/keylock"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // capacityPublisher tells the scheduler what fits where: one CSIStorageCapacity for every node and every class that
@@ -49,7 +51,7 @@ type capacityPublisher struct {
 
 	mu    sync.Mutex
 	fresh map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
-	nodes keyedLocks
+	nodes keylock.Set
 	told  told
 	need  *need
 
@@ -168,7 +170,12 @@ func newer(a, b *v1alpha1.Pool) bool {
 // that has to wait for its turn, and what becomes something else by itself, come after the time that is returned (0: there is
 // neither). It is serialised by node, so that an older state is never written over a newer one.
 func (c *capacityPublisher) publish(ctx context.Context, name string, exact bool) (wait time.Duration, err error) {
-	defer c.nodes.lock(name)()
+	unlock, err := c.nodes.Lock(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+
 	want, totals, err := c.wanted(ctx, name)
 	if err != nil {
 		return 0, err
@@ -298,7 +305,7 @@ func (c *capacityPublisher) wanted(ctx context.Context, name string) (want map[s
 			continue
 		}
 		free, total := room{Available: anySize, Largest: anySize}, int64(0)
-		if params, err := ParseParameters(class.Parameters); err == nil {
+		if params, err := parameters.Parse(class.Parameters); err == nil {
 			free, total = roomIn(pools, params), totalOf(pools, params)
 		} else {
 			log.FromContext(ctx).V(1).Info("A class cannot be served", "class", class.Name, "why", err.Error())
@@ -391,39 +398,4 @@ func (c *capacityPublisher) publishAll(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// keyedLocks is one lock for each key. The zero value is ready to use.
-type keyedLocks struct {
-	mu    sync.Mutex
-	locks map[string]*keyedLock
-}
-
-type keyedLock struct {
-	sync.Mutex
-	users int
-}
-
-// lock takes a key's lock and returns what gives it back.
-func (k *keyedLocks) lock(key string) (unlock func()) {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[string]*keyedLock{}
-	}
-	l := k.locks[key]
-	if l == nil {
-		l = &keyedLock{}
-		k.locks[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.Lock()
-	return func() {
-		l.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, key)
-		}
-	}
 }

@@ -8,6 +8,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 const (
@@ -109,10 +110,10 @@ func (c *capacityPublisher) urgencyOf(published, now *storagev1.CSIStorageCapaci
 func distance(a, b int64) int64 { return max(a, b) - min(a, b) }
 
 // totalOf is the size of the pools that the parameters allow; pools that share a filesystem share its size.
-func totalOf(pools []v1alpha1.Pool, p Parameters) (total int64) {
+func totalOf(pools []v1alpha1.Pool, p parameters.Set) (total int64) {
 	byFilesystem := map[string]int64{}
 	for i := range pools {
-		if pool := &pools[i]; p.allows(pool) {
+		if pool := &pools[i]; p.Allows(pool) {
 			filesystem := cmp.Or(pool.Status.FilesystemID, "pool "+pool.Name)
 			byFilesystem[filesystem] = max(byFilesystem[filesystem], bytesOf(pool.Status.Capacity))
 		}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 const gib = 1 << 30
@@ -84,6 +85,6 @@ func TestTotalOfTheClass(t *testing.T) {
 			Status: v1alpha1.PoolStatus{FilesystemID: filesystem, Capacity: resource.NewQuantity(size, resource.BinarySI)}}
 	}
 	pools := []v1alpha1.Pool{pool("a", "1", 10), pool("b", "1", 10), pool("c", "2", 5)}
-	require.EqualValues(t, 15, totalOf(pools, Parameters{}))
-	require.EqualValues(t, 5, totalOf(pools, Parameters{Pool: "c"}))
+	require.EqualValues(t, 15, totalOf(pools, parameters.Set{}))
+	require.EqualValues(t, 5, totalOf(pools, parameters.Set{Pool: "c"}))
 }

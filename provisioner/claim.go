@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // checkClaim finds what a classic volume cannot give. The error is a *ClaimError, or a *controller.IgnoredError where
@@ -84,7 +85,7 @@ func waitsForConsumer(class *storagev1.StorageClass) bool {
 }
 
 // wishOf is the spec of the volume that the claim asks for, but for the node.
-func wishOf(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, p Parameters) v1alpha1.VolumeSpec {
+func wishOf(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, p parameters.Set) v1alpha1.VolumeSpec {
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	spec := v1alpha1.VolumeSpec{
 		DesiredState:     v1alpha1.DesiredPresent,

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // CSI is the CSI front door: what package csi asks of whoever makes volumes, over the records. It keeps nothing, so every
@@ -121,7 +122,7 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 			wish.ReclaimPolicy = reclaimPolicy(&class)
 		}
 	}
-	if wish.Parameters["poolSpread"] == string(SpreadApart) {
+	if wish.Parameters["poolSpread"] == string(parameters.SpreadApart) {
 		if wish.SpreadGroup, err = (podReader{c.Local.Live}).spreadGroup(ctx, &claim); err != nil {
 			return err
 		}
@@ -181,8 +182,8 @@ func (c *CSI) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
 }
 
 // parametersOf are the parameters that decide which pools will do.
-func parametersOf(wish *v1alpha1.VolumeSpec) Parameters {
-	return Parameters{Backend: wish.Backend, Enforcement: wish.Enforcement, Pool: wish.Pool, PoolSelector: wish.PoolSelector}
+func parametersOf(wish *v1alpha1.VolumeSpec) parameters.Set {
+	return parameters.Set{Backend: wish.Backend, Enforcement: wish.Enforcement, Pool: wish.Pool, PoolSelector: wish.PoolSelector}
 }
 
 // publishCapacity tells the scheduler what a node that refused still has, before the sidecar asks it to choose again.
@@ -335,7 +336,7 @@ func (c *CSI) claimTooLarge(ctx context.Context, v *v1alpha1.Volume) (resource.Q
 func (c *CSI) Delete(ctx context.Context, id string) error { return explain(c.delete(ctx, id)) }
 
 func (c *CSI) delete(ctx context.Context, id string) error {
-	if !ValidID(id) {
+	if !v1alpha1.IsVolumeID(id) {
 		return nil
 	}
 	v := &v1alpha1.Volume{}

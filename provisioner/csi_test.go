@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 func TestPVOf(t *testing.T) {
@@ -51,7 +52,7 @@ func testCSI(t *testing.T, k *cluster) {
 	wish := func(size string, class map[string]string) v1alpha1.VolumeSpec {
 		w := v1alpha1.VolumeSpec{DesiredState: v1alpha1.DesiredPresent, Provisioner: v1alpha1.CSIDriver, VolumeMode: corev1.PersistentVolumeFilesystem,
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Capacity: resource.MustParse(size)}
-		_, err := ApplyParameters(class, &w)
+		_, err := parameters.Apply(class, &w)
 		require.NoError(t, err)
 		return w
 	}

@@ -46,18 +46,6 @@ type RefusedError struct {
 func (e *RefusedError) Error() string  { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }
 func (e *RefusedError) Reason() string { return e.Code }
 
-// ParameterError is a StorageClass parameter that cannot be served. It names the parameter, what is allowed, and the
-// nearest thing that is.
-type ParameterError struct {
-	Parameter string
-	Message   string
-}
-
-func (e *ParameterError) Error() string {
-	return fmt.Sprintf("StorageClass parameter %q: %s", e.Parameter, e.Message)
-}
-func (e *ParameterError) Reason() string { return ReasonInvalidParameter }
-
 // ClaimError is something a claim asks for that this provisioner does not give.
 type ClaimError struct {
 	Field   string

@@ -3,12 +3,14 @@ package provisioner
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 func TestJudge(t *testing.T) {
@@ -42,5 +44,18 @@ func TestVerdictsAreComplete(t *testing.T) {
 	}
 	for reason, v := range verdicts {
 		require.NotEmpty(t, v.State, reason)
+	}
+}
+
+// What a class may say wrongly fits into an event with the advice behind it.
+func TestExplainsWrongParameters(t *testing.T) {
+	for _, class := range []map[string]string{
+		{"backend": strings.Repeat("x", 100000)},
+		{strings.Repeat("x", 100000): "1"},
+		{"mkfsOptions": strings.Repeat("-x ", 33), "fsType": "ext4"},
+	} {
+		_, err := parameters.Parse(class)
+		require.Less(t, len(Explain(err)), longestNote)
+		require.Equal(t, v1alpha1.ReasonInvalidParameter, Judge(err).Reason)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // What an event leads to is found by an index of the cache, never by looking at
@@ -114,7 +115,7 @@ func leadsElsewhere(pv *corev1.PersistentVolume) []string {
 		}
 		keys = append(keys, pathKey(pv.Spec.Local.Path))
 		for _, element := range elements {
-			if ValidID(element) {
+			if v1alpha1.IsVolumeID(element) {
 				keys = append(keys, element)
 			}
 		}
@@ -167,6 +168,6 @@ func indexOfNodeLoss(o client.Object) []string {
 
 // startsOver reports whether a class has claims start over when their node is lost.
 func startsOver(of origin) bool {
-	p, err := ParametersFromJSON(of.Parameters)
-	return err == nil && p.OnNodeLoss != NodeLossNever
+	p, err := parameters.FromJSON(of.Parameters)
+	return err == nil && p.OnNodeLoss != parameters.NodeLossNever
 }

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // CapacityPublisher tells the scheduler what still fits on a node.
@@ -121,7 +122,7 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 	if err := checkClaim(o.PVC); err != nil {
 		return nil, "", err
 	}
-	params, err := ParseParameters(o.StorageClass.Parameters)
+	params, err := parameters.Parse(o.StorageClass.Parameters)
 	if err != nil {
 		return nil, "", err
 	}
@@ -135,7 +136,7 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 	if err := l.selectPools(ctx, o.PVC, o.StorageClass, &wish, params); err != nil {
 		return nil, wish.NodeName, err
 	}
-	if params.PoolSpread == SpreadApart {
+	if params.PoolSpread == parameters.SpreadApart {
 		if wish.SpreadGroup, err = (podReader{l.Live}).spreadGroup(ctx, o.PVC); err != nil {
 			return nil, wish.NodeName, err
 		}
@@ -197,7 +198,7 @@ func (l *Local) claimGone(ctx context.Context, claim *corev1.PersistentVolumeCla
 
 // chooseNode is the node to make the volume on: the scheduler's (or, by hand, an administrator's), or for Immediate
 // classes the one of the attempt that is under way, or the one with the most room.
-func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p Parameters, size int64) (string, error) {
+func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p parameters.Set, size int64) (string, error) {
 	if o.SelectedNode != nil {
 		return o.SelectedNode.Name, l.checkSelected(ctx, o)
 	}

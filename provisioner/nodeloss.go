@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // nodeLoss lets the claims of StatefulSets start over, empty, on another node when theirs is lost, for classes that ask for
@@ -81,9 +82,9 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	for i := range pvs.Items {
 		pv := &pvs.Items[i]
 		of, ok := originOf(pv)
-		p, err := ParametersFromJSON(of.Parameters)
+		p, err := parameters.FromJSON(of.Parameters)
 		moving := pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != ""
-		if ok && err == nil && p.OnNodeLoss != NodeLossNever && pv.Spec.ClaimRef != nil && pv.Status.Phase == corev1.VolumeBound && !moving {
+		if ok && err == nil && p.OnNodeLoss != parameters.NodeLossNever && pv.Spec.ClaimRef != nil && pv.Status.Phase == corev1.VolumeBound && !moving {
 			wanting = append(wanting, wantingPV{pv, p})
 		}
 	}
@@ -193,7 +194,7 @@ func (n *nodeLoss) holdsBound(ctx context.Context, node string) (bool, error) {
 
 type wantingPV struct {
 	pv     *corev1.PersistentVolume
-	params Parameters
+	params parameters.Set
 }
 
 // lossState is what is known of a node, read live.
@@ -253,8 +254,8 @@ func (n *nodeLoss) forget(node string) {
 }
 
 // dueIn is how long a lost node's claims of a class still wait; due is false if they wait for something else than time.
-func (s lossState) dueIn(p Parameters, now time.Time) (wait time.Duration, due bool) {
-	if p.OnNodeLoss == NodeLossOutOfServiceTaint {
+func (s lossState) dueIn(p parameters.Set, now time.Time) (wait time.Duration, due bool) {
+	if p.OnNodeLoss == parameters.NodeLossOutOfServiceTaint {
 		return 0, s.outOfService
 	}
 	return p.NodeLossDelay - now.Sub(s.since), true

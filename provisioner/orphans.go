@@ -143,7 +143,7 @@ func (o *orphanage) namedBy(ctx context.Context, pv *corev1.PersistentVolume) ma
 		names[pv.Spec.CSI.VolumeHandle] = true
 	case pv.Spec.Local != nil:
 		for _, element := range strings.Split(pv.Spec.Local.Path, "/") {
-			if ValidID(element) && pvOf(element) != "" {
+			if v1alpha1.IsVolumeID(element) && pvOf(element) != "" {
 				names[element] = true
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 func init() { samplesWanted = 1 } // so that the tests with an API server meet packed objects
@@ -29,7 +30,7 @@ func quietVolume(i int) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim
 	claimUID, node := uid(), fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/20/200, i/20%200)
 	pvName := "pvc-" + string(claimUID)
 	size := resource.MustParse("10Gi")
-	params, _ := ParseParameters(map[string]string{"backend": "loop", "fsType": "ext4", "onDelete": "trash", "trashRetention": "72h"})
+	params, _ := parameters.Parse(map[string]string{"backend": "loop", "fsType": "ext4", "onDelete": "trash", "trashRetention": "72h"})
 	mode := corev1.PersistentVolumeFilesystem
 	fields := []metav1.ManagedFieldsEntry{{Manager: "quarry", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1",
 		FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 1500))}}

@@ -11,10 +11,10 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // room is what a set of pools could still take, in bytes.
@@ -26,15 +26,15 @@ type room struct {
 }
 
 // roomIn adds up the ready pools that the parameters allow.
-func roomIn(pools []v1alpha1.Pool, p Parameters) room {
+func roomIn(pools []v1alpha1.Pool, p parameters.Set) room {
 	byFilesystem := map[string]int64{}
 	var r room
 	for i := range pools {
 		pool := &pools[i]
-		if !p.allows(pool) || !meta.IsStatusConditionTrue(pool.Status.Conditions, v1alpha1.ConditionReady) {
+		if !p.Allows(pool) || !meta.IsStatusConditionTrue(pool.Status.Conditions, v1alpha1.ConditionReady) {
 			continue
 		}
-		if !p.enforceable(pool) {
+		if !p.EnforceableIn(pool) {
 			continue
 		}
 		if a := pool.Status.Available; a != nil {
@@ -55,26 +55,6 @@ func roomIn(pools []v1alpha1.Pool, p Parameters) room {
 	return r
 }
 
-// allows reports whether the class may use the pool.
-func (p Parameters) allows(pool *v1alpha1.Pool) bool {
-	if p.Pool != "" {
-		return pool.Spec.Pool == p.Pool
-	}
-	if p.PoolSelector == nil {
-		return true
-	}
-	selector, err := metav1.LabelSelectorAsSelector(p.PoolSelector)
-	return err == nil && selector.Matches(labels.Set(pool.Labels))
-}
-
-// enforceable reports whether the pool can hold sizes as the class asks. Only a directory needs the pool's help.
-func (p Parameters) enforceable(pool *v1alpha1.Pool) bool {
-	if p.Backend != v1alpha1.BackendDirectory || p.Enforcement == v1alpha1.EnforcementNone {
-		return true
-	}
-	return pool.Status.Features.ProjectQuota || pool.Status.Features.SimpleQuota
-}
-
 // placement is what is known when a node is to be chosen for a class with volumeBindingMode Immediate.
 type placement struct {
 	nodes []corev1.Node
@@ -86,7 +66,7 @@ type placement struct {
 
 // pick takes the node with the most room among those that can take the volume; without taints before with, because a
 // pod that tolerates nothing has to be able to follow its volume. The error is a *NoNodeError.
-func (pl placement) pick(class *storagev1.StorageClass, p Parameters, size int64) (string, error) {
+func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size int64) (string, error) {
 	type candidate struct {
 		name    string
 		tainted bool

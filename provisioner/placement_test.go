@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 func testNode(name string, ready bool, taints ...corev1.Taint) corev1.Node {
@@ -43,7 +44,7 @@ func TestPick(t *testing.T) {
 	}
 	pick := func(class storagev1.StorageClass, size string) (string, error) {
 		q := resource.MustParse(size)
-		return pl.pick(&class, Parameters{}, q.Value())
+		return pl.pick(&class, parameters.Set{}, q.Value())
 	}
 	node, err := pick(storagev1.StorageClass{}, "1Gi")
 	require.NoError(t, err)
@@ -77,7 +78,7 @@ func TestRoomIn(t *testing.T) {
 		{map[string]string{"backend": "directory"}, "3Gi", "3Gi"}, // only one can enforce
 		{map[string]string{"enforcement": "none"}, "8Gi", "5Gi"},
 	} {
-		p, err := ParseParameters(test.class)
+		p, err := parameters.Parse(test.class)
 		require.NoError(t, err)
 		available, largest := resource.MustParse(test.available), resource.MustParse(test.largest)
 		require.Equal(t, room{available.Value(), largest.Value()}, roomIn(pools, p), test.class)

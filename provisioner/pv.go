@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // annProvisionedBy is set by the library on every PersistentVolume it creates; Kubernetes leaves those to us.
@@ -49,7 +50,7 @@ func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, poolLabels ma
 				v1alpha1.AnnotationNode:       node.Name,
 				v1alpha1.AnnotationNodeUID:    string(node.UID),
 				v1alpha1.AnnotationPool:       v.Status.Pool,
-				v1alpha1.AnnotationParameters: ParametersOf(&v.Spec),
+				v1alpha1.AnnotationParameters: parameters.JSONOf(&v.Spec),
 			},
 		},
 		Spec: corev1.PersistentVolumeSpec{
@@ -85,7 +86,7 @@ func PersistentVolumeOf(pvName string, v *v1alpha1.Volume, node *corev1.Node, po
 	pv.Annotations = map[string]string{annProvisionedBy: v1alpha1.CSIDriver}
 	pv.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 		Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
-		VolumeAttributes: map[string]string{v1alpha1.AnnotationParameters: ParametersOf(&v.Spec)},
+		VolumeAttributes: map[string]string{v1alpha1.AnnotationParameters: parameters.JSONOf(&v.Spec)},
 	}}
 	if v.Spec.VolumeMode == corev1.PersistentVolumeFilesystem {
 		pv.Spec.CSI.FSType = v.Spec.FSType
@@ -118,7 +119,7 @@ func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
 		return origin{}, false
 	}
 	o.Parameters = facts[v1alpha1.AnnotationParameters]
-	return o, ValidID(o.Volume) && o.Node != ""
+	return o, v1alpha1.IsVolumeID(o.Volume) && o.Node != ""
 }
 
 // TopologyNodeOf is the one node that a PersistentVolume's affinity allows by the topology of the CSI driver, "" if that is
@@ -171,7 +172,7 @@ func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 	if _, derived := attemptNumber(pv.Name, o.Volume); !derived {
 		return nil, &NotOursError{pv.Name, fmt.Sprintf("Volume %s has no record, and its name does not follow from the PersistentVolume's", o.Volume)}
 	}
-	p, err := ParametersFromJSON(o.Parameters)
+	p, err := parameters.FromJSON(o.Parameters)
 	if err != nil {
 		return nil, fmt.Errorf("PersistentVolume %s: %w", pv.Name, err)
 	}

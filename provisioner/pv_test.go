@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // A record can be written again from nothing but its PersistentVolume, and the agent finds the same volume under it.
@@ -24,7 +25,7 @@ func TestRecordFromPV(t *testing.T) {
 			claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "data", UID: "1"}, Spec: corev1.PersistentVolumeClaimSpec{
 				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
 				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{"storage": resource.MustParse("1500M")}}}}
-			params, err := ParseParameters(class.Parameters)
+			params, err := parameters.Parse(class.Parameters)
 			require.NoError(t, err)
 			wish := wishOf(claim, &class, params)
 			wish.NodeName = "node"

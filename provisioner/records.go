@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // indexPVName is the cache's index of Volumes by the PersistentVolume they are made for.
@@ -185,7 +186,7 @@ func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume,
 
 // create writes the record of a new attempt. Nil, nil: somebody else was faster, look again.
 func (r *Records) create(ctx context.Context, pvName, name string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
-	if !ValidID(name) || len(validation.IsValidLabelValue(pvName)) > 0 {
+	if !v1alpha1.IsVolumeID(name) || len(validation.IsValidLabelValue(pvName)) > 0 {
 		return nil, &ClaimError{"name", fmt.Sprintf("%q cannot be a volume's name", pvName)}
 	}
 	v := newRecord(pvName, name, wish)
@@ -197,7 +198,10 @@ func (r *Records) create(ctx context.Context, pvName, name string, wish *v1alpha
 	case apierrors.IsAlreadyExists(err):
 		return nil, r.catchUp(ctx, name)
 	case apierrors.IsInvalid(err) || apierrors.IsBadRequest(err):
-		return nil, &ParameterError{"(all)", "the API server does not take the volume: " + err.Error()}
+		return nil, &parameters.Error{
+			Parameter: "(all)",
+			Message:   "the API server does not take the volume: " + err.Error(),
+		}
 	}
 	return nil, &APIError{"creating Volume " + name, err}
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // A claim's selector chooses among the pools of its node by their labels, and its PersistentVolume gets those labels, so
@@ -20,7 +21,7 @@ import (
 // again would find the same node again. So that is a final error, and it names what would do.
 
 // selectPools narrows a wish to the pools that a claim's selector matches, or says that its node has none: a *SelectorError.
-func (l *Local) selectPools(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, wish *v1alpha1.VolumeSpec, p Parameters) error {
+func (l *Local) selectPools(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, wish *v1alpha1.VolumeSpec, p parameters.Set) error {
 	if claim.Spec.Selector == nil {
 		return nil
 	}
@@ -33,8 +34,8 @@ func (l *Local) selectPools(ctx context.Context, claim *corev1.PersistentVolumeC
 	if err := l.Client.List(ctx, &pools); err != nil {
 		return &APIError{"listing pools", err}
 	}
-	suits := func(p Parameters, pool *v1alpha1.Pool) bool {
-		return p.allows(pool) && selector.Matches(labels.Set(pool.Labels))
+	suits := func(p parameters.Set, pool *v1alpha1.Pool) bool {
+		return p.Allows(pool) && selector.Matches(labels.Set(pool.Labels))
 	}
 	if slices.ContainsFunc(pools.Items, func(pool v1alpha1.Pool) bool { return pool.Spec.NodeName == wish.NodeName && suits(p, &pool) }) {
 		return nil
@@ -75,7 +76,7 @@ func narrow(wish *v1alpha1.VolumeSpec, selector *metav1.LabelSelector) {
 
 // classesThat are the classes with which the scheduler can only choose nodes whose pools suit: those that allow pools at
 // all, on nodes that all have one that suits.
-func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, pools []v1alpha1.Pool, suits func(Parameters, *v1alpha1.Pool) bool) ([]string, error) {
+func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, pools []v1alpha1.Pool, suits func(parameters.Set, *v1alpha1.Pool) bool) ([]string, error) {
 	var classes storagev1.StorageClassList
 	if err := l.Client.List(ctx, &classes); err != nil {
 		return nil, &APIError{"listing StorageClasses", err}
@@ -91,7 +92,7 @@ func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, po
 	var would []string
 	for i := range classes.Items {
 		class := &classes.Items[i]
-		p, err := ParseParameters(class.Parameters)
+		p, err := parameters.Parse(class.Parameters)
 		if err != nil || class.Name == but.Name || class.Provisioner != v1alpha1.LocalProvisioner {
 			continue // the sidecar of the other door serves no claims with selectors
 		}
@@ -99,7 +100,7 @@ func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, po
 		for j := range pools {
 			pool := &pools[j]
 			node := byName[pool.Spec.NodeName]
-			if node == nil || !inTopologies(node, class.AllowedTopologies) || !p.allows(pool) {
+			if node == nil || !inTopologies(node, class.AllowedTopologies) || !p.Allows(pool) {
 				continue
 			}
 			may[node.Name] = true
@@ -136,7 +137,7 @@ func (e *SelectorError) Reason() string { return ReasonNoMatchingPool }
 // poolLabels are the labels of the pool that holds a volume, for its PersistentVolume; none if the pool is not known.
 func (l *Local) poolLabels(ctx context.Context, v *v1alpha1.Volume) map[string]string {
 	var pool v1alpha1.Pool
-	if err := l.Client.Get(ctx, client.ObjectKey{Name: v.Spec.NodeName + "." + v.Status.Pool}, &pool); err != nil {
+	if err := l.Client.Get(ctx, client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)}, &pool); err != nil {
 		return nil
 	}
 	return pool.Labels

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // surveys are looks at all nodes, and at the pods of a namespace that wait for the
@@ -46,7 +48,7 @@ type podsOf struct {
 
 // room is the largest volume of a class that any node can take, and what is to be
 // said of a larger one.
-func (s *surveys) room(ctx context.Context, class *storagev1.StorageClass, p Parameters) (int64, *NoNodeError, error) {
+func (s *surveys) room(ctx context.Context, class *storagev1.StorageClass, p parameters.Set) (int64, *NoNodeError, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known, is := s.classes[class.Name]
@@ -114,7 +116,7 @@ func waitsForNode(pod *corev1.Pod) bool {
 }
 
 // largest is the largest volume of a class that any node can take, in bytes.
-func (pl placement) largest(class *storagev1.StorageClass, p Parameters) int64 {
+func (pl placement) largest(class *storagev1.StorageClass, p parameters.Set) int64 {
 	most := int64(0)
 	for i := range pl.nodes {
 		node := &pl.nodes[i]

@@ -15,13 +15,14 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // serveController serves the CSI controller service to the sidecars beside this replica, until ctx ends.
 func serveController(ctx context.Context, endpoint string, door *provisioner.CSI) error {
 	server := &csi.Server{
 		Identity:   &csi.Identity{Version: version},
-		Controller: &csi.Controller{Volumes: door, Catalogue: door, Parameters: provisioner.ApplyParameters},
+		Controller: &csi.Controller{Volumes: door, Catalogue: door, Parameters: parameters.Apply},
 	}
 	return server.ListenAndServe(ctx, endpoint)
 }
@@ -62,7 +63,7 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 	}
 	server := &csi.Server{
 		Identity: &csi.Identity{Version: version},
-		Node:     &csi.Node{Name: node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: provisioner.ApplyParameters},
+		Node:     &csi.Node{Name: node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: parameters.Apply},
 		Log:      log,
 	}
 	if o.inline {

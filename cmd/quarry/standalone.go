@@ -19,7 +19,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
 	"github.com/quarry-storage/quarry/nodeagent/store"
-	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // lookAgain is how often the pools' disks are looked at, when one may have come or gone.
@@ -107,8 +107,8 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	volumes := &standalone.Volumes{Store: disks, Node: o.node}
 	server := &csi.Server{
 		Identity:   &csi.Identity{Version: version, Ready: func(context.Context) error { return anyOnline(disks) }},
-		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: provisioner.ApplyParameters},
-		Node:       &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: provisioner.ApplyParameters},
+		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: parameters.Apply},
+		Node:       &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: parameters.Apply},
 		Log:        log,
 	}
 	if o.inline {

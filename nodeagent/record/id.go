@@ -2,16 +2,14 @@ package record
 
 import (
 	"fmt"
-	"regexp"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// MaxID is the longest id of a volume, in bytes. With the trash's time behind it, it still is one path element.
-const MaxID = 128
+// MaxID is the longest id of a volume, in bytes.
+const MaxID = v1alpha1.MaxVolumeIDLength
 
-// A leading letter or digit keeps ids apart from .quarry and from options; no dot keeps them apart from lost+found and temporary files.
-var idGrammar = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
-
-// IDError is returned for what can not be the id of a volume.
+// IDError is returned for what cannot be the id of a volume.
 type IDError struct{ ID string }
 
 func (e *IDError) Error() string {
@@ -24,7 +22,7 @@ func (e *IDError) Error() string {
 
 // CheckID returns an *IDError unless id is of the grammar of volume ids. It is called before an id touches any path.
 func CheckID(id string) error {
-	if len(id) > MaxID || !idGrammar.MatchString(id) {
+	if !v1alpha1.IsVolumeID(id) {
 		return &IDError{ID: id}
 	}
 	return nil

@@ -14,7 +14,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/provisioner"
 )
 
 // Adoption is data on a node that is to become a volume.
@@ -66,7 +65,7 @@ func (r *Rescuer) Prepare(ctx context.Context, a Adoption) (*v1alpha1.Volume, er
 		a.Name = nameFor(a.Node, a.Path)
 	}
 	name := a.Name + "-1"
-	if !provisioner.ValidID(name) || len(validation.IsValidLabelValue(a.Name)) > 0 {
+	if !v1alpha1.IsVolumeID(name) || len(validation.IsValidLabelValue(a.Name)) > 0 {
 		return nil, fmt.Errorf("%q can not be the name of a volume's PersistentVolume: lower-case letters, digits and inner dashes, at most 63; name another with --name", a.Name)
 	}
 	return a.volume(name), nil

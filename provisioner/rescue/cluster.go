@@ -209,7 +209,7 @@ func forClaim(v *v1alpha1.Volume) string {
 
 // poolLabels are those that a PersistentVolume gets of its volume's pool, so that claims with a selector can choose it.
 func (r *Rescuer) poolLabels(ctx context.Context, v *v1alpha1.Volume) (map[string]string, error) {
-	pool, err := get[v1alpha1.Pool](ctx, r, client.ObjectKey{Name: v.Spec.NodeName + "." + v.Status.Pool})
+	pool, err := get[v1alpha1.Pool](ctx, r, client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)})
 	if pool == nil || err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // handOver makes a PersistentVolume that was made by hand one of Quarry's: from then on its deletion and its growth are
@@ -65,7 +65,7 @@ func Annotations(v *v1alpha1.Volume, node *corev1.Node) map[string]string {
 		v1alpha1.AnnotationNode:       node.Name,
 		v1alpha1.AnnotationNodeUID:    string(node.UID),
 		v1alpha1.AnnotationPool:       v.Status.Pool,
-		v1alpha1.AnnotationParameters: provisioner.ParametersOf(&v.Spec),
+		v1alpha1.AnnotationParameters: parameters.JSONOf(&v.Spec),
 	}
 }
 

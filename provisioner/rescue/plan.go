@@ -180,7 +180,7 @@ func (p *planner) disks() {
 
 // judge says why a disk is not used, and plans its taking over; "": it is used.
 func (p *planner) judge(d *Disk, nodes []string) string {
-	name := d.Node + "." + d.Pool
+	name := v1alpha1.PoolObjectName(d.Node, d.Pool)
 	object, at := "pool/"+name, place{disk: d}
 	known := p.Pools[name]
 	switch {

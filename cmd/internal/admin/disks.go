@@ -11,7 +11,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
-	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
 
@@ -72,7 +72,7 @@ func volumeOf(node string, p *listing.PoolListing, r *record.Volume, dataPath st
 		return v
 	}
 	asked := v.Spec.DeepCopy()
-	if _, err := provisioner.ApplyParameters(r.Origin.Parameters, asked); err == nil {
+	if _, err := parameters.Apply(r.Origin.Parameters, asked); err == nil {
 		v.Spec = *asked
 	}
 	return v

@@ -12,7 +12,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
-	"github.com/quarry-storage/quarry/provisioner"
+	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
 // fromDisk is what becomes of records that a node lists.
@@ -34,7 +34,7 @@ func fromDisk(t *testing.T, p listing.PoolListing) *v1alpha1.Volume {
 func TestVolumeComesBackAsItWas(t *testing.T) {
 	class := map[string]string{"backend": "loop", "fsType": "xfs", "mkfsOptions": "-m crc=1", "onDelete": "trash", "trashRetention": "1h", "owner": "1000", "mode": "0770", "onNodeLoss": "afterDelay"}
 	spec := v1alpha1.VolumeSpec{VolumeMode: corev1.PersistentVolumeFilesystem, MountOptions: []string{"noatime"}}
-	canonical, err := provisioner.ApplyParameters(class, &spec)
+	canonical, err := parameters.Apply(class, &spec)
 	require.NoError(t, err)
 	r := record.Volume{
 		ID: "pvc-1-1", Backend: "loop", Enforcement: "quota", VolumeMode: "Filesystem", SizeBytes: 1 << 30, Allocation: "thick", FSType: "xfs",
@@ -55,7 +55,7 @@ func TestVolumeComesBackAsItWas(t *testing.T) {
 	require.Equal(t, spec.Owner, v.Spec.Owner)
 	require.Equal(t, "/volumes/pvc-1-1/mount/data", v.Status.Path)
 	require.Equal(t, int64(1<<30), v.Spec.Capacity.Value())
-	require.JSONEq(t, canonical, provisioner.ParametersOf(&v.Spec), "a PersistentVolume remembers the same")
+	require.JSONEq(t, canonical, parameters.JSONOf(&v.Spec), "a PersistentVolume remembers the same")
 
 	// Records of before parameters were kept there.
 	pool.Volumes[0].Origin.Parameters = nil
@@ -63,7 +63,7 @@ func TestVolumeComesBackAsItWas(t *testing.T) {
 	require.Equal(t, v1alpha1.BackendLoop, v.Spec.Backend)
 	require.Equal(t, "xfs", v.Spec.FSType)
 	require.Equal(t, v1alpha1.OnDeleteTrash, v.Spec.Deletion.OnDelete)
-	_, err = provisioner.ParametersFromJSON(provisioner.ParametersOf(&v.Spec))
+	_, err = parameters.FromJSON(parameters.JSONOf(&v.Spec))
 	require.NoError(t, err, "what the PersistentVolume remembers can be read again")
 }
 

@@ -1,4 +1,4 @@
-package provisioner
+package parameters
 
 import (
 	"fmt"
@@ -24,7 +24,7 @@ type Parameter struct {
 	Default string
 	Meaning string
 
-	set func(*Parameters, string) error
+	set func(*Set, string) error
 }
 
 // Allowed is the allowed values as a person reads them.
@@ -45,7 +45,7 @@ func (d Parameter) check(value string) error {
 			return nil
 		}
 	}
-	return &ParameterError{d.Name, fmt.Sprintf("value %s is not known%s; allowed: %s", quote(value), didYouMean(value, d.Values), d.Allowed())}
+	return &Error{d.Name, fmt.Sprintf("value %s is not known%s; allowed: %s", quote(value), didYouMean(value, d.Values), d.Allowed())}
 }
 
 // MaxMkfsOptions is the API's limit on the number of words in mkfsOptions.
@@ -60,52 +60,52 @@ var (
 var parameterTable = []Parameter{
 	{Name: "backend", Values: []string{"auto", "directory", "loop"}, Default: "auto",
 		Meaning: "How a volume is carved out of a pool: a `directory` with a quota, or a `loop` image with a filesystem in it. `auto` takes a directory where the pool can enforce its size as `enforcement` asks, else an image.",
-		set:     func(p *Parameters, v string) error { p.Backend = v1alpha1.Backend(v); return nil }},
+		set:     func(p *Set, v string) error { p.Backend = v1alpha1.Backend(v); return nil }},
 	{Name: "enforcement", Values: []string{"strict", "quota", "none"}, Default: "quota",
 		Meaning: "Against whom the size holds: `strict` against a hostile tenant (always an image), `quota` against ordinary writers, `none` against nobody (a plain directory).",
-		set:     func(p *Parameters, v string) error { p.Enforcement = v1alpha1.Enforcement(v); return nil }},
+		set:     func(p *Set, v string) error { p.Enforcement = v1alpha1.Enforcement(v); return nil }},
 	{Name: "allocation", Values: []string{"thick", "thin"}, Default: "thick",
 		Meaning: "When an image's blocks are taken from the pool: all at creation, or as they are written.",
-		set:     func(p *Parameters, v string) error { p.Allocation = v1alpha1.Allocation(v); return nil }},
+		set:     func(p *Set, v string) error { p.Allocation = v1alpha1.Allocation(v); return nil }},
 	{Name: "pool", Form: "a pool's name: lower-case letters, digits and `-`, at most 63", Default: "the pool with the most room",
 		Meaning: "The pool on the node that volumes are made in.", set: setPool},
 	{Name: "poolSelector", Form: "a label selector, such as `disk=ssd,tier!=cold`", Default: "every pool",
 		Meaning: "Chooses among a node's pools by their labels.", set: setPoolSelector},
 	{Name: "fsType", Values: []string{"ext4", "xfs", "btrfs"}, Default: "the pool's default",
 		Meaning: "The filesystem made in an image. `csi.storage.k8s.io/fstype` means the same.",
-		set:     func(p *Parameters, v string) error { p.FSType = v; return nil }},
+		set:     func(p *Set, v string) error { p.FSType = v; return nil }},
 	{Name: "mkfsOptions", Form: "words separated by spaces, at most 32, from the allowed list of the filesystem", Default: "none",
 		Meaning: "Further arguments of mkfs; needs `fsType`.", set: setMkfsOptions},
 	{Name: "owner", Form: "a numeric user id, 0 to 4294967294", Default: "0",
 		Meaning: "The owner of the volume's root directory.",
-		set:     func(p *Parameters, v string) (err error) { p.Owner, err = numericID(v); return err }},
+		set:     func(p *Set, v string) (err error) { p.Owner, err = numericID(v); return err }},
 	{Name: "group", Form: "a numeric group id, 0 to 4294967294", Default: "0",
 		Meaning: "The group of the volume's root directory.",
-		set:     func(p *Parameters, v string) (err error) { p.Group, err = numericID(v); return err }},
+		set:     func(p *Set, v string) (err error) { p.Group, err = numericID(v); return err }},
 	{Name: "mode", Form: "an octal number of 3 or 4 digits, such as `0770`", Default: "0777",
 		Meaning: "The permissions of the volume's root directory.", set: setMode},
 	{Name: "inodes", Form: "a whole number above 0, or `unlimited` (or `0`, which is the same)", Default: "in proportion to the size",
 		Meaning: "How many files and directories a directory volume on ext4 or xfs may hold, or how many an image's filesystem is made with. Where the class says nothing a directory gets one for each 16 KiB of its size, a small one up to 32768 of them at one for each 4 KiB, and none fewer than 1024; more when it grows. `unlimited`: no limit of its own, so that one volume can take all inodes of the pool's filesystem. On btrfs files are charged as space: with a number `backend: auto` takes an image there, and `directory` is refused.", set: setInodes},
 	{Name: "onDelete", Values: []string{"purge", "trash", "recycle"}, Default: "purge",
 		Meaning: "What deleting a volume means, where the reclaim policy is Delete: free its space at once, keep it in the pool's trash for `trashRetention`, or scrub its space before it is promised to anybody (`recycle`: as `purge`, with `scrub: zero` where the class says nothing of it).",
-		set:     func(p *Parameters, v string) error { p.OnDelete = v1alpha1.OnDelete(v); return nil }},
+		set:     func(p *Set, v string) error { p.OnDelete = v1alpha1.OnDelete(v); return nil }},
 	{Name: "trashRetention", Form: "a duration above 0, such as `72h` or `90m`", Default: "72h with `onDelete: trash`",
 		Meaning: "How long a trashed volume can be taken back.", set: setTrashRetention},
 	{Name: "scrub", Values: []string{"none", "zero", "discard"}, Default: "none; `zero` with `onDelete: recycle`",
 		Meaning: "How the blocks of a deleted volume are freed: just unlinked, overwritten with zeros first, or punched out so that the disk discards them.",
-		set:     func(p *Parameters, v string) error { p.Scrub = v1alpha1.Scrub(v); return nil }},
+		set:     func(p *Set, v string) error { p.Scrub = v1alpha1.Scrub(v); return nil }},
 	{Name: "onNodeLoss", Values: []string{"never", "afterDelay", "outOfServiceTaint"}, Default: "never",
 		Meaning: "Whether a claim may start over, empty, on another node when its node is lost: never; once the node was not ready or gone for `nodeLossDelay`; or once an administrator set the taint `node.kubernetes.io/out-of-service`. The old volume is kept. Needs `nodeLoss.enabled` in the chart's values.",
-		set:     func(p *Parameters, v string) error { p.OnNodeLoss = OnNodeLoss(v); return nil }},
+		set:     func(p *Set, v string) error { p.OnNodeLoss = OnNodeLoss(v); return nil }},
 	{Name: "nodeLossDelay", Form: "a duration above 0, such as `30m`", Default: "15m with `onNodeLoss: afterDelay`",
 		Meaning: "How long a node has to be lost before its claims start over.", set: setNodeLossDelay},
 	{Name: "poolSpread", Values: []string{"mostFree", "apart"}, Default: "mostFree",
 		Meaning: "Which of a node's pools is taken where several will do: the one with the most room, or another one than the other volumes of the same StatefulSet.",
-		set:     func(p *Parameters, v string) error { p.PoolSpread = PoolSpread(v); return nil }},
+		set:     func(p *Set, v string) error { p.PoolSpread = PoolSpread(v); return nil }},
 }
 
-// ParameterTable returns every parameter, in the order of the reference.
-func ParameterTable() []Parameter { return append([]Parameter(nil), parameterTable...) }
+// Table returns every parameter, in the order of the reference.
+func Table() []Parameter { return append([]Parameter(nil), parameterTable...) }
 
 func parameterNamed(name string) (Parameter, bool) {
 	for _, d := range parameterTable {
@@ -121,10 +121,10 @@ func unknownParameter(name string) error {
 	for _, d := range parameterTable {
 		names = append(names, d.Name)
 	}
-	return &ParameterError{shorten(name), fmt.Sprintf("is not known%s; known: %s", didYouMean(name, names), strings.Join(names, ", "))}
+	return &Error{shorten(name), fmt.Sprintf("is not known%s; known: %s", didYouMean(name, names), strings.Join(names, ", "))}
 }
 
-func setPool(p *Parameters, v string) error {
+func setPool(p *Set, v string) error {
 	if !poolName.MatchString(v) {
 		return fmt.Errorf("not a pool's name")
 	}
@@ -132,7 +132,7 @@ func setPool(p *Parameters, v string) error {
 	return nil
 }
 
-func setPoolSelector(p *Parameters, v string) error {
+func setPoolSelector(p *Set, v string) error {
 	selector, err := metav1.ParseToLabelSelector(v)
 	if err != nil || len(validation.ValidateLabelSelector(selector, validation.LabelSelectorValidationOptions{}, field.NewPath("poolSelector"))) > 0 {
 		return fmt.Errorf("not a label selector")
@@ -141,7 +141,7 @@ func setPoolSelector(p *Parameters, v string) error {
 	return nil
 }
 
-func setMkfsOptions(p *Parameters, v string) error {
+func setMkfsOptions(p *Set, v string) error {
 	p.MkfsOptions = strings.Fields(v)
 	if len(p.MkfsOptions) > MaxMkfsOptions {
 		return fmt.Errorf("%d words", len(p.MkfsOptions))
@@ -159,7 +159,7 @@ func numericID(v string) (*int64, error) {
 	return &n, nil
 }
 
-func setMode(p *Parameters, v string) error {
+func setMode(p *Set, v string) error {
 	if !fileMode.MatchString(v) {
 		return fmt.Errorf("not an octal mode")
 	}
@@ -167,7 +167,7 @@ func setMode(p *Parameters, v string) error {
 	return nil
 }
 
-func setInodes(p *Parameters, v string) error {
+func setInodes(p *Set, v string) error {
 	if v == unlimited || v == "0" {
 		p.Inodes = UnlimitedInodes
 		return nil
@@ -180,12 +180,12 @@ func setInodes(p *Parameters, v string) error {
 	return nil
 }
 
-func setTrashRetention(p *Parameters, v string) (err error) {
+func setTrashRetention(p *Set, v string) (err error) {
 	p.TrashRetention, err = duration(v)
 	return err
 }
 
-func setNodeLossDelay(p *Parameters, v string) (err error) {
+func setNodeLossDelay(p *Set, v string) (err error) {
 	p.NodeLossDelay, err = duration(v)
 	return err
 }
@@ -196,32 +196,4 @@ func duration(v string) (time.Duration, error) {
 		return 0, fmt.Errorf("not such a duration")
 	}
 	return d, nil
-}
-
-// ParametersReference is docs/reference/parameters.md.
-func ParametersReference() string {
-	var b strings.Builder
-	b.WriteString("<!-- Generated from provisioner/reference.go by `go generate ./provisioner`; do not edit. -->\n")
-	b.WriteString("# StorageClass parameters\n\n")
-	b.WriteString("A parameter or a value that is not listed here is refused with an event on the claim that names the nearest one.\n")
-	b.WriteString("Parameters that begin with `csi.storage.k8s.io/` belong to the CSI sidecars and are passed by. A class works\n")
-	b.WriteString("unchanged with `provisioner: " + v1alpha1.LocalProvisioner + "` and `provisioner: " + v1alpha1.CSIDriver + "`.\n\n")
-	b.WriteString("| Parameter | Allowed | Default | Meaning |\n|---|---|---|---|\n")
-	for _, d := range parameterTable {
-		allowed := d.Form
-		if len(d.Values) > 0 {
-			allowed = "`" + strings.Join(d.Values, "`, `") + "`"
-		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, allowed, d.Default, d.Meaning)
-	}
-	b.WriteString(`
-## What cannot be had together
-
-* ` + "`backend: directory` with `enforcement: strict`, or for a claim with `volumeMode: Block`" + `
-* ` + "`enforcement: none` with `backend: loop`, `inodes`, or for a claim with `volumeMode: Block`" + `
-* ` + "`allocation` or `fsType` with `backend: directory` or `enforcement: none`: they are about images" + `
-* ` + "`mkfsOptions` without `fsType`; `trashRetention` without `onDelete: trash`; `nodeLossDelay` without `onNodeLoss: afterDelay`" + `
-* ` + "`pool` with `poolSelector` or `poolSpread: apart`; `onDelete: recycle` with `scrub: none`" + `
-`)
-	return b.String()
 }

@@ -1,13 +1,23 @@
 // Package nearest finds what somebody may have meant, for error messages.
 package nearest
 
+import "strings"
+
+// longest is how much of a word is looked at, in bytes. Words come from users,
+// and what is longer is no slip.
+const longest = 64
+
 // Word returns the candidate with the smallest edit distance to the word, and
 // "" when none is near enough to be a likely slip: more than two edits, or
-// more than half of the word.
+// more than half of the word. Upper and lower case are the same to it.
 func Word(word string, candidates []string) string {
+	if len(word) > longest {
+		word = word[:longest]
+	}
 	best, bestDistance := "", 3
 	for _, c := range candidates {
-		if d := distance(word, c); d < bestDistance && 2*d <= len(word) {
+		d := distance(strings.ToLower(word), strings.ToLower(c))
+		if d < bestDistance && 2*d <= len(word) {
 			best, bestDistance = c, d
 		}
 	}

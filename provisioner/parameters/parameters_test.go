@@ -1,4 +1,4 @@
-package provisioner
+package parameters
 
 import (
 	"flag"
@@ -13,23 +13,23 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-//go:generate go test -run TestParametersReference . -update
+//go:generate go test -run TestReferenceIsCurrent . -update
 
 var update = flag.Bool("update", false, "write generated files instead of comparing them")
 
-func TestParametersReference(t *testing.T) {
-	const file = "../docs/reference/parameters.md"
+func TestReferenceIsCurrent(t *testing.T) {
+	const file = "../../docs/reference/parameters.md"
 	if *update {
-		require.NoError(t, os.MkdirAll("../docs/reference", 0o755))
-		require.NoError(t, os.WriteFile(file, []byte(ParametersReference()), 0o644))
+		require.NoError(t, os.MkdirAll("../../docs/reference", 0o755))
+		require.NoError(t, os.WriteFile(file, []byte(Reference()), 0o644))
 	}
 	have, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Equal(t, ParametersReference(), string(have), "run `go generate ./provisioner`")
+	require.Equal(t, Reference(), string(have), "run `go generate ./provisioner/parameters`")
 }
 
-func TestParseParameters(t *testing.T) {
-	p, err := ParseParameters(map[string]string{
+func TestParse(t *testing.T) {
+	p, err := Parse(map[string]string{
 		"backend": "loop", "enforcement": "strict", "allocation": "thin", "poolSelector": "disk in (ssd,nvme),!cold",
 		"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/provisioner-secret-name": "x", "mkfsOptions": " -m  reflink=1 ",
 		"owner": "1000", "group": "4294967294", "mode": "0770", "inodes": "5000", "onDelete": "trash", "scrub": "zero", "onNodeLoss": "afterDelay",
@@ -42,7 +42,7 @@ func TestParseParameters(t *testing.T) {
 	require.Equal(t, 72*time.Hour, p.TrashRetention)
 	require.Len(t, p.PoolSelector.MatchExpressions, 2)
 
-	defaults, err := ParseParameters(nil)
+	defaults, err := Parse(nil)
 	require.NoError(t, err)
 	require.Equal(t, []any{v1alpha1.BackendAuto, v1alpha1.EnforcementQuota, v1alpha1.AllocationThick, v1alpha1.OnDeletePurge, v1alpha1.ScrubNone, NodeLossNever},
 		[]any{defaults.Backend, defaults.Enforcement, defaults.Allocation, defaults.OnDelete, defaults.Scrub, defaults.OnNodeLoss})
@@ -57,22 +57,22 @@ func TestInodesParameter(t *testing.T) {
 		{nil, 0}, {map[string]string{"inodes": "0"}, UnlimitedInodes}, {map[string]string{"inodes": "unlimited"}, UnlimitedInodes},
 		{map[string]string{"inodes": "5000"}, 5000},
 	} {
-		p, err := ParseParameters(c.class)
+		p, err := Parse(c.class)
 		require.NoError(t, err)
 		require.Equal(t, c.want, p.Inodes)
 		var spec v1alpha1.VolumeSpec
 		p.Apply(&spec)
 		require.Equal(t, c.want, spec.Inodes)
 		spec.Parameters = nil // a volume that was made without a class
-		again, err := ParametersFromJSON(ParametersOf(&spec))
+		again, err := FromJSON(JSONOf(&spec))
 		require.NoError(t, err)
 		require.Equal(t, c.want, again.Inodes)
 	}
-	_, err := ParseParameters(map[string]string{"inodes": "none"})
+	_, err := Parse(map[string]string{"inodes": "none"})
 	require.ErrorContains(t, err, "not such a number")
 }
 
-func TestParseParametersRefuses(t *testing.T) {
+func TestParseRefuses(t *testing.T) {
 	for _, test := range []struct {
 		class map[string]string
 		want  string
@@ -103,16 +103,16 @@ func TestParseParametersRefuses(t *testing.T) {
 		{map[string]string{"pool": "a", "poolSelector": "b"}, "give one of them"},
 		{map[string]string{"backend": strings.Repeat("x", 100000)}, "xxx..."},
 	} {
-		_, err := ParseParameters(test.class)
+		_, err := Parse(test.class)
 		require.ErrorContains(t, err, test.want)
-		require.Less(t, len(Explain(err)), 1024, "the text of an event ends there")
-		require.Equal(t, ReasonInvalidParameter, Judge(err).Reason)
+		require.Less(t, len(err.Error()), 900, "with advice behind it, it fits into an event")
+		require.Equal(t, v1alpha1.ReasonInvalidParameter, err.(*Error).Reason())
 	}
 }
 
 func TestCheckMode(t *testing.T) {
 	for _, class := range []map[string]string{{"backend": "directory"}, {"enforcement": "none"}} {
-		p, err := ParseParameters(class)
+		p, err := Parse(class)
 		require.NoError(t, err)
 		require.NoError(t, p.CheckMode(corev1.PersistentVolumeFilesystem))
 		require.ErrorContains(t, p.CheckMode(corev1.PersistentVolumeBlock), "volumeMode: Block")
@@ -120,7 +120,7 @@ func TestCheckMode(t *testing.T) {
 }
 
 // What goes into the annotation comes back the same, whatever the defaults of a later version are.
-func TestParametersJSON(t *testing.T) {
+func TestJSON(t *testing.T) {
 	for _, class := range []map[string]string{
 		nil,
 		{"backend": "directory", "inodes": "7", "owner": "5"},
@@ -129,9 +129,9 @@ func TestParametersJSON(t *testing.T) {
 		{"onDelete": "trash", "trashRetention": "90m", "scrub": "discard"},
 		{"csi.storage.k8s.io/fstype": "ext4", "mkfsOptions": "-m 0", "poolSelector": "a in (b,c)"},
 	} {
-		p, err := ParseParameters(class)
+		p, err := Parse(class)
 		require.NoError(t, err)
-		back, err := ParametersFromJSON(p.JSON())
+		back, err := FromJSON(p.JSON())
 		require.NoError(t, err)
 		var before, after v1alpha1.VolumeSpec
 		p.Apply(&before)
@@ -139,8 +139,8 @@ func TestParametersJSON(t *testing.T) {
 		require.Equal(t, before, after)
 		require.Equal(t, p.JSON(), back.JSON())
 	}
-	_, err := ParametersFromJSON(`{"of":"tomorrow"}`)
+	_, err := FromJSON(`{"of":"tomorrow"}`)
 	require.Error(t, err)
-	_, err = ParametersFromJSON(`{`)
+	_, err = FromJSON(`{`)
 	require.Error(t, err)
 }
