@@ -9,26 +9,26 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Agents knows which nodes' agents are ready, from a watch on the agents' pods. It is an event handler of that
+// agentWatch knows which nodes' agents are ready, from a watch on the agents' pods. It is an event handler of that
 // informer: register it with AddEventHandler.
-type Agents struct {
+type agentWatch struct {
 	mu   sync.Mutex
 	pods map[string]map[string]*corev1.Pod // node -> pod name -> pod
 
-	changed hub[bool] // by node: ready or not
+	changed broadcaster[bool] // by node: ready or not
 
 	// OnChange is called, without locks held, with a node whose agent became ready or stopped being so.
 	OnChange func(node string, ready bool)
 }
 
 // Ready reports whether the node's agent is ready, and if not, why.
-func (a *Agents) Ready(node string) (ready bool, why string) {
+func (a *agentWatch) Ready(node string) (ready bool, why string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.readyLocked(node)
 }
 
-func (a *Agents) readyLocked(node string) (bool, string) {
+func (a *agentWatch) readyLocked(node string) (bool, string) {
 	why := "no agent pod runs there"
 	for _, pod := range a.pods[node] {
 		if pod.DeletionTimestamp != nil {
@@ -44,7 +44,7 @@ func (a *Agents) readyLocked(node string) (bool, string) {
 }
 
 // ReadySince is when the node's agent became ready; zero if it is not, or nobody knows.
-func (a *Agents) ReadySince(node string) time.Time {
+func (a *agentWatch) ReadySince(node string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var since time.Time
@@ -84,7 +84,7 @@ func troubleOf(pod *corev1.Pod) string {
 }
 
 // update records a pod, or its end, and tells about a change of its node's readiness.
-func (a *Agents) update(pod *corev1.Pod, gone bool) {
+func (a *agentWatch) update(pod *corev1.Pod, gone bool) {
 	node := pod.Spec.NodeName
 	if node == "" {
 		return // not scheduled yet
@@ -117,17 +117,17 @@ func (a *Agents) update(pod *corev1.Pod, gone bool) {
 }
 
 // OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler.
-func (a *Agents) OnAdd(obj any, _ bool) {
+func (a *agentWatch) OnAdd(obj any, _ bool) {
 	if pod, ok := obj.(*corev1.Pod); ok {
 		a.update(pod, false)
 	}
 }
 
 // OnUpdate is called with a pod's old and new state.
-func (a *Agents) OnUpdate(_, obj any) { a.OnAdd(obj, false) }
+func (a *agentWatch) OnUpdate(_, obj any) { a.OnAdd(obj, false) }
 
 // OnDelete is called with a pod's last known state.
-func (a *Agents) OnDelete(obj any) {
+func (a *agentWatch) OnDelete(obj any) {
 	if tombstone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = tombstone.Obj
 	}

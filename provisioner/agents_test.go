@@ -15,7 +15,7 @@ func TestAgents(t *testing.T) {
 			ContainerStatuses: []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}}}}
 	}
 	var heard []bool
-	a := &Agents{}
+	a := &agentWatch{}
 	a.OnChange = func(_ string, ready bool) { heard = append(heard, ready) }
 	_, why := a.Ready("n")
 	require.Equal(t, "no agent pod runs there", why)

@@ -56,11 +56,11 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent:
 			// A tombstone. It holds its number until the agent confirmed and the record is gone.
-		case Served(v):
+		case isServed(v):
 			switch {
 			case p.use == nil:
 				p.use = v
-			case !Served(p.use):
+			case !isServed(p.use):
 				p.abandon = append(p.abandon, p.use)
 				p.use = v
 			case v.Spec.Published && !p.use.Spec.Published:
@@ -89,16 +89,16 @@ func sameWish(have, want *v1alpha1.VolumeSpec) bool {
 	return equality.Semantic.DeepEqual(fixed(have), fixed(want))
 }
 
-// Served reports whether somebody may have been given the volume: it was ready once, and from that moment on its
+// isServed reports whether somebody may have been given the volume: it was ready once, and from that moment on its
 // PersistentVolume may be there. Only proof that there is none ends that (the sweep). One that is lost before
 // anybody is known to have had it is an attempt like any other that came to nothing.
-func Served(v *v1alpha1.Volume) bool {
+func isServed(v *v1alpha1.Volume) bool {
 	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable
 }
 
 // WasReady reports whether the volume was ready once, also if it is lost by now.
 func WasReady(v *v1alpha1.Volume) bool {
-	return Served(v) || v.Status.Phase == v1alpha1.VolumeLost
+	return isServed(v) || v.Status.Phase == v1alpha1.VolumeLost
 }
 
 // isReady reports whether the volume can be used.

@@ -73,7 +73,7 @@ func TestPlanAttempt(t *testing.T) {
 			var abandon []string
 			for _, v := range p.abandon {
 				abandon = append(abandon, v.Name)
-				require.False(t, Served(v), "what somebody may have been given is never given up")
+				require.False(t, isServed(v), "what somebody may have been given is never given up")
 			}
 			require.Equal(t, test.use, use)
 			require.Equal(t, test.next, p.next)

@@ -41,7 +41,7 @@ import (
 type capacityPublisher struct {
 	client    client.Client
 	live      client.Reader
-	agents    AgentReadiness
+	agents    agentReadiness
 	namespace string
 	owner     *metav1.OwnerReference
 	metrics   *Metrics
@@ -49,11 +49,11 @@ type capacityPublisher struct {
 	// queue takes nodes to publish while the loop runs; nil before.
 	queue atomic.Pointer[workQueue]
 
-	mu    sync.Mutex
-	fresh map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
-	nodes keylock.Set
-	told  told
-	need  *need
+	mu        sync.Mutex
+	fresh     map[string]*v1alpha1.Pool // by name: read live, and newer than the cache when that was done
+	nodes     keylock.Set
+	published publishLog
+	demand    *demand
 
 	// templateSize is the largest volume of nodes that do not exist yet, in bytes; 0: nothing is published for them.
 	templateSize int64
@@ -65,7 +65,7 @@ type capacityPublisher struct {
 }
 
 func newCapacityPublisher(c *capacityPublisher) *capacityPublisher {
-	c.need = newNeed(c.claimWaits)
+	c.demand = newDemand(c.claimWaits)
 	return c
 }
 
@@ -100,7 +100,7 @@ func indexCapacity(o client.Object) []string {
 	return []string{o.GetAnnotations()[v1alpha1.AnnotationNode]}
 }
 
-// PublishNode implements CapacityPublisher: it reads the node's pools live, and whatever they say is written.
+// PublishNode implements capacityNotifier: it reads the node's pools live, and whatever they say is written.
 func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error {
 	if err := c.readPools(ctx, node); err != nil {
 		return err
@@ -113,12 +113,12 @@ func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error 
 func (c *capacityPublisher) readPools(ctx context.Context, node string) error {
 	var cached v1alpha1.PoolList
 	if err := c.client.List(ctx, &cached, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return &APIError{"listing the pools of node " + node, err}
+		return &apiError{"listing the pools of node " + node, err}
 	}
 	for i := range cached.Items {
 		pool := &v1alpha1.Pool{}
 		if err := c.live.Get(ctx, client.ObjectKeyFromObject(&cached.Items[i]), pool); client.IgnoreNotFound(err) != nil {
-			return &APIError{"reading Pool " + cached.Items[i].Name, err}
+			return &apiError{"reading Pool " + cached.Items[i].Name, err}
 		} else if err == nil {
 			c.mu.Lock()
 			if c.fresh == nil {
@@ -141,7 +141,7 @@ func (c *capacityPublisher) Reconcile(ctx context.Context, req reconcile.Request
 func (c *capacityPublisher) pools(ctx context.Context, node string) ([]v1alpha1.Pool, error) {
 	var all v1alpha1.PoolList
 	if err := c.client.List(ctx, &all, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return nil, &APIError{"listing the pools of node " + node, err}
+		return nil, &apiError{"listing the pools of node " + node, err}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,16 +182,16 @@ func (c *capacityPublisher) publish(ctx context.Context, name string, exact bool
 	}
 	var have storagev1.CSIStorageCapacityList
 	if err := c.client.List(ctx, &have, client.InNamespace(c.namespace), client.MatchingFields{indexCapacityNode: name}); err != nil {
-		return 0, &APIError{"listing the capacity objects of node " + name, err}
+		return 0, &apiError{"listing the capacity objects of node " + name, err}
 	}
 	wait = c.applyHolds(ctx, name, want, have.Items)
 	if len(want) == 0 {
-		c.told.forget(name)
+		c.published.forget(name)
 	}
 
 	var writes []func() error
 	left := map[string]leftOut{}
-	turn := c.told.wait(name, time.Now())
+	turn := c.published.wait(name, time.Now())
 	for i := range have.Items {
 		old := &have.Items[i]
 		wish, keep := want[old.Name]
@@ -220,15 +220,15 @@ func (c *capacityPublisher) publish(ctx context.Context, name string, exact bool
 		writes = append(writes, func() error { return c.create(ctx, object) })
 	}
 
-	c.told.leave(name, left)
+	c.published.leave(name, left)
 	if len(writes) == 0 {
 		return wait, nil
 	}
 	c.metrics.capacity.Add(float64(len(writes)))
 	err = together(writes)
-	c.told.wrote(name, time.Now())
+	c.published.wrote(name, time.Now())
 	if err != nil {
-		return 0, &APIError{"publishing the capacity of node " + name, err}
+		return 0, &apiError{"publishing the capacity of node " + name, err}
 	}
 	return wait, nil
 }
@@ -280,7 +280,7 @@ func (c *capacityPublisher) wanted(ctx context.Context, name string) (want map[s
 	if name == templateNodes {
 		var classes storagev1.StorageClassList
 		if err := c.client.List(ctx, &classes); err != nil {
-			return nil, nil, &APIError{"listing classes", err}
+			return nil, nil, &apiError{"listing classes", err}
 		}
 		return c.template(classes.Items), nil, nil
 	}
@@ -294,7 +294,7 @@ func (c *capacityPublisher) wanted(ctx context.Context, name string) (want map[s
 	}
 	var classes storagev1.StorageClassList
 	if err := c.client.List(ctx, &classes); err != nil {
-		return nil, nil, &APIError{"listing classes", err}
+		return nil, nil, &apiError{"listing classes", err}
 	}
 	ready, _ := c.agents.Ready(name)
 	want, totals = map[string]*storagev1.CSIStorageCapacity{}, map[string]int64{}

@@ -12,25 +12,25 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// checkClaim finds what a classic volume cannot give. The error is a *ClaimError, or a *controller.IgnoredError where
+// checkClaim finds what a classic volume cannot give. The error is a *claimError, or a *controller.IgnoredError where
 // somebody else will serve the claim; that one must reach the library as it is, because it asserts the type.
 func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 	for _, mode := range claim.Spec.AccessModes {
 		// kubelet's local plugin lists ReadWriteOnce only, and nothing on one node's disk can be shared by nodes.
 		if mode != corev1.ReadWriteOnce && mode != corev1.ReadWriteOncePod {
-			return &ClaimError{"accessModes", fmt.Sprintf("%s is not possible for a volume on one node's disk; "+
+			return &claimError{"accessModes", fmt.Sprintf("%s is not possible for a volume on one node's disk; "+
 				"use ReadWriteOnce or ReadWriteOncePod", mode)}
 		}
 	}
 	if name := claim.Spec.VolumeAttributesClassName; name != nil && *name != "" {
-		return &ClaimError{"volumeAttributesClassName", fmt.Sprintf("%q: classic volumes have no attributes that change", *name)}
+		return &claimError{"volumeAttributesClassName", fmt.Sprintf("%q: classic volumes have no attributes that change", *name)}
 	}
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	if size.Sign() <= 0 {
-		return &ClaimError{"resources.requests.storage", "must be more than 0"}
+		return &claimError{"resources.requests.storage", "must be more than 0"}
 	}
 	if tooLarge(size) {
-		return &ClaimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
+		return &claimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
 	}
 	return checkSource(claim)
 }
@@ -48,9 +48,9 @@ func checkSource(claim *corev1.PersistentVolumeClaim) error {
 	refuse := func(group *string, kind, name string) error {
 		switch {
 		case (group == nil || *group == "") && kind == "PersistentVolumeClaim":
-			return &ClaimError{"dataSource", fmt.Sprintf("a copy of claim %q: volumes are made empty, Quarry makes no copies yet", name)}
+			return &claimError{"dataSource", fmt.Sprintf("a copy of claim %q: volumes are made empty, Quarry makes no copies yet", name)}
 		case group != nil && *group == "snapshot.storage.k8s.io" && kind == "VolumeSnapshot":
-			return &ClaimError{"dataSource", fmt.Sprintf("a copy of snapshot %q: volumes are made empty, Quarry makes no copies yet", name)}
+			return &claimError{"dataSource", fmt.Sprintf("a copy of snapshot %q: volumes are made empty, Quarry makes no copies yet", name)}
 		}
 		return &controller.IgnoredError{Reason: fmt.Sprintf("a data source of kind %s is somebody else's to populate", kind)}
 	}

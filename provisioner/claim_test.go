@@ -3,6 +3,7 @@ package provisioner
 import (
 	"testing"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -38,7 +39,7 @@ func TestCheckClaim(t *testing.T) {
 	} {
 		err := checkClaim(claim(change))
 		require.ErrorContains(t, err, want)
-		require.Equal(t, ReasonUnsupportedClaim, Judge(err).Reason)
+		require.Equal(t, v1alpha1.ReasonUnsupportedClaim, judge(err).Reason)
 	}
 	err := checkClaim(claim(func(s *corev1.PersistentVolumeClaimSpec) {
 		s.DataSourceRef = &corev1.TypedObjectReference{APIGroup: new("forklift.example"), Kind: "Image", Name: "i"}

@@ -85,8 +85,8 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.Workers, 100)
 	orDefault(&o.ProvisionTimeout, time.Minute)
 	orDefault(&o.DeletionTimeout, 2*time.Minute)
-	orDefault(&o.DeleteWait, DefaultDeleteWait)
-	orDefault(&o.SweepGrace, DefaultSweepGrace)
+	orDefault(&o.DeleteWait, defaultDeleteWait)
+	orDefault(&o.SweepGrace, defaultSweepGrace)
 	if o.limiter == nil {
 		o.limiter = retryLimiter()
 	}
@@ -113,8 +113,8 @@ func NewScheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-// ManagerOptions are the options of the manager that Setup needs: what is cached, and how the leader is elected.
-func ManagerOptions(o Options) (manager.Options, error) {
+// managerOptions are the options of the manager that setup needs: what is cached, and how the leader is elected.
+func managerOptions(o Options) (manager.Options, error) {
 	o = o.withDefaults()
 	if o.Namespace == "" {
 		return manager.Options{}, fmt.Errorf("the provisioner's options lack a namespace")
@@ -154,23 +154,19 @@ func ManagerOptions(o Options) (manager.Options, error) {
 	}, nil
 }
 
-// Controller is the provisioner of one process. What it offers works on every replica; its loops run on the leader.
-type Controller struct {
-	// Records is what the CSI front door makes and deletes volumes with.
-	Records *Records
-	// Agents knows which agents are ready.
-	Agents *Agents
-	// Local is the classic front door.
-	Local *Local
-	// Capacity publishes a node's capacity before the scheduler is asked to choose again; the CSI front door calls it
-	// before it answers RESOURCE_EXHAUSTED.
-	Capacity CapacityPublisher
+// provisioner is the provisioner of one process. What it offers works on every replica; its loops run on the leader.
+type provisioner struct {
+	volumes *volumeObjects
+	agents  *agentWatch
+	// local and csi are the two front doors.
+	local *localDoor
+	csi   *CSI
 }
 
 // Run makes a manager, sets the provisioner up in it and runs it until ctx ends. An error means that the process should
 // end; losing the lease is one.
 func Run(ctx context.Context, config *rest.Config, o Options) error {
-	options, err := ManagerOptions(o)
+	options, err := managerOptions(o)
 	if err != nil {
 		return err
 	}
@@ -183,12 +179,12 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 			mgr.GetLogger().Error(err, "The capacity objects will not go with the installation")
 		}
 	}
-	c, err := Setup(ctx, mgr, o)
+	c, err := setup(ctx, mgr, o)
 	if err != nil {
 		return err
 	}
 	if o.ServeCSI != nil {
-		if err := mgr.Add(everyReplica(func(ctx context.Context) error { return o.ServeCSI(ctx, c.CSI()) })); err != nil {
+		if err := mgr.Add(everyReplica(func(ctx context.Context) error { return o.ServeCSI(ctx, c.csi) })); err != nil {
 			return err
 		}
 	}
@@ -222,8 +218,8 @@ func protobuf(config *rest.Config) *rest.Config {
 	return c
 }
 
-// Setup registers everything with a manager that was made with ManagerOptions. Nothing runs before the manager starts.
-func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, error) {
+// setup registers everything with a manager that was made with managerOptions. Nothing runs before the manager starts.
+func setup(ctx context.Context, mgr manager.Manager, o Options) (*provisioner, error) {
 	o = o.withDefaults()
 	metrics, err := NewMetrics(o.Registry)
 	if err != nil {
@@ -237,25 +233,34 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 		return nil, err
 	}
 	recorder := eventRecorder{mgr.GetEventRecorder("quarry-controller")}
-	agents := &Agents{}
-	c := &Controller{
-		Agents: agents,
-		Records: &Records{
-			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Agents: agents, agentChanged: &agents.changed,
-		},
-	}
-	c.Local = &Local{
-		Records: c.Records, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Agents: agents,
-		Events: recorder, Metrics: metrics, DeleteWait: o.DeleteWait,
-		waiting: newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
+	agents := &agentWatch{}
+	volumes := &volumeObjects{
+		client:       mgr.GetClient(),
+		live:         mgr.GetAPIReader(),
+		agents:       agents,
+		agentChanged: &agents.changed,
 	}
 	capacity := newCapacityPublisher(&capacityPublisher{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents,
 		namespace: o.Namespace, owner: o.capacityOwner, metrics: metrics, templateSize: o.TemplateNodeSize, leaveOff: o.IgnoreCapacity})
-	c.Capacity, c.Local.Capacity = capacity, capacity
+	door := &frontDoor{
+		volumes:  volumes,
+		client:   mgr.GetClient(),
+		live:     mgr.GetAPIReader(),
+		agents:   agents,
+		capacity: capacity,
+		events:   recorder,
+		metrics:  metrics,
+	}
+	c := &provisioner{volumes: volumes, agents: agents, csi: &CSI{frontDoor: door}}
+	c.local = &localDoor{
+		frontDoor:  door,
+		deleteWait: o.DeleteWait,
+		waiting:    newWaitingRoom(o.limiter.Forget, func(n int) { metrics.waiting.Set(float64(n)) }),
+	}
 	agents.OnChange = func(node string, ready bool) {
 		capacity.agentChanged(node)
 		if ready {
-			c.Local.waiting.nodeChanged(node)
+			c.local.waiting.nodeChanged(node)
 		}
 	}
 	in, err := c.watch(ctx, mgr)
@@ -264,31 +269,31 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 	}
 	// Runnables need the lease unless they say otherwise.
 	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		return runLibrary(ctx, kube, c.Local, in, o)
+		return runLibrary(ctx, kube, c.local, in, o)
 	})); err != nil {
 		return nil, err
 	}
-	heal := &healer{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, metrics: metrics}
-	sweep := &sweeper{records: c.Records, grace: o.SweepGrace, now: time.Now, metrics: metrics}
+	heal := &volumeRestorer{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, metrics: metrics}
+	sweep := &sweeper{volumes: c.volumes, grace: o.SweepGrace, now: time.Now, metrics: metrics}
 	if err := addLoops(mgr, heal, sweep); err != nil {
 		return nil, err
 	}
-	orphans := &orphanage{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, grace: o.SweepGrace, now: time.Now, metrics: metrics}
-	if err := addOrphanage(mgr, orphans); err != nil {
+	orphans := &orphanReporter{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, grace: o.SweepGrace, now: time.Now, metrics: metrics}
+	if err := addOrphans(mgr, orphans); err != nil {
 		return nil, err
 	}
-	loss := &nodeLoss{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, enabled: o.NodeLoss, now: time.Now, metrics: metrics}
+	loss := &nodeLossHandler{client: mgr.GetClient(), live: mgr.GetAPIReader(), events: recorder, enabled: o.NodeLoss, now: time.Now, metrics: metrics}
 	if err := addNodeLoss(mgr, loss); err != nil {
 		return nil, err
 	}
-	gone := &goneNodes{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents, sweep: sweep, grace: DefaultGoneNodeGrace, now: time.Now}
+	gone := &goneNodeCleaner{client: mgr.GetClient(), live: mgr.GetAPIReader(), agents: agents, sweep: sweep, grace: defaultGoneNodeGrace, now: time.Now}
 	if err := addGoneNodes(mgr, gone); err != nil {
 		return nil, err
 	}
 	if err := addCapacity(mgr, capacity); err != nil {
 		return nil, err
 	}
-	if err := addAdvice(mgr, &adviser{local: c.Local, now: time.Now, surveys: &surveys{local: c.Local, now: time.Now}}); err != nil {
+	if err := addUnschedulable(mgr, &unschedulableReporter{door: door, now: time.Now, surveys: &surveyCache{door: door, now: time.Now}}); err != nil {
 		return nil, err
 	}
 	if err := addExpansion(mgr, &expander{client: mgr.GetClient(), events: recorder}); err != nil {
@@ -303,7 +308,7 @@ func Setup(ctx context.Context, mgr manager.Manager, o Options) (*Controller, er
 }
 
 // addLoops registers the loops that are driven by watches.
-func addLoops(mgr manager.Manager, heal *healer, sweep *sweeper) error {
+func addLoops(mgr manager.Manager, heal *volumeRestorer, sweep *sweeper) error {
 	// A missing CRD fails every try; it may come back any minute, so tries never get far apart.
 	options := ctrlcontroller.Options{
 		MaxConcurrentReconciles: 4,
@@ -353,7 +358,7 @@ func addVanished(mgr manager.Manager, sweep *sweeper) error {
 }
 
 // watch connects the informers: who waits for a record or a node is woken by them, and the library shares them.
-func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers, error) {
+func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers, error) {
 	var in informers
 	for object, to := range map[client.Object]*toolscache.SharedIndexInformer{
 		&corev1.PersistentVolumeClaim{}: &in.claims, &corev1.PersistentVolume{}: &in.volumes,
@@ -369,11 +374,11 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 		}
 		*to = shared
 	}
-	waiting := c.Local.waiting
-	news := &news{client: mgr.GetClient(), events: c.Local.Events, leading: mgr.Elected()}
+	waiting := c.local.waiting
+	news := &conditionReporter{client: mgr.GetClient(), events: c.local.events, leading: mgr.Elected()}
 	handlers := map[client.Object]toolscache.ResourceEventHandler{
-		&corev1.Pod{}:             c.Agents,
-		&v1alpha1.Volume{}:        c.Records,
+		&corev1.Pod{}:             c.agents,
+		&v1alpha1.Volume{}:        c.volumes,
 		&corev1.Node{}:            onNode(waiting.nodeChanged),
 		&storagev1.StorageClass{}: onEvery(func(s *storagev1.StorageClass) { waiting.classChanged(s.Name) }),
 		&corev1.PersistentVolumeClaim{}: toolscache.ResourceEventHandlerFuncs{
@@ -411,6 +416,6 @@ func (c *Controller) watch(ctx context.Context, mgr manager.Manager) (informers,
 			}
 		}
 	}
-	c.Records.onChange = waiting.recordChanged
+	c.volumes.onChange = waiting.recordChanged
 	return in, nil
 }

@@ -9,33 +9,14 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// Reasons of errors that arise in the provisioner. Reasons that come from an agent are v1alpha1.Reason* as well; what gRPC
-// code a CSI caller gets for each is package csi's to know.
-const (
-	ReasonInvalidParameter = v1alpha1.ReasonInvalidParameter
-	ReasonUnsupportedClaim = v1alpha1.ReasonUnsupportedClaim
-	ReasonAgentNotReady    = v1alpha1.ReasonAgentNotReady
-	ReasonNodeGone         = v1alpha1.ReasonNodeGone
-	ReasonNoNode           = v1alpha1.ReasonNoSuitableNode
-	ReasonNoMatchingPool   = v1alpha1.ReasonNoMatchingPool
-	ReasonPending          = v1alpha1.ReasonPending
-	ReasonUnavailable      = v1alpha1.ReasonVolumeUnavailable
-	ReasonClaimGone        = v1alpha1.ReasonClaimGone
-	ReasonNotOurs          = v1alpha1.ReasonNotOurs
-	ReasonInUse            = v1alpha1.ReasonVolumeInUse
-	ReasonDeletePending    = v1alpha1.ReasonDeletePending
-	ReasonAPI              = v1alpha1.ReasonAPIError
-	ReasonAlreadyExists    = v1alpha1.ReasonAlreadyExists
-)
-
 // reasoner is an error that knows its key in the table of verdicts.
 type reasoner interface {
 	error
 	Reason() string
 }
 
-// RefusedError is an agent's refusal of one attempt: it made nothing, and holds nothing.
-type RefusedError struct {
+// refusedError is an agent's refusal of one attempt: it made nothing, and holds nothing.
+type refusedError struct {
 	Node    string
 	Code    string // a v1alpha1.Reason*
 	Message string // the agent's own words
@@ -43,125 +24,125 @@ type RefusedError struct {
 	wish *v1alpha1.VolumeSpec // that was refused; nil where no attempt was made
 }
 
-func (e *RefusedError) Error() string  { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }
-func (e *RefusedError) Reason() string { return e.Code }
+func (e *refusedError) Error() string  { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }
+func (e *refusedError) Reason() string { return e.Code }
 
-// ClaimError is something a claim asks for that this provisioner does not give.
-type ClaimError struct {
+// claimError is something a claim asks for that this provisioner does not give.
+type claimError struct {
 	Field   string
 	Message string
 }
 
-func (e *ClaimError) Error() string  { return e.Field + ": " + e.Message }
-func (e *ClaimError) Reason() string { return ReasonUnsupportedClaim }
+func (e *claimError) Error() string  { return e.Field + ": " + e.Message }
+func (e *claimError) Reason() string { return v1alpha1.ReasonUnsupportedClaim }
 
-// AgentNotReadyError: nobody on the node would do the work now.
-type AgentNotReadyError struct {
+// agentNotReadyError: nobody on the node would do the work now.
+type agentNotReadyError struct {
 	Node string
 	Why  string
 	// Recorded says that a record of the volume exists already, so that work may go on when the agent comes back.
 	Recorded bool
 }
 
-func (e *AgentNotReadyError) Error() string {
+func (e *agentNotReadyError) Error() string {
 	return fmt.Sprintf("waiting for the Quarry agent on node %s: %s", e.Node, e.Why)
 }
-func (e *AgentNotReadyError) Reason() string { return ReasonAgentNotReady }
+func (e *agentNotReadyError) Reason() string { return v1alpha1.ReasonAgentNotReady }
 
-// NodeGoneError: the Node object does not exist (any more).
-type NodeGoneError struct{ Node string }
+// nodeGoneError: the Node object does not exist (any more).
+type nodeGoneError struct{ Node string }
 
-func (e *NodeGoneError) Error() string  { return fmt.Sprintf("node %s does not exist", e.Node) }
-func (e *NodeGoneError) Reason() string { return ReasonNodeGone }
+func (e *nodeGoneError) Error() string  { return fmt.Sprintf("node %s does not exist", e.Node) }
+func (e *nodeGoneError) Reason() string { return v1alpha1.ReasonNodeGone }
 
-// NoNodeError: no node can take the volume of a class with volumeBindingMode Immediate.
-type NoNodeError struct{ Why string }
+// noNodeError: no node can take the volume of a class with volumeBindingMode Immediate.
+type noNodeError struct{ Why string }
 
-func (e *NoNodeError) Error() string  { return "no node can take the volume: " + e.Why }
-func (e *NoNodeError) Reason() string { return ReasonNoNode }
+func (e *noNodeError) Error() string  { return "no node can take the volume: " + e.Why }
+func (e *noNodeError) Reason() string { return v1alpha1.ReasonNoSuitableNode }
 
-// PendingError: the wish is recorded and its outcome is not known yet.
-type PendingError struct {
+// pendingError: the wish is recorded and its outcome is not known yet.
+type pendingError struct {
 	Node string
 	Why  string
 }
 
-func (e *PendingError) Error() string {
+func (e *pendingError) Error() string {
 	return fmt.Sprintf("node %s has not finished making the volume: %s", e.Node, e.Why)
 }
-func (e *PendingError) Reason() string { return ReasonPending }
+func (e *pendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// GrowPendingError: the new size is recorded, and the volume does not have it yet.
-type GrowPendingError struct {
+// growPendingError: the new size is recorded, and the volume does not have it yet.
+type growPendingError struct {
 	Node string
 	Why  string
 }
 
-func (e *GrowPendingError) Error() string {
+func (e *growPendingError) Error() string {
 	return fmt.Sprintf("node %s has not finished growing the volume: %s", e.Node, e.Why)
 }
-func (e *GrowPendingError) Reason() string { return ReasonPending }
+func (e *growPendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// UnavailableError: the volume exists, was published, and cannot be used now. Its data is not touched.
-type UnavailableError struct {
+// unavailableError: the volume exists, was published, and cannot be used now. Its data is not touched.
+type unavailableError struct {
 	Node, Volume, Why string
 }
 
-func (e *UnavailableError) Error() string {
+func (e *unavailableError) Error() string {
 	return fmt.Sprintf("volume %s on node %s is unavailable: %s", e.Volume, e.Node, e.Why)
 }
-func (e *UnavailableError) Reason() string { return ReasonUnavailable }
+func (e *unavailableError) Reason() string { return v1alpha1.ReasonVolumeUnavailable }
 
-// ClaimGoneError: the claim was deleted, or another one has its name. Nobody waits for the volume.
-type ClaimGoneError struct{ Namespace, Name string }
+// claimGoneError: the claim was deleted, or another one has its name. Nobody waits for the volume.
+type claimGoneError struct{ Namespace, Name string }
 
-func (e *ClaimGoneError) Error() string {
+func (e *claimGoneError) Error() string {
 	return fmt.Sprintf("claim %s/%s was deleted", e.Namespace, e.Name)
 }
-func (e *ClaimGoneError) Reason() string { return ReasonClaimGone }
+func (e *claimGoneError) Reason() string { return v1alpha1.ReasonClaimGone }
 
-// ExistsError: the volume exists with other properties than those asked for now.
-type ExistsError struct{ Volume, Why string }
+// existsError: the volume exists with other properties than those asked for now.
+type existsError struct{ Volume, Why string }
 
-func (e *ExistsError) Error() string  { return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why) }
-func (e *ExistsError) Reason() string { return ReasonAlreadyExists }
+func (e *existsError) Error() string  { return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why) }
+func (e *existsError) Reason() string { return v1alpha1.ReasonAlreadyExists }
 
-// NotOursError: a PersistentVolume names a volume that it is not the PersistentVolume of. Nothing was done.
-type NotOursError struct{ PV, Why string }
+// notOursError: a PersistentVolume names a volume that it is not the PersistentVolume of. Nothing was done.
+type notOursError struct{ PV, Why string }
 
-func (e *NotOursError) Error() string {
+func (e *notOursError) Error() string {
 	return fmt.Sprintf("PersistentVolume %s is not the one its volume was made for: %s", e.PV, e.Why)
 }
-func (e *NotOursError) Reason() string { return ReasonNotOurs }
+func (e *notOursError) Reason() string { return v1alpha1.ReasonNotOurs }
 
-// InUseError: the volume is to go, and something on its node still uses it.
-type InUseError struct{ Volume, Node, Why string }
+// inUseError: the volume is to go, and something on its node still uses it.
+type inUseError struct{ Volume, Node, Why string }
 
-func (e *InUseError) Error() string {
+func (e *inUseError) Error() string {
 	return fmt.Sprintf("volume %s on node %s is still in use: %s", e.Volume, e.Node, e.Why)
 }
-func (e *InUseError) Reason() string { return ReasonInUse }
+func (e *inUseError) Reason() string { return v1alpha1.ReasonVolumeInUse }
 
-// DeletePendingError: the wish to delete is recorded, and the agent has not confirmed it yet.
-type DeletePendingError struct{ Volume, Node, Why string }
+// deletePendingError: the wish to delete is recorded, and the agent has not confirmed it yet.
+type deletePendingError struct{ Volume, Node, Why string }
 
-func (e *DeletePendingError) Error() string {
+func (e *deletePendingError) Error() string {
 	return fmt.Sprintf("volume %s on node %s is being deleted: %s", e.Volume, e.Node, e.Why)
 }
-func (e *DeletePendingError) Reason() string { return ReasonDeletePending }
+func (e *deletePendingError) Reason() string { return v1alpha1.ReasonDeletePending }
 
-// APIError is a failed call of the API server, before or after which nothing of ours happened.
-type APIError struct {
+// apiError is a failed call of the API server, before or after which nothing of ours happened.
+type apiError struct {
 	Op  string
 	Err error
 }
 
-func (e *APIError) Error() string  { return e.Op + ": " + e.Err.Error() }
-func (e *APIError) Unwrap() error  { return e.Err }
-func (e *APIError) Reason() string { return ReasonAPI }
+func (e *apiError) Error() string  { return e.Op + ": " + e.Err.Error() }
+func (e *apiError) Unwrap() error  { return e.Err }
+func (e *apiError) Reason() string { return v1alpha1.ReasonAPIError }
 
-// Verdict is what follows from an error.
-type Verdict struct {
+// verdict is what follows from an error.
+type verdict struct {
 	// Reason is the event's reason, and the label of the outcome metric.
 	Reason string
 	// State tells the external-provisioner library how to go on. Reschedule is meant for claims that a pod uses;
@@ -172,7 +153,7 @@ type Verdict struct {
 }
 
 // verdicts is the one table from reasons to what follows from them.
-var verdicts = map[string]Verdict{
+var verdicts = map[string]verdict{
 	v1alpha1.ReasonInsufficientCapacity: {State: controller.ProvisioningReschedule,
 		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less"},
 	v1alpha1.ReasonGroupRefused: {State: controller.ProvisioningReschedule,
@@ -194,40 +175,40 @@ var verdicts = map[string]Verdict{
 	v1alpha1.ReasonIDConflict: {State: controller.ProvisioningFinished,
 		Hint: "quarry verify on that node shows what is there"},
 
-	ReasonInvalidParameter: {State: controller.ProvisioningFinished,
+	v1alpha1.ReasonInvalidParameter: {State: controller.ProvisioningFinished,
 		Hint: "parameters cannot be changed: delete the StorageClass and make it again"},
-	ReasonUnsupportedClaim: {State: controller.ProvisioningFinished},
-	ReasonAgentNotReady: {State: controller.ProvisioningNoChange,
+	v1alpha1.ReasonUnsupportedClaim: {State: controller.ProvisioningFinished},
+	v1alpha1.ReasonAgentNotReady: {State: controller.ProvisioningNoChange,
 		Hint: "provisioning goes on as soon as it is ready"},
-	ReasonNodeGone: {State: controller.ProvisioningReschedule,
+	v1alpha1.ReasonNodeGone: {State: controller.ProvisioningReschedule,
 		Hint: "remove or correct the claim's annotation volume.kubernetes.io/selected-node if no pod uses it"},
-	ReasonNoNode: {State: controller.ProvisioningFinished,
+	v1alpha1.ReasonNoSuitableNode: {State: controller.ProvisioningFinished,
 		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less"},
-	ReasonNoMatchingPool: {State: controller.ProvisioningFinished,
+	v1alpha1.ReasonNoMatchingPool: {State: controller.ProvisioningFinished,
 		Hint: "the scheduler does not know selectors of claims: make the claim again with another class, with a pod that goes to a node with such a pool, or label a pool"},
 	v1alpha1.ReasonNotAdoptable: {State: controller.ProvisioningFinished,
 		Hint: "kubectl quarry adopt --dry-run says what is there"},
-	ReasonPending: {State: controller.ProvisioningInBackground,
+	v1alpha1.ReasonPending: {State: controller.ProvisioningInBackground,
 		Hint: "it goes on in the background"},
-	ReasonUnavailable: {State: controller.ProvisioningInBackground,
+	v1alpha1.ReasonVolumeUnavailable: {State: controller.ProvisioningInBackground,
 		Hint: "quarry verify on that node shows what is wrong; the data is not touched"},
-	ReasonClaimGone:     {State: controller.ProvisioningFinished},
-	ReasonAlreadyExists: {State: controller.ProvisioningFinished},
-	ReasonNotOurs:       {State: controller.ProvisioningFinished},
-	ReasonInUse: {State: controller.ProvisioningInBackground,
+	v1alpha1.ReasonClaimGone:     {State: controller.ProvisioningFinished},
+	v1alpha1.ReasonAlreadyExists: {State: controller.ProvisioningFinished},
+	v1alpha1.ReasonNotOurs:       {State: controller.ProvisioningFinished},
+	v1alpha1.ReasonVolumeInUse: {State: controller.ProvisioningInBackground,
 		Hint: "it is deleted once nothing uses it any more"},
-	ReasonDeletePending: {State: controller.ProvisioningInBackground,
+	v1alpha1.ReasonDeletePending: {State: controller.ProvisioningInBackground,
 		Hint: "it goes on in the background"},
 	// Nothing is known about what the server did, but a record, if one was written, is found again by the next try.
-	ReasonAPI: {State: controller.ProvisioningNoChange},
+	v1alpha1.ReasonAPIError: {State: controller.ProvisioningNoChange},
 }
 
 // unknown is the verdict on an error, or on an agent's reason, that the table does not have: keep trying, lose nothing.
-var unknown = Verdict{Reason: "InternalError", State: controller.ProvisioningInBackground}
+var unknown = verdict{Reason: "InternalError", State: controller.ProvisioningInBackground}
 
-// Judge says what follows from err. It never returns ProvisioningNoChange once a record exists, because then work may
+// judge says what follows from err. It never returns ProvisioningNoChange once a record exists, because then work may
 // go on in the background whatever the error was.
-func Judge(err error) Verdict {
+func judge(err error) verdict {
 	var r reasoner
 	if !errors.As(err, &r) {
 		return unknown
@@ -235,21 +216,21 @@ func Judge(err error) Verdict {
 	v, ok := verdicts[r.Reason()]
 	if !ok {
 		// A newer agent may refuse for reasons this controller has never heard of. The attempt is over in any case.
-		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
-			return Verdict{Reason: refused.Code, State: controller.ProvisioningFinished}
+		if refused := (*refusedError)(nil); errors.As(err, &refused) {
+			return verdict{Reason: refused.Code, State: controller.ProvisioningFinished}
 		}
 		return unknown
 	}
 	v.Reason = r.Reason()
-	if notReady := (*AgentNotReadyError)(nil); errors.As(err, &notReady) && notReady.Recorded {
+	if notReady := (*agentNotReadyError)(nil); errors.As(err, &notReady) && notReady.Recorded {
 		v.State = controller.ProvisioningInBackground
 	}
 	return v
 }
 
-// Explain is the text of the event for err: what happened, and what to do about it.
-func Explain(err error) string {
-	v := Judge(err)
+// explanation is the text of the event for err: what happened, and what to do about it.
+func explanation(err error) string {
+	v := judge(err)
 	if v.Hint == "" {
 		return err.Error()
 	}

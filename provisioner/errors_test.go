@@ -19,16 +19,16 @@ func TestJudge(t *testing.T) {
 		state  controller.ProvisioningState
 		reason string
 	}{
-		{&RefusedError{Node: "n", Code: v1alpha1.ReasonInsufficientCapacity, Message: "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
-		{&RefusedError{Node: "n", Code: v1alpha1.ReasonTooSmall, Message: "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
-		{&RefusedError{Node: "n", Code: "FromTomorrow", Message: "?"}, controller.ProvisioningFinished, "FromTomorrow"},
-		{&AgentNotReadyError{Node: "n"}, controller.ProvisioningNoChange, ReasonAgentNotReady},
-		{&AgentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground, ReasonAgentNotReady},
-		{&PendingError{"n", "?"}, controller.ProvisioningInBackground, ReasonPending},
-		{&APIError{"reading", errors.New("timeout")}, controller.ProvisioningNoChange, ReasonAPI},
+		{&refusedError{Node: "n", Code: v1alpha1.ReasonInsufficientCapacity, Message: "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
+		{&refusedError{Node: "n", Code: v1alpha1.ReasonTooSmall, Message: "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
+		{&refusedError{Node: "n", Code: "FromTomorrow", Message: "?"}, controller.ProvisioningFinished, "FromTomorrow"},
+		{&agentNotReadyError{Node: "n"}, controller.ProvisioningNoChange, v1alpha1.ReasonAgentNotReady},
+		{&agentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground, v1alpha1.ReasonAgentNotReady},
+		{&pendingError{"n", "?"}, controller.ProvisioningInBackground, v1alpha1.ReasonPending},
+		{&apiError{"reading", errors.New("timeout")}, controller.ProvisioningNoChange, v1alpha1.ReasonAPIError},
 		{errors.New("what?"), controller.ProvisioningInBackground, "InternalError"},
 	} {
-		v := Judge(fmt.Errorf("wrapped: %w", test.err))
+		v := judge(fmt.Errorf("wrapped: %w", test.err))
 		require.Equal(t, test.state, v.State, test.err.Error())
 		require.Equal(t, test.reason, v.Reason, test.err.Error())
 	}
@@ -55,7 +55,7 @@ func TestExplainsWrongParameters(t *testing.T) {
 		{"mkfsOptions": strings.Repeat("-x ", 33), "fsType": "ext4"},
 	} {
 		_, err := parameters.Parse(class)
-		require.Less(t, len(Explain(err)), longestNote)
-		require.Equal(t, v1alpha1.ReasonInvalidParameter, Judge(err).Reason)
+		require.Less(t, len(explanation(err)), longestNote)
+		require.Equal(t, v1alpha1.ReasonInvalidParameter, judge(err).Reason)
 	}
 }

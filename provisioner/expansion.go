@@ -226,7 +226,7 @@ func dropCondition(claim *corev1.PersistentVolumeClaim, kind corev1.PersistentVo
 func addExpansion(mgr manager.Manager, e *expander) error {
 	toClaim := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		v, ok := whole[*v1alpha1.Volume](o)
-		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !Served(v) {
+		if !ok || v.Spec.Claim == nil || v.Spec.Provisioner != v1alpha1.LocalProvisioner || !isServed(v) {
 			return nil
 		}
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: v.Spec.Claim.Namespace, Name: v.Spec.Claim.Name}}}

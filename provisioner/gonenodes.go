@@ -21,7 +21,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// goneNodes takes away what speaks of nodes that do not exist any more, and of
+// goneNodeCleaner takes away what speaks of nodes that do not exist any more, and of
 // nothing that anybody could want: clusters whose nodes come and go under names
 // that never come back would gather it for ever.
 //
@@ -31,10 +31,10 @@ import (
 // PersistentVolume speaks of its node: then there is nothing that another disk in
 // its place could be taken for. What is wanted, in the trash or published and not
 // deleted stays as long as people let it.
-type goneNodes struct {
+type goneNodeCleaner struct {
 	client client.Client
 	live   client.Reader
-	agents AgentReadiness
+	agents agentReadiness
 	sweep  *sweeper
 	// grace is how long a node has to have been away, in time that this process saw
 	// pass: later is safe.
@@ -45,9 +45,9 @@ type goneNodes struct {
 	since map[string]time.Time
 }
 
-// DefaultGoneNodeGrace is how long a node has to have been away before what speaks
+// defaultGoneNodeGrace is how long a node has to have been away before what speaks
 // of it is taken away.
-const DefaultGoneNodeGrace = 24 * time.Hour
+const defaultGoneNodeGrace = 24 * time.Hour
 
 // indexDoomed is the cache's index of Volumes that are to be deleted, by node.
 const indexDoomed = "doomed"
@@ -60,12 +60,12 @@ func indexOfDoomed(o client.Object) []string {
 }
 
 // Reconcile looks at one node, named by the request.
-func (g *goneNodes) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+func (g *goneNodeCleaner) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	node := req.Name
 	var known corev1.Node
 	err := g.client.Get(ctx, client.ObjectKey{Name: node}, &known)
 	if client.IgnoreNotFound(err) != nil {
-		return reconcile.Result{}, &APIError{"reading Node " + node, err}
+		return reconcile.Result{}, &apiError{"reading Node " + node, err}
 	}
 	if err == nil {
 		g.back(node)
@@ -87,10 +87,10 @@ func (g *goneNodes) Reconcile(ctx context.Context, req reconcile.Request) (recon
 
 // removeRecords removes the records of a node that ask for a deletion, of claims
 // that do not exist any more: no other attempt is ever called like one of them.
-func (g *goneNodes) removeRecords(ctx context.Context, node string) error {
+func (g *goneNodeCleaner) removeRecords(ctx context.Context, node string) error {
 	var doomed v1alpha1.VolumeList
 	if err := g.client.List(ctx, &doomed, client.MatchingFields{indexDoomed: node}); err != nil {
-		return &APIError{"listing the volumes of node " + node, err}
+		return &apiError{"listing the volumes of node " + node, err}
 	}
 	for i := range doomed.Items {
 		v := &doomed.Items[i]
@@ -101,7 +101,7 @@ func (g *goneNodes) removeRecords(ctx context.Context, node string) error {
 		if wanted {
 			continue
 		}
-		if err := g.sweep.records.removeRecord(ctx, v); err != nil {
+		if err := g.sweep.volumes.removeRecord(ctx, v); err != nil {
 			return err
 		}
 		log.FromContext(ctx).Info("Removed the record of a volume whose deletion nobody is there to do: its node does not exist any more", "volume", v.Name, "node", node)
@@ -110,10 +110,10 @@ func (g *goneNodes) removeRecords(ctx context.Context, node string) error {
 }
 
 // removePools removes the Pools of a node that nothing speaks of, by live reads.
-func (g *goneNodes) removePools(ctx context.Context, node string) error {
+func (g *goneNodeCleaner) removePools(ctx context.Context, node string) error {
 	var pools v1alpha1.PoolList
 	if err := g.client.List(ctx, &pools, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return &APIError{"listing the pools of node " + node, err}
+		return &apiError{"listing the pools of node " + node, err}
 	}
 	if len(pools.Items) == 0 {
 		g.back(node)
@@ -121,11 +121,11 @@ func (g *goneNodes) removePools(ctx context.Context, node string) error {
 	}
 	var pvs corev1.PersistentVolumeList
 	if err := g.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}); err != nil {
-		return &APIError{"listing the PersistentVolumes of node " + node, err}
+		return &apiError{"listing the PersistentVolumes of node " + node, err}
 	}
 	var volumes v1alpha1.VolumeList
 	if err := g.live.List(ctx, &volumes, client.MatchingFields{"spec.nodeName": node}); err != nil {
-		return &APIError{"listing the volumes of node " + node, err}
+		return &apiError{"listing the volumes of node " + node, err}
 	}
 	if len(pvs.Items) > 0 || len(volumes.Items) > 0 {
 		return nil // their end wakes it
@@ -134,7 +134,7 @@ func (g *goneNodes) removePools(ctx context.Context, node string) error {
 		pool := &pools.Items[i]
 		err := g.client.Delete(ctx, pool, client.Preconditions{UID: &pool.UID, ResourceVersion: &pool.ResourceVersion})
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			return &APIError{"removing Pool " + pool.Name, err}
+			return &apiError{"removing Pool " + pool.Name, err}
 		}
 		log.FromContext(ctx).Info("Removed the Pool of a node that does not exist any more", "pool", pool.Name, "node", node)
 	}
@@ -142,7 +142,7 @@ func (g *goneNodes) removePools(ctx context.Context, node string) error {
 }
 
 // away is since when a node has been seen to be away.
-func (g *goneNodes) away(node string) time.Time {
+func (g *goneNodeCleaner) away(node string) time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.since == nil {
@@ -154,14 +154,14 @@ func (g *goneNodes) away(node string) time.Time {
 	return g.since[node]
 }
 
-func (g *goneNodes) back(node string) {
+func (g *goneNodeCleaner) back(node string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.since, node)
 }
 
 // addGoneNodes drives it by nodes that go, and by what speaks of one.
-func addGoneNodes(mgr manager.Manager, g *goneNodes) error {
+func addGoneNodes(mgr manager.Manager, g *goneNodeCleaner) error {
 	toNode := func(nodeOf func(client.Object) []string) handler.EventHandler {
 		return handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request { return requests(nodeOf(o)...) })
 	}

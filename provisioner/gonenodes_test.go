@@ -46,8 +46,8 @@ func TestWhatSpeaksOfGoneNodesGoes(t *testing.T) {
 	require.NoError(t, err)
 	now := time.Now()
 	clock := func() time.Time { return now }
-	g := &goneNodes{client: c, live: c, agents: &Agents{}, grace: time.Hour, now: clock,
-		sweep: &sweeper{records: &Records{Client: c, Live: c}, grace: time.Minute, now: clock, metrics: metrics}}
+	g := &goneNodeCleaner{client: c, live: c, agents: &agentWatch{}, grace: time.Hour, now: clock,
+		sweep: &sweeper{volumes: &volumeObjects{client: c, live: c}, grace: time.Minute, now: clock, metrics: metrics}}
 	look := func() {
 		for _, node := range []string{"here", "empty", "holds-trash", "holds-orphan", "holds-pv", "of-a-claim"} {
 			_, err := g.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Name: node}})

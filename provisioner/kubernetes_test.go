@@ -79,7 +79,7 @@ func testPodClaim(t *testing.T, k *cluster) {
 	records := k.volumes(claim)
 	require.Len(t, records, 1)
 	v := records[0]
-	require.True(t, Served(&v))
+	require.True(t, isServed(&v))
 	require.Equal(t, pv.Name+"-1", v.Name)
 	require.Equal(t, v.Status.Path, pv.Spec.Local.Path)
 	require.Equal(t, "ext4", *pv.Spec.Local.FSType)
@@ -317,7 +317,7 @@ func testTwoControllers(t *testing.T, k *cluster) {
 		records := k.volumes(claim)
 		require.Len(t, records, 1)
 		require.Equal(t, records[0].Name, pv.Annotations[v1alpha1.AnnotationVolume])
-		require.True(t, Served(&records[0]))
+		require.True(t, isServed(&records[0]))
 	}
 }
 

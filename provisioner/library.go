@@ -28,7 +28,7 @@ type informers struct {
 }
 
 // runLibrary runs the external-provisioner library until ctx ends. It must be called once, by the leader.
-func runLibrary(ctx context.Context, kube kubernetes.Interface, l *Local, in informers, o Options) error {
+func runLibrary(ctx context.Context, kube kubernetes.Interface, l *localDoor, in informers, o Options) error {
 	// The library ends the process on a wrong option, so nothing here comes from outside unchecked.
 	if o.Workers < 1 {
 		return fmt.Errorf("workers: %d", o.Workers)
@@ -52,7 +52,7 @@ func runLibrary(ctx context.Context, kube kubernetes.Interface, l *Local, in inf
 		controller.VolumesInformer(l.waiting.volumesFor(in.volumes)),
 		controller.ClassesInformer(in.classes),
 		controller.NodesLister(everyNode{corelisters.NewNodeLister(in.nodes.GetIndexer())}),
-		controller.MetricsInstance(l.Metrics.library),
+		controller.MetricsInstance(l.metrics.library),
 	)
 	c.Run(ctx)
 	return nil

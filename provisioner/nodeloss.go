@@ -25,13 +25,13 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// nodeLoss lets the claims of StatefulSets start over, empty, on another node when theirs is lost, for classes that ask for
+// nodeLossHandler lets the claims of StatefulSets start over, empty, on another node when theirs is lost, for classes that ask for
 // it (onNodeLoss) in installations that allow it. What it does is what an administrator would do by the runbook, in the
 // same order, and nothing of it touches data: the old PersistentVolume gets the policy Retain and stays, and so does the
 // volume on the lost disk, should it ever come back.
 //
 // Only claims that a StatefulSet's pod uses are helped: nobody would make another claim of any other kind again.
-type nodeLoss struct {
+type nodeLossHandler struct {
 	client client.Client
 	live   client.Reader
 	events events.EventRecorder
@@ -73,10 +73,10 @@ func indexPV(o client.Object) []string {
 }
 
 // Reconcile looks at one node, also at one that does not exist.
-func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+func (n *nodeLossHandler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexNodeLoss: req.Name}); err != nil {
-		return reconcile.Result{}, &APIError{"listing PersistentVolumes", err}
+		return reconcile.Result{}, &apiError{"listing PersistentVolumes", err}
 	}
 	var wanting []wantingPV
 	for i := range pvs.Items {
@@ -128,7 +128,7 @@ func (n *nodeLoss) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 const manyLostRetry = time.Minute
 
 // manyLostLately is manyLost, whose answer yes counts for a while for all that are lost: they come at once, and later is safe.
-func (n *nodeLoss) manyLostLately(ctx context.Context) (bool, error) {
+func (n *nodeLossHandler) manyLostLately(ctx context.Context) (bool, error) {
 	n.mu.Lock()
 	known := n.now().Before(n.many)
 	n.mu.Unlock()
@@ -147,10 +147,10 @@ func (n *nodeLoss) manyLostLately(ctx context.Context) (bool, error) {
 // manyLost reports whether half of the nodes with pools, and more than one, are missing or not ready: then the network or the
 // control plane is in trouble, and every volume is where it was. The control plane stops evicting pods then as well. A node that
 // does not exist counts while a claim is bound to a volume of its: Pools of nodes that were taken away in peace may stay for years.
-func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
+func (n *nodeLossHandler) manyLost(ctx context.Context) (bool, error) {
 	var pools v1alpha1.PoolList
 	if err := n.client.List(ctx, &pools, client.UnsafeDisableDeepCopy); err != nil {
-		return false, &APIError{"listing pools", err}
+		return false, &apiError{"listing pools", err}
 	}
 	ready := map[string]bool{}
 	for i := range pools.Items {
@@ -161,7 +161,7 @@ func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 		var node corev1.Node
 		err := n.client.Get(ctx, client.ObjectKey{Name: name}, &node)
 		if client.IgnoreNotFound(err) != nil {
-			return false, &APIError{"reading Node " + name, err}
+			return false, &apiError{"reading Node " + name, err}
 		}
 		if err != nil {
 			holds, err := n.holdsBound(ctx, name)
@@ -184,10 +184,10 @@ func (n *nodeLoss) manyLost(ctx context.Context) (bool, error) {
 }
 
 // holdsBound reports whether a claim is bound to a volume of the node.
-func (n *nodeLoss) holdsBound(ctx context.Context, node string) (bool, error) {
+func (n *nodeLossHandler) holdsBound(ctx context.Context, node string) (bool, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}); err != nil {
-		return false, &APIError{"listing PersistentVolumes", err}
+		return false, &apiError{"listing PersistentVolumes", err}
 	}
 	return slices.ContainsFunc(pvs.Items, func(pv corev1.PersistentVolume) bool { return pv.Status.Phase == corev1.VolumeBound }), nil
 }
@@ -205,14 +205,14 @@ type lossState struct {
 	why          string
 }
 
-func (n *nodeLoss) look(ctx context.Context, name string) (lossState, error) {
+func (n *nodeLossHandler) look(ctx context.Context, name string) (lossState, error) {
 	var node corev1.Node
 	err := n.live.Get(ctx, client.ObjectKey{Name: name}, &node)
 	if apierrors.IsNotFound(err) {
 		return lossState{lost: true, since: n.seen(name), why: fmt.Sprintf("Node %s does not exist any more", name)}, nil
 	}
 	if err != nil {
-		return lossState{}, &APIError{"reading Node " + name, err}
+		return lossState{}, &apiError{"reading Node " + name, err}
 	}
 	s := lossState{outOfService: isOutOfService(&node)}
 	for _, c := range node.Status.Conditions {
@@ -235,7 +235,7 @@ func isOutOfService(node *corev1.Node) bool {
 }
 
 // seen is when a node was first seen to be lost.
-func (n *nodeLoss) seen(node string) time.Time {
+func (n *nodeLossHandler) seen(node string) time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.gone == nil {
@@ -247,7 +247,7 @@ func (n *nodeLoss) seen(node string) time.Time {
 	return n.gone[node]
 }
 
-func (n *nodeLoss) forget(node string) {
+func (n *nodeLossHandler) forget(node string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.gone, node)
@@ -266,7 +266,7 @@ const lossRetry = 5 * time.Second
 
 // startOver gives up a claim's volume on a lost node. Every step can be repeated; a later one is only taken when the
 // earlier ones are done. It returns how long to wait for another look, if that is needed.
-func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolume, node, why string) (time.Duration, error) {
+func (n *nodeLossHandler) startOver(ctx context.Context, cached *corev1.PersistentVolume, node, why string) (time.Duration, error) {
 	ref := cached.Spec.ClaimRef
 	var claim corev1.PersistentVolumeClaim
 	err := n.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
@@ -274,7 +274,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		return 0, nil // deleted already
 	}
 	if err != nil {
-		return 0, &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+		return 0, &apiError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
 	}
 	if !n.enabled {
 		n.tellOnce(&claim, "the class asks for another volume elsewhere (onNodeLoss), but the installation does not allow it; set nodeLoss.enabled in the chart's values")
@@ -302,7 +302,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		base := pv.DeepCopy()
 		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 		if err := n.client.Patch(ctx, &pv, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return 0, &APIError{"setting PersistentVolume " + pv.Name + " to Retain", err}
+			return 0, &apiError{"setting PersistentVolume " + pv.Name + " to Retain", err}
 		}
 	}
 	if claim.DeletionTimestamp == nil {
@@ -311,7 +311,7 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		n.events.Eventf(&pv, nil, corev1.EventTypeWarning, v1alpha1.EventNodeLost, "NodeLoss",
 			"%s; claim %s/%s starts over elsewhere, and the data stays: the policy is Retain now", why, claim.Namespace, claim.Name)
 		if err := n.client.Delete(ctx, &claim, client.Preconditions{UID: &claim.UID}); client.IgnoreNotFound(err) != nil {
-			return 0, &APIError{"deleting claim " + claim.Namespace + "/" + claim.Name, err}
+			return 0, &apiError{"deleting claim " + claim.Namespace + "/" + claim.Name, err}
 		}
 		n.metrics.startedOver.Inc()
 		log.FromContext(ctx).Info("A claim starts over elsewhere", "claim", claim.Namespace+"/"+claim.Name, "node", node, "persistentVolume", pv.Name)
@@ -325,17 +325,17 @@ func (n *nodeLoss) startOver(ctx context.Context, cached *corev1.PersistentVolum
 		n.events.Eventf(pod, nil, corev1.EventTypeWarning, v1alpha1.EventStartingOver, "NodeLoss", "%s; the pod is removed so that its StatefulSet makes it again elsewhere", why)
 		err := n.client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			return 0, &APIError{"deleting pod " + pod.Namespace + "/" + pod.Name, err}
+			return 0, &apiError{"deleting pod " + pod.Namespace + "/" + pod.Name, err}
 		}
 	}
 	return lossRetry, nil
 }
 
 // pods are those that use the claim; owned reports whether a StatefulSet's is among them that makes the claim again.
-func (n *nodeLoss) pods(ctx context.Context, claim *corev1.PersistentVolumeClaim) (using []corev1.Pod, owned bool, err error) {
+func (n *nodeLossHandler) pods(ctx context.Context, claim *corev1.PersistentVolumeClaim) (using []corev1.Pod, owned bool, err error) {
 	var list corev1.PodList
 	if err := n.live.List(ctx, &list, client.InNamespace(claim.Namespace)); err != nil {
-		return nil, false, &APIError{"listing the pods of namespace " + claim.Namespace, err}
+		return nil, false, &apiError{"listing the pods of namespace " + claim.Namespace, err}
 	}
 	for _, pod := range list.Items {
 		if slices.Contains(claimNames(&pod), claim.Name) {
@@ -356,7 +356,7 @@ func fromTemplate(pod *corev1.Pod, claim string) bool {
 }
 
 // tellOnce says on a claim, once in the life of this process, why nothing is done for it.
-func (n *nodeLoss) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
+func (n *nodeLossHandler) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	key := string(claim.UID) + text
@@ -371,7 +371,7 @@ func (n *nodeLoss) tellOnce(claim *corev1.PersistentVolumeClaim, text string) {
 }
 
 // addNodeLoss drives it by nodes whose state changes, and by PersistentVolumes that come to be bound.
-func addNodeLoss(mgr manager.Manager, n *nodeLoss) error {
+func addNodeLoss(mgr manager.Manager, n *nodeLossHandler) error {
 	toNode := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		var out []reconcile.Request
 		for _, node := range indexOfNodeLoss(o) {

@@ -18,7 +18,7 @@ import (
 )
 
 // lossBench is a cluster of nodes with pools, with a StatefulSet's claim on the first of them that may start over after ten minutes.
-func lossBench(t *testing.T, nodes map[string]bool) (*nodeLoss, func() (claim, pv client.Object, err error), *time.Time) {
+func lossBench(t *testing.T, nodes map[string]bool) (*nodeLossHandler, func() (claim, pv client.Object, err error), *time.Time) {
 	scheme, err := NewScheme()
 	require.NoError(t, err)
 	longAgo := metav1.NewTime(time.Now().Add(-60 * time.Hour)) // of a weekend
@@ -52,7 +52,7 @@ func lossBench(t *testing.T, nodes map[string]bool) (*nodeLoss, func() (claim, p
 	metrics, err := NewMetrics(prometheus.NewRegistry())
 	require.NoError(t, err)
 	now := time.Now()
-	n := &nodeLoss{client: c, live: c, events: events.NewFakeRecorder(20), enabled: true, now: func() time.Time { return now }, metrics: metrics}
+	n := &nodeLossHandler{client: c, live: c, events: events.NewFakeRecorder(20), enabled: true, now: func() time.Time { return now }, metrics: metrics}
 	look := func() (client.Object, client.Object, error) {
 		claim, pv := &corev1.PersistentVolumeClaim{}, &corev1.PersistentVolume{}
 		require.NoError(t, c.Get(t.Context(), client.ObjectKey{Name: "pvc-1"}, pv))

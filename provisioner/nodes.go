@@ -17,13 +17,13 @@ func nodeExists(ctx context.Context, live client.Reader, name string) (bool, err
 		return false, nil
 	}
 	if err != nil {
-		return false, &APIError{"reading Node " + name, err}
+		return false, &apiError{"reading Node " + name, err}
 	}
 	return true, nil
 }
 
 // getNode returns a node from the cache, or from the API server if the cache does not have it (yet). The error is a
-// *NodeGoneError or an *APIError.
+// *nodeGoneError or an *apiError.
 func getNode(ctx context.Context, cached, live client.Reader, name string) (*corev1.Node, error) {
 	node := &corev1.Node{}
 	err := cached.Get(ctx, client.ObjectKey{Name: name}, node)
@@ -31,10 +31,10 @@ func getNode(ctx context.Context, cached, live client.Reader, name string) (*cor
 		err = live.Get(ctx, client.ObjectKey{Name: name}, node)
 	}
 	if apierrors.IsNotFound(err) {
-		return nil, &NodeGoneError{name}
+		return nil, &nodeGoneError{name}
 	}
 	if err != nil {
-		return nil, &APIError{"reading Node " + name, err}
+		return nil, &apiError{"reading Node " + name, err}
 	}
 	return node, nil
 }

@@ -20,11 +20,11 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// orphanage reports volumes that were published and that no PersistentVolume points at any more: somebody set the
+// orphanReporter reports volumes that were published and that no PersistentVolume points at any more: somebody set the
 // policy to Retain, deleted the claim and then the PersistentVolume, the usual way to rescue data. A label and an event
 // say so; the data stays until a person decides (kubectl quarry orphans). The same comes of a controller that died
 // between publishing a volume and writing its PersistentVolume, if the claim was deleted before another one went on.
-type orphanage struct {
+type orphanReporter struct {
 	client  client.Client
 	live    client.Reader
 	events  events.EventRecorder
@@ -37,7 +37,7 @@ type orphanage struct {
 }
 
 // Reconcile looks at one Volume.
-func (o *orphanage) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+func (o *orphanReporter) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var v v1alpha1.Volume
 	if err := o.client.Get(ctx, req.NamespacedName, &v); err != nil {
 		o.count(req.Name, false)
@@ -83,7 +83,7 @@ func (o *orphanage) Reconcile(ctx context.Context, req reconcile.Request) (recon
 
 // orphaned reports whether nothing points at a volume, and nothing will; waits, whether it is a claim's that is still to be served
 // from it.
-func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (orphaned, waits bool, err error) {
+func (o *orphanReporter) orphaned(ctx context.Context, v *v1alpha1.Volume) (orphaned, waits bool, err error) {
 	name := v.Labels[v1alpha1.LabelPVName]
 	for _, reader := range []client.Reader{o.client, o.live} { // that it is gone is only concluded from a live read
 		var pv corev1.PersistentVolume
@@ -117,7 +117,7 @@ func (o *orphanage) orphaned(ctx context.Context, v *v1alpha1.Volume) (orphaned,
 	return !waits, waits, nil
 }
 
-func (o *orphanage) count(name string, orphaned bool) {
+func (o *orphanReporter) count(name string, orphaned bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.held == nil {
@@ -133,7 +133,7 @@ func (o *orphanage) count(name string, orphaned bool) {
 
 // namedBy are the volumes that a PersistentVolume may lead to, by whatever way LeadsTo knows, and those that were made for one of
 // its name.
-func (o *orphanage) namedBy(ctx context.Context, pv *corev1.PersistentVolume) map[string]bool {
+func (o *orphanReporter) namedBy(ctx context.Context, pv *corev1.PersistentVolume) map[string]bool {
 	names := map[string]bool{}
 	if of, ok := originOf(pv); ok {
 		names[of.Volume] = true
@@ -157,8 +157,8 @@ func (o *orphanage) namedBy(ctx context.Context, pv *corev1.PersistentVolume) ma
 	return names
 }
 
-// addOrphanage drives it by Volumes, and by PersistentVolumes that come and go.
-func addOrphanage(mgr manager.Manager, o *orphanage) error {
+// addOrphans drives it by Volumes, and by PersistentVolumes that come and go.
+func addOrphans(mgr manager.Manager, o *orphanReporter) error {
 	toVolume := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, object client.Object) []reconcile.Request {
 		if p, quiet := object.(*packed); quiet && p.volume == "" {
 			return nil // it is nobody's of ours

@@ -65,15 +65,15 @@ func (p *workerPatience) again() {
 	}
 }
 
-// heard remembers when a node last answered any of its records. In a burst the
+// lastHeard remembers when a node last answered any of its records. In a burst the
 // last one waits for all others, and a node that works them off is not waited
 // for in vain.
-type heard struct {
+type lastHeard struct {
 	mu    sync.Mutex
 	nodes map[string]time.Time
 }
 
-func (h *heard) from(node string) {
+func (h *lastHeard) from(node string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.nodes == nil {
@@ -82,7 +82,7 @@ func (h *heard) from(node string) {
 	h.nodes[node] = time.Now()
 }
 
-func (h *heard) since(node string, t time.Time) bool {
+func (h *lastHeard) since(node string, t time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at, any := h.nodes[node]

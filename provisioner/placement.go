@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"sort"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/provisioner/parameters"
@@ -65,7 +67,7 @@ type placement struct {
 }
 
 // pick takes the node with the most room among those that can take the volume; without taints before with, because a
-// pod that tolerates nothing has to be able to follow its volume. The error is a *NoNodeError.
+// pod that tolerates nothing has to be able to follow its volume. The error is a *noNodeError.
 func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size int64) (string, error) {
 	type candidate struct {
 		name    string
@@ -102,13 +104,50 @@ func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size i
 			why = append(why, fmt.Sprintf("%d %s", n, reason))
 		}
 		sort.Strings(why)
-		return "", &NoNodeError{fmt.Sprintf("of %d nodes, %s", len(pl.nodes), strings.Join(why, ", "))}
+		return "", &noNodeError{fmt.Sprintf("of %d nodes, %s", len(pl.nodes), strings.Join(why, ", "))}
 	}
 	best := slices.MinFunc(candidates, func(a, b candidate) int {
 		return cmp.Or(compareBool(a.tainted, b.tainted), cmp.Compare(a.refused, b.refused),
 			cmp.Compare(b.room, a.room), cmp.Compare(a.name, b.name))
 	})
 	return best.name, nil
+}
+
+// pickNode chooses among all nodes by what the caches say; the error is a *noNodeError if none can take the volume.
+func (d *frontDoor) pickNode(ctx context.Context, class *storagev1.StorageClass, p parameters.Set, size int64, refused map[string]int) (string, error) {
+	pl, err := d.placement(ctx, refused)
+	if err != nil {
+		return "", err
+	}
+	return pl.pick(class, p, size)
+}
+
+// placement is what the caches say of all nodes.
+func (d *frontDoor) placement(ctx context.Context, refused map[string]int) (placement, error) {
+	pl := placement{ready: d.agents.Ready, refused: refused}
+	var nodes corev1.NodeList
+	if err := d.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // read only, and there may be thousands
+		return pl, &apiError{"listing nodes", err}
+	}
+	pools, err := d.pools(ctx)
+	if err != nil {
+		return pl, err
+	}
+	pl.nodes, pl.pools = nodes.Items, pools
+	return pl, nil
+}
+
+// pools are all pools by node, from the cache.
+func (d *frontDoor) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
+	var list v1alpha1.PoolList
+	if err := d.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
+		return nil, &apiError{"listing pools", err}
+	}
+	byNode := map[string][]v1alpha1.Pool{}
+	for _, pool := range list.Items {
+		byNode[pool.Spec.NodeName] = append(byNode[pool.Spec.NodeName], pool)
+	}
+	return byNode, nil
 }
 
 func compareBool(a, b bool) int {

@@ -37,7 +37,7 @@ func (r podReader) using(ctx context.Context, claim *corev1.PersistentVolumeClai
 	opts := &client.ListOptions{Namespace: claim.Namespace, FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
 		Raw: &metav1.ListOptions{ResourceVersion: resourceVersion}}
 	if err := r.live.List(ctx, &list, opts); err != nil {
-		return nil, &APIError{fmt.Sprintf("listing the pods of namespace %s", claim.Namespace), err}
+		return nil, &apiError{fmt.Sprintf("listing the pods of namespace %s", claim.Namespace), err}
 	}
 	return slices.DeleteFunc(list.Items, func(pod corev1.Pod) bool {
 		gone := pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed

@@ -20,7 +20,7 @@ import (
 type life struct {
 	*testing.T
 	client.Client
-	records *Records
+	volumes *volumeObjects
 	sweep   *sweeper
 	now     time.Time
 }
@@ -32,12 +32,12 @@ func newLife(t *testing.T, objects ...client.Object) *life {
 	for _, o := range objects {
 		o.SetCreationTimestamp(metav1.NewTime(l.now))
 	}
-	l.Client = fake.NewClientBuilder().WithScheme(scheme).WithIndex(&v1alpha1.Volume{}, indexPVName, IndexPVName).
+	l.Client = fake.NewClientBuilder().WithScheme(scheme).WithIndex(&v1alpha1.Volume{}, indexPVName, indexOfPVName).
 		WithStatusSubresource(&v1alpha1.Volume{}).WithObjects(objects...).Build()
 	metrics, err := NewMetrics(prometheus.NewRegistry())
 	require.NoError(t, err)
-	l.records = &Records{Client: l.Client, Live: l.Client}
-	l.sweep = &sweeper{records: l.records, grace: time.Minute, now: func() time.Time { return l.now }, metrics: metrics}
+	l.volumes = &volumeObjects{client: l.Client, live: l.Client}
+	l.sweep = &sweeper{volumes: l.volumes, grace: time.Minute, now: func() time.Time { return l.now }, metrics: metrics}
 	return l
 }
 
@@ -121,11 +121,11 @@ func TestWhatWasReadyIsNotGivenUp(t *testing.T) {
 	asked := l.read(ready)
 	asked.Status.Phase = "" // as it was in the cache, before its agent's word
 	asked.ResourceVersion = "1"
-	var pending *PendingError
-	require.ErrorAs(t, l.records.Abandon(t.Context(), asked), &pending)
-	var exists *ExistsError
-	require.ErrorAs(t, l.records.Abandon(t.Context(), l.read(ready)), &exists)
-	require.NoError(t, l.records.AbandonAll(t.Context(), "pvc-a"))
+	var pending *pendingError
+	require.ErrorAs(t, l.volumes.Abandon(t.Context(), asked), &pending)
+	var exists *existsError
+	require.ErrorAs(t, l.volumes.Abandon(t.Context(), l.read(ready)), &exists)
+	require.NoError(t, l.volumes.AbandonAll(t.Context(), "pvc-a"))
 	require.Equal(t, v1alpha1.DesiredPresent, l.read(ready).Spec.DesiredState)
 
 	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a"}}
@@ -141,7 +141,7 @@ func TestWhatWasReadyIsNotGivenUp(t *testing.T) {
 	require.False(t, given.Spec.Published)
 
 	// And somebody who asks for that very deletion is not held up by the note.
-	asked, err := l.records.desire(t.Context(), given, v1alpha1.DesiredTrashed)
+	asked, err := l.volumes.desire(t.Context(), given, v1alpha1.DesiredTrashed)
 	require.NoError(t, err)
 	require.True(t, asked.Spec.Published)
 	require.Equal(t, v1alpha1.DesiredDeleted, asked.Spec.DesiredState)
@@ -156,7 +156,10 @@ func TestALateDeleteMakesNoRecord(t *testing.T) {
 	require.NoError(t, l.Update(t.Context(), v))
 	v.Status.Phase = v1alpha1.VolumeDeleted
 	require.NoError(t, l.Status().Update(t.Context(), v))
-	door := &Local{Client: l, Live: l, Records: l.records, waiting: newWaitingRoom(func(any) {}, func(int) {})}
+	door := &localDoor{
+		frontDoor: &frontDoor{client: l, live: l, volumes: l.volumes},
+		waiting:   newWaitingRoom(func(any) {}, func(int) {}),
+	}
 	require.NoError(t, door.Delete(t.Context(), pv))
 	require.True(t, l.there(v), "the sweep removes it")
 	l.swept(v)

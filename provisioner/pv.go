@@ -24,10 +24,10 @@ func localPV(pvName string, v *v1alpha1.Volume, node *corev1.Node, poolLabels ma
 	// The label's value is not the node's name everywhere, and the scheduler compares the label.
 	host := node.Labels[corev1.LabelHostname]
 	if host == "" {
-		return nil, &UnavailableError{node.Name, v.Name, "the node has no label " + corev1.LabelHostname}
+		return nil, &unavailableError{node.Name, v.Name, "the node has no label " + corev1.LabelHostname}
 	}
 	if !path.IsAbs(v.Status.Path) || path.Clean(v.Status.Path) != v.Status.Path {
-		return nil, &UnavailableError{node.Name, v.Name, fmt.Sprintf("its agent reports the path %q", v.Status.Path)}
+		return nil, &unavailableError{node.Name, v.Name, fmt.Sprintf("its agent reports the path %q", v.Status.Path)}
 	}
 	local := &corev1.LocalVolumeSource{Path: v.Status.Path}
 	if v.Status.Backend == v1alpha1.BackendLoop && v.Spec.VolumeMode == corev1.PersistentVolumeFilesystem && v.Status.FSType != "" {
@@ -165,12 +165,12 @@ func LeadsTo(pv *corev1.PersistentVolume, v *v1alpha1.Volume) bool {
 func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 	o, ok := originOf(pv)
 	if !ok {
-		return nil, &NotOursError{pv.Name, "it does not name a volume and a node of ours"}
+		return nil, &notOursError{pv.Name, "it does not name a volume and a node of ours"}
 	}
 	// Without a record only the name ties a volume to its PersistentVolume. A forged one could otherwise have a record
 	// written for any volume that has none, such as one that a person rescued, and then have it deleted.
 	if _, derived := attemptNumber(pv.Name, o.Volume); !derived {
-		return nil, &NotOursError{pv.Name, fmt.Sprintf("Volume %s has no record, and its name does not follow from the PersistentVolume's", o.Volume)}
+		return nil, &notOursError{pv.Name, fmt.Sprintf("Volume %s has no record, and its name does not follow from the PersistentVolume's", o.Volume)}
 	}
 	p, err := parameters.FromJSON(o.Parameters)
 	if err != nil {

@@ -20,19 +20,19 @@ import (
 // that it matches. The scheduler does not know selectors of claims: where the node it chose has no such pool, choosing
 // again would find the same node again. So that is a final error, and it names what would do.
 
-// selectPools narrows a wish to the pools that a claim's selector matches, or says that its node has none: a *SelectorError.
-func (l *Local) selectPools(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, wish *v1alpha1.VolumeSpec, p parameters.Set) error {
+// selectPools narrows a wish to the pools that a claim's selector matches, or says that its node has none: a *selectorError.
+func (l *localDoor) selectPools(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, wish *v1alpha1.VolumeSpec, p parameters.Set) error {
 	if claim.Spec.Selector == nil {
 		return nil
 	}
 	selector, err := metav1.LabelSelectorAsSelector(claim.Spec.Selector)
 	if err != nil {
-		return &ClaimError{"selector", err.Error()}
+		return &claimError{"selector", err.Error()}
 	}
 	narrow(wish, claim.Spec.Selector)
 	var pools v1alpha1.PoolList
-	if err := l.Client.List(ctx, &pools); err != nil {
-		return &APIError{"listing pools", err}
+	if err := l.client.List(ctx, &pools); err != nil {
+		return &apiError{"listing pools", err}
 	}
 	suits := func(p parameters.Set, pool *v1alpha1.Pool) bool {
 		return p.Allows(pool) && selector.Matches(labels.Set(pool.Labels))
@@ -44,7 +44,7 @@ func (l *Local) selectPools(ctx context.Context, claim *corev1.PersistentVolumeC
 	if err != nil {
 		return err
 	}
-	return &SelectorError{Node: wish.NodeName, Selector: metav1.FormatLabelSelector(claim.Spec.Selector), Classes: would}
+	return &selectorError{Node: wish.NodeName, Selector: metav1.FormatLabelSelector(claim.Spec.Selector), Classes: would}
 }
 
 // narrow adds a claim's selector to the pools that the class allows.
@@ -76,14 +76,14 @@ func narrow(wish *v1alpha1.VolumeSpec, selector *metav1.LabelSelector) {
 
 // classesThat are the classes with which the scheduler can only choose nodes whose pools suit: those that allow pools at
 // all, on nodes that all have one that suits.
-func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, pools []v1alpha1.Pool, suits func(parameters.Set, *v1alpha1.Pool) bool) ([]string, error) {
+func (l *localDoor) classesThat(ctx context.Context, but *storagev1.StorageClass, pools []v1alpha1.Pool, suits func(parameters.Set, *v1alpha1.Pool) bool) ([]string, error) {
 	var classes storagev1.StorageClassList
-	if err := l.Client.List(ctx, &classes); err != nil {
-		return nil, &APIError{"listing StorageClasses", err}
+	if err := l.client.List(ctx, &classes); err != nil {
+		return nil, &apiError{"listing StorageClasses", err}
 	}
 	var nodes corev1.NodeList
-	if err := l.Client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, &APIError{"listing nodes", err}
+	if err := l.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, &apiError{"listing nodes", err}
 	}
 	byName := map[string]*corev1.Node{}
 	for i := range nodes.Items {
@@ -116,14 +116,14 @@ func (l *Local) classesThat(ctx context.Context, but *storagev1.StorageClass, po
 	return would, nil
 }
 
-// SelectorError: the node of a claim has no pool that the claim's selector matches.
-type SelectorError struct {
+// selectorError: the node of a claim has no pool that the claim's selector matches.
+type selectorError struct {
 	Node, Selector string
 	// Classes are the StorageClasses whose nodes all have such a pool.
 	Classes []string
 }
 
-func (e *SelectorError) Error() string {
+func (e *selectorError) Error() string {
 	text := fmt.Sprintf("node %s has no pool that the class allows and the claim's selector (%s) matches", e.Node, e.Selector)
 	if len(e.Classes) == 0 {
 		return text + "; no StorageClass leads to nodes that all have one"
@@ -132,12 +132,12 @@ func (e *SelectorError) Error() string {
 }
 
 // Reason is its key in the table of verdicts.
-func (e *SelectorError) Reason() string { return ReasonNoMatchingPool }
+func (e *selectorError) Reason() string { return v1alpha1.ReasonNoMatchingPool }
 
 // poolLabels are the labels of the pool that holds a volume, for its PersistentVolume; none if the pool is not known.
-func (l *Local) poolLabels(ctx context.Context, v *v1alpha1.Volume) map[string]string {
+func (l *localDoor) poolLabels(ctx context.Context, v *v1alpha1.Volume) map[string]string {
 	var pool v1alpha1.Pool
-	if err := l.Client.Get(ctx, client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)}, &pool); err != nil {
+	if err := l.client.Get(ctx, client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)}, &pool); err != nil {
 		return nil
 	}
 	return pool.Labels

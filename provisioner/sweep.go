@@ -14,8 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// DefaultSweepGrace is how old an attempt is before the sweep looks at it, and how often it looks again.
-const DefaultSweepGrace = time.Minute
+// defaultSweepGrace is how old an attempt is before the sweep looks at it, and how often it looks again.
+const defaultSweepGrace = time.Minute
 
 // publishAfter is how old a volume is before it is marked as published. Most of what is made and deleted again in a burst
 // never costs that write; what lives is protected by more than its PersistentVolume from then on.
@@ -30,7 +30,7 @@ const publishAfter = 5 * time.Minute
 //
 // What was published is never swept: a person may have taken the PersistentVolume away to rescue the data.
 type sweeper struct {
-	records *Records
+	volumes *volumeObjects
 	grace   time.Duration
 	now     func() time.Time
 	metrics *Metrics
@@ -39,11 +39,11 @@ type sweeper struct {
 // Reconcile looks at one Volume.
 func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var v v1alpha1.Volume
-	if err := s.records.Client.Get(ctx, req.NamespacedName, &v); err != nil {
+	if err := s.volumes.client.Get(ctx, req.NamespacedName, &v); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if v.Spec.DesiredState != v1alpha1.DesiredPresent {
-		return reconcile.Result{}, s.records.remove(ctx, &v)
+		return reconcile.Result{}, s.volumes.remove(ctx, &v)
 	}
 	if v.Spec.Published {
 		return reconcile.Result{}, nil
@@ -66,7 +66,7 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	log.FromContext(ctx).Info("Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
 	// The resource version of the copy that was judged goes with it: an attempt that was published meanwhile is refused,
 	// and looked at no more.
-	if err := s.records.abandonUnwanted(ctx, &v); err != nil {
+	if err := s.volumes.abandonUnwanted(ctx, &v); err != nil {
 		return reconcile.Result{}, err
 	}
 	s.metrics.swept.Inc()
@@ -78,7 +78,7 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 func (s *sweeper) served(ctx context.Context, v *v1alpha1.Volume) (served bool, wait time.Duration, err error) {
 	if pvName := v.Labels[v1alpha1.LabelPVName]; pvName != "" && v.Spec.Claim != nil {
 		var pv corev1.PersistentVolume
-		err := s.records.Client.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
+		err := s.volumes.client.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
 		if o, ours := originOf(&pv); apierrors.IsNotFound(err) || err == nil && ours && o.Volume != v.Name {
 			return false, 0, nil
 		}
@@ -89,16 +89,16 @@ func (s *sweeper) served(ctx context.Context, v *v1alpha1.Volume) (served bool, 
 	if wait := publishAfter - s.now().Sub(v.CreationTimestamp.Time); wait > 0 {
 		return true, wait, nil
 	}
-	return true, 0, s.records.publish(ctx, v)
+	return true, 0, s.volumes.publish(ctx, v)
 }
 
 // vanished marks the volumes as published whose PersistentVolume was taken away: what is left in them is a person's.
 func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
-	if err := s.records.Client.Get(ctx, req.NamespacedName, &pv); !apierrors.IsNotFound(err) {
+	if err := s.volumes.client.Get(ctx, req.NamespacedName, &pv); !apierrors.IsNotFound(err) {
 		return reconcile.Result{}, err // it was made again
 	}
-	of, err := s.records.Of(ctx, req.Name)
+	of, err := s.volumes.Of(ctx, req.Name)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -107,7 +107,7 @@ func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcil
 		if v.Spec.DesiredState != v1alpha1.DesiredPresent || v.Spec.Published || !WasReady(v) {
 			continue
 		}
-		if err := s.records.publish(ctx, v); err != nil {
+		if err := s.volumes.publish(ctx, v); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
@@ -115,10 +115,10 @@ func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcil
 }
 
 // publish marks a volume as published.
-func (r *Records) publish(ctx context.Context, v *v1alpha1.Volume) error {
+func (r *volumeObjects) publish(ctx context.Context, v *v1alpha1.Volume) error {
 	base := v.DeepCopy()
 	v.Spec.Published = true
-	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	err := r.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("marking Volume %s as published: %w", v.Name, err)
 	}
@@ -132,7 +132,7 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 		return true, nil // not made by a front door: a person's, and a person's to remove
 	}
 	var pv corev1.PersistentVolume
-	err := s.records.Live.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
+	err := s.volumes.live.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
 	if err == nil {
 		// Another attempt became the volume, or this one did and the healer publishes it.
 		o, ok := originOf(&pv)
@@ -143,7 +143,7 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 	}
 	ref := v.Spec.Claim
 	var claim corev1.PersistentVolumeClaim
-	err = s.records.Live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	err = s.volumes.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}

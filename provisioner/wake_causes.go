@@ -20,14 +20,14 @@ const (
 // not change when a pool does: a claim that was woken by everything was tried
 // again and again for nothing. Reasons that are not here are woken by all.
 var heardOf = map[string][]cause{
-	ReasonInvalidParameter:        {byClass},
-	ReasonUnsupportedClaim:        {byClass, byNode},
-	v1alpha1.ReasonTooSmall:       {byClass},
-	v1alpha1.ReasonInvalidOptions: {byClass, byNode},
-	ReasonAgentNotReady:           {byClass, byNode},
-	ReasonNodeGone:                {byClass, byNode},
-	ReasonPending:                 {byClass, byNode},
-	ReasonUnavailable:             {byNode},
+	v1alpha1.ReasonInvalidParameter:  {byClass},
+	v1alpha1.ReasonUnsupportedClaim:  {byClass, byNode},
+	v1alpha1.ReasonTooSmall:          {byClass},
+	v1alpha1.ReasonInvalidOptions:    {byClass, byNode},
+	v1alpha1.ReasonAgentNotReady:     {byClass, byNode},
+	v1alpha1.ReasonNodeGone:          {byClass, byNode},
+	v1alpha1.ReasonPending:           {byClass, byNode},
+	v1alpha1.ReasonVolumeUnavailable: {byNode},
 }
 
 // wakes reports whether a cause may end the wait for a reason. The record of a
@@ -52,7 +52,7 @@ func (c cause) certain(reason string) bool {
 	case byRecord, byClass:
 		return true
 	case byNode:
-		return reason == ReasonAgentNotReady || reason == ReasonNodeGone
+		return reason == v1alpha1.ReasonAgentNotReady || reason == v1alpha1.ReasonNodeGone
 	}
 	return false
 }

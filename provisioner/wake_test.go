@@ -63,9 +63,9 @@ func TestWakingInVainGetsRare(t *testing.T) {
 // What is wrong with a class is not mended by a pool or a node.
 func TestWakingByWhatIsWrong(t *testing.T) {
 	for reason, by := range map[string]map[string]bool{
-		ReasonInvalidParameter:              {"class": true},
-		ReasonUnsupportedClaim:              {"class": true, "node": true},
-		ReasonAgentNotReady:                 {"class": true, "node": true},
+		v1alpha1.ReasonInvalidParameter:     {"class": true},
+		v1alpha1.ReasonUnsupportedClaim:     {"class": true, "node": true},
+		v1alpha1.ReasonAgentNotReady:        {"class": true, "node": true},
 		v1alpha1.ReasonInsufficientCapacity: {"class": true, "node": true, "pool": true},
 		"FromTomorrow":                      {"class": true, "node": true, "pool": true},
 	} {

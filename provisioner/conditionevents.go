@@ -15,17 +15,17 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// news tells people what agents put into conditions: agents have no right to emit events, and nobody watches conditions.
+// conditionReporter tells people what agents put into conditions: agents have no right to emit events, and nobody watches conditions.
 // An event goes to where its reader looks: to the claim of a volume, to the Pool. It is emitted when a condition turns,
 // by the leader only; a new leader tells what is wrong when it begins, since it may have turned while there was none.
-type news struct {
+type conditionReporter struct {
 	client client.Client
 	events events.EventRecorder
 	// leading is closed once this replica is the leader.
 	leading <-chan struct{}
 }
 
-func (n *news) isLeading() bool {
+func (n *conditionReporter) isLeading() bool {
 	select {
 	case <-n.leading:
 		return true
@@ -35,7 +35,7 @@ func (n *news) isLeading() bool {
 }
 
 // volumes is the handler for the informer of Volumes.
-func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
+func (n *conditionReporter) volumes(ctx context.Context) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
 		if !n.isLeading() {
 			return
@@ -48,7 +48,7 @@ func (n *news) volumes(ctx context.Context) cache.ResourceEventHandler {
 	}}
 }
 
-func (n *news) volume(ctx context.Context, was, is *v1alpha1.Volume) {
+func (n *conditionReporter) volume(ctx context.Context, was, is *v1alpha1.Volume) {
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionEnforced, metav1.ConditionFalse); turned {
 		n.claimEvent(ctx, is, v1alpha1.EventSizeNotEnforced, c.Message)
 	}
@@ -63,7 +63,7 @@ func (n *news) volume(ctx context.Context, was, is *v1alpha1.Volume) {
 }
 
 // path warns if a volume is not where its PersistentVolume says. That of a new volume is not there yet.
-func (n *news) path(ctx context.Context, v *v1alpha1.Volume) {
+func (n *conditionReporter) path(ctx context.Context, v *v1alpha1.Volume) {
 	var pv corev1.PersistentVolume
 	if err := n.client.Get(ctx, client.ObjectKey{Name: v.Labels[v1alpha1.LabelPVName]}, &pv); err != nil {
 		return
@@ -77,7 +77,7 @@ func (n *news) path(ctx context.Context, v *v1alpha1.Volume) {
 }
 
 // claimEvent emits a warning on the volume's claim, if that still is the claim the volume was made for.
-func (n *news) claimEvent(ctx context.Context, v *v1alpha1.Volume, reason, message string) {
+func (n *conditionReporter) claimEvent(ctx context.Context, v *v1alpha1.Volume, reason, message string) {
 	ref := v.Spec.Claim
 	if ref == nil {
 		return
@@ -90,7 +90,7 @@ func (n *news) claimEvent(ctx context.Context, v *v1alpha1.Volume, reason, messa
 }
 
 // pools is the handler for the informer of Pools.
-func (n *news) pools() cache.ResourceEventHandler {
+func (n *conditionReporter) pools() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, after any) {
 		if was, is := before.(*v1alpha1.Pool), after.(*v1alpha1.Pool); n.isLeading() {
 			n.pool(was, is)
@@ -98,7 +98,7 @@ func (n *news) pools() cache.ResourceEventHandler {
 	}}
 }
 
-func (n *news) pool(was, is *v1alpha1.Pool) {
+func (n *conditionReporter) pool(was, is *v1alpha1.Pool) {
 	if c, turned := turnedTo(was.Status.Conditions, is.Status.Conditions, v1alpha1.ConditionReady, metav1.ConditionFalse); turned {
 		n.events.Eventf(is, nil, corev1.EventTypeWarning, v1alpha1.EventPoolOffline, "Watch", "%s: %s", c.Reason, c.Message)
 	}
@@ -112,7 +112,7 @@ func (n *news) pool(was, is *v1alpha1.Pool) {
 
 // catchUp tells what is wrong at this moment, as if it had just turned. Paths that changed the healer finds, which looks at
 // every PersistentVolume when it begins.
-func (n *news) catchUp(ctx context.Context) error {
+func (n *conditionReporter) catchUp(ctx context.Context) error {
 	var pools v1alpha1.PoolList
 	var volumes v1alpha1.VolumeList
 	if err := errors.Join(n.client.List(ctx, &pools), n.client.List(ctx, &volumes, client.MatchingFields{indexTrouble: inAnyTrouble})); err != nil {

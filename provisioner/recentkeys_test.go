@@ -8,7 +8,7 @@ import (
 )
 
 func TestRecentIsBounded(t *testing.T) {
-	var r recent
+	var r recentKeys
 	require.False(t, r.has("0"))
 	for i := range 10 * recentLimit {
 		r.add(strconv.Itoa(i))

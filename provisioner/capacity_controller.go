@@ -73,7 +73,7 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 			return o.GetAnnotations()[v1alpha1.AnnotationNode]
 		})).
 		Watches(&corev1.PersistentVolumeClaim{}, c.holders.handler()).
-		Watches(&corev1.PersistentVolumeClaim{}, c.need.handler()).
+		Watches(&corev1.PersistentVolumeClaim{}, c.demand.handler()).
 		Watches(&storagev1.CSIDriver{}, byNode(func(client.Object) string { return driverSwitch })).
 		WatchesRawSource(source.Func(func(_ context.Context, queue workQueue) error {
 			c.queue.Store(&queue) // before the first nodes are published

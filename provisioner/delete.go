@@ -16,7 +16,7 @@ import (
 )
 
 // ShouldDelete implements controller.DeletionGuard: only PersistentVolumes that name their volume are ours to delete.
-func (l *Local) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) bool {
+func (l *localDoor) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) bool {
 	o, ok := originOf(pv)
 	return ok && o.Provisioner == v1alpha1.LocalProvisioner
 }
@@ -24,7 +24,7 @@ func (l *Local) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) boo
 // Delete has the volume of a released PersistentVolume deleted, or trashed, and returns nil once its agent confirmed.
 // It returns nil as well when the volume's Node does not exist any more: the wish stays recorded, and the data goes
 // if that node ever comes back. Every other error leaves the wish recorded and is retried.
-func (l *Local) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
+func (l *localDoor) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	node, err := l.delete(ctx, pv)
 	if err == nil {
 		l.waiting.removeVolume(pv.Name)
@@ -35,25 +35,25 @@ func (l *Local) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 		return ignored
 	}
 	l.waiting.addVolume(pv, node)
-	if notReady := (*AgentNotReadyError)(nil); errors.As(err, &notReady) {
-		if ready, _ := l.Agents.Ready(node); ready { // it became so just now, before the waiting room knew
+	if notReady := (*agentNotReadyError)(nil); errors.As(err, &notReady) {
+		if ready, _ := l.agents.Ready(node); ready { // it became so just now, before the waiting room knew
 			l.waiting.wakeVolumes(one(pv.Name))
 		}
 	}
-	return errors.New(Explain(err))
+	return errors.New(explanation(err))
 }
 
-func (l *Local) delete(ctx context.Context, pv *corev1.PersistentVolume) (node string, err error) {
-	if l.Records.confirmed.has(string(pv.UID)) {
+func (l *localDoor) delete(ctx context.Context, pv *corev1.PersistentVolume) (node string, err error) {
+	if l.volumes.confirmed.has(string(pv.UID)) {
 		return "", nil // all that is left is the library's: it could not delete the PersistentVolume, or has not seen that it did
 	}
 	// Only a live read may decide over data: the policy may have been changed to Retain a moment ago.
 	var now corev1.PersistentVolume
-	switch err := l.Live.Get(ctx, client.ObjectKeyFromObject(pv), &now); {
+	switch err := l.live.Get(ctx, client.ObjectKeyFromObject(pv), &now); {
 	case apierrors.IsNotFound(err):
 		return "", &controller.IgnoredError{Reason: "the PersistentVolume does not exist any more"}
 	case err != nil:
-		return "", &APIError{"reading PersistentVolume " + pv.Name, err}
+		return "", &apiError{"reading PersistentVolume " + pv.Name, err}
 	case now.UID != pv.UID, now.Status.Phase != corev1.VolumeReleased,
 		now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
 		return "", &controller.IgnoredError{Reason: "the PersistentVolume is not released with policy Delete"}
@@ -62,60 +62,60 @@ func (l *Local) delete(ctx context.Context, pv *corev1.PersistentVolume) (node s
 	if !ok {
 		return "", &controller.IgnoredError{Reason: "the PersistentVolume does not name a volume of ours"}
 	}
-	v, err := l.Records.forDeletion(ctx, &now, o)
+	v, err := l.volumes.forDeletion(ctx, &now, o)
 	if err != nil {
 		return o.Node, err
 	}
-	wait := l.DeleteWait
+	wait := l.deleteWait
 	if wait <= 0 {
-		wait = DefaultDeleteWait
+		wait = defaultDeleteWait
 	}
 	waitCtx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	err = l.Records.awaitGone(waitCtx, v)
+	err = l.volumes.awaitGone(waitCtx, v)
 	if err == nil {
-		l.Records.confirmed.add(string(now.UID))
+		l.volumes.confirmed.add(string(now.UID))
 	}
-	if notReady := (*AgentNotReadyError)(nil); !errors.As(err, &notReady) {
+	if notReady := (*agentNotReadyError)(nil); !errors.As(err, &notReady) {
 		return o.Node, err
 	}
-	exists, readErr := nodeExists(ctx, l.Live, v.Spec.NodeName)
+	exists, readErr := nodeExists(ctx, l.live, v.Spec.NodeName)
 	if readErr != nil || exists {
 		return o.Node, err
 	}
-	l.Events.Eventf(&now, nil, corev1.EventTypeWarning, ReasonNodeGone, "Delete",
+	l.events.Eventf(&now, nil, corev1.EventTypeWarning, v1alpha1.ReasonNodeGone, "Delete",
 		"Node %s does not exist any more; Volume %s stays as a record, so that the data is removed if the node comes back", v.Spec.NodeName, v.Name)
 	return o.Node, nil
 }
 
-// DefaultDeleteWait is how long one worker waits for an agent to delete a volume.
-const DefaultDeleteWait = 10 * time.Second
+// defaultDeleteWait is how long one worker waits for an agent to delete a volume.
+const defaultDeleteWait = 10 * time.Second
 
 // forDeletion records the wish to delete, and returns the record that holds it. A record that was lost is written
 // again from the PersistentVolume, so that the agent removes the data and does not just report it as orphaned. The cache
 // will do for a record that is there, since the wish is only written to the very state that was looked at; that it was
 // lost is concluded from a live read.
-func (r *Records) forDeletion(ctx context.Context, pv *corev1.PersistentVolume, o origin) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) forDeletion(ctx context.Context, pv *corev1.PersistentVolume, o origin) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
-	err := r.Client.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
+	err := r.client.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
 	if apierrors.IsNotFound(err) {
-		err = r.Live.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
+		err = r.live.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
 	}
 	if apierrors.IsNotFound(err) {
 		if v, err = recordFromPV(pv); err != nil {
 			return nil, err
 		}
 		v.Spec.DesiredState = wishToDelete(v)
-		if err := r.Client.Create(ctx, v); err != nil {
-			return nil, &APIError{"writing Volume " + o.Volume + " again to delete it", err}
+		if err := r.client.Create(ctx, v); err != nil {
+			return nil, &apiError{"writing Volume " + o.Volume + " again to delete it", err}
 		}
 		return v, nil
 	}
 	if err != nil {
-		return nil, &APIError{"reading Volume " + o.Volume, err}
+		return nil, &apiError{"reading Volume " + o.Volume, err}
 	}
 	if why := matches(v, pv, o); why != "" {
-		return nil, &NotOursError{pv.Name, why}
+		return nil, &notOursError{pv.Name, why}
 	}
 	return r.desire(ctx, v, wishToDelete(v))
 }
@@ -130,7 +130,7 @@ func wishToDelete(v *v1alpha1.Volume) v1alpha1.DesiredState {
 
 // desire sets desiredState to Trashed or Deleted, of a volume that somebody was given. Deleted is final and stays; but what was
 // given up as one that nobody was served from is marked as one that somebody was, who asks for it now.
-func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.DesiredState) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.DesiredState) (*v1alpha1.Volume, error) {
 	for {
 		deleted := v.Spec.DesiredState == v1alpha1.DesiredDeleted
 		if v.Spec.DesiredState == want && v.Spec.Published || deleted && (v.Spec.Published || v.Status.Phase == v1alpha1.VolumeDeleted) {
@@ -141,19 +141,19 @@ func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.
 		if !deleted {
 			changed.Spec.DesiredState = want
 		}
-		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
+		err := r.client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 		if err == nil {
 			return changed, nil
 		}
 		if !apierrors.IsConflict(err) {
-			return nil, &APIError{"marking Volume " + v.Name + " " + string(want), err}
+			return nil, &apiError{"marking Volume " + v.Name + " " + string(want), err}
 		}
 		newer := &v1alpha1.Volume{}
-		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
-			return nil, &APIError{"reading Volume " + v.Name, err}
+		if err := r.live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
+			return nil, &apiError{"reading Volume " + v.Name, err}
 		}
 		if newer.UID != v.UID {
-			return nil, &DeletePendingError{v.Name, v.Spec.NodeName, "its record was written anew"}
+			return nil, &deletePendingError{v.Name, v.Spec.NodeName, "its record was written anew"}
 		}
 		v = newer
 	}
@@ -161,7 +161,7 @@ func (r *Records) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.
 
 // awaitGone waits until the agent has done what desiredState asks. The record of what is deleted is the sweep's to remove,
 // which sees the same change.
-func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
+func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	changes := r.changed.subscribe(v.Name)
 	defer changes.Close()
 	var agent <-chan bool
@@ -172,7 +172,7 @@ func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	}
 	// The newest state there is: the cache may be ahead of what was read before the subscription.
 	cached := &v1alpha1.Volume{}
-	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(v), cached); err == nil &&
+	if err := r.client.Get(ctx, client.ObjectKeyFromObject(v), cached); err == nil &&
 		cached.UID == v.UID && cached.Generation >= v.Generation && cached.Spec.DesiredState == v.Spec.DesiredState {
 		v = cached
 	}
@@ -181,11 +181,11 @@ func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 		if isGone(v) {
 			return nil
 		}
-		if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
-			return &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+		if ready, why := r.agents.Ready(v.Spec.NodeName); !ready {
+			return &agentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
 		}
 		if why, busy := inUse(v); busy {
-			return &InUseError{v.Name, v.Spec.NodeName, why}
+			return &inUseError{v.Name, v.Spec.NodeName, why}
 		}
 		select {
 		case newer := <-changes.C:
@@ -198,7 +198,7 @@ func (r *Records) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 			if why == "" {
 				why = "its agent has not answered yet"
 			}
-			return &DeletePendingError{v.Name, v.Spec.NodeName, why}
+			return &deletePendingError{v.Name, v.Spec.NodeName, why}
 		}
 	}
 }
@@ -215,21 +215,21 @@ func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 }
 
 // remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record.
-func (r *Records) remove(ctx context.Context, v *v1alpha1.Volume) error {
+func (r *volumeObjects) remove(ctx context.Context, v *v1alpha1.Volume) error {
 	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		return nil
 	}
 	return r.removeRecord(ctx, v)
 }
 
-func (r *Records) removeRecord(ctx context.Context, v *v1alpha1.Volume) error {
-	err := r.Client.Delete(ctx, v, client.Preconditions{UID: &v.UID, ResourceVersion: &v.ResourceVersion})
+func (r *volumeObjects) removeRecord(ctx context.Context, v *v1alpha1.Volume) error {
+	err := r.client.Delete(ctx, v, client.Preconditions{UID: &v.UID, ResourceVersion: &v.ResourceVersion})
 	switch {
 	case apierrors.IsConflict(err):
 		log.FromContext(ctx).V(1).Info("The record changed; the sweep removes it", "volume", v.Name)
 		return nil
 	case err != nil && !apierrors.IsNotFound(err):
-		return &APIError{"removing Volume " + v.Name, err}
+		return &apiError{"removing Volume " + v.Name, err}
 	}
 	return nil
 }

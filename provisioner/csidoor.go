@@ -24,10 +24,11 @@ import (
 
 // CSI is the CSI front door: what package csi asks of whoever makes volumes, over the records. It keeps nothing, so every
 // replica serves it to the sidecars beside it. What it shares with the classic front door it takes from there.
-type CSI struct{ Local *Local }
-
-// CSI returns the CSI front door of this process.
-func (c *Controller) CSI() *CSI { return &CSI{Local: c.Local} }
+type CSI struct {
+	*frontDoor
+	// refused are the nodes that refused a volume: no sidecar remembers them.
+	refused recentRefusals
+}
 
 // everyReplica is a part of the program that runs whether this replica leads or not, once the caches are filled.
 type everyReplica func(context.Context) error
@@ -38,12 +39,12 @@ func (f everyReplica) Start(ctx context.Context) error { return f(ctx) }
 // NeedLeaderElection implements manager.LeaderElectionRunnable.
 func (everyReplica) NeedLeaderElection() bool { return false }
 
-func (c *CSI) records() *Records { return c.Local.Records }
+func (c *CSI) records() *volumeObjects { return c.volumes }
 
 // explained is an error with the advice that belongs to its reason.
 type explained struct{ error }
 
-func (e explained) Error() string { return Explain(e.error) }
+func (e explained) Error() string { return explanation(e.error) }
 func (e explained) Unwrap() error { return e.error }
 
 func explain(err error) error {
@@ -57,8 +58,8 @@ func explain(err error) error {
 // name on another node is another attempt: one that was never published is given up first.
 func (c *CSI) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
 	v, err := c.ensure(ctx, name, wish, nodes)
-	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
-		c.Local.lately.add(name, refused.Node, time.Now())
+	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		c.refused.add(name, refused.Node, time.Now())
 	}
 	if err != nil {
 		c.publishCapacity(ctx, err)
@@ -74,12 +75,12 @@ func (c *CSI) ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
 	if wish.NodeName, err = c.node(ctx, name, &wish, nodes); err != nil {
 		return nil, err
 	}
-	v, err := c.records().Ensure(ctx, name, wish)
+	v, err := c.volumes.Ensure(ctx, name, wish)
 	if err != nil {
 		return nil, err
 	}
 	if !sameVolume(&v.Spec, &wish) {
-		return nil, &ExistsError{v.Name, "it was made with other parameters than those given now"}
+		return nil, &existsError{v.Name, "it was made with other parameters than those given now"}
 	}
 	return v, nil
 }
@@ -103,31 +104,31 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 		return nil
 	}
 	var claim corev1.PersistentVolumeClaim
-	err := c.Local.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	err := c.client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
 	if apierrors.IsNotFound(err) || err == nil && ref.UID != "" && claim.UID != ref.UID {
 		return nil
 	}
 	if err != nil {
-		return &APIError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+		return &apiError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
 	}
 	// The sidecar asks for what is left of a size that does not fit into 63 bits.
 	if size := claim.Spec.Resources.Requests[corev1.ResourceStorage]; tooLarge(size) {
-		return &ClaimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
+		return &claimError{"resources.requests.storage", fmt.Sprintf("%s: no volume is larger than %s", size.String(), largestVolume.String())}
 	}
 	wish.Claim = referenceTo(&claim)
 	if claim.Spec.StorageClassName != nil {
 		wish.StorageClassName = *claim.Spec.StorageClassName
 		var class storagev1.StorageClass
-		if err := c.Local.Client.Get(ctx, client.ObjectKey{Name: wish.StorageClassName}, &class); err == nil {
+		if err := c.client.Get(ctx, client.ObjectKey{Name: wish.StorageClassName}, &class); err == nil {
 			wish.ReclaimPolicy = reclaimPolicy(&class)
 		}
 	}
 	if wish.Parameters["poolSpread"] == string(parameters.SpreadApart) {
-		if wish.SpreadGroup, err = (podReader{c.Local.Live}).spreadGroup(ctx, &claim); err != nil {
+		if wish.SpreadGroup, err = c.pods().spreadGroup(ctx, &claim); err != nil {
 			return err
 		}
 	}
-	wish.Admission, err = (podReader{c.Local.Live}).admissionGroup(ctx, &claim, c.Local.claimsIn, c.Local.isOurs)
+	wish.Admission, err = c.pods().admissionGroup(ctx, &claim, c.claimsIn, c.isOurs)
 	return err
 }
 
@@ -135,50 +136,32 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 // with the most room among those that will do.
 func (c *CSI) node(ctx context.Context, name string, wish *v1alpha1.VolumeSpec, nodes []string) (string, error) {
 	if len(nodes) == 1 {
-		if _, err := getNode(ctx, c.Local.Client, c.Local.Live, nodes[0]); err != nil {
+		if _, err := getNode(ctx, c.client, c.live, nodes[0]); err != nil {
 			return "", err
 		}
 		return nodes[0], nil
 	}
-	existing, err := c.records().Of(ctx, name)
+	existing, err := c.volumes.Of(ctx, name)
 	if err != nil {
 		return "", err
 	}
 	for i := range existing {
 		v := &existing[i]
 		allowed := len(nodes) == 0 || slices.Contains(nodes, v.Spec.NodeName)
-		if v.Spec.DesiredState == v1alpha1.DesiredPresent && (Served(v) || allowed && !isRefused(v)) {
+		if v.Spec.DesiredState == v1alpha1.DesiredPresent && (isServed(v) || allowed && !isRefused(v)) {
 			return v.Spec.NodeName, nil
 		}
 	}
-	var list corev1.NodeList
-	if err := c.Local.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
-		return "", &APIError{"listing nodes", err}
-	}
-	pools, err := c.pools(ctx)
+	pl, err := c.placement(ctx, c.refused.of(name))
 	if err != nil {
 		return "", err
 	}
-	pl := placement{ready: c.Local.Agents.Ready, pools: pools, refused: c.Local.lately.of(name)}
-	for _, n := range list.Items {
-		if len(nodes) == 0 || slices.Contains(nodes, n.Name) {
-			pl.nodes = append(pl.nodes, n)
-		}
+	if len(nodes) > 0 {
+		pl.nodes = slices.DeleteFunc(slices.Clone(pl.nodes), func(n corev1.Node) bool {
+			return !slices.Contains(nodes, n.Name)
+		})
 	}
 	return pl.pick(&storagev1.StorageClass{}, parametersOf(wish), wish.Capacity.Value())
-}
-
-// pools are all pools by node, from the cache.
-func (c *CSI) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
-	var list v1alpha1.PoolList
-	if err := c.Local.Client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
-		return nil, &APIError{"listing pools", err}
-	}
-	byNode := map[string][]v1alpha1.Pool{}
-	for _, pool := range list.Items {
-		byNode[pool.Spec.NodeName] = append(byNode[pool.Spec.NodeName], pool)
-	}
-	return byNode, nil
 }
 
 // parametersOf are the parameters that decide which pools will do.
@@ -188,11 +171,11 @@ func parametersOf(wish *v1alpha1.VolumeSpec) parameters.Set {
 
 // publishCapacity tells the scheduler what a node that refused still has, before the sidecar asks it to choose again.
 func (c *CSI) publishCapacity(ctx context.Context, err error) {
-	refused := (*RefusedError)(nil)
-	if !errors.As(err, &refused) || Judge(err).State != controller.ProvisioningReschedule {
+	refused := (*refusedError)(nil)
+	if !errors.As(err, &refused) || judge(err).State != controller.ProvisioningReschedule {
 		return
 	}
-	if err := c.Local.publishRefusal(ctx, refused.Node, refused); err != nil {
+	if err := c.publishRefusal(ctx, refused.Node, refused); err != nil {
 		log.FromContext(ctx).Error(err, "Cannot publish the capacity of a node that refused a volume", "node", refused.Node)
 	}
 }
@@ -204,7 +187,7 @@ func (c *CSI) Room(ctx context.Context, node string, wish v1alpha1.VolumeSpec) (
 		return 0, 0, explain(err)
 	}
 	for name, of := range pools {
-		if ready, _ := c.Local.Agents.Ready(name); !ready || node != "" && name != node {
+		if ready, _ := c.agents.Ready(name); !ready || node != "" && name != node {
 			continue
 		}
 		r := roomIn(of, parametersOf(&wish))
@@ -223,13 +206,13 @@ func (e *notFoundError) Reason() string { return v1alpha1.ReasonVolumeNotFound }
 // Get returns a volume of this door that can be used, or could if its disk were there.
 func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
-	for _, reader := range []client.Reader{c.Local.Client, c.Local.Live} {
+	for _, reader := range []client.Reader{c.client, c.live} {
 		err := reader.Get(ctx, client.ObjectKey{Name: id}, v)
 		if err == nil && isCSI(v) {
 			return v, nil
 		}
 		if err != nil && !apierrors.IsNotFound(err) {
-			return nil, explain(&APIError{"reading Volume " + id, err})
+			return nil, explain(&apiError{"reading Volume " + id, err})
 		}
 	}
 	return nil, &notFoundError{id}
@@ -244,8 +227,8 @@ func isCSI(v *v1alpha1.Volume) bool {
 // it asked, and a cache is a moment behind.
 func (c *CSI) List(ctx context.Context) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
-	if err := c.Local.Live.List(ctx, &list); err != nil {
-		return nil, explain(&APIError{"listing Volumes", err})
+	if err := c.live.List(ctx, &list); err != nil {
+		return nil, explain(&apiError{"listing Volumes", err})
 	}
 	return slices.DeleteFunc(list.Items, func(v v1alpha1.Volume) bool { return !isCSI(&v) }), nil
 }
@@ -258,17 +241,17 @@ func (c *CSI) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 }
 
 func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
-	changes := c.records().changed.subscribe(id)
+	changes := c.volumes.changed.subscribe(id)
 	defer changes.Close()
 	v := &v1alpha1.Volume{}
 	for {
-		if err := c.Local.Live.Get(ctx, client.ObjectKey{Name: id}, v); apierrors.IsNotFound(err) || err == nil && !isCSI(v) {
+		if err := c.live.Get(ctx, client.ObjectKey{Name: id}, v); apierrors.IsNotFound(err) || err == nil && !isCSI(v) {
 			return nil, &notFoundError{id}
 		} else if err != nil {
-			return nil, &APIError{"reading Volume " + id, err}
+			return nil, &apiError{"reading Volume " + id, err}
 		}
 		if size, too := c.claimTooLarge(ctx, v); too {
-			return nil, &RefusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonResizeInfeasible,
+			return nil, &refusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonResizeInfeasible,
 				Message: fmt.Sprintf("the claim asks for %s, and no volume is larger than %s", size.String(), largestVolume.String())}
 		}
 		if have := v.Status.Capacity; have != nil && have.Value() >= bytes && v.Spec.Capacity.Cmp(*have) <= 0 {
@@ -279,12 +262,12 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 		}
 		base := v.DeepCopy()
 		v.Spec.Capacity = *resource.NewQuantity(bytes, resource.BinarySI)
-		err := c.Local.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+		err := c.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 		if err == nil {
 			break
 		}
 		if !apierrors.IsConflict(err) {
-			return nil, &APIError{"asking for another size of Volume " + id, err}
+			return nil, &apiError{"asking for another size of Volume " + id, err}
 		}
 	}
 	patience := time.After(growPatience)
@@ -295,12 +278,12 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 		case v.Status.Capacity != nil && v.Status.Capacity.Value() >= bytes: // a size in force never shrinks
 			return v, nil
 		case answered && resized.Status == metav1.ConditionFalse && resized.Reason == v1alpha1.ReasonResizeInfeasible:
-			return nil, &RefusedError{Node: v.Spec.NodeName, Code: resized.Reason, Message: resized.Message}
+			return nil, &refusedError{Node: v.Spec.NodeName, Code: resized.Reason, Message: resized.Message}
 		case answered && resized.Status == metav1.ConditionFalse && resized.Message != "":
-			return nil, &GrowPendingError{v.Spec.NodeName, "it tries again after: " + resized.Message}
+			return nil, &growPendingError{v.Spec.NodeName, "it tries again after: " + resized.Message}
 		}
-		if ready, why := c.Local.Agents.Ready(v.Spec.NodeName); !ready {
-			return nil, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+		if ready, why := c.agents.Ready(v.Spec.NodeName); !ready {
+			return nil, &agentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
 		}
 		select {
 		case newer := <-changes.C:
@@ -308,9 +291,9 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 				v = newer.DeepCopy()
 			}
 		case <-patience:
-			return nil, &GrowPendingError{v.Spec.NodeName, "its agent is at it"}
+			return nil, &growPendingError{v.Spec.NodeName, "its agent is at it"}
 		case <-ctx.Done():
-			return nil, &GrowPendingError{v.Spec.NodeName, "its agent is at it"}
+			return nil, &growPendingError{v.Spec.NodeName, "its agent is at it"}
 		}
 	}
 }
@@ -324,7 +307,7 @@ const growPatience = 8 * time.Second
 func (c *CSI) claimTooLarge(ctx context.Context, v *v1alpha1.Volume) (resource.Quantity, bool) {
 	ref := v.Spec.Claim
 	var claim corev1.PersistentVolumeClaim
-	if ref == nil || c.Local.Client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim) != nil || claim.UID != ref.UID {
+	if ref == nil || c.client.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim) != nil || claim.UID != ref.UID {
 		return resource.Quantity{}, false
 	}
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
@@ -340,10 +323,10 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 		return nil
 	}
 	v := &v1alpha1.Volume{}
-	err := c.Local.Live.Get(ctx, client.ObjectKey{Name: id}, v)
+	err := c.live.Get(ctx, client.ObjectKey{Name: id}, v)
 	lost := apierrors.IsNotFound(err)
 	if err != nil && !lost {
-		return &APIError{"reading Volume " + id, err}
+		return &apiError{"reading Volume " + id, err}
 	}
 	pvName := v.Labels[v1alpha1.LabelPVName]
 	if lost {
@@ -357,32 +340,32 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	}
 	switch {
 	case pv != nil && lost:
-		if c.records().confirmed.has(string(pv.UID)) {
+		if c.volumes.confirmed.has(string(pv.UID)) {
 			return nil // the sidecar deletes its PersistentVolume next
 		}
 		o, ok := originOf(pv)
 		if !ok {
 			return nil
 		}
-		if v, err = c.records().forDeletion(ctx, pv, o); err != nil {
+		if v, err = c.volumes.forDeletion(ctx, pv, o); err != nil {
 			return err
 		}
 	case lost:
 		return nil
 	case v.Spec.Provisioner != v1alpha1.CSIDriver:
-		return &NotOursError{pvName, fmt.Sprintf("volume %s came in by %s", id, v.Spec.Provisioner)}
+		return &notOursError{pvName, fmt.Sprintf("volume %s came in by %s", id, v.Spec.Provisioner)}
 	case pv != nil && pv.Status.Phase == corev1.VolumeBound:
 		// Whoever may write PersistentVolumes could otherwise have this one's volume deleted by naming it in another.
-		return &InUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s is bound to a claim", pv.Name)}
+		return &inUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s is bound to a claim", pv.Name)}
 	case pv != nil && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain:
-		return &NotOursError{pv.Name, "its reclaim policy is Retain"}
+		return &notOursError{pv.Name, "its reclaim policy is Retain"}
 	default:
 		if other, err := c.boundElsewhere(ctx, v); err != nil {
 			return err
 		} else if other != "" {
-			return &InUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s leads to it and is bound to a claim", other)}
+			return &inUseError{id, v.Spec.NodeName, fmt.Sprintf("PersistentVolume %s leads to it and is bound to a claim", other)}
 		}
-		if v, err = c.records().desire(ctx, v, wishToDelete(v)); err != nil {
+		if v, err = c.volumes.desire(ctx, v, wishToDelete(v)); err != nil {
 			return err
 		}
 	}
@@ -390,14 +373,14 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 		return err
 	}
 	if pv != nil {
-		c.records().confirmed.add(string(pv.UID))
+		c.volumes.confirmed.add(string(pv.UID))
 	}
 	return nil
 }
 
 // boundElsewhere names a PersistentVolume of another name than the volume's, made by hand to have the data back, that is bound.
 func (c *CSI) boundElsewhere(ctx context.Context, v *v1alpha1.Volume) (string, error) {
-	leading, err := leadingTo(ctx, c.Local.Client, v)
+	leading, err := leadingTo(ctx, c.client, v)
 	if err != nil {
 		return "", err
 	}
@@ -410,7 +393,7 @@ func (c *CSI) boundElsewhere(ctx context.Context, v *v1alpha1.Volume) (string, e
 }
 
 func (c *CSI) awaitDeleted(ctx context.Context, v *v1alpha1.Volume) error {
-	exists, err := nodeExists(ctx, c.Local.Live, v.Spec.NodeName)
+	exists, err := nodeExists(ctx, c.live, v.Spec.NodeName)
 	if err != nil {
 		return err
 	}
@@ -419,7 +402,7 @@ func (c *CSI) awaitDeleted(ctx context.Context, v *v1alpha1.Volume) error {
 			"volume", v.Name, "node", v.Spec.NodeName)
 		return nil
 	}
-	return c.records().awaitGone(ctx, v)
+	return c.volumes.awaitGone(ctx, v)
 }
 
 // pvOf is the PersistentVolume's name in an id, "" if there is none.
@@ -440,12 +423,12 @@ func (c *CSI) persistentVolume(ctx context.Context, name, id string) (*corev1.Pe
 		return nil, nil
 	}
 	pv := &corev1.PersistentVolume{}
-	err := c.Local.Live.Get(ctx, client.ObjectKey{Name: name}, pv)
+	err := c.live.Get(ctx, client.ObjectKey{Name: name}, pv)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &APIError{"reading PersistentVolume " + name, err}
+		return nil, &apiError{"reading PersistentVolume " + name, err}
 	}
 	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriver || pv.Spec.CSI.VolumeHandle != id {
 		return nil, nil

@@ -2,9 +2,9 @@ package provisioner
 
 import "sync"
 
-// hub hands the newest value of a key to whoever waits for that key. It is how a worker blocks on a watch instead of
+// broadcaster hands the newest value of a key to whoever waits for that key. It is how a worker blocks on a watch instead of
 // polling: informers publish, workers subscribe before they read the cache, so nothing falls between.
-type hub[T any] struct {
+type broadcaster[T any] struct {
 	mu      sync.Mutex
 	waiters map[string]map[*subscription[T]]struct{}
 }
@@ -19,7 +19,7 @@ type subscription[T any] struct {
 // Close ends the subscription. A second call does nothing.
 func (s *subscription[T]) Close() { s.cancel() }
 
-func (h *hub[T]) subscribe(key string) *subscription[T] {
+func (h *broadcaster[T]) subscribe(key string) *subscription[T] {
 	c := make(chan T, 1)
 	s := &subscription[T]{C: c, c: c}
 	s.cancel = func() {
@@ -43,7 +43,7 @@ func (h *hub[T]) subscribe(key string) *subscription[T] {
 }
 
 // publish never blocks.
-func (h *hub[T]) publish(key string, value T) {
+func (h *broadcaster[T]) publish(key string, value T) {
 	h.mu.Lock() // also keeps two publishers from racing for the one place in a channel
 	defer h.mu.Unlock()
 	for s := range h.waiters[key] {

@@ -58,7 +58,7 @@ func testCSI(t *testing.T, k *cluster) {
 	}
 	reason := func(err error) string {
 		require.Error(t, err)
-		return Judge(err).Reason
+		return judge(err).Reason
 	}
 	attempts := func() []v1alpha1.Volume {
 		list, err := door.records().Of(ctx, name)
@@ -72,7 +72,7 @@ func testCSI(t *testing.T, k *cluster) {
 	require.ErrorContains(t, err, "kubectl get pools.quarry.storage", "the error carries the advice")
 	v, err := door.Ensure(ctx, name, wish("2Gi", nil), []string{b})
 	require.NoError(t, err)
-	require.True(t, Served(v))
+	require.True(t, isServed(v))
 	require.Equal(t, b, v.Spec.NodeName)
 	again, err := door.Ensure(ctx, name, wish("2Gi", nil), []string{b})
 	require.NoError(t, err)
@@ -91,7 +91,7 @@ func testCSI(t *testing.T, k *cluster) {
 	require.Equal(t, v1alpha1.ReasonNodeGone, reason(err))
 	k.agentReady(a, false)
 	k.until("the agent's end is known", func() string {
-		ready, _ := door.Local.Agents.Ready(a)
+		ready, _ := door.agents.Ready(a)
 		return differs(ready, false)
 	})
 	_, err = door.Ensure(ctx, k.name("none"), wish("1Gi", nil), []string{a})
@@ -151,7 +151,7 @@ func testCSI(t *testing.T, k *cluster) {
 		require.NoError(t, k.Get(ctx, client.ObjectKeyFromObject(pv), pv))
 		return differs(pv.Status.Phase, corev1.VolumeReleased)
 	})
-	require.Equal(t, ReasonNotOurs, reason(door.Delete(ctx, v.Name)), "the PersistentVolume's policy is Retain")
+	require.Equal(t, v1alpha1.ReasonNotOurs, reason(door.Delete(ctx, v.Name)), "the PersistentVolume's policy is Retain")
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	require.NoError(t, k.Update(ctx, pv))
 	agentB.set(func() { agentB.inUse[v.Name] = true })

@@ -119,7 +119,7 @@ func TestManyClaimsAreAdvisedByOneLook(t *testing.T) {
 	const nodes, claims = 200, 1000
 	wait := storagev1.VolumeBindingWaitForFirstConsumer
 	objects := []client.Object{&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "class"}, Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: &wait}}
-	agents := &Agents{}
+	agents := &agentWatch{}
 	for i := range nodes {
 		name := fmt.Sprint("node-", i)
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -152,8 +152,8 @@ func TestManyClaimsAreAdvisedByOneLook(t *testing.T) {
 	require.NoError(t, err)
 	recorder := events.NewFakeRecorder(claims)
 	now := time.Now()
-	l := &Local{Client: c, Live: c, Agents: agents, Events: recorder, Metrics: metrics}
-	a := &adviser{local: l, now: func() time.Time { return now }, surveys: &surveys{local: l, now: func() time.Time { return now }}}
+	l := &frontDoor{client: c, live: c, agents: agents, events: recorder, metrics: metrics}
+	a := &unschedulableReporter{door: l, now: func() time.Time { return now }, surveys: &surveyCache{door: l, now: func() time.Time { return now }}}
 	for round := range 2 {
 		c.reset()
 		for _, name := range names {

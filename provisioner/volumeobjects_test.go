@@ -37,8 +37,8 @@ func TestSettleIsPatientWithWorkOnly(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				began := time.Now()
-				_, err := (&Records{}).settle(ctx, attemptThat(reason, 0), make(chan *v1alpha1.Volume))
-				var pending *PendingError
+				_, err := (&volumeObjects{}).settle(ctx, attemptThat(reason, 0), make(chan *v1alpha1.Volume))
+				var pending *pendingError
 				require.ErrorAs(t, err, &pending)
 				require.Equal(t, patience, time.Since(began))
 			})
@@ -51,7 +51,7 @@ func TestSettleWaitsForANodeThatIsHeardOf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		r := &Records{}
+		r := &volumeObjects{}
 		go func() {
 			for range 6 {
 				time.Sleep(silencePatience / 2)
@@ -77,8 +77,8 @@ func TestSettleGivesUpAnAttempt(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			v := attemptThat(reason, givenUpAfter)
-			_, err := (&Records{}).settle(ctx, v, make(chan *v1alpha1.Volume))
-			var refused *RefusedError
+			_, err := (&volumeObjects{}).settle(ctx, v, make(chan *v1alpha1.Volume))
+			var refused *refusedError
 			require.Equal(t, gives, errors.As(err, &refused), "%s: %v", reason, err)
 		})
 	}

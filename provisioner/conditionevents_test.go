@@ -19,7 +19,7 @@ func TestConditionsBecomeEvents(t *testing.T) {
 	require.NoError(t, err)
 	recorder := events.NewFakeRecorder(10)
 	leading := make(chan struct{})
-	n := &news{client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim).WithIndex(&v1alpha1.Volume{}, indexTrouble, indexOfTrouble).Build(), events: recorder, leading: leading}
+	n := &conditionReporter{client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim).WithIndex(&v1alpha1.Volume{}, indexTrouble, indexOfTrouble).Build(), events: recorder, leading: leading}
 	volume := func(phase v1alpha1.VolumePhase, enforced metav1.ConditionStatus, uid string) *v1alpha1.Volume {
 		v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{Published: true, DesiredState: v1alpha1.DesiredPresent,
 			Claim: &v1alpha1.ClaimReference{Namespace: "default", Name: "data", UID: claim.UID}}}

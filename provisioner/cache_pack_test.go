@@ -103,7 +103,7 @@ func TestPackedObjectsAreWhole(t *testing.T) {
 		}
 		indexes := map[string]client.IndexerFunc{"pv": indexPV, "leadsTo": indexOfLeadsTo, "loss": indexOfNodeLoss}
 		if _, is := want.(*v1alpha1.Volume); is {
-			indexes = map[string]client.IndexerFunc{"pvName": IndexPVName, "trouble": indexOfTrouble}
+			indexes = map[string]client.IndexerFunc{"pvName": indexOfPVName, "trouble": indexOfTrouble}
 		}
 		for name, index := range indexes {
 			require.ElementsMatch(t, index(want), index(p), "%T: index %s", o, name)
@@ -171,7 +171,7 @@ func TestMemoryOfAVolume(t *testing.T) {
 			indexPVNode: field(indexPV), indexLeadsTo: field(indexOfLeadsTo), indexNodeLoss: field(indexOfNodeLoss)}),
 		"*v1.PersistentVolumeClaim": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{"uid": byUID, "namespace": namespace}),
 		"*v1alpha1.Volume": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{
-			indexPVName: field(IndexPVName), indexTrouble: field(indexOfTrouble)}),
+			indexPVName: field(indexOfPVName), indexTrouble: field(indexOfTrouble)}),
 	}
 	used := func() uint64 {
 		var m runtime.MemStats

@@ -5,14 +5,14 @@ import "sync"
 // recentLimit is how many keys each half of a recent set holds. A key is forgotten after twice as many newer ones at most.
 const recentLimit = 8192
 
-// recent is a set of keys that forgets the oldest ones. It spares work whose outcome is known; nothing is wrong, only
+// recentKeys is a set of keys that forgets the oldest ones. It spares work whose outcome is known; nothing is wrong, only
 // done once more, where a key was forgotten or never known (by another process). The zero value is ready to use.
-type recent struct {
+type recentKeys struct {
 	mu       sync.Mutex
 	new, old map[string]struct{}
 }
 
-func (r *recent) add(key string) {
+func (r *recentKeys) add(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.new == nil || len(r.new) >= recentLimit {
@@ -21,7 +21,7 @@ func (r *recent) add(key string) {
 	r.new[key] = struct{}{}
 }
 
-func (r *recent) has(key string) bool {
+func (r *recentKeys) has(key string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, isNew := r.new[key]

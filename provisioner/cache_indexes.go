@@ -43,7 +43,7 @@ var cacheIndexes = []struct {
 	field  string
 	of     client.IndexerFunc
 }{
-	{&v1alpha1.Volume{}, indexPVName, IndexPVName},
+	{&v1alpha1.Volume{}, indexPVName, indexOfPVName},
 	{&v1alpha1.Volume{}, indexTrouble, indexOfTrouble},
 	{&v1alpha1.Volume{}, indexDoomed, indexOfDoomed},
 	{&corev1.PersistentVolumeClaim{}, indexUnbound, indexOfUnbound},
@@ -134,7 +134,7 @@ func leadingTo(ctx context.Context, cached client.Reader, v *v1alpha1.Volume) ([
 	for _, key := range keys {
 		var list corev1.PersistentVolumeList
 		if err := cached.List(ctx, &list, client.MatchingFields{indexLeadsTo: key}); err != nil {
-			return nil, &APIError{"listing the PersistentVolumes of volume " + v.Name, err}
+			return nil, &apiError{"listing the PersistentVolumes of volume " + v.Name, err}
 		}
 		found = append(found, list.Items...)
 	}
@@ -142,7 +142,7 @@ func leadingTo(ctx context.Context, cached client.Reader, v *v1alpha1.Volume) ([
 	if name := pvOf(v.Name); name != "" {
 		err := cached.Get(ctx, client.ObjectKey{Name: name}, &own)
 		if client.IgnoreNotFound(err) != nil {
-			return nil, &APIError{"reading PersistentVolume " + name, err}
+			return nil, &apiError{"reading PersistentVolume " + name, err}
 		}
 		if err == nil {
 			found = append(found, own)

@@ -33,8 +33,8 @@ const (
 	longestHold = 16 * time.Minute
 )
 
-// Refusal is a node's refusal of a claim, as the scheduler is to know of it.
-type Refusal struct {
+// nodeRefusal is a node's refusal of a claim, as the scheduler is to know of it.
+type nodeRefusal struct {
 	Node, Class string
 	// Below is the smallest size, in bytes, that is of no use there: that of the
 	// smallest claim that has to be admitted together with the one refused.
@@ -59,7 +59,7 @@ type hold struct {
 }
 
 // after is the hold that follows from a refusal, given the one before, if any.
-func (r *Refusal) after(before *hold, largest int64, now time.Time) *hold {
+func (r *nodeRefusal) after(before *hold, largest int64, now time.Time) *hold {
 	h := &hold{Below: r.Below, For: firstHold, Room: largest}
 	if r.Claim != nil {
 		h.Namespace, h.Name, h.UID = r.Claim.Namespace, r.Claim.Name, r.Claim.UID
@@ -112,8 +112,8 @@ func holdIn(object *storagev1.CSIStorageCapacity) *hold {
 	return h
 }
 
-// PublishRefusal implements CapacityPublisher.
-func (c *capacityPublisher) PublishRefusal(ctx context.Context, r Refusal) error {
+// PublishRefusal implements capacityNotifier.
+func (c *capacityPublisher) PublishRefusal(ctx context.Context, r nodeRefusal) error {
 	if err := c.readPools(ctx, r.Node); err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (c *capacityPublisher) PublishRefusal(ctx context.Context, r Refusal) error
 }
 
 // holdOff remembers a refusal that the node's room does not explain.
-func (c *capacityPublisher) holdOff(ctx context.Context, r Refusal) error {
+func (c *capacityPublisher) holdOff(ctx context.Context, r nodeRefusal) error {
 	want, _, err := c.wanted(ctx, r.Node)
 	if err != nil {
 		return err
@@ -137,7 +137,7 @@ func (c *capacityPublisher) holdOff(ctx context.Context, r Refusal) error {
 		}
 		var have storagev1.CSIStorageCapacity
 		if err := c.client.Get(ctx, client.ObjectKeyFromObject(wish), &have); client.IgnoreNotFound(err) != nil {
-			return &APIError{"reading CSIStorageCapacity " + name, err}
+			return &apiError{"reading CSIStorageCapacity " + name, err}
 		}
 		c.mu.Lock()
 		if c.holds == nil {
@@ -256,42 +256,4 @@ func (h *holders) handler() handler.EventHandler {
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { add(e.ObjectNew, q) },
 		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { add(e.Object, q) },
 	}
-}
-
-// refusalOf is what the scheduler is to know of an agent's refusal.
-func (l *Local) refusalOf(ctx context.Context, refused *RefusedError) Refusal {
-	wish := refused.wish
-	r := Refusal{Node: refused.Node, Class: wish.StorageClassName, Below: wish.Capacity.Value()}
-	switch refused.Code {
-	case v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused:
-		r.Claim = wish.Claim
-	case v1alpha1.ReasonCreateFailed:
-		r.Below = 1 // it has nothing to do with sizes
-	}
-	if wish.Admission == nil || r.Claim == nil {
-		return r
-	}
-	claims, err := l.claimsIn(ctx, wish.Claim.Namespace)
-	if err != nil {
-		return r
-	}
-	for i := range claims {
-		claim := &claims[i]
-		size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
-		if slices.Contains(wish.Admission.Claims, claim.UID) && claim.Spec.StorageClassName != nil && *claim.Spec.StorageClassName == r.Class {
-			r.Below = min(r.Below, size.Value())
-		}
-	}
-	return r
-}
-
-// publishRefusal publishes what a node that refused a claim still has for it, before the scheduler is asked to choose again.
-func (l *Local) publishRefusal(ctx context.Context, node string, refused *RefusedError) error {
-	if l.Capacity == nil {
-		return nil
-	}
-	if refused == nil || refused.wish == nil {
-		return l.Capacity.PublishNode(ctx, node)
-	}
-	return l.Capacity.PublishRefusal(ctx, l.refusalOf(ctx, refused))
 }

@@ -18,8 +18,8 @@ const (
 	capacityStep = 100
 )
 
-// told is what the publisher remembers of the nodes.
-type told struct {
+// publishLog is what the publisher remembers of the nodes.
+type publishLog struct {
 	mu    sync.Mutex
 	nodes map[string]*toldNode
 }
@@ -33,7 +33,7 @@ type toldNode struct {
 // leftOut is the largest volume that is published, and what it would be now.
 type leftOut struct{ published, now int64 }
 
-func (t *told) node(name string) *toldNode {
+func (t *publishLog) node(name string) *toldNode {
 	if t.nodes == nil {
 		t.nodes = map[string]*toldNode{}
 	}
@@ -44,35 +44,35 @@ func (t *told) node(name string) *toldNode {
 }
 
 // wait is how long a change that can wait has to.
-func (t *told) wait(name string, now time.Time) time.Duration {
+func (t *publishLog) wait(name string, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return max(0, capacityEvery-now.Sub(t.node(name).at))
 }
 
 // wrote notes that a node's capacity was written.
-func (t *told) wrote(name string, now time.Time) {
+func (t *publishLog) wrote(name string, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.node(name).at = now
 }
 
 // leave notes what of a node is not published as it is.
-func (t *told) leave(name string, left map[string]leftOut) {
+func (t *publishLog) leave(name string, left map[string]leftOut) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.node(name).left = left
 }
 
 // forget drops a node that has no objects any more.
-func (t *told) forget(name string) {
+func (t *publishLog) forget(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.nodes, name)
 }
 
 // behind are the nodes of which something of the class is not published as it is, as far as it matters.
-func (t *told) behind(class string, matters func(published, now int64) bool) []string {
+func (t *publishLog) behind(class string, matters func(published, now int64) bool) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var names []string
@@ -101,7 +101,7 @@ func (c *capacityPublisher) urgencyOf(published, now *storagev1.CSIStorageCapaci
 	switch {
 	case (was == 0) != (is == 0):
 		return atOnce
-	case distance(was, is) >= step || distance(wasAll, isAll) >= step || c.need.decides(now.StorageClassName, was, is):
+	case distance(was, is) >= step || distance(wasAll, isAll) >= step || c.demand.decides(now.StorageClassName, was, is):
 		return soon
 	}
 	return never
@@ -130,7 +130,7 @@ func (c *capacityPublisher) claimWaits(class string, _ int64) {
 	if queue == nil {
 		return
 	}
-	for _, r := range requests(c.told.behind(class, func(published, now int64) bool { return c.need.decides(class, published, now) })...) {
+	for _, r := range requests(c.published.behind(class, func(published, now int64) bool { return c.demand.decides(class, published, now) })...) {
 		(*queue).Add(r)
 	}
 }

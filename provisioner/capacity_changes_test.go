@@ -28,7 +28,7 @@ func waitingClaim(uid types.UID, class string, size int64) *corev1.PersistentVol
 func TestNeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []int64
-		n := newNeed(func(_ string, size int64) { told = append(told, size) })
+		n := newDemand(func(_ string, size int64) { told = append(told, size) })
 		n.see(waitingClaim("1", "a", 10*gib))
 		n.see(waitingClaim("2", "a", 3*gib))
 		scheduled := waitingClaim("3", "a", gib)

@@ -19,9 +19,9 @@ import (
 // in far less; a claim that waits that long makes every change matter that may decide over it.
 const needGrace = 500 * time.Millisecond
 
-// need knows what the scheduler looks for in vain: the sizes of the claims that wait for a node, by class. It does not ask
+// demand knows what the scheduler looks for in vain: the sizes of the claims that wait for a node, by class. It does not ask
 // whether a pod uses a claim; one that no pod uses yet only makes capacity more exact than it has to be.
-type need struct {
+type demand struct {
 	// onWait is called, without locks held, when a claim has begun to wait.
 	onWait func(class string, size int64)
 
@@ -38,12 +38,12 @@ type needed struct {
 	timer *time.Timer
 }
 
-func newNeed(onWait func(class string, size int64)) *need {
-	return &need{onWait: onWait, claims: map[types.UID]*needed{}, sizes: map[string][]int64{}}
+func newDemand(onWait func(class string, size int64)) *demand {
+	return &demand{onWait: onWait, claims: map[types.UID]*needed{}, sizes: map[string][]int64{}}
 }
 
 // see notes the state of a claim.
-func (n *need) see(claim *corev1.PersistentVolumeClaim) {
+func (n *demand) see(claim *corev1.PersistentVolumeClaim) {
 	if claim.Spec.VolumeName != "" || claim.Spec.StorageClassName == nil || claim.DeletionTimestamp != nil ||
 		claim.Annotations[annSelectedNode] != "" {
 		n.forget(claim.UID)
@@ -61,7 +61,7 @@ func (n *need) see(claim *corev1.PersistentVolumeClaim) {
 }
 
 // wait has a claim count, if it still has no node.
-func (n *need) wait(uid types.UID, c *needed) {
+func (n *demand) wait(uid types.UID, c *needed) {
 	n.mu.Lock()
 	if n.claims[uid] != c {
 		n.mu.Unlock()
@@ -75,7 +75,7 @@ func (n *need) wait(uid types.UID, c *needed) {
 }
 
 // forget drops a claim that has a node, is bound or is gone.
-func (n *need) forget(uid types.UID) {
+func (n *demand) forget(uid types.UID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	c := n.claims[uid]
@@ -98,7 +98,7 @@ func (n *need) forget(uid types.UID) {
 
 // decides reports whether it makes a difference to a waiting claim of the class that the largest volume is of the one size
 // and not of the other: one of them fits in only one case, or the smallest would fit once more.
-func (n *need) decides(class string, a, b int64) bool {
+func (n *demand) decides(class string, a, b int64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	sizes := n.sizes[class]
@@ -111,7 +111,7 @@ func (n *need) decides(class string, a, b int64) bool {
 }
 
 // look is see for what lies in the cache. A packed claim is bound.
-func (n *need) look(o client.Object) {
+func (n *demand) look(o client.Object) {
 	if claim, ok := o.(*corev1.PersistentVolumeClaim); ok {
 		n.see(claim)
 	} else {
@@ -120,7 +120,7 @@ func (n *need) look(o client.Object) {
 }
 
 // handler feeds it with claims, and enqueues nothing.
-func (n *need) handler() handler.EventHandler {
+func (n *demand) handler() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	return handler.Funcs{
 		CreateFunc: func(_ context.Context, e event.CreateEvent, _ queue) {

@@ -41,17 +41,17 @@ type bypassed struct {
 type bypassing struct{ pod, node string }
 
 // bypassed warns if a pod that uses the claim names its node itself.
-func (a *adviser) bypassed(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+func (a *unschedulableReporter) bypassed(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
 	since := claim.CreationTimestamp.Add(bypassAfter)
 	if a.now().Before(since) {
 		return nil
 	}
-	found, err := a.bypasses.look(ctx, a.local.Live, claim.Namespace, since, a.now())
+	found, err := a.bypasses.look(ctx, a.door.live, claim.Namespace, since, a.now())
 	if err != nil {
 		return err
 	}
 	if by, bypasses := found.pods[claim.Name]; bypasses && a.bypasses.tell(claim.UID, a.now()) {
-		a.local.Events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventPodBypassesScheduler, "Schedule",
+		a.door.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventPodBypassesScheduler, "Schedule",
 			"pod %s names node %s itself (spec.nodeName), so no scheduler chooses the claim's node, and both wait for ever; "+
 				"give the pod a nodeSelector or a node affinity instead", by.pod, by.node)
 	}
@@ -70,7 +70,7 @@ func (b *bypasses) look(ctx context.Context, live client.Reader, namespace strin
 	var pods corev1.PodList
 	opts := &client.ListOptions{Namespace: namespace, Raw: &metav1.ListOptions{ResourceVersion: "0"}}
 	if err := live.List(ctx, &pods, opts); err != nil {
-		return bypassed{}, &APIError{"listing the pods of namespace " + namespace, err}
+		return bypassed{}, &apiError{"listing the pods of namespace " + namespace, err}
 	}
 	found := bypassed{at: now, pods: map[string]bypassing{}}
 	for i := range pods.Items {
@@ -100,7 +100,7 @@ func (b *bypasses) tell(claim types.UID, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for uid, at := range b.tells {
-		if now.Sub(at) >= adviceAgain {
+		if now.Sub(at) >= reportAgain {
 			delete(b.tells, uid)
 		}
 	}

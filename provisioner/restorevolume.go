@@ -15,10 +15,10 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// healer keeps records true to their PersistentVolumes. Disk and PersistentVolumes outlive the records: when the CRDs
+// volumeRestorer keeps records true to their PersistentVolumes. Disk and PersistentVolumes outlive the records: when the CRDs
 // were deleted by hand, or a record was, it is written again from the PersistentVolume, published and wanted, and the
 // agent finds its volume under it. It is driven by the watches of PersistentVolumes and of Volumes that vanish.
-type healer struct {
+type volumeRestorer struct {
 	client  client.Client
 	live    client.Reader
 	events  events.EventRecorder
@@ -28,7 +28,7 @@ type healer struct {
 }
 
 // Reconcile looks at one PersistentVolume. The request's name is the PersistentVolume's.
-func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+func (h *volumeRestorer) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
 	if err := h.client.Get(ctx, req.NamespacedName, &pv); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
@@ -53,17 +53,17 @@ func (h *healer) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 }
 
 // tellStale warns once, as long as this process leads, of a volume that is not where its PersistentVolume says.
-func (h *healer) tellStale(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume) {
+func (h *volumeRestorer) tellStale(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume) {
 	why := StalePath(v, pv)
 	if why == "" {
 		h.told.Delete(pv.Name)
 	} else if before, _ := h.told.Swap(pv.Name, why); before != why {
-		(&news{client: h.client, events: h.events}).claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
+		(&conditionReporter{client: h.client, events: h.events}).claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
 	}
 }
 
 // restore writes a lost record again.
-func (h *healer) restore(ctx context.Context, cached *corev1.PersistentVolume, o origin) error {
+func (h *volumeRestorer) restore(ctx context.Context, cached *corev1.PersistentVolume, o origin) error {
 	var pv corev1.PersistentVolume
 	if err := h.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
 		return client.IgnoreNotFound(err)
@@ -97,7 +97,7 @@ func released(pv *corev1.PersistentVolume) bool {
 // follow carries over what people may change on a PersistentVolume, so that the disk knows it as well: the claim it is
 // bound to and the reclaim policy. For a new volume there is nothing to change, and nothing is written. That it is
 // published is written with whatever else is, or later by the sweep.
-func (h *healer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume, o origin) error {
+func (h *volumeRestorer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume, o origin) error {
 	if matches(v, pv, o) != "" || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 		return nil
 	}

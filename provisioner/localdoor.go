@@ -7,9 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
@@ -18,53 +16,34 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// CapacityPublisher tells the scheduler what still fits on a node.
-type CapacityPublisher interface {
-	// PublishNode reads the node's pools live and writes what changed before it returns; a second call writes nothing.
-	PublishNode(ctx context.Context, node string) error
-	// PublishRefusal does so for a node that refused a claim. If by its room the node could have taken it, the scheduler is
-	// kept from choosing it for that size again for some time, longer each time.
-	PublishRefusal(ctx context.Context, r Refusal) error
-}
-
-// Local is the classic front door: the external-provisioner library calls it for every claim and every
+// localDoor is the classic front door: the external-provisioner library calls it for every claim and every
 // PersistentVolume of local.quarry.storage. It keeps no state but the waiting room.
-type Local struct {
-	Records *Records
-	// Client reads claims, classes, nodes and pools from caches; Live reads past them.
-	Client client.Client
-	Live   client.Reader
-	Agents AgentReadiness
-	// Capacity is told before the scheduler is asked to choose again. Nil where nobody publishes capacity.
-	Capacity CapacityPublisher
-	Events   events.EventRecorder
-	Metrics  *Metrics
-	// DeleteWait bounds how long a worker waits for an agent to delete; later the record's change wakes it.
-	DeleteWait time.Duration
+type localDoor struct {
+	*frontDoor
+	// deleteWait bounds how long a worker waits for an agent to delete; later the record's change wakes it.
+	deleteWait time.Duration
 
 	waiting *waitingRoom
-	// lately is for the CSI front door, whose sidecar keeps no such thing.
-	lately lately
 }
 
 var (
-	_ controller.Provisioner      = (*Local)(nil)
-	_ controller.BlockProvisioner = (*Local)(nil)
-	_ controller.DeletionGuard    = (*Local)(nil)
+	_ controller.Provisioner      = (*localDoor)(nil)
+	_ controller.BlockProvisioner = (*localDoor)(nil)
+	_ controller.DeletionGuard    = (*localDoor)(nil)
 )
 
 // SupportsBlock implements controller.BlockProvisioner.
-func (l *Local) SupportsBlock(context.Context) bool { return true }
+func (l *localDoor) SupportsBlock(context.Context) bool { return true }
 
 // Provision makes the volume of a claim and returns its PersistentVolume. It blocks until the node's agent has
-// answered or ctx ends, never on an agent that is known to be down. The state that goes with an error is Judge's.
-func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
+// answered or ctx ends, never on an agent that is known to be down. The state that goes with an error is judge's.
+func (l *localDoor) Provision(ctx context.Context, o controller.ProvisionOptions) (*corev1.PersistentVolume, controller.ProvisioningState, error) {
 	start := time.Now()
 	uid := string(o.PVC.UID)
 	pv, node, err := l.provision(ctx, o)
 	if err == nil {
 		l.waiting.removeClaim(uid)
-		l.Metrics.provisioned(o.StorageClass.Name, time.Since(start))
+		l.metrics.provisioned(o.StorageClass.Name, time.Since(start))
 		return pv, controller.ProvisioningFinished, nil
 	}
 	if ignored := (*controller.IgnoredError)(nil); errors.As(err, &ignored) {
@@ -72,17 +51,17 @@ func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*
 		return nil, controller.ProvisioningFinished, ignored // unwrapped: the library asserts the type
 	}
 
-	verdict := Judge(err)
+	verdict := judge(err)
 	state := verdict.State
 	refusedBy := ""
-	refused := (*RefusedError)(nil)
+	refused := (*refusedError)(nil)
 	if errors.As(err, &refused) {
 		refusedBy = refused.Node
 	}
 	if state == controller.ProvisioningReschedule {
 		state = l.reschedule(ctx, o, node, refused)
 	}
-	l.Metrics.failed(o.StorageClass.Name, verdict.Reason)
+	l.metrics.failed(o.StorageClass.Name, verdict.Reason)
 	if state == controller.ProvisioningReschedule {
 		l.waiting.removeClaim(uid) // the scheduler wakes it
 	} else {
@@ -90,34 +69,34 @@ func (l *Local) Provision(ctx context.Context, o controller.ProvisionOptions) (*
 		l.waiting.addClaim(o.PVC, waiter{node: node, class: o.StorageClass.Name, size: size.Value(), reason: verdict.Reason}, refusedBy)
 		l.wakeIfReadyNow(uid, node, err)
 		var now corev1.PersistentVolumeClaim
-		err := l.Client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now)
+		err := l.client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now)
 		if apierrors.IsNotFound(err) || err == nil && (now.UID != o.PVC.UID || now.Spec.VolumeName != "") {
 			l.waiting.removeClaim(uid) // deleted, or bound to another volume, before it came into the room
 		}
 	}
-	return nil, state, errors.New(Explain(err))
+	return nil, state, errors.New(explanation(err))
 }
 
 // wakeIfReadyNow closes the gap between asking for the agent and entering the waiting room.
-func (l *Local) wakeIfReadyNow(uid, node string, err error) {
-	if notReady := (*AgentNotReadyError)(nil); !errors.As(err, &notReady) {
+func (l *localDoor) wakeIfReadyNow(uid, node string, err error) {
+	if notReady := (*agentNotReadyError)(nil); !errors.As(err, &notReady) {
 		return
 	}
-	if ready, _ := l.Agents.Ready(node); ready {
+	if ready, _ := l.agents.Ready(node); ready {
 		l.waiting.wakeClaims(byNode, one(uid), always)
 	}
 }
 
 // provision does it; node is the one it got to, also with an error.
-func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (pv *corev1.PersistentVolume, node string, err error) {
+func (l *localDoor) provision(ctx context.Context, o controller.ProvisionOptions) (pv *corev1.PersistentVolume, node string, err error) {
 	if gone, err := l.claimGone(ctx, o.PVC); err != nil {
 		return nil, "", err
 	} else if gone {
 		// Nobody waits for it: no event, no retry, but the half-made volume is given up.
-		if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
+		if err := l.volumes.AbandonAll(ctx, o.PVName); err != nil {
 			return nil, "", err
 		}
-		return nil, "", &controller.IgnoredError{Reason: (&ClaimGoneError{o.PVC.Namespace, o.PVC.Name}).Error()}
+		return nil, "", &controller.IgnoredError{Reason: (&claimGoneError{o.PVC.Namespace, o.PVC.Name}).Error()}
 	}
 	if err := checkClaim(o.PVC); err != nil {
 		return nil, "", err
@@ -137,60 +116,60 @@ func (l *Local) provision(ctx context.Context, o controller.ProvisionOptions) (p
 		return nil, wish.NodeName, err
 	}
 	if params.PoolSpread == parameters.SpreadApart {
-		if wish.SpreadGroup, err = (podReader{l.Live}).spreadGroup(ctx, o.PVC); err != nil {
+		if wish.SpreadGroup, err = l.pods().spreadGroup(ctx, o.PVC); err != nil {
 			return nil, wish.NodeName, err
 		}
 	}
-	if wish.Admission, err = (podReader{l.Live}).admissionGroup(ctx, o.PVC, l.claimsIn, l.isOurs); err != nil {
+	if wish.Admission, err = l.pods().admissionGroup(ctx, o.PVC, l.claimsIn, l.isOurs); err != nil {
 		return nil, wish.NodeName, err
 	}
-	v, err := l.Records.Ensure(ctx, o.PVName, wish)
+	v, err := l.volumes.Ensure(ctx, o.PVName, wish)
 	if err != nil {
 		return nil, wish.NodeName, l.orNodeGone(ctx, o.PVName, err)
 	}
-	host, err := getNode(ctx, l.Client, l.Live, v.Spec.NodeName) // not always the one asked for: it may be published
+	host, err := getNode(ctx, l.client, l.live, v.Spec.NodeName) // not always the one asked for: it may be published
 	if err != nil {
 		return nil, v.Spec.NodeName, err
 	}
 	pv, err = localPV(o.PVName, v, host, l.poolLabels(ctx, v))
 	if err == nil && v.Spec.Enforcement == v1alpha1.EnforcementNone {
-		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventSizeNotEnforced, "Provision",
+		l.events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventSizeNotEnforced, "Provision",
 			"The class's enforcement is none: nothing keeps the volume from growing over %s", v.Spec.Capacity.String())
 	}
 	if err == nil && wish.Claim != nil && wish.Claim.LabelsLeftOut > 0 {
-		l.Events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventLabelsLeftOut, "Provision",
+		l.events.Eventf(o.PVC, nil, corev1.EventTypeWarning, v1alpha1.EventLabelsLeftOut, "Provision",
 			"%d of the claim's labels are not kept with its volume: a claim written again by quarry recover would not have them", wish.Claim.LabelsLeftOut)
 	}
 	return pv, v.Spec.NodeName, err
 }
 
 // orNodeGone looks at why an agent is not ready: if its node does not exist any more, the attempt on it is given up.
-func (l *Local) orNodeGone(ctx context.Context, pvName string, err error) error {
-	notReady := (*AgentNotReadyError)(nil)
+func (l *localDoor) orNodeGone(ctx context.Context, pvName string, err error) error {
+	notReady := (*agentNotReadyError)(nil)
 	if !errors.As(err, &notReady) {
 		return err
 	}
-	exists, readErr := nodeExists(ctx, l.Live, notReady.Node)
+	exists, readErr := nodeExists(ctx, l.live, notReady.Node)
 	if readErr != nil || exists {
 		return err
 	}
-	if err := l.Records.AbandonAll(ctx, pvName); err != nil {
+	if err := l.volumes.AbandonAll(ctx, pvName); err != nil {
 		return err
 	}
-	return &NodeGoneError{notReady.Node}
+	return &nodeGoneError{notReady.Node}
 }
 
 // claimGone reports whether the claim was deleted. The cache is enough to know that it is there; that it is gone is
 // only concluded from a live read.
-func (l *Local) claimGone(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
-	for _, reader := range []client.Reader{l.Client, l.Live} {
+func (l *localDoor) claimGone(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	for _, reader := range []client.Reader{l.client, l.live} {
 		var now corev1.PersistentVolumeClaim
 		err := reader.Get(ctx, client.ObjectKeyFromObject(claim), &now)
 		if err == nil && now.UID == claim.UID {
 			return false, nil
 		}
 		if err != nil && !apierrors.IsNotFound(err) {
-			return false, &APIError{"reading claim " + claim.Namespace + "/" + claim.Name, err}
+			return false, &apiError{"reading claim " + claim.Namespace + "/" + claim.Name, err}
 		}
 	}
 	return true, nil
@@ -198,21 +177,21 @@ func (l *Local) claimGone(ctx context.Context, claim *corev1.PersistentVolumeCla
 
 // chooseNode is the node to make the volume on: the scheduler's (or, by hand, an administrator's), or for Immediate
 // classes the one of the attempt that is under way, or the one with the most room.
-func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p parameters.Set, size int64) (string, error) {
+func (l *localDoor) chooseNode(ctx context.Context, o controller.ProvisionOptions, p parameters.Set, size int64) (string, error) {
 	if o.SelectedNode != nil {
 		return o.SelectedNode.Name, l.checkSelected(ctx, o)
 	}
-	existing, err := l.Records.Of(ctx, o.PVName)
+	existing, err := l.volumes.Of(ctx, o.PVName)
 	if err != nil {
 		return "", err
 	}
 	for i := range existing {
 		v := &existing[i]
-		if v.Spec.DesiredState != v1alpha1.DesiredPresent || isRefused(v) && !Served(v) {
+		if v.Spec.DesiredState != v1alpha1.DesiredPresent || isRefused(v) && !isServed(v) {
 			continue
 		}
-		_, err := getNode(ctx, l.Client, l.Live, v.Spec.NodeName)
-		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
+		_, err := getNode(ctx, l.client, l.live, v.Spec.NodeName)
+		if gone := (*nodeGoneError)(nil); errors.As(err, &gone) {
 			continue // Ensure gives it up, or leaves it to a person
 		}
 		return v.Spec.NodeName, err
@@ -227,13 +206,13 @@ func (l *Local) chooseNode(ctx context.Context, o controller.ProvisionOptions, p
 
 // checkSelected reports what is wrong with the node that a claim names: it does not exist, or the class does not allow it.
 // Anybody who may make claims may annotate them, so that the scheduler would not choose it proves nothing.
-func (l *Local) checkSelected(ctx context.Context, o controller.ProvisionOptions) error {
+func (l *localDoor) checkSelected(ctx context.Context, o controller.ProvisionOptions) error {
 	node := o.SelectedNode
 	if node.UID == "" { // the lister has not seen it
 		var err error
-		node, err = getNode(ctx, l.Client, l.Live, node.Name)
-		if gone := (*NodeGoneError)(nil); errors.As(err, &gone) {
-			if err := l.Records.AbandonAll(ctx, o.PVName); err != nil {
+		node, err = getNode(ctx, l.client, l.live, node.Name)
+		if gone := (*nodeGoneError)(nil); errors.As(err, &gone) {
+			if err := l.volumes.AbandonAll(ctx, o.PVName); err != nil {
 				return err
 			}
 		}
@@ -242,7 +221,7 @@ func (l *Local) checkSelected(ctx context.Context, o controller.ProvisionOptions
 		}
 	}
 	if !inTopologies(node, o.StorageClass.AllowedTopologies) {
-		return &ClaimError{annSelectedNode, fmt.Sprintf("node %s is not in the allowedTopologies of StorageClass %s", node.Name, o.StorageClass.Name)}
+		return &claimError{annSelectedNode, fmt.Sprintf("node %s is not in the allowedTopologies of StorageClass %s", node.Name, o.StorageClass.Name)}
 	}
 	return nil
 }
@@ -250,12 +229,12 @@ func (l *Local) checkSelected(ctx context.Context, o controller.ProvisionOptions
 // reschedule decides whether the scheduler is asked to choose again. It is, if a pod waits for that; else the claim
 // would lose its node for ever, and the error stays a final one that is retried. The new capacity is published first,
 // or the scheduler might choose the same node again.
-func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, node string, refused *RefusedError) controller.ProvisioningState {
+func (l *localDoor) reschedule(ctx context.Context, o controller.ProvisionOptions, node string, refused *refusedError) controller.ProvisioningState {
 	if o.SelectedNode == nil || !waitsForConsumer(o.StorageClass) {
 		return controller.ProvisioningFinished
 	}
 	logger := log.FromContext(ctx).WithValues("claim", o.PVC.Namespace+"/"+o.PVC.Name, "node", node)
-	used, err := (podReader{l.Live}).schedulable(ctx, o.PVC)
+	used, err := l.pods().schedulable(ctx, o.PVC)
 	if err != nil {
 		logger.Error(err, "Cannot tell whether a pod uses the claim; it keeps its node")
 		return controller.ProvisioningFinished
@@ -268,25 +247,4 @@ func (l *Local) reschedule(ctx context.Context, o controller.ProvisionOptions, n
 		return controller.ProvisioningFinished
 	}
 	return controller.ProvisioningReschedule
-}
-
-// claimsIn lists a namespace's claims that are not bound, from the cache.
-func (l *Local) claimsIn(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
-	var list corev1.PersistentVolumeClaimList
-	if err := l.Client.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{indexUnbound: stillUnbound}); err != nil {
-		return nil, &APIError{"listing the claims of namespace " + namespace, err}
-	}
-	return list.Items, nil
-}
-
-// isOurs reports whether the claim's class is one of Quarry's, through either door, that waits for the scheduler.
-func (l *Local) isOurs(claim *corev1.PersistentVolumeClaim) bool {
-	if claim.Spec.StorageClassName == nil {
-		return false
-	}
-	var class storagev1.StorageClass
-	if err := l.Client.Get(context.Background(), client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class); err != nil {
-		return false
-	}
-	return isOurClass(&class) && waitsForConsumer(&class)
 }

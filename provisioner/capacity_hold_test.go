@@ -12,7 +12,7 @@ import (
 )
 
 func TestHoldsGetLonger(t *testing.T) {
-	r := Refusal{Node: "n", Class: "c", Below: 6 << 30, Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: "data", UID: "u"}}
+	r := nodeRefusal{Node: "n", Class: "c", Below: 6 << 30, Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: "data", UID: "u"}}
 	now := time.Now()
 	first := r.after(nil, 8<<30, now)
 	require.Equal(t, firstHold, first.For)
@@ -29,7 +29,7 @@ func TestHoldsGetLonger(t *testing.T) {
 
 	require.False(t, first.grown(8<<30))
 	require.True(t, first.grown(12<<30))
-	failing := (&Refusal{Below: 1}).after(nil, 8<<30, now)
+	failing := (&nodeRefusal{Below: 1}).after(nil, 8<<30, now)
 	require.False(t, failing.grown(100<<30), "room does not mend a node that fails")
 
 	require.False(t, failing.madeBefore(time.Time{}))

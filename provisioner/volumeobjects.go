@@ -22,8 +22,8 @@ import (
 // indexPVName is the cache's index of Volumes by the PersistentVolume they are made for.
 const indexPVName = "pvName"
 
-// IndexPVName is the function of that index.
-func IndexPVName(o client.Object) []string {
+// indexOfPVName is the function of that index.
+func indexOfPVName(o client.Object) []string {
 	if p, quiet := o.(*packed); quiet {
 		if p.volume == "" {
 			return nil
@@ -36,34 +36,34 @@ func IndexPVName(o client.Object) []string {
 	return nil
 }
 
-// AgentReadiness says whether the work on a node would be done now.
-type AgentReadiness interface {
+// agentReadiness says whether the work on a node would be done now.
+type agentReadiness interface {
 	// Ready reports it, and if it is not, why.
 	Ready(node string) (ready bool, why string)
 }
 
-// Records is the one way in which Volume records are made, waited for and given up. Both front doors use
+// volumeObjects is the one way in which Volume records are made, waited for and given up. Both front doors use
 // it, on every replica: it keeps no state, and two of them working on one volume meet in the API server.
-type Records struct {
-	// Client reads Volumes from a cache that has the index IndexPVName, and writes.
-	Client client.Client
-	// Live reads past the cache.
-	Live client.Reader
-	// Agents is asked before any worker is made to wait.
-	Agents AgentReadiness
+type volumeObjects struct {
+	// client reads Volumes from a cache that has the index indexOfPVName, and writes.
+	client client.Client
+	// live reads past the cache.
+	live client.Reader
+	// agents is asked before any worker is made to wait.
+	agents agentReadiness
 	// agentChanged wakes workers that wait for a node whose agent goes away. Nil: they wait for their deadline.
-	agentChanged *hub[bool]
+	agentChanged *broadcaster[bool]
 
-	changed hub[*v1alpha1.Volume] // by name: the newest state, the last one after a delete
-	heard   heard
+	changed broadcaster[*v1alpha1.Volume] // by name: the newest state, the last one after a delete
+	heard   lastHeard
 	// onChange is told every change as well. May be nil.
 	onChange func(*v1alpha1.Volume)
 	// confirmed are the volumes whose deletion their agents confirmed while this process waited for it.
-	confirmed recent
+	confirmed recentKeys
 }
 
 // OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler: register Records on the informer of Volumes.
-func (r *Records) OnAdd(obj any, first bool) {
+func (r *volumeObjects) OnAdd(obj any, first bool) {
 	if first && isPacked(obj) {
 		return // nobody waits for what is as it is to be since before this process was
 	}
@@ -76,7 +76,7 @@ func (r *Records) OnAdd(obj any, first bool) {
 }
 
 // OnUpdate is called with a Volume's old and new state.
-func (r *Records) OnUpdate(old, obj any) {
+func (r *volumeObjects) OnUpdate(old, obj any) {
 	before, was := old.(*v1alpha1.Volume)
 	if after, is := obj.(*v1alpha1.Volume); was && is && answered(before, after) {
 		r.heard.from(after.Spec.NodeName)
@@ -85,7 +85,7 @@ func (r *Records) OnUpdate(old, obj any) {
 }
 
 // OnDelete is called with a Volume's last state.
-func (r *Records) OnDelete(obj any) {
+func (r *volumeObjects) OnDelete(obj any) {
 	r.OnAdd(obj, false)
 }
 
@@ -93,9 +93,9 @@ func (r *Records) OnDelete(obj any) {
 // times, by any number of callers: it goes on with what is there, and gives up attempts that were made for another
 // node or another wish. wish is complete but for desiredState and published.
 //
-// Errors: *RefusedError when the agent made nothing (the attempt has been given up already), *AgentNotReadyError,
-// *PendingError when ctx ended first (the record stays; call again), *UnavailableError, *APIError.
-func (r *Records) Ensure(ctx context.Context, pvName string, wish v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+// Errors: *refusedError when the agent made nothing (the attempt has been given up already), *agentNotReadyError,
+// *pendingError when ctx ended first (the record stays; call again), *unavailableError, *apiError.
+func (r *volumeObjects) Ensure(ctx context.Context, pvName string, wish v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
 	// Each turn of the loop is caused by another writer; the bound only keeps a broken server from holding a worker.
 	for range 10 {
 		v, err := r.attempt(ctx, pvName, &wish)
@@ -104,11 +104,11 @@ func (r *Records) Ensure(ctx context.Context, pvName string, wish v1alpha1.Volum
 		}
 		return v, err
 	}
-	return nil, &PendingError{wish.NodeName, "somebody else keeps changing its record"}
+	return nil, &pendingError{wish.NodeName, "somebody else keeps changing its record"}
 }
 
 // attempt is one turn of Ensure; nil, nil asks for another.
-func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) attempt(ctx context.Context, pvName string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
 	existing, err := r.Of(ctx, pvName)
 	if err != nil {
 		return nil, err
@@ -126,8 +126,8 @@ func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.Vol
 	if p.use != nil {
 		node, name = p.use.Spec.NodeName, p.use.Name
 	}
-	if ready, why := r.Agents.Ready(node); !ready && (p.use == nil || !isReady(p.use)) {
-		return nil, &AgentNotReadyError{Node: node, Why: why, Recorded: p.use != nil}
+	if ready, why := r.agents.Ready(node); !ready && (p.use == nil || !isReady(p.use)) {
+		return nil, &agentNotReadyError{Node: node, Why: why, Recorded: p.use != nil}
 	}
 
 	changes := r.changed.subscribe(name) // before the cache is read or written, so that nothing falls between
@@ -136,13 +136,13 @@ func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.Vol
 	if p.use == nil {
 		v, err = r.create(ctx, pvName, name, wish)
 	} else {
-		v, err = r.adopt(ctx, p.use, wish)
+		v, err = r.resume(ctx, p.use, wish)
 	}
 	if v == nil || err != nil {
 		return nil, err
 	}
 	if v, err = r.settle(ctx, v, changes.C); err != nil {
-		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		if refused := (*refusedError)(nil); errors.As(err, &refused) {
 			refused.wish = wish
 			if err := r.Abandon(ctx, v); err != nil {
 				return nil, err
@@ -154,10 +154,10 @@ func (r *Records) attempt(ctx context.Context, pvName string, wish *v1alpha1.Vol
 }
 
 // Of lists the records of a PersistentVolume, from the cache.
-func (r *Records) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, error) {
+func (r *volumeObjects) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
-	if err := r.Client.List(ctx, &list, client.MatchingFields{indexPVName: pvName}); err != nil {
-		return nil, &APIError{"listing the volumes of " + pvName, err}
+	if err := r.client.List(ctx, &list, client.MatchingFields{indexPVName: pvName}); err != nil {
+		return nil, &apiError{"listing the volumes of " + pvName, err}
 	}
 	return list.Items, nil
 }
@@ -165,13 +165,13 @@ func (r *Records) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, err
 // leaveToPerson takes records of other nodes that somebody may have been served from out of the plan when their node is
 // gone for good. They are neither used nor given up here; nobody was served from them as far as the claim knows, which
 // is still unbound, so the claim can start over. The sweep, or a person, ends them.
-func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume, node string) ([]v1alpha1.Volume, error) {
+func (r *volumeObjects) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume, node string) ([]v1alpha1.Volume, error) {
 	for i := range existing {
 		v := &existing[i]
-		if !Served(v) || v.Spec.NodeName == node || v.Spec.DesiredState != v1alpha1.DesiredPresent {
+		if !isServed(v) || v.Spec.NodeName == node || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 			continue
 		}
-		exists, err := nodeExists(ctx, r.Live, v.Spec.NodeName)
+		exists, err := nodeExists(ctx, r.live, v.Spec.NodeName)
 		if err != nil {
 			return nil, err
 		}
@@ -185,13 +185,13 @@ func (r *Records) leaveToPerson(ctx context.Context, existing []v1alpha1.Volume,
 }
 
 // create writes the record of a new attempt. Nil, nil: somebody else was faster, look again.
-func (r *Records) create(ctx context.Context, pvName, name string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) create(ctx context.Context, pvName, name string, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
 	if !v1alpha1.IsVolumeID(name) || len(validation.IsValidLabelValue(pvName)) > 0 {
-		return nil, &ClaimError{"name", fmt.Sprintf("%q cannot be a volume's name", pvName)}
+		return nil, &claimError{"name", fmt.Sprintf("%q cannot be a volume's name", pvName)}
 	}
 	v := newRecord(pvName, name, wish)
 	v.Spec.DesiredState, v.Spec.Published = v1alpha1.DesiredPresent, false
-	err := r.Client.Create(ctx, v)
+	err := r.client.Create(ctx, v)
 	switch {
 	case err == nil:
 		return v, nil
@@ -203,7 +203,7 @@ func (r *Records) create(ctx context.Context, pvName, name string, wish *v1alpha
 			Message:   "the API server does not take the volume: " + err.Error(),
 		}
 	}
-	return nil, &APIError{"creating Volume " + name, err}
+	return nil, &apiError{"creating Volume " + name, err}
 }
 
 // newRecord is a Volume with the labels every record has.
@@ -217,41 +217,41 @@ func newRecord(pvName, name string, spec *v1alpha1.VolumeSpec) *v1alpha1.Volume 
 }
 
 // catchUp waits until the cache has seen a record that the API server already has.
-func (r *Records) catchUp(ctx context.Context, name string) error {
+func (r *volumeObjects) catchUp(ctx context.Context, name string) error {
 	changes := r.changed.subscribe(name)
 	defer changes.Close()
 	var v v1alpha1.Volume
-	if err := r.Client.Get(ctx, client.ObjectKey{Name: name}, &v); err == nil {
+	if err := r.client.Get(ctx, client.ObjectKey{Name: name}, &v); err == nil {
 		return nil
 	}
-	if err := r.Live.Get(ctx, client.ObjectKey{Name: name}, &v); err != nil {
+	if err := r.live.Get(ctx, client.ObjectKey{Name: name}, &v); err != nil {
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		return &APIError{"reading Volume " + name, err}
+		return &apiError{"reading Volume " + name, err}
 	}
 	if v.DeletionTimestamp != nil {
-		return &PendingError{v.Spec.NodeName, "an earlier record of that name is being removed"}
+		return &pendingError{v.Spec.NodeName, "an earlier record of that name is being removed"}
 	}
 	select {
 	case <-changes.C:
 		return nil
 	case <-ctx.Done():
-		return &PendingError{v.Spec.NodeName, "waiting for the watch of Volumes"}
+		return &pendingError{v.Spec.NodeName, "waiting for the watch of Volumes"}
 	}
 }
 
-// adopt goes on with a record that exists: its newest state, and the group its claim belongs to now, which may have
+// resume goes on with a record that exists: its newest state, and the group its claim belongs to now, which may have
 // changed since (a claim of the same pod was deleted).
-func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) resume(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha1.VolumeSpec) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
-	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(use), v); err != nil {
+	if err := r.client.Get(ctx, client.ObjectKeyFromObject(use), v); err != nil {
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
-		return nil, &APIError{"reading Volume " + use.Name, err}
+		return nil, &apiError{"reading Volume " + use.Name, err}
 	}
-	if Served(v) || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
+	if isServed(v) || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
 		return v, nil
 	}
 	if v.Spec.Admission == nil && time.Since(v.CreationTimestamp.Time) > groupPatience {
@@ -259,19 +259,19 @@ func (r *Records) adopt(ctx context.Context, use *v1alpha1.Volume, wish *v1alpha
 	}
 	base := v.DeepCopy()
 	v.Spec.Admission = wish.Admission.DeepCopy()
-	err := r.Client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	err := r.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
 	switch {
 	case err == nil:
 		return v, nil
 	case apierrors.IsConflict(err) || apierrors.IsNotFound(err):
 		return nil, r.catchUp(ctx, use.Name)
 	}
-	return nil, &APIError{"changing the admission group of Volume " + use.Name, err}
+	return nil, &apiError{"changing the admission group of Volume " + use.Name, err}
 }
 
 // settle waits until the agent made the volume or refused it, as long as patience lasts. It returns the newest state also
 // with an error.
-func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan *v1alpha1.Volume) (*v1alpha1.Volume, error) {
+func (r *volumeObjects) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan *v1alpha1.Volume) (*v1alpha1.Volume, error) {
 	var agent <-chan bool
 	if r.agentChanged != nil {
 		s := r.agentChanged.subscribe(v.Spec.NodeName)
@@ -285,16 +285,16 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 		patience.with(reason)
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent || v.DeletionTimestamp != nil:
-			return v, &PendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
+			return v, &pendingError{v.Spec.NodeName, "this attempt was given up; another one follows"}
 		case isReady(v):
 			return v, nil
-		case Served(v): // it was ready once: wait for nothing, and give nothing up
+		case isServed(v): // it was ready once: wait for nothing, and give nothing up
 			if message == "" {
 				message = "its agent has not found it yet"
 			}
-			return v, &UnavailableError{v.Spec.NodeName, v.Name, message}
+			return v, &unavailableError{v.Spec.NodeName, v.Name, message}
 		case isRefused(v):
-			return v, &RefusedError{Node: v.Spec.NodeName, Code: reason, Message: message}
+			return v, &refusedError{Node: v.Spec.NodeName, Code: reason, Message: message}
 		}
 		select {
 		case newer := <-changes:
@@ -302,8 +302,8 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 				v = newer.DeepCopy()
 			}
 		case <-agent:
-			if ready, why := r.Agents.Ready(v.Spec.NodeName); !ready {
-				return v, &AgentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+			if ready, why := r.agents.Ready(v.Spec.NodeName); !ready {
+				return v, &agentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
 			}
 		case <-patience.over:
 			if reason == "" && r.heard.since(v.Spec.NodeName, patience.since) {
@@ -311,49 +311,49 @@ func (r *Records) settle(ctx context.Context, v *v1alpha1.Volume, changes <-chan
 				continue
 			}
 			if why := hopeless(v, time.Now()); why != "" {
-				return v, &RefusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonCreateFailed, Message: why}
+				return v, &refusedError{Node: v.Spec.NodeName, Code: v1alpha1.ReasonCreateFailed, Message: why}
 			}
 			if message == "" {
 				message = "its agent has not answered yet"
 			}
-			return v, &PendingError{v.Spec.NodeName, message}
+			return v, &pendingError{v.Spec.NodeName, message}
 		case <-ctx.Done():
 			if message == "" {
 				message = "its agent has not answered yet"
 			}
-			return v, &PendingError{v.Spec.NodeName, message}
+			return v, &pendingError{v.Spec.NodeName, message}
 		}
 	}
 }
 
 // Abandon gives up an attempt: its agent removes what it holds, and the record stays as a tombstone until it has. A record that
 // is gone, or given up already, is fine. What somebody may have been served from, by now, is never given up here: that is an
-// *ExistsError, or a *PendingError where it became so after v was read.
-func (r *Records) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
+// *existsError, or a *pendingError where it became so after v was read.
+func (r *volumeObjects) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 	return r.abandon(ctx, v, func(now *v1alpha1.Volume) error {
 		switch {
-		case !Served(now):
+		case !isServed(now):
 			return nil
 		case now == v:
-			return &ExistsError{now.Name, "somebody may have been served from it, so it is not given up"}
+			return &existsError{now.Name, "somebody may have been served from it, so it is not given up"}
 		}
-		return &PendingError{now.Spec.NodeName, "its record changed: it is there by now"}
+		return &pendingError{now.Spec.NodeName, "its record changed: it is there by now"}
 	})
 }
 
 // abandonUnwanted gives up what nobody waits for, by live reads of the caller: also what was ready, if no PersistentVolume leads
-// to it. What was published is an *ExistsError. Whatever is in the volume then proves the reads wrong, so agents look.
-func (r *Records) abandonUnwanted(ctx context.Context, v *v1alpha1.Volume) error {
+// to it. What was published is an *existsError. Whatever is in the volume then proves the reads wrong, so agents look.
+func (r *volumeObjects) abandonUnwanted(ctx context.Context, v *v1alpha1.Volume) error {
 	return r.abandon(ctx, v, func(now *v1alpha1.Volume) error {
 		if now.Spec.Published {
-			return &ExistsError{now.Name, "it was published and is not given up"}
+			return &existsError{now.Name, "it was published and is not given up"}
 		}
 		return nil
 	})
 }
 
 // abandon does it, where may returns nil for the state that is given up.
-func (r *Records) abandon(ctx context.Context, v *v1alpha1.Volume, may func(*v1alpha1.Volume) error) error {
+func (r *volumeObjects) abandon(ctx context.Context, v *v1alpha1.Volume, may func(*v1alpha1.Volume) error) error {
 	for {
 		if v.Spec.DesiredState == v1alpha1.DesiredDeleted {
 			return nil
@@ -364,24 +364,24 @@ func (r *Records) abandon(ctx context.Context, v *v1alpha1.Volume, may func(*v1a
 		if led, err := r.led(ctx, v); err != nil {
 			return err
 		} else if led {
-			return &ExistsError{v.Name, "a PersistentVolume leads to it, so it is not given up"}
+			return &existsError{v.Name, "a PersistentVolume leads to it, so it is not given up"}
 		}
 		changed := v.DeepCopy()
 		changed.Spec.DesiredState = v1alpha1.DesiredDeleted
 		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationGivenUp, "nobody was served from it")
-		err := r.Client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
+		err := r.client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
 		switch {
 		case err == nil || apierrors.IsNotFound(err):
 			return nil
 		case !apierrors.IsConflict(err):
-			return &APIError{"giving up Volume " + v.Name, err}
+			return &apiError{"giving up Volume " + v.Name, err}
 		}
 		newer := &v1alpha1.Volume{}
-		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
+		if err := r.live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
 			if apierrors.IsNotFound(err) {
 				return nil
 			}
-			return &APIError{"reading Volume " + v.Name, err}
+			return &apiError{"reading Volume " + v.Name, err}
 		}
 		if newer.UID != v.UID {
 			return nil // another attempt, made after this one was removed
@@ -392,36 +392,36 @@ func (r *Records) abandon(ctx context.Context, v *v1alpha1.Volume, may func(*v1a
 
 // led reports whether the PersistentVolume that an attempt was made for leads to it, by a live read. What never was ready
 // needs none: nobody writes a PersistentVolume of it.
-func (r *Records) led(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
+func (r *volumeObjects) led(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
 	name := v.Labels[v1alpha1.LabelPVName]
 	if !WasReady(v) || name == "" {
 		return false, nil
 	}
 	var pv corev1.PersistentVolume
-	err := r.Live.Get(ctx, client.ObjectKey{Name: name}, &pv)
+	err := r.live.Get(ctx, client.ObjectKey{Name: name}, &pv)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
 	if err != nil {
-		return false, &APIError{"reading PersistentVolume " + name, err}
+		return false, &apiError{"reading PersistentVolume " + name, err}
 	}
 	o, ours := originOf(&pv)
 	return !ours || o.Volume == v.Name, nil // one that is not ours is a person's, who knows what it leads to
 }
 
 // AbandonAll gives up every attempt for a PersistentVolume that nobody was served from, but for those on the nodes to keep.
-func (r *Records) AbandonAll(ctx context.Context, pvName string, keep ...string) error {
+func (r *volumeObjects) AbandonAll(ctx context.Context, pvName string, keep ...string) error {
 	existing, err := r.Of(ctx, pvName)
 	if err != nil {
 		return err
 	}
 	for i := range existing {
 		v := &existing[i]
-		if Served(v) || slices.Contains(keep, v.Spec.NodeName) {
+		if isServed(v) || slices.Contains(keep, v.Spec.NodeName) {
 			continue
 		}
 		err := r.Abandon(ctx, v)
-		if ready := (*PendingError)(nil); errors.As(err, &ready) {
+		if ready := (*pendingError)(nil); errors.As(err, &ready) {
 			continue // it is served by now
 		}
 		if err != nil {

@@ -16,55 +16,55 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// surveys are looks at all nodes, and at the pods of a namespace that wait for the
+// surveyCache are looks at all nodes, and at the pods of a namespace that wait for the
 // scheduler, that many claims share: what is found counts for surveyAge.
-type surveys struct {
-	local *Local
-	now   func() time.Time
+type surveyCache struct {
+	door *frontDoor
+	now  func() time.Time
 
 	mu      sync.Mutex
-	classes map[string]surveyOf
-	pods    map[string]podsOf
+	classes map[string]classSurvey
+	pods    map[string]podSurvey
 }
 
 // surveyAge is how old an answer may be.
 const surveyAge = 2 * time.Second
 
-// surveyOf is what is known of a class.
-type surveyOf struct {
+// classSurvey is what is known of a class.
+type classSurvey struct {
 	at      time.Time
 	version string
 	// largest is the size of the largest volume that any node can take, in bytes.
 	largest int64
 	// none is what is wrong with the nodes for every volume that is larger.
-	none *NoNodeError
+	none *noNodeError
 }
 
-// podsOf are the claims of a namespace that pods without a node use.
-type podsOf struct {
+// podSurvey are the claims of a namespace that pods without a node use.
+type podSurvey struct {
 	at     time.Time
 	claims map[string]bool
 }
 
 // room is the largest volume of a class that any node can take, and what is to be
 // said of a larger one.
-func (s *surveys) room(ctx context.Context, class *storagev1.StorageClass, p parameters.Set) (int64, *NoNodeError, error) {
+func (s *surveyCache) room(ctx context.Context, class *storagev1.StorageClass, p parameters.Set) (int64, *noNodeError, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known, is := s.classes[class.Name]
 	if is && known.version == class.ResourceVersion && s.now().Sub(known.at) < surveyAge {
 		return known.largest, known.none, nil
 	}
-	pl, err := s.local.placement(ctx, nil)
+	pl, err := s.door.placement(ctx, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	known = surveyOf{at: s.now(), version: class.ResourceVersion, largest: pl.largest(class, p)}
+	known = classSurvey{at: s.now(), version: class.ResourceVersion, largest: pl.largest(class, p)}
 	if _, err := pl.pick(class, p, known.largest+1); !errors.As(err, &known.none) {
 		return 0, nil, err
 	}
 	if s.classes == nil {
-		s.classes = map[string]surveyOf{}
+		s.classes = map[string]classSurvey{}
 	}
 	s.classes[class.Name] = known
 	return known.largest, known.none, nil
@@ -72,18 +72,18 @@ func (s *surveys) room(ctx context.Context, class *storagev1.StorageClass, p par
 
 // waited reports whether a pod without a node uses a claim. The API server answers
 // from what it has at hand.
-func (s *surveys) waited(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+func (s *surveyCache) waited(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known, is := s.pods[claim.Namespace]
 	if !is || s.now().Sub(known.at) >= surveyAge {
 		var list corev1.PodList
-		err := s.local.Live.List(ctx, &list, &client.ListOptions{Namespace: claim.Namespace, FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
+		err := s.door.live.List(ctx, &list, &client.ListOptions{Namespace: claim.Namespace, FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
 			Raw: &metav1.ListOptions{ResourceVersion: "0"}})
 		if err != nil {
-			return false, &APIError{"listing the pods of namespace " + claim.Namespace, err}
+			return false, &apiError{"listing the pods of namespace " + claim.Namespace, err}
 		}
-		known = podsOf{at: s.now(), claims: map[string]bool{}}
+		known = podSurvey{at: s.now(), claims: map[string]bool{}}
 		for i := range list.Items {
 			if pod := &list.Items[i]; waitsForNode(pod) {
 				for _, name := range claimNames(pod) {
@@ -98,9 +98,9 @@ func (s *surveys) waited(ctx context.Context, claim *corev1.PersistentVolumeClai
 }
 
 // forgetOld drops what is too old to be used.
-func (s *surveys) forgetOld() {
+func (s *surveyCache) forgetOld() {
 	if s.pods == nil {
-		s.pods = map[string]podsOf{}
+		s.pods = map[string]podSurvey{}
 	}
 	for namespace, known := range s.pods {
 		if s.now().Sub(known.at) >= surveyAge {
