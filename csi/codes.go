@@ -65,6 +65,12 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonNotPublished:       codes.NotFound,           // spec, NodeGetVolumeStats
 }
 
+// reasoner is an error that knows its row in the table.
+type reasoner interface {
+	error
+	Reason() string
+}
+
 // toStatus is the answer a caller gets for an error of those who do the work.
 func toStatus(err error) error {
 	if err == nil {
@@ -73,11 +79,7 @@ func toStatus(err error) error {
 	if _, is := status.FromError(err); is {
 		return err
 	}
-	var reasoned interface {
-		error
-		Reason() string
-	}
-	if errors.As(err, &reasoned) {
+	if reasoned, is := errors.AsType[reasoner](err); is {
 		if code, known := codeOf[reasoned.Reason()]; known {
 			return status.Error(code, err.Error())
 		}

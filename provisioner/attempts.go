@@ -78,15 +78,20 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 
 // sameWish compares what is fixed at creation.
 func sameWish(have, want *v1alpha1.VolumeSpec) bool {
-	fixed := func(s *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
-		c := *s
-		c.DesiredState, c.Published = "", false
-		c.Claim, c.Admission, c.Attributes = nil, nil, nil
-		c.ReclaimPolicy, c.Deletion = "", v1alpha1.DeletionPolicy{}
-		c.Parameters, c.SpreadGroup = nil, "" // what of them is fixed is in the other fields
-		return c
-	}
-	return equality.Semantic.DeepEqual(fixed(have), fixed(want))
+	return equality.Semantic.DeepEqual(fixedAtCreation(have), fixedAtCreation(want))
+}
+
+// fixedAtCreation is a spec without what may change, or need not be the same, in
+// a volume that exists. A volume without a cluster is compared by a digest of its
+// spec (digestOf in nodeagent/standalone), which leaves out what this does as far
+// as it is set there.
+func fixedAtCreation(spec *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
+	fixed := *spec
+	fixed.DesiredState, fixed.Published = "", false
+	fixed.Claim, fixed.Admission, fixed.Attributes = nil, nil, nil
+	fixed.ReclaimPolicy, fixed.Deletion = "", v1alpha1.DeletionPolicy{}
+	fixed.Parameters, fixed.SpreadGroup = nil, "" // what of them is fixed is in the other fields
+	return fixed
 }
 
 // isServed reports whether somebody may have been given the volume: it was ready once, and from that moment on its

@@ -1,6 +1,8 @@
 package provisioner
 
 import (
+	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -79,5 +81,49 @@ func TestPlanAttempt(t *testing.T) {
 			require.Equal(t, test.next, p.next)
 			require.Equal(t, test.abandon, abandon)
 		})
+	}
+}
+
+// Whether a field is fixed at creation is decided when it is added.
+func TestEveryFieldIsFixedOrMayChange(t *testing.T) {
+	mayChange := []string{
+		"DesiredState", "Published", "Claim", "Admission", "Attributes",
+		"ReclaimPolicy", "Deletion", "Parameters", "SpreadGroup",
+	}
+	fixed := []string{
+		"NodeName", "Pool", "PoolSelector", "Backend", "Enforcement", "Allocation",
+		"FSType", "MkfsOptions", "MountOptions", "VolumeMode", "AccessModes", "Capacity",
+		"Owner", "Group", "Mode", "Inodes", "Adopt", "Source",
+		"StorageClassName", "Provisioner",
+	}
+
+	spec := v1alpha1.VolumeSpec{
+		Capacity: resource.MustParse("1"),
+		Deletion: v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeletePurge},
+	}
+	fields := reflect.ValueOf(&spec).Elem()
+	for i := range fields.NumField() {
+		name := fields.Type().Field(i).Name
+		require.NotEqual(t, slices.Contains(fixed, name), slices.Contains(mayChange, name), name)
+
+		// A field that is set is still there exactly if it is fixed.
+		value := fields.Field(i)
+		switch value.Kind() {
+		case reflect.Pointer:
+			value.Set(reflect.New(value.Type().Elem()))
+		case reflect.Map:
+			value.Set(reflect.MakeMap(value.Type()))
+		case reflect.Slice:
+			value.Set(reflect.MakeSlice(value.Type(), 1, 1))
+		case reflect.String:
+			value.SetString("x")
+		case reflect.Bool:
+			value.SetBool(true)
+		case reflect.Int64:
+			value.SetInt(1)
+		}
+		require.False(t, value.IsZero(), name)
+		left := reflect.ValueOf(fixedAtCreation(&spec)).Field(i)
+		require.Equal(t, slices.Contains(fixed, name), !left.IsZero(), name)
 	}
 }

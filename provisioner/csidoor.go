@@ -58,7 +58,7 @@ func explain(err error) error {
 // name on another node is another attempt: one that was never published is given up first.
 func (c *CSI) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
 	v, err := c.ensure(ctx, name, wish, nodes)
-	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+	if refused, is := errors.AsType[*refusedError](err); is {
 		c.refused.add(name, refused.Node, time.Now())
 	}
 	if err != nil {
@@ -171,8 +171,8 @@ func parametersOf(wish *v1alpha1.VolumeSpec) parameters.Set {
 
 // publishCapacity tells the scheduler what a node that refused still has, before the sidecar asks it to choose again.
 func (c *CSI) publishCapacity(ctx context.Context, err error) {
-	refused := (*refusedError)(nil)
-	if !errors.As(err, &refused) || judge(err).State != controller.ProvisioningReschedule {
+	refused, is := errors.AsType[*refusedError](err)
+	if !is || judge(err).State != controller.ProvisioningReschedule {
 		return
 	}
 	if err := c.publishRefusal(ctx, refused.Node, refused); err != nil {

@@ -30,12 +30,12 @@ func (l *localDoor) Delete(ctx context.Context, pv *corev1.PersistentVolume) err
 		l.waiting.removeVolume(pv.Name)
 		return nil
 	}
-	if ignored := (*controller.IgnoredError)(nil); errors.As(err, &ignored) {
+	if ignored, is := errors.AsType[*controller.IgnoredError](err); is {
 		l.waiting.removeVolume(pv.Name)
 		return ignored
 	}
 	l.waiting.addVolume(pv, node)
-	if notReady := (*agentNotReadyError)(nil); errors.As(err, &notReady) {
+	if _, is := errors.AsType[*agentNotReadyError](err); is {
 		if ready, _ := l.agents.Ready(node); ready { // it became so just now, before the waiting room knew
 			l.waiting.wakeVolumes(one(pv.Name))
 		}
@@ -76,7 +76,7 @@ func (l *localDoor) delete(ctx context.Context, pv *corev1.PersistentVolume) (no
 	if err == nil {
 		l.volumes.confirmed.add(string(now.UID))
 	}
-	if notReady := (*agentNotReadyError)(nil); !errors.As(err, &notReady) {
+	if _, is := errors.AsType[*agentNotReadyError](err); !is {
 		return o.Node, err
 	}
 	exists, readErr := nodeExists(ctx, l.live, v.Spec.NodeName)

@@ -209,20 +209,20 @@ var unknown = verdict{Reason: "InternalError", State: controller.ProvisioningInB
 // judge says what follows from err. It never returns ProvisioningNoChange once a record exists, because then work may
 // go on in the background whatever the error was.
 func judge(err error) verdict {
-	var r reasoner
-	if !errors.As(err, &r) {
+	r, is := errors.AsType[reasoner](err)
+	if !is {
 		return unknown
 	}
 	v, ok := verdicts[r.Reason()]
 	if !ok {
 		// A newer agent may refuse for reasons this controller has never heard of. The attempt is over in any case.
-		if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		if refused, is := errors.AsType[*refusedError](err); is {
 			return verdict{Reason: refused.Code, State: controller.ProvisioningFinished}
 		}
 		return unknown
 	}
 	v.Reason = r.Reason()
-	if notReady := (*agentNotReadyError)(nil); errors.As(err, &notReady) && notReady.Recorded {
+	if notReady, is := errors.AsType[*agentNotReadyError](err); is && notReady.Recorded {
 		v.State = controller.ProvisioningInBackground
 	}
 	return v

@@ -46,7 +46,7 @@ func (l *localDoor) Provision(ctx context.Context, o controller.ProvisionOptions
 		l.metrics.provisioned(o.StorageClass.Name, time.Since(start))
 		return pv, controller.ProvisioningFinished, nil
 	}
-	if ignored := (*controller.IgnoredError)(nil); errors.As(err, &ignored) {
+	if ignored, is := errors.AsType[*controller.IgnoredError](err); is {
 		l.waiting.removeClaim(uid)
 		return nil, controller.ProvisioningFinished, ignored // unwrapped: the library asserts the type
 	}
@@ -54,8 +54,8 @@ func (l *localDoor) Provision(ctx context.Context, o controller.ProvisionOptions
 	verdict := judge(err)
 	state := verdict.State
 	refusedBy := ""
-	refused := (*refusedError)(nil)
-	if errors.As(err, &refused) {
+	refused, is := errors.AsType[*refusedError](err)
+	if is {
 		refusedBy = refused.Node
 	}
 	if state == controller.ProvisioningReschedule {
@@ -79,7 +79,7 @@ func (l *localDoor) Provision(ctx context.Context, o controller.ProvisionOptions
 
 // wakeIfReadyNow closes the gap between asking for the agent and entering the waiting room.
 func (l *localDoor) wakeIfReadyNow(uid, node string, err error) {
-	if notReady := (*agentNotReadyError)(nil); !errors.As(err, &notReady) {
+	if _, is := errors.AsType[*agentNotReadyError](err); !is {
 		return
 	}
 	if ready, _ := l.agents.Ready(node); ready {
@@ -145,8 +145,8 @@ func (l *localDoor) provision(ctx context.Context, o controller.ProvisionOptions
 
 // orNodeGone looks at why an agent is not ready: if its node does not exist any more, the attempt on it is given up.
 func (l *localDoor) orNodeGone(ctx context.Context, pvName string, err error) error {
-	notReady := (*agentNotReadyError)(nil)
-	if !errors.As(err, &notReady) {
+	notReady, is := errors.AsType[*agentNotReadyError](err)
+	if !is {
 		return err
 	}
 	exists, readErr := nodeExists(ctx, l.live, notReady.Node)
@@ -191,7 +191,7 @@ func (l *localDoor) chooseNode(ctx context.Context, o controller.ProvisionOption
 			continue
 		}
 		_, err := getNode(ctx, l.client, l.live, v.Spec.NodeName)
-		if gone := (*nodeGoneError)(nil); errors.As(err, &gone) {
+		if _, is := errors.AsType[*nodeGoneError](err); is {
 			continue // Ensure gives it up, or leaves it to a person
 		}
 		return v.Spec.NodeName, err
@@ -211,7 +211,7 @@ func (l *localDoor) checkSelected(ctx context.Context, o controller.ProvisionOpt
 	if node.UID == "" { // the lister has not seen it
 		var err error
 		node, err = getNode(ctx, l.client, l.live, node.Name)
-		if gone := (*nodeGoneError)(nil); errors.As(err, &gone) {
+		if _, is := errors.AsType[*nodeGoneError](err); is {
 			if err := l.volumes.AbandonAll(ctx, o.PVName); err != nil {
 				return err
 			}

@@ -60,9 +60,12 @@ func (s *surveyCache) room(ctx context.Context, class *storagev1.StorageClass, p
 		return 0, nil, err
 	}
 	known = classSurvey{at: s.now(), version: class.ResourceVersion, largest: pl.largest(class, p)}
-	if _, err := pl.pick(class, p, known.largest+1); !errors.As(err, &known.none) {
+	_, err = pl.pick(class, p, known.largest+1)
+	none, is := errors.AsType[*noNodeError](err)
+	if !is {
 		return 0, nil, err
 	}
+	known.none = none
 	if s.classes == nil {
 		s.classes = map[string]classSurvey{}
 	}

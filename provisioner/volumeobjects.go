@@ -142,7 +142,7 @@ func (r *volumeObjects) attempt(ctx context.Context, pvName string, wish *v1alph
 		return nil, err
 	}
 	if v, err = r.settle(ctx, v, changes.C); err != nil {
-		if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		if refused, is := errors.AsType[*refusedError](err); is {
 			refused.wish = wish
 			if err := r.Abandon(ctx, v); err != nil {
 				return nil, err
@@ -421,7 +421,7 @@ func (r *volumeObjects) AbandonAll(ctx context.Context, pvName string, keep ...s
 			continue
 		}
 		err := r.Abandon(ctx, v)
-		if ready := (*pendingError)(nil); errors.As(err, &ready) {
+		if _, is := errors.AsType[*pendingError](err); is {
 			continue // it is served by now
 		}
 		if err != nil {
