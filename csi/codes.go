@@ -10,11 +10,14 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// codeOf is the one table from reasons to gRPC codes. It is here because codes are this package's language alone: those who
-// do the work give reasons, which people and events see too. What a sidecar makes of a code is the reason for most rows:
-// external-provisioner asks the scheduler again after ResourceExhausted, carries on in the background after Aborted,
-// Unavailable and DeadlineExceeded, and takes any other as final for this try; external-resizer takes OutOfRange and
-// InvalidArgument as infeasible, so that the user may ask for less (KEP-1790).
+// codeOf is the one table from reasons to gRPC codes. It is here because codes
+// are this package's language alone: those who do the work give reasons, which
+// people and events see too. What a sidecar makes of a code is the reason for
+// most rows: external-provisioner asks the scheduler again after
+// ResourceExhausted, carries on in the background after Aborted, Unavailable
+// and DeadlineExceeded, and takes any other as final for this try;
+// external-resizer takes OutOfRange and InvalidArgument as infeasible, so that
+// the user may ask for less (KEP-1790).
 var codeOf = map[string]codes.Code{
 	// The agent will not make it here.
 	v1alpha1.ReasonInsufficientCapacity: codes.ResourceExhausted,
@@ -56,13 +59,16 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonVolumeInUse:       codes.FailedPrecondition, // spec, DeleteVolume: "Volume in use"
 	v1alpha1.ReasonNotOurs:           codes.FailedPrecondition,
 	// Publishing.
-	v1alpha1.ReasonNotActive:          codes.FailedPrecondition, // spec, NodePublishVolume: stage first
-	v1alpha1.ReasonInvalidTarget:      codes.InvalidArgument,
-	v1alpha1.ReasonTargetTaken:        codes.FailedPrecondition,
-	v1alpha1.ReasonTargetBusy:         codes.Internal, // never FailedPrecondition: waiting is all that helps
+	// Spec, NodePublishVolume: stage first.
+	v1alpha1.ReasonNotActive:     codes.FailedPrecondition,
+	v1alpha1.ReasonInvalidTarget: codes.InvalidArgument,
+	v1alpha1.ReasonTargetTaken:   codes.FailedPrecondition,
+	// Never FailedPrecondition: waiting is all that helps.
+	v1alpha1.ReasonTargetBusy:         codes.Internal,
 	v1alpha1.ReasonPublishedOtherwise: codes.AlreadyExists,
-	v1alpha1.ReasonPublishedElsewhere: codes.FailedPrecondition, // spec, NodePublishVolume, second table
-	v1alpha1.ReasonNotPublished:       codes.NotFound,           // spec, NodeGetVolumeStats
+	// Spec, NodePublishVolume, second table.
+	v1alpha1.ReasonPublishedElsewhere: codes.FailedPrecondition,
+	v1alpha1.ReasonNotPublished:       codes.NotFound, // spec, NodeGetVolumeStats
 }
 
 // reasoner is an error that knows its row in the table.
@@ -79,18 +85,21 @@ func toStatus(err error) error {
 	if _, is := status.FromError(err); is {
 		return err
 	}
+
 	if reasoned, is := errors.AsType[reasoner](err); is {
 		if code, known := codeOf[reasoned.Reason()]; known {
 			return status.Error(code, err.Error())
 		}
 		return status.Error(codes.Internal, err.Error())
 	}
+
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
 	}
+
 	return status.Error(codes.Internal, err.Error())
 }
 

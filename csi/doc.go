@@ -1,11 +1,14 @@
-// Package csi translates: Identity, Controller and Node of the Container Storage Interface, v1.13.0, driver
-// csi.quarry.storage. It validates what a caller sends, says it in the API's words, lets others do the work, and turns what
-// they answer back into the specification's messages and codes. There is no storage logic here, and no state but the list of
-// volumes that an operation is in flight on.
+// Package csi translates: Identity, Controller and Node of the Container
+// Storage Interface, v1.13.0, driver csi.quarry.storage. It validates what a
+// caller sends, says it in the API's words, lets others do the work, and turns
+// what they answer back into the specification's messages and codes. There is
+// no storage logic here, and no state but the list of volumes that an operation
+// is in flight on.
 //
-// Who does the work is declared in volumes.go and handed in by the program: on a cluster the controller service stands over
-// the Volume records (package provisioner), on one machine over the store itself (package standalone); the node service
-// always stands over the store (package publish).
+// Who does the work is declared in volumes.go and handed in by the program: on
+// a cluster the controller service stands over the Volume records (package
+// provisioner), on one machine over the store itself (package standalone); the
+// node service always stands over the store (package publish).
 //
 //	volumes.go     what this package needs of others
 //	codes.go       the one table from reasons to gRPC codes
@@ -17,5 +20,6 @@
 //	server.go      the gRPC server; intercept.go logs and catches panics, inflight.go keeps operations on one volume apart
 //	socket.go      the unix socket
 //
-// A rule that is not obvious carries the place it comes from; "spec" is spec.md of the Container Storage Interface v1.13.0.
+// A rule that is not obvious carries the place it comes from; "spec" is spec.md
+// of the Container Storage Interface v1.13.0.
 package csi

@@ -14,35 +14,52 @@ type Identity struct {
 	spec.UnimplementedIdentityServer
 	// Version is the program's.
 	Version string
-	// Ready is asked by Probe; an error means that calls would fail. Nil: always ready.
+	// Ready is asked by Probe; an error means that calls would fail. Nil:
+	// always ready.
 	Ready func(context.Context) error
 }
 
 // GetPluginInfo implements the RPC.
-func (i *Identity) GetPluginInfo(context.Context, *spec.GetPluginInfoRequest) (*spec.GetPluginInfoResponse, error) {
+func (i *Identity) GetPluginInfo(
+	context.Context,
+	*spec.GetPluginInfoRequest,
+) (*spec.GetPluginInfoResponse, error) {
 	version := i.Version
 	if version == "" {
 		version = "unknown" // the field is required
 	}
-	return &spec.GetPluginInfoResponse{Name: v1alpha1.CSIDriver, VendorVersion: version}, nil
+	return &spec.GetPluginInfoResponse{
+		Name:          v1alpha1.CSIDriver,
+		VendorVersion: version,
+	}, nil
 }
 
-// GetPluginCapabilities implements the RPC. It tells of the plugin as a whole: all instances of a version have to answer the
-// same, whichever services they serve themselves (spec, GetPluginCapabilities).
-func (i *Identity) GetPluginCapabilities(context.Context, *spec.GetPluginCapabilitiesRequest) (*spec.GetPluginCapabilitiesResponse, error) {
+// GetPluginCapabilities implements the RPC. It tells of the plugin as a whole:
+// all instances of a version have to answer the same, whichever services they
+// serve themselves (spec, GetPluginCapabilities).
+func (i *Identity) GetPluginCapabilities(
+	context.Context,
+	*spec.GetPluginCapabilitiesRequest,
+) (*spec.GetPluginCapabilitiesResponse, error) {
 	services := []spec.PluginCapability_Service_Type{
-		spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS, spec.PluginCapability_Service_CONTROLLER_SERVICE,
+		spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
+		spec.PluginCapability_Service_CONTROLLER_SERVICE,
 	}
-	resp := &spec.GetPluginCapabilitiesResponse{Capabilities: []*spec.PluginCapability{{
-		Type: &spec.PluginCapability_VolumeExpansion_{VolumeExpansion: &spec.PluginCapability_VolumeExpansion{
-			Type: spec.PluginCapability_VolumeExpansion_ONLINE,
-		}},
-	}}}
+	resp := &spec.GetPluginCapabilitiesResponse{Capabilities: []*spec.PluginCapability{
+		{
+			Type: &spec.PluginCapability_VolumeExpansion_{
+				VolumeExpansion: &spec.PluginCapability_VolumeExpansion{
+					Type: spec.PluginCapability_VolumeExpansion_ONLINE,
+				},
+			},
+		},
+	}}
 	for _, s := range services {
 		resp.Capabilities = append(resp.Capabilities, &spec.PluginCapability{
 			Type: &spec.PluginCapability_Service_{Service: &spec.PluginCapability_Service{Type: s}},
 		})
 	}
+
 	return resp, nil
 }
 

@@ -15,25 +15,39 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// chain is what every call passes: logged, with panics caught, one at a time for each volume.
+// chain is what every call passes: logged, with panics caught, one at a time
+// for each volume.
 func chain(log *slog.Logger) grpc.ServerOption {
 	return grpc.ChainUnaryInterceptor(logged(log), recovered(log), oneAtATime(&inFlight{}))
 }
 
-// logged writes one line for each call, and for each failed one. Of a request only what is listed here is ever written: ids,
-// names and paths. Secrets, contexts and parameters never are, and a field added to the specification is not by itself.
+// logged writes one line for each call, and for each failed one. Of a request
+// only what is listed here is ever written: ids, names and paths. Secrets,
+// contexts and parameters never are, and a field added to the specification is
+// not by itself.
 func logged(log *slog.Logger) grpc.UnaryServerInterceptor {
 	started := strconv.FormatInt(time.Now().UnixNano(), 36)
 	var count atomic.Int64
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		log := log.With("request", started+"-"+strconv.FormatInt(count.Add(1), 36), "method", path.Base(info.FullMethod))
+		log := log.With(
+			"request",
+			started+"-"+strconv.FormatInt(count.Add(1), 36),
+			"method",
+			path.Base(info.FullMethod),
+		)
 		for field, value := range loggable(req) {
 			log = log.With(field, quote(value))
 		}
+
 		log.DebugContext(ctx, "CSI call")
 		start := time.Now()
 		resp, err := handler(ctx, req)
-		log = log.With("code", status.Code(err).String(), "took", time.Since(start).Round(time.Microsecond).String())
+		log = log.With(
+			"code",
+			status.Code(err).String(),
+			"took",
+			time.Since(start).Round(time.Microsecond).String(),
+		)
 		switch status.Code(err) {
 		case codes.OK:
 			log.DebugContext(ctx, "CSI call ended")
@@ -42,6 +56,7 @@ func logged(log *slog.Logger) grpc.UnaryServerInterceptor {
 		default:
 			log.InfoContext(ctx, "CSI call refused", "error", status.Convert(err).Message())
 		}
+
 		return resp, err
 	}
 }
@@ -61,28 +76,44 @@ func loggable(req any) map[string]string {
 	if r, ok := req.(interface{ GetVolumePath() string }); ok {
 		fields["path"] = r.GetVolumePath()
 	}
+
 	return fields
 }
 
-// recovered answers INTERNAL for a call that panics, and keeps the process: others' calls go on.
+// recovered answers INTERNAL for a call that panics, and keeps the process:
+// others' calls go on.
 func recovered(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		defer func() {
 			if p := recover(); p != nil {
-				log.ErrorContext(ctx, "CSI call panicked", "method", path.Base(info.FullMethod), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-				resp, err = nil, status.Error(codes.Internal, "the call met a defect of the program; its log says more")
+				log.ErrorContext(
+					ctx,
+					"CSI call panicked",
+					"method",
+					path.Base(info.FullMethod),
+					"panic",
+					fmt.Sprint(p),
+					"stack",
+					string(debug.Stack()),
+				)
+				resp, err = nil, status.Error(codes.Internal,
+					"the call met a defect of the program; its log says more")
 			}
 		}()
 		return handler(ctx, req)
 	}
 }
 
-// readers are the calls that change nothing, so that any number of them may run beside others.
+// readers are the calls that change nothing, so that any number of them may run
+// beside others.
 var readers = map[string]bool{
-	"ValidateVolumeCapabilities": true, "ControllerGetVolume": true, "NodeGetVolumeStats": true,
+	"ValidateVolumeCapabilities": true,
+	"ControllerGetVolume":        true,
+	"NodeGetVolumeStats":         true,
 }
 
-// oneAtATime lets one changing call at a time through for each volume, and for each name of a volume to be.
+// oneAtATime lets one changing call at a time through for each volume, and for
+// each name of a volume to be.
 func oneAtATime(f *inFlight) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := path.Base(info.FullMethod)
@@ -96,10 +127,12 @@ func oneAtATime(f *inFlight) grpc.UnaryServerInterceptor {
 		if len(keys) == 0 || readers[method] {
 			return handler(ctx, req)
 		}
+
 		end, err := f.begin(method, keys...)
 		if err != nil {
 			return nil, err
 		}
+
 		defer end()
 		return handler(ctx, req)
 	}

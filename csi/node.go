@@ -28,15 +28,24 @@ type Node struct {
 }
 
 // NodeGetInfo implements the RPC.
-func (n *Node) NodeGetInfo(context.Context, *spec.NodeGetInfoRequest) (*spec.NodeGetInfoResponse, error) {
+func (n *Node) NodeGetInfo(
+	context.Context,
+	*spec.NodeGetInfoRequest,
+) (*spec.NodeGetInfoResponse, error) {
 	return &spec.NodeGetInfoResponse{
-		NodeId: n.Name, MaxVolumesPerNode: n.MaxVolumes,
-		AccessibleTopology: &spec.Topology{Segments: map[string]string{v1alpha1.TopologyNode: n.Name}},
+		NodeId:            n.Name,
+		MaxVolumesPerNode: n.MaxVolumes,
+		AccessibleTopology: &spec.Topology{
+			Segments: map[string]string{v1alpha1.TopologyNode: n.Name},
+		},
 	}, nil
 }
 
 // NodeGetCapabilities implements the RPC.
-func (n *Node) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesRequest) (*spec.NodeGetCapabilitiesResponse, error) {
+func (n *Node) NodeGetCapabilities(
+	context.Context,
+	*spec.NodeGetCapabilitiesRequest,
+) (*spec.NodeGetCapabilitiesResponse, error) {
 	resp := &spec.NodeGetCapabilitiesResponse{}
 	for _, t := range []spec.NodeServiceCapability_RPC_Type{
 		spec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
@@ -51,15 +60,21 @@ func (n *Node) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesReq
 	return resp, nil
 }
 
-// NodeStageVolume implements the RPC: it brings the volume up in its own place and proves that it is the one. Nothing is
-// mounted at the staging path; publishing binds from the volume's place, which does not depend on a path the caller names.
-func (n *Node) NodeStageVolume(ctx context.Context, req *spec.NodeStageVolumeRequest) (*spec.NodeStageVolumeResponse, error) {
+// NodeStageVolume implements the RPC: it brings the volume up in its own place
+// and proves that it is the one. Nothing is mounted at the staging path;
+// publishing binds from the volume's place, which does not depend on a path the
+// caller names.
+func (n *Node) NodeStageVolume(
+	ctx context.Context,
+	req *spec.NodeStageVolumeRequest,
+) (*spec.NodeStageVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, invalid("volume_id is missing")
 	}
 	if err := checkPath("staging_target_path", req.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
+
 	w, err := wantedOne(req.GetVolumeCapability())
 	if err != nil {
 		return nil, err
@@ -73,6 +88,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, req *spec.NodeStageVolumeReq
 	if err := n.stage(ctx, req.GetVolumeId(), w); err != nil {
 		return nil, err
 	}
+
 	return &spec.NodeStageVolumeResponse{}, nil
 }
 
@@ -88,9 +104,13 @@ func (n *Node) stage(ctx context.Context, id string, w want) error {
 	return nil
 }
 
-// NodeUnstageVolume implements the RPC. The volume stays up: that costs nothing, a classic PersistentVolume would need it,
-// and deleting takes it down. What is at the staging path is the caller's.
-func (n *Node) NodeUnstageVolume(_ context.Context, req *spec.NodeUnstageVolumeRequest) (*spec.NodeUnstageVolumeResponse, error) {
+// NodeUnstageVolume implements the RPC. The volume stays up: that costs
+// nothing, a classic PersistentVolume would need it, and deleting takes it
+// down. What is at the staging path is the caller's.
+func (n *Node) NodeUnstageVolume(
+	_ context.Context,
+	req *spec.NodeUnstageVolumeRequest,
+) (*spec.NodeUnstageVolumeResponse, error) {
 	if _, err := checkID(req.GetVolumeId()); err != nil {
 		return nil, err
 	}
@@ -100,9 +120,13 @@ func (n *Node) NodeUnstageVolume(_ context.Context, req *spec.NodeUnstageVolumeR
 	return &spec.NodeUnstageVolumeResponse{}, nil
 }
 
-// NodeUnpublishVolume implements the RPC. An id that no volume has is fine as long as nothing is mounted at the path: the CO
-// has to be able to clean up after a volume that never was.
-func (n *Node) NodeUnpublishVolume(ctx context.Context, req *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
+// NodeUnpublishVolume implements the RPC. An id that no volume has is fine as
+// long as nothing is mounted at the path: the CO has to be able to clean up
+// after a volume that never was.
+func (n *Node) NodeUnpublishVolume(
+	ctx context.Context,
+	req *spec.NodeUnpublishVolumeRequest,
+) (*spec.NodeUnpublishVolumeResponse, error) {
 	possible, err := checkID(req.GetVolumeId())
 	if err != nil {
 		return nil, err
@@ -118,11 +142,15 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, req *spec.NodeUnpublishV
 			return nil, toStatus(err)
 		}
 	}
+
 	return &spec.NodeUnpublishVolumeResponse{}, nil
 }
 
 // NodeGetVolumeStats implements the RPC.
-func (n *Node) NodeGetVolumeStats(ctx context.Context, req *spec.NodeGetVolumeStatsRequest) (*spec.NodeGetVolumeStatsResponse, error) {
+func (n *Node) NodeGetVolumeStats(
+	ctx context.Context,
+	req *spec.NodeGetVolumeStatsRequest,
+) (*spec.NodeGetVolumeStatsResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, invalid("volume_id is missing")
 	}
@@ -132,17 +160,21 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, req *spec.NodeGetVolumeSt
 	if err := existingID(req.GetVolumeId()); err != nil {
 		return nil, err
 	}
+
 	st, err := n.statfs(ctx, req.GetVolumeId(), req.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}
+
 	return &spec.NodeGetVolumeStatsResponse{Usage: usage(st)}, nil
 }
 
-// statfs is Volumes.Statfs for a path that a caller sent: nothing is ever published at one that is not absolute and clean.
+// statfs is Volumes.Statfs for a path that a caller sent: nothing is ever
+// published at one that is not absolute and clean.
 func (n *Node) statfs(ctx context.Context, id, path string) (unix.Statfs_t, error) {
 	if checkPath("volume_path", path) != nil {
-		return unix.Statfs_t{}, status.Errorf(codes.NotFound, "no volume is published at %s", quote(path))
+		return unix.Statfs_t{}, status.Errorf(codes.NotFound,
+			"no volume is published at %s", quote(path))
 	}
 	st, err := n.Volumes.Statfs(ctx, id, path)
 	return st, toStatus(err)
@@ -153,21 +185,36 @@ func usage(st unix.Statfs_t) []*spec.VolumeUsage {
 	if st.Type == 0 {
 		// A Block volume. "Used" would make it look full to whoever compares it
 		// with the total: alerts leave out what reports no use.
-		return []*spec.VolumeUsage{{Unit: spec.VolumeUsage_BYTES, Total: int64(st.Blocks * unit)}}
+		return []*spec.VolumeUsage{{
+			Unit:  spec.VolumeUsage_BYTES,
+			Total: int64(st.Blocks * unit),
+		}}
 	}
+
 	out := []*spec.VolumeUsage{{
-		Unit: spec.VolumeUsage_BYTES, Total: int64(st.Blocks * unit), Available: int64(st.Bavail * unit), Used: int64((st.Blocks - st.Bfree) * unit),
+		Unit:      spec.VolumeUsage_BYTES,
+		Total:     int64(st.Blocks * unit),
+		Available: int64(st.Bavail * unit),
+		Used:      int64((st.Blocks - st.Bfree) * unit),
 	}}
 	if st.Files > 0 {
 		out = append(out, &spec.VolumeUsage{
-			Unit: spec.VolumeUsage_INODES, Total: int64(st.Files), Available: int64(st.Ffree), Used: int64(st.Files - st.Ffree),
+			Unit:      spec.VolumeUsage_INODES,
+			Total:     int64(st.Files),
+			Available: int64(st.Ffree),
+			Used:      int64(st.Files - st.Ffree),
 		})
 	}
+
 	return out
 }
 
-// NodeExpandVolume implements the RPC. A volume is grown by its controller, so this mostly confirms.
-func (n *Node) NodeExpandVolume(ctx context.Context, req *spec.NodeExpandVolumeRequest) (*spec.NodeExpandVolumeResponse, error) {
+// NodeExpandVolume implements the RPC. A volume is grown by its controller, so
+// this mostly confirms.
+func (n *Node) NodeExpandVolume(
+	ctx context.Context,
+	req *spec.NodeExpandVolumeRequest,
+) (*spec.NodeExpandVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, invalid("volume_id is missing")
 	}
@@ -177,6 +224,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, req *spec.NodeExpandVolumeR
 	if err := existingID(req.GetVolumeId()); err != nil {
 		return nil, err
 	}
+
 	r := req.GetCapacityRange()
 	if err := checkRange(r.GetRequiredBytes(), r.GetLimitBytes()); err != nil {
 		return nil, err
@@ -190,6 +238,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, req *spec.NodeExpandVolumeR
 	if _, err := n.statfs(ctx, req.GetVolumeId(), req.GetVolumePath()); err != nil {
 		return nil, err
 	}
+
 	v, err := n.Volumes.Expand(ctx, req.GetVolumeId(), max(r.GetRequiredBytes(), 1))
 	if err != nil {
 		return nil, toStatus(err)
@@ -197,6 +246,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, req *spec.NodeExpandVolumeR
 	if err := withinLimit(v, r); err != nil {
 		return nil, err
 	}
+
 	return &spec.NodeExpandVolumeResponse{CapacityBytes: capacityOf(v)}, nil
 }
 
@@ -206,10 +256,12 @@ func flagsOf(req *spec.NodePublishVolumeRequest, w want) []string {
 	if w.mode == corev1.PersistentVolumeFilesystem {
 		flags = slices.Clone(w.mountFlags)
 	}
+
 	readOnly := req.GetReadonly() || slices.Contains(w.accesses, corev1.ReadOnlyMany)
 	if readOnly && !slices.Contains(flags, "ro") {
 		flags = append(flags, "ro")
 	}
+
 	return flags
 }
 

@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	// maxMessage bounds what a caller may send in one message, in bytes: several times what the spec's limits add up to.
+	// maxMessage bounds what a caller may send in one message, in bytes:
+	// several times what the spec's limits add up to.
 	maxMessage = 1 << 20
-	// drain is how long calls in flight may go on when the server stops. What they leave undone is repeated by the caller.
+	// drain is how long calls in flight may go on when the server stops. What
+	// they leave undone is repeated by the caller.
 	drain = 3 * time.Second
 )
 
@@ -27,7 +29,8 @@ type Server struct {
 	Log *slog.Logger
 }
 
-// ListenAndServe serves at a unix socket until ctx ends. Endpoint is unix:///path, or the path.
+// ListenAndServe serves at a unix socket until ctx ends. Endpoint is
+// unix:///path, or the path.
 func (s *Server) ListenAndServe(ctx context.Context, endpoint string) error {
 	l, err := Listen(endpoint)
 	if err != nil {
@@ -36,12 +39,14 @@ func (s *Server) ListenAndServe(ctx context.Context, endpoint string) error {
 	return s.Serve(ctx, l)
 }
 
-// Serve serves at the listener until ctx ends, and closes it. It returns nil then.
+// Serve serves at the listener until ctx ends, and closes it. It returns nil
+// then.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	log := s.Log
 	if log == nil {
 		log = slog.Default()
 	}
+
 	g := grpc.NewServer(chain(log), grpc.MaxRecvMsgSize(maxMessage))
 	if s.Identity != nil {
 		spec.RegisterIdentityServer(g, s.Identity)
@@ -52,6 +57,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if s.Node != nil {
 		spec.RegisterNodeServer(g, s.Node)
 	}
+
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -67,5 +73,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
+
 	return err
 }

@@ -9,15 +9,17 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// agentWatch knows which nodes' agents are ready, from a watch on the agents' pods. It is an event handler of that
-// informer: register it with AddEventHandler.
+// agentWatch knows which nodes' agents are ready, from a watch on the agents'
+// pods. It is an event handler of that informer: register it with
+// AddEventHandler.
 type agentWatch struct {
 	mu   sync.Mutex
 	pods map[string]map[string]*corev1.Pod // node -> pod name -> pod
 
 	changed broadcaster[bool] // by node: ready or not
 
-	// OnChange is called, without locks held, with a node whose agent became ready or stopped being so.
+	// OnChange is called, without locks held, with a node whose agent became
+	// ready or stopped being so.
 	OnChange func(node string, ready bool)
 }
 
@@ -43,21 +45,25 @@ func (a *agentWatch) readyLocked(node string) (bool, string) {
 	return false, why
 }
 
-// ReadySince is when the node's agent became ready; zero if it is not, or nobody knows.
+// ReadySince is when the node's agent became ready; zero if it is not, or
+// nobody knows.
 func (a *agentWatch) ReadySince(node string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+
 	var since time.Time
 	for _, pod := range a.pods[node] {
 		if pod.DeletionTimestamp != nil {
 			continue
 		}
 		for _, c := range pod.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && c.LastTransitionTime.After(since) {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue &&
+				c.LastTransitionTime.After(since) {
 				since = c.LastTransitionTime.Time
 			}
 		}
 	}
+
 	return since
 }
 
@@ -70,7 +76,8 @@ func isPodReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// troubleOf is the reason of the first container that is held up, with a comma before it.
+// troubleOf is the reason of the first container that is held up, with a comma
+// before it.
 func troubleOf(pod *corev1.Pod) string {
 	for _, s := range pod.Status.ContainerStatuses {
 		switch {
@@ -83,12 +90,14 @@ func troubleOf(pod *corev1.Pod) string {
 	return ""
 }
 
-// update records a pod, or its end, and tells about a change of its node's readiness.
+// update records a pod, or its end, and tells about a change of its node's
+// readiness.
 func (a *agentWatch) update(pod *corev1.Pod, gone bool) {
 	node := pod.Spec.NodeName
 	if node == "" {
 		return // not scheduled yet
 	}
+
 	a.mu.Lock()
 	before, _ := a.readyLocked(node)
 	if gone {
@@ -105,11 +114,13 @@ func (a *agentWatch) update(pod *corev1.Pod, gone bool) {
 		}
 		a.pods[node][pod.Name] = pod
 	}
+
 	after, _ := a.readyLocked(node)
 	a.mu.Unlock()
 	if before == after {
 		return
 	}
+
 	a.changed.publish(node, after)
 	if a.OnChange != nil {
 		a.OnChange(node, after)

@@ -12,11 +12,14 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// A volume's id is the name of its PersistentVolume and the number of the attempt: "pvc-<claim UID>-1". It follows
-// from what is known, so two controllers that make the same attempt collide in the API server instead of making two
-// volumes. A number whose record still exists, as a tombstone or otherwise, is never taken again.
+// A volume's id is the name of its PersistentVolume and the number of the
+// attempt: "pvc-<claim UID>-1". It follows from what is known, so two
+// controllers that make the same attempt collide in the API server instead of
+// making two volumes. A number whose record still exists, as a tombstone or
+// otherwise, is never taken again.
 
-// attemptID is the id of the nth attempt for a PersistentVolume; the first is 1.
+// attemptID is the id of the nth attempt for a PersistentVolume; the first is
+// 1.
 func attemptID(pvName string, n int) string { return fmt.Sprintf("%s-%d", pvName, n) }
 
 // attemptNumber is the inverse of attemptID.
@@ -25,26 +28,31 @@ func attemptNumber(pvName, id string) (n int, ok bool) {
 	if !found || !v1alpha1.IsVolumeID(id) {
 		return 0, false
 	}
+
 	n, err := strconv.Atoi(digits)
 	if err != nil || n < 1 || attemptID(pvName, n) != id { // "01" is not 1
 		return 0, false
 	}
+
 	return n, true
 }
 
-// plan is how to go on with a claim, given the records that exist for its PersistentVolume.
+// plan is how to go on with a claim, given the records that exist for its
+// PersistentVolume.
 type plan struct {
 	// use is the record to go on with; nil: make one called next.
 	use  *v1alpha1.Volume
 	next string
-	// abandon are records to give up first: nobody was served from them, and they are on another node, refused, or made for
-	// another wish.
+	// abandon are records to give up first: nobody was served from them, and
+	// they are on another node, refused, or made for another wish.
 	abandon []*v1alpha1.Volume
 }
 
-// planAttempt decides. A record that somebody may have been served from is always gone on with, wherever it is: it may
-// hold data, and its PersistentVolume only has to be written (again). A second one of that kind is left to the sweep,
-// which can tell by the PersistentVolume which of them it was.
+// planAttempt decides. A record that somebody may have been served from is
+// always gone on with, wherever it is: it may hold data, and its
+// PersistentVolume only has to be written (again). A second one of that kind is
+// left to the sweep, which can tell by the PersistentVolume which of them it
+// was.
 func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.Volume) plan {
 	var p plan
 	highest := 0
@@ -55,7 +63,8 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 		}
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent:
-			// A tombstone. It holds its number until the agent confirmed and the record is gone.
+			// A tombstone. It holds its number until the agent confirmed and
+			// the record is gone.
 		case isServed(v):
 			switch {
 			case p.use == nil:
@@ -72,6 +81,7 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 			p.abandon = append(p.abandon, v)
 		}
 	}
+
 	p.next = attemptID(pvName, highest+1)
 	return p
 }
@@ -81,10 +91,10 @@ func sameWish(have, want *v1alpha1.VolumeSpec) bool {
 	return equality.Semantic.DeepEqual(fixedAtCreation(have), fixedAtCreation(want))
 }
 
-// fixedAtCreation is a spec without what may change, or need not be the same, in
-// a volume that exists. A volume without a cluster is compared by a digest of its
-// spec (digestOf in nodeagent/standalone), which leaves out what this does as far
-// as it is set there.
+// fixedAtCreation is a spec without what may change, or need not be the same,
+// in a volume that exists. A volume without a cluster is compared by a digest
+// of its spec (digestOf in nodeagent/standalone), which leaves out what this
+// does as far as it is set there.
 func fixedAtCreation(spec *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
 	fixed := *spec
 	fixed.DesiredState, fixed.Published = "", false
@@ -94,14 +104,18 @@ func fixedAtCreation(spec *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
 	return fixed
 }
 
-// isServed reports whether somebody may have been given the volume: it was ready once, and from that moment on its
-// PersistentVolume may be there. Only proof that there is none ends that (the sweep). One that is lost before
-// anybody is known to have had it is an attempt like any other that came to nothing.
+// isServed reports whether somebody may have been given the volume: it was
+// ready once, and from that moment on its PersistentVolume may be there. Only
+// proof that there is none ends that (the sweep). One that is lost before
+// anybody is known to have had it is an attempt like any other that came to
+// nothing.
 func isServed(v *v1alpha1.Volume) bool {
-	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable
+	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady ||
+		v.Status.Phase == v1alpha1.VolumeUnavailable
 }
 
-// WasReady reports whether the volume was ready once, also if it is lost by now.
+// WasReady reports whether the volume was ready once, also if it is lost by
+// now.
 func WasReady(v *v1alpha1.Volume) bool {
 	return isServed(v) || v.Status.Phase == v1alpha1.VolumeLost
 }
@@ -111,12 +125,15 @@ func isReady(v *v1alpha1.Volume) bool {
 	return meta.IsStatusConditionTrue(v.Status.Conditions, v1alpha1.ConditionReady)
 }
 
-// isRefused reports whether the attempt is over and the agent holds nothing of it.
+// isRefused reports whether the attempt is over and the agent holds nothing of
+// it.
 func isRefused(v *v1alpha1.Volume) bool {
-	return v.Status.Phase == v1alpha1.VolumeRefused || v.Status.Phase == v1alpha1.VolumeLost || v.Status.Phase == v1alpha1.VolumeDeleted
+	return v.Status.Phase == v1alpha1.VolumeRefused || v.Status.Phase == v1alpha1.VolumeLost ||
+		v.Status.Phase == v1alpha1.VolumeDeleted
 }
 
-// condition returns a condition's reason and message, both empty if it is not there.
+// condition returns a condition's reason and message, both empty if it is not
+// there.
 func condition(conditions []metav1.Condition, kind string) (reason, message string) {
 	if c := meta.FindStatusCondition(conditions, kind); c != nil {
 		return c.Reason, c.Message
@@ -124,7 +141,8 @@ func condition(conditions []metav1.Condition, kind string) (reason, message stri
 	return "", ""
 }
 
-// isGone reports whether the agent has done what desiredState asks: trashed or deleted.
+// isGone reports whether the agent has done what desiredState asks: trashed or
+// deleted.
 func isGone(v *v1alpha1.Volume) bool {
 	switch v.Spec.DesiredState {
 	case v1alpha1.DesiredDeleted:

@@ -27,16 +27,19 @@ type toldAttributes struct {
 func (t *toldAttributes) news(claim types.UID, class string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+
 	if class == "" {
 		delete(t.class, claim)
 		return false
 	}
+
 	if t.class[claim] == class {
 		return false
 	}
 	if t.class == nil {
 		t.class = map[types.UID]string{}
 	}
+
 	t.class[claim] = class
 	return true
 }
@@ -47,10 +50,12 @@ func (e *expander) attributes(ctx context.Context, claim *corev1.PersistentVolum
 	if name := claim.Spec.VolumeAttributesClassName; name != nil {
 		class = *name
 	}
+
 	if class == "" {
 		e.told.news(claim.UID, "")
 		return
 	}
+
 	var pv corev1.PersistentVolume
 	if err := e.client.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, &pv); err != nil {
 		return // the claim changes again once its PersistentVolume is there
@@ -58,6 +63,8 @@ func (e *expander) attributes(ctx context.Context, claim *corev1.PersistentVolum
 	if _, ours := originOf(&pv); !ours || !e.told.news(claim.UID, class) {
 		return
 	}
+
 	e.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventNoAttributes, "Modify",
-		"VolumeAttributesClass %q changes nothing: Quarry's volumes have no attributes that change; remove it from the claim", class)
+		"VolumeAttributesClass %q changes nothing: Quarry's volumes have no attributes that "+
+			"change; remove it from the claim", class)
 }

@@ -2,14 +2,16 @@ package provisioner
 
 import "sync"
 
-// broadcaster hands the newest value of a key to whoever waits for that key. It is how a worker blocks on a watch instead of
-// polling: informers publish, workers subscribe before they read the cache, so nothing falls between.
+// broadcaster hands the newest value of a key to whoever waits for that key. It
+// is how a worker blocks on a watch instead of polling: informers publish,
+// workers subscribe before they read the cache, so nothing falls between.
 type broadcaster[T any] struct {
 	mu      sync.Mutex
 	waiters map[string]map[*subscription[T]]struct{}
 }
 
-// subscription receives the newest value of its key; values that were not taken in time are replaced, never queued.
+// subscription receives the newest value of its key; values that were not taken
+// in time are replaced, never queued.
 type subscription[T any] struct {
 	C      <-chan T
 	c      chan T
@@ -30,14 +32,17 @@ func (h *broadcaster[T]) subscribe(key string) *subscription[T] {
 			delete(h.waiters, key)
 		}
 	}
+
 	h.mu.Lock()
 	defer h.mu.Unlock()
+
 	if h.waiters == nil {
 		h.waiters = map[string]map[*subscription[T]]struct{}{}
 	}
 	if h.waiters[key] == nil {
 		h.waiters[key] = map[*subscription[T]]struct{}{}
 	}
+
 	h.waiters[key][s] = struct{}{}
 	return s
 }

@@ -18,21 +18,23 @@ import (
 
 // What an event leads to is found by an index of the cache, never by looking at
 // everything: a cluster has a hundred thousand of what is looked through here.
-// The functions are given what lies in the cache, which may be packed (pack.go).
+// The functions are given what lies in the cache, which may be packed
+// (pack.go).
 
 const (
-	// indexLeadsTo is of PersistentVolumes that lead to a volume other than the one
-	// their name and their facts agree on, by that volume's id, or by pathKey.
-	// Nearly none does: they were made by hand.
+	// indexLeadsTo is of PersistentVolumes that lead to a volume other than the
+	// one their name and their facts agree on, by that volume's id, or by
+	// pathKey. Nearly none does: they were made by hand.
 	indexLeadsTo = "leadsTo"
-	// indexNodeLoss is of PersistentVolumes whose class says what is to be done when
-	// their node is lost, by that node.
+	// indexNodeLoss is of PersistentVolumes whose class says what is to be done
+	// when their node is lost, by that node.
 	indexNodeLoss = "nodeLoss"
-	// indexTrouble is of Volumes that people are to be told of, under inAnyTrouble.
+	// indexTrouble is of Volumes that people are to be told of, under
+	// inAnyTrouble.
 	indexTrouble = "trouble"
 	inAnyTrouble = "any"
-	// indexUnbound is of claims that are bound to nothing, under stillUnbound; with
-	// their namespace.
+	// indexUnbound is of claims that are bound to nothing, under stillUnbound;
+	// with their namespace.
 	indexUnbound = "unbound"
 	stillUnbound = "still"
 )
@@ -72,7 +74,8 @@ func indexOfTrouble(o client.Object) []string {
 }
 
 func indexOfUnbound(o client.Object) []string {
-	if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && claim.Spec.VolumeName == "" { // a packed one is bound
+	// A packed one is bound.
+	if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && claim.Spec.VolumeName == "" {
 		return []string{stillUnbound}
 	}
 	return nil
@@ -81,7 +84,11 @@ func indexOfUnbound(o client.Object) []string {
 // inTrouble reports whether people are told of a volume.
 func inTrouble(v *v1alpha1.Volume) bool {
 	return v.Status.Phase == v1alpha1.VolumeLost || v.Status.Phase == v1alpha1.VolumeUnavailable ||
-		meta.IsStatusConditionPresentAndEqual(v.Status.Conditions, v1alpha1.ConditionEnforced, metav1.ConditionFalse)
+		meta.IsStatusConditionPresentAndEqual(
+			v.Status.Conditions,
+			v1alpha1.ConditionEnforced,
+			metav1.ConditionFalse,
+		)
 }
 
 func indexOfLeadsTo(o client.Object) []string {
@@ -103,6 +110,7 @@ func leadsElsewhere(pv *corev1.PersistentVolume) []string {
 	} else if ours {
 		keys = append(keys, of.Volume)
 	}
+
 	switch {
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
 		if handle := pv.Spec.CSI.VolumeHandle; handle != own {
@@ -120,16 +128,22 @@ func leadsElsewhere(pv *corev1.PersistentVolume) []string {
 			}
 		}
 	}
+
 	slices.Sort(keys)
 	return slices.Compact(keys)
 }
 
 // leadingTo are the PersistentVolumes that lead to a volume, by whatever way.
-func leadingTo(ctx context.Context, cached client.Reader, v *v1alpha1.Volume) ([]corev1.PersistentVolume, error) {
+func leadingTo(
+	ctx context.Context,
+	cached client.Reader,
+	v *v1alpha1.Volume,
+) ([]corev1.PersistentVolume, error) {
 	keys := []string{v.Name}
 	if v.Spec.Adopt != nil {
 		keys = append(keys, pathKey(v.Spec.Adopt.Path))
 	}
+
 	var found []corev1.PersistentVolume
 	for _, key := range keys {
 		var list corev1.PersistentVolumeList
@@ -138,6 +152,7 @@ func leadingTo(ctx context.Context, cached client.Reader, v *v1alpha1.Volume) ([
 		}
 		found = append(found, list.Items...)
 	}
+
 	var own corev1.PersistentVolume
 	if name := pvOf(v.Name); name != "" {
 		err := cached.Get(ctx, client.ObjectKey{Name: name}, &own)
@@ -148,7 +163,11 @@ func leadingTo(ctx context.Context, cached client.Reader, v *v1alpha1.Volume) ([
 			found = append(found, own)
 		}
 	}
-	return slices.DeleteFunc(found, func(pv corev1.PersistentVolume) bool { return !LeadsTo(&pv, v) }), nil
+
+	return slices.DeleteFunc(
+		found,
+		func(pv corev1.PersistentVolume) bool { return !LeadsTo(&pv, v) },
+	), nil
 }
 
 func indexOfNodeLoss(o client.Object) []string {
@@ -166,7 +185,8 @@ func indexOfNodeLoss(o client.Object) []string {
 	return nil
 }
 
-// startsOver reports whether a class has claims start over when their node is lost.
+// startsOver reports whether a class has claims start over when their node is
+// lost.
 func startsOver(of origin) bool {
 	p, err := parameters.FromJSON(of.Parameters)
 	return err == nil && p.OnNodeLoss != parameters.NodeLossNever

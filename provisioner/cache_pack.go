@@ -22,16 +22,16 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// Nearly all PersistentVolumes, claims and Volumes of a cluster are quiet: bound,
-// ready, and looked at again when they change, in weeks. As Go objects the three
-// of one volume take some eight kilobytes; a hundred thousand of them do not fit
-// into any limit one would give to a controller. So a quiet object lies packed in
-// the informer's store, in some hundred bytes, and is unpacked by whoever reads
-// it: nothing of it is left out, and a reader cannot tell.
+// Nearly all PersistentVolumes, claims and Volumes of a cluster are quiet:
+// bound, ready, and looked at again when they change, in weeks. As Go objects
+// the three of one volume take some eight kilobytes; a hundred thousand of them
+// do not fit into any limit one would give to a controller. So a quiet object
+// lies packed in the informer's store, in some hundred bytes, and is unpacked
+// by whoever reads it: nothing of it is left out, and a reader cannot tell.
 //
 // What reads through the cache's client sees no difference: a copy of a packed
-// object is the whole one. Event handlers, predicates and indexes are given what
-// lies in the store, and take it by whole.
+// object is the whole one. Event handlers, predicates and indexes are given
+// what lies in the store, and take it by whole.
 
 // packed is a quiet object. It is never changed; its setters are not there.
 type packed struct {
@@ -41,8 +41,8 @@ type packed struct {
 	namespace, name, version string
 	// uid is set for claims only.
 	uid types.UID
-	// volume is, of a PersistentVolume, the id of the volume behind it, and, of a
-	// Volume, the name of its PersistentVolume; empty where there is none.
+	// volume is, of a PersistentVolume, the id of the volume behind it, and, of
+	// a Volume, the name of its PersistentVolume; empty where there is none.
 	volume string
 	// node is the node of that volume.
 	node string
@@ -74,7 +74,8 @@ type compressor struct {
 	decoder *zstd.Decoder
 }
 
-// samplesWanted is how many objects are the dictionary of a kind. Tests want fewer.
+// samplesWanted is how many objects are the dictionary of a kind. Tests want
+// fewer.
 var samplesWanted = 8
 
 // samplesSize is how large the dictionary gets at most, in bytes.
@@ -83,9 +84,11 @@ const samplesSize = 32 << 10
 // restless lets objects through that do not lie packed in the cache.
 var restless = predicate.NewPredicateFuncs(func(o client.Object) bool { return !isPacked(o) })
 
-// newsOfQuiet is restless, and lets the changes of quiet objects through as well:
-// all but what was quiet already when it was first seen.
-var newsOfQuiet = predicate.Funcs{CreateFunc: func(e event.CreateEvent) bool { return !isPacked(e.Object) || !e.IsInInitialList }}
+// newsOfQuiet is restless, and lets the changes of quiet objects through as
+// well: all but what was quiet already when it was first seen.
+var newsOfQuiet = predicate.Funcs{
+	CreateFunc: func(e event.CreateEvent) bool { return !isPacked(e.Object) || !e.IsInInitialList },
+}
 
 // newPackers returns what packs each kind. Each cache has its own.
 func newPackers() (volumes, claims, records *codec) {
@@ -119,43 +122,52 @@ func newPackers() (volumes, claims, records *codec) {
 	return volumes, claims, records
 }
 
-// isQuietPV reports whether nothing is to be done about a PersistentVolume as it
-// is: it is bound, and has the library's finalizer if it is to have it.
+// isQuietPV reports whether nothing is to be done about a PersistentVolume as
+// it is: it is bound, and has the library's finalizer if it is to have it.
 func isQuietPV(pv *corev1.PersistentVolume) bool {
 	if pv.DeletionTimestamp != nil {
 		return false
 	}
-	if pv.Status.Phase != corev1.VolumeBound || len(leadsElsewhere(pv)) > 0 || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
+	if pv.Status.Phase != corev1.VolumeBound || len(leadsElsewhere(pv)) > 0 ||
+		pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
 		return false
 	}
+
 	wantsFinalizer := pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
-	return pv.Annotations[annProvisionedBy] != v1alpha1.LocalProvisioner || slices.Contains(pv.Finalizers, finalizerOfLibrary) == wantsFinalizer
+	return pv.Annotations[annProvisionedBy] != v1alpha1.LocalProvisioner ||
+		slices.Contains(pv.Finalizers, finalizerOfLibrary) == wantsFinalizer
 }
 
 // finalizerOfLibrary is what external-provisioner keeps PersistentVolumes by.
 const finalizerOfLibrary = "external-provisioner.volume.kubernetes.io/finalizer"
 
-// isQuietClaim reports whether a claim is bound, and has the size it asks for and no wish
-// that cannot be granted.
+// isQuietClaim reports whether a claim is bound, and has the size it asks for
+// and no wish that cannot be granted.
 func isQuietClaim(claim *corev1.PersistentVolumeClaim) bool {
-	if claim.DeletionTimestamp != nil || claim.Spec.VolumeName == "" || claim.Status.Phase != corev1.ClaimBound {
+	if claim.DeletionTimestamp != nil || claim.Spec.VolumeName == "" ||
+		claim.Status.Phase != corev1.ClaimBound {
 		return false
 	}
 	if name := claim.Spec.VolumeAttributesClassName; name != nil && *name != "" {
 		return false
 	}
-	want, have := claim.Spec.Resources.Requests[corev1.ResourceStorage], claim.Status.Capacity[corev1.ResourceStorage]
+
+	want := claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	have := claim.Status.Capacity[corev1.ResourceStorage]
 	return want.Cmp(have) <= 0 && !expanding(claim)
 }
 
-// isQuietVolume reports whether a volume is what it is to be, in use or ready to be.
+// isQuietVolume reports whether a volume is what it is to be, in use or ready
+// to be.
 func isQuietVolume(v *v1alpha1.Volume) bool {
 	return v.DeletionTimestamp == nil && v.Spec.Published && v.Spec.DesiredState == v1alpha1.DesiredPresent &&
-		v.Status.Phase == v1alpha1.VolumeReady && isReady(v) && v.Labels[v1alpha1.LabelOrphaned] == "" && !inTrouble(v)
+		v.Status.Phase == v1alpha1.VolumeReady && isReady(v) &&
+		v.Labels[v1alpha1.LabelOrphaned] == "" &&
+		!inTrouble(v)
 }
 
-// transform is for the cache: it drops what nobody reads of an object, and packs
-// a quiet one. It may be given what it returned.
+// transform is for the cache: it drops what nobody reads of an object, and
+// packs a quiet one. It may be given what it returned.
 func (c *codec) transform(obj any) (any, error) {
 	o, ok := obj.(client.Object)
 	if !ok {
@@ -164,21 +176,27 @@ func (c *codec) transform(obj any) (any, error) {
 	if _, done := o.(*packed); done {
 		return obj, nil
 	}
+
 	o.SetManagedFields(nil)
 	if !c.quiet(o) {
 		return o, nil
 	}
+
 	plain, err := c.encode(o)
 	if err != nil {
 		return o, nil // it is of use as it is
 	}
+
 	compressor := c.ready.Load()
 	if compressor == nil {
 		return o, c.learn(plain)
 	}
+
 	p := &packed{codec: c}
 	c.note(o, p)
-	p.namespace, p.name, p.version = o.GetNamespace(), o.GetName(), strings.Clone(o.GetResourceVersion())
+	p.namespace, p.name, p.version = o.GetNamespace(), o.GetName(), strings.Clone(
+		o.GetResourceVersion(),
+	)
 	p.share()
 	p.data = slices.Clone(compressor.encoder.EncodeAll(plain, nil))
 	return p, nil
@@ -205,21 +223,40 @@ func (p *packed) share() {
 func (c *codec) learn(plain []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.samples = append(c.samples, plain); len(c.samples) < samplesWanted || c.ready.Load() != nil {
+
+	if c.samples = append(c.samples,
+		plain); len(c.samples) < samplesWanted || c.ready.Load() != nil {
 		return nil
 	}
+
 	dictionary := slices.Concat(c.samples...)
 	dictionary = dictionary[max(len(dictionary)-samplesSize, 0):]
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderDictRaw(1, dictionary), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(64<<10))
+	encoder, err := zstd.NewWriter(
+		nil,
+		zstd.WithEncoderDictRaw(1, dictionary),
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderLevel(
+			zstd.SpeedFastest,
+		),
+		zstd.WithEncoderCRC(false),
+		zstd.WithLowerEncoderMem(true),
+		zstd.WithWindowSize(64<<10),
+	)
 	if err != nil {
 		return fmt.Errorf("packing cached objects: %w", err)
 	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderDictRaw(1, dictionary), zstd.WithDecoderConcurrency(4),
-		zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
+
+	decoder, err := zstd.NewReader(
+		nil,
+		zstd.WithDecoderDictRaw(1, dictionary),
+		zstd.WithDecoderConcurrency(4),
+		zstd.WithDecoderLowmem(true),
+		zstd.IgnoreChecksum(true),
+	)
 	if err != nil {
 		return fmt.Errorf("unpacking cached objects: %w", err)
 	}
+
 	c.samples = nil
 	c.ready.Store(&compressor{encoder, decoder})
 	return nil
@@ -235,11 +272,13 @@ func (p *packed) whole() client.Object {
 	if err != nil {
 		panic(fmt.Sprintf("memory is damaged: unpacking %T %s/%s: %v", o, p.namespace, p.name, err))
 	}
+
 	return o
 }
 
-// whole returns an object of the cache as what it is; ok is false for something else.
-// A packed one is unpacked: the result is the caller's, but one that was not is shared.
+// whole returns an object of the cache as what it is; ok is false for something
+// else. A packed one is unpacked: the result is the caller's, but one that was
+// not is shared.
 func whole[T client.Object](obj any) (o T, ok bool) {
 	if tombstone, is := obj.(cache.DeletedFinalStateUnknown); is {
 		obj = tombstone.Obj
@@ -247,6 +286,7 @@ func whole[T client.Object](obj any) (o T, ok bool) {
 	if p, is := obj.(*packed); is {
 		obj = p.whole()
 	}
+
 	o, ok = obj.(T)
 	return o, ok
 }
@@ -283,9 +323,10 @@ func (p *packed) GetDeletionTimestamp() *metav1.Time { return p.whole().GetDelet
 func (p *packed) GetDeletionGracePeriodSeconds() *int64 {
 	return p.whole().GetDeletionGracePeriodSeconds()
 }
-func (p *packed) GetLabels() map[string]string                { return p.whole().GetLabels() }
-func (p *packed) GetAnnotations() map[string]string           { return p.whole().GetAnnotations() }
-func (p *packed) GetFinalizers() []string                     { return p.whole().GetFinalizers() }
+func (p *packed) GetLabels() map[string]string      { return p.whole().GetLabels() }
+func (p *packed) GetAnnotations() map[string]string { return p.whole().GetAnnotations() }
+func (p *packed) GetFinalizers() []string           { return p.whole().GetFinalizers() }
+
 func (p *packed) GetOwnerReferences() []metav1.OwnerReference { return p.whole().GetOwnerReferences() }
 func (p *packed) GetManagedFields() []metav1.ManagedFieldsEntry {
 	return p.whole().GetManagedFields()

@@ -10,18 +10,23 @@ import (
 // intern returns a string that lies in memory once, however many have it.
 func intern(s string) string { return unique.Make(s).Value() }
 
-// trimNode keeps of a node what is read here: who it is, whether it is ready, and
-// what keeps pods away. A kubelet writes a list of images into its node that is
-// longer than all of that. Nodes are never written, so nothing gets lost.
+// trimNode keeps of a node what is read here: who it is, whether it is ready,
+// and what keeps pods away. A kubelet writes a list of images into its node
+// that is longer than all of that. Nodes are never written, so nothing gets
+// lost.
 func trimNode(obj any) (any, error) {
 	node, ok := obj.(*corev1.Node)
 	if !ok {
 		return obj, nil
 	}
+
 	meta := node.ObjectMeta
 	node.ObjectMeta.ManagedFields, node.Annotations, node.OwnerReferences = nil, nil, nil
 	node.Labels = shared(meta.Labels)
-	node.Spec = corev1.NodeSpec{Taints: slices.Clip(node.Spec.Taints), Unschedulable: node.Spec.Unschedulable}
+	node.Spec = corev1.NodeSpec{
+		Taints:        slices.Clip(node.Spec.Taints),
+		Unschedulable: node.Spec.Unschedulable,
+	}
 	var status corev1.NodeStatus
 	for _, c := range node.Status.Conditions {
 		if c.Type == corev1.NodeReady {
@@ -29,16 +34,19 @@ func trimNode(obj any) (any, error) {
 			status.Conditions = []corev1.NodeCondition{c}
 		}
 	}
+
 	node.Status = status
 	return node, nil
 }
 
-// trimPod keeps of an agent's pod where it is, and whether it is ready or why not.
+// trimPod keeps of an agent's pod where it is, and whether it is ready or why
+// not.
 func trimPod(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {
 		return obj, nil
 	}
+
 	pod.ObjectMeta.ManagedFields, pod.Annotations, pod.OwnerReferences = nil, nil, nil
 	pod.Labels = shared(pod.Labels)
 	pod.Spec = corev1.PodSpec{NodeName: pod.Spec.NodeName}
@@ -48,11 +56,16 @@ func trimPod(obj any) (any, error) {
 			status.Conditions = []corev1.PodCondition{c}
 		}
 	}
+
 	for _, s := range pod.Status.ContainerStatuses {
 		if s.State.Waiting != nil || s.State.Terminated != nil {
-			status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{Name: s.Name, State: s.State})
+			status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{
+				Name:  s.Name,
+				State: s.State,
+			})
 		}
 	}
+
 	pod.Status = status
 	return pod, nil
 }

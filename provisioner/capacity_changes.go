@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	// capacityEvery bounds how often a node's capacity is written while its room changes by itself.
+	// capacityEvery bounds how often a node's capacity is written while its
+	// room changes by itself.
 	capacityEvery = time.Second
-	// capacityStep is the part of a class's pools that has to come or go before a change is written that decides nothing.
+	// capacityStep is the part of a class's pools that has to come or go before
+	// a change is written that decides nothing.
 	capacityStep = 100
 )
 
@@ -24,7 +26,8 @@ type publishLog struct {
 	nodes map[string]*toldNode
 }
 
-// toldNode is when a node's capacity was written last, and what was left out since, by class.
+// toldNode is when a node's capacity was written last, and what was left out
+// since, by class.
 type toldNode struct {
 	at   time.Time
 	left map[string]leftOut
@@ -71,16 +74,19 @@ func (t *publishLog) forget(name string) {
 	delete(t.nodes, name)
 }
 
-// behind are the nodes of which something of the class is not published as it is, as far as it matters.
+// behind are the nodes of which something of the class is not published as it
+// is, as far as it matters.
 func (t *publishLog) behind(class string, matters func(published, now int64) bool) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+
 	var names []string
 	for name, n := range t.nodes {
 		if left, ok := n.left[class]; ok && matters(left.published, left.now) {
 			names = append(names, name)
 		}
 	}
+
 	return names
 }
 
@@ -93,23 +99,30 @@ const (
 	atOnce                // a node comes or goes
 )
 
-// urgencyOf compares what is published with what there is. total is the size of the pools that it is about.
-func (c *capacityPublisher) urgencyOf(published, now *storagev1.CSIStorageCapacity, total int64) urgency {
+// urgencyOf compares what is published with what there is. total is the size of
+// the pools that it is about.
+func (c *capacityPublisher) urgencyOf(
+	published, now *storagev1.CSIStorageCapacity,
+	total int64,
+) urgency {
 	was, is := bytesOf(published.MaximumVolumeSize), bytesOf(now.MaximumVolumeSize)
 	wasAll, isAll := bytesOf(published.Capacity), bytesOf(now.Capacity)
 	step := total / capacityStep
 	switch {
 	case (was == 0) != (is == 0):
 		return atOnce
-	case distance(was, is) >= step || distance(wasAll, isAll) >= step || c.demand.decides(now.StorageClassName, was, is):
+	case distance(was, is) >= step || distance(wasAll, isAll) >= step,
+		c.demand.decides(now.StorageClassName, was, is):
 		return soon
 	}
+
 	return never
 }
 
 func distance(a, b int64) int64 { return max(a, b) - min(a, b) }
 
-// totalOf is the size of the pools that the parameters allow; pools that share a filesystem share its size.
+// totalOf is the size of the pools that the parameters allow; pools that share
+// a filesystem share its size.
 func totalOf(pools []v1alpha1.Pool, p parameters.Set) (total int64) {
 	byFilesystem := map[string]int64{}
 	for i := range pools {
@@ -118,19 +131,24 @@ func totalOf(pools []v1alpha1.Pool, p parameters.Set) (total int64) {
 			byFilesystem[filesystem] = max(byFilesystem[filesystem], bytesOf(pool.Status.Capacity))
 		}
 	}
+
 	for _, size := range byFilesystem {
 		total += size
 	}
+
 	return total
 }
 
-// claimWaits has the nodes published whose room may decide over a claim that has begun to wait.
+// claimWaits has the nodes published whose room may decide over a claim that
+// has begun to wait.
 func (c *capacityPublisher) claimWaits(class string, _ int64) {
 	queue := c.queue.Load()
 	if queue == nil {
 		return
 	}
-	for _, r := range requests(c.published.behind(class, func(published, now int64) bool { return c.demand.decides(class, published, now) })...) {
+
+	decides := func(published, now int64) bool { return c.demand.decides(class, published, now) }
+	for _, r := range requests(c.published.behind(class, decides)...) {
 		(*queue).Add(r)
 	}
 }

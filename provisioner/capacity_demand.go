@@ -15,12 +15,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// needGrace is how long a claim has no node before it counts as waiting for room. The scheduler finds a node that there is
-// in far less; a claim that waits that long makes every change matter that may decide over it.
+// needGrace is how long a claim has no node before it counts as waiting for
+// room. The scheduler finds a node that there is in far less; a claim that
+// waits that long makes every change matter that may decide over it.
 const needGrace = 500 * time.Millisecond
 
-// demand knows what the scheduler looks for in vain: the sizes of the claims that wait for a node, by class. It does not ask
-// whether a pod uses a claim; one that no pod uses yet only makes capacity more exact than it has to be.
+// demand knows what the scheduler looks for in vain: the sizes of the claims
+// that wait for a node, by class. It does not ask whether a pod uses a claim;
+// one that no pod uses yet only makes capacity more exact than it has to be.
 type demand struct {
 	// onWait is called, without locks held, when a claim has begun to wait.
 	onWait func(class string, size int64)
@@ -39,21 +41,29 @@ type needed struct {
 }
 
 func newDemand(onWait func(class string, size int64)) *demand {
-	return &demand{onWait: onWait, claims: map[types.UID]*needed{}, sizes: map[string][]int64{}}
+	return &demand{
+		onWait: onWait,
+		claims: map[types.UID]*needed{},
+		sizes:  map[string][]int64{},
+	}
 }
 
 // see notes the state of a claim.
 func (n *demand) see(claim *corev1.PersistentVolumeClaim) {
-	if claim.Spec.VolumeName != "" || claim.Spec.StorageClassName == nil || claim.DeletionTimestamp != nil ||
+	if claim.Spec.VolumeName != "" || claim.Spec.StorageClassName == nil ||
+		claim.DeletionTimestamp != nil ||
 		claim.Annotations[annSelectedNode] != "" {
 		n.forget(claim.UID)
 		return
 	}
+
 	n.mu.Lock()
 	defer n.mu.Unlock()
+
 	if n.claims[claim.UID] != nil {
 		return
 	}
+
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	c := &needed{class: *claim.Spec.StorageClassName, size: size.Value()}
 	c.timer = time.AfterFunc(needGrace, func() { n.wait(claim.UID, c) })
@@ -67,6 +77,7 @@ func (n *demand) wait(uid types.UID, c *needed) {
 		n.mu.Unlock()
 		return
 	}
+
 	c.waits = true
 	at, _ := slices.BinarySearch(n.sizes[c.class], c.size)
 	n.sizes[c.class] = slices.Insert(n.sizes[c.class], at, c.size)
@@ -78,15 +89,18 @@ func (n *demand) wait(uid types.UID, c *needed) {
 func (n *demand) forget(uid types.UID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+
 	c := n.claims[uid]
 	if c == nil {
 		return
 	}
+
 	c.timer.Stop()
 	delete(n.claims, uid)
 	if !c.waits {
 		return
 	}
+
 	sizes := n.sizes[c.class]
 	at, _ := slices.BinarySearch(sizes, c.size)
 	if sizes = slices.Delete(sizes, at, at+1); len(sizes) == 0 {
@@ -96,15 +110,18 @@ func (n *demand) forget(uid types.UID) {
 	}
 }
 
-// decides reports whether it makes a difference to a waiting claim of the class that the largest volume is of the one size
-// and not of the other: one of them fits in only one case, or the smallest would fit once more.
+// decides reports whether it makes a difference to a waiting claim of the class
+// that the largest volume is of the one size and not of the other: one of them
+// fits in only one case, or the smallest would fit once more.
 func (n *demand) decides(class string, a, b int64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+
 	sizes := n.sizes[class]
 	if len(sizes) == 0 {
 		return false
 	}
+
 	less, more := min(a, b), max(a, b)
 	next, _ := slices.BinarySearch(sizes, less+1)
 	return next < len(sizes) && sizes[next] <= more || more-less >= sizes[0]

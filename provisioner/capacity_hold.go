@@ -33,11 +33,12 @@ const (
 	longestHold = 16 * time.Minute
 )
 
-// nodeRefusal is a node's refusal of a claim, as the scheduler is to know of it.
+// nodeRefusal is a node's refusal of a claim, as the scheduler is to know of
+// it.
 type nodeRefusal struct {
 	Node, Class string
-	// Below is the smallest size, in bytes, that is of no use there: that of the
-	// smallest claim that has to be admitted together with the one refused.
+	// Below is the smallest size, in bytes, that is of no use there: that of
+	// the smallest claim that has to be admitted together with the one refused.
 	Below int64
 	// Claim is whose end ends it, where room is what is missing. Nil: the node
 	// refuses whatever is asked of it, and that room comes changes nothing.
@@ -45,7 +46,8 @@ type nodeRefusal struct {
 }
 
 // hold keeps sizes from a node. It is an annotation of the object that it is
-// about, so that another replica, which may be the leader or become it, heeds it.
+// about, so that another replica, which may be the leader or become it, heeds
+// it.
 type hold struct {
 	Below int64     `json:"below"`
 	Until time.Time `json:"until"`
@@ -64,6 +66,7 @@ func (r *nodeRefusal) after(before *hold, largest int64, now time.Time) *hold {
 	if r.Claim != nil {
 		h.Namespace, h.Name, h.UID = r.Claim.Namespace, r.Claim.Name, r.Claim.UID
 	}
+
 	switch {
 	case before == nil || now.After(before.Until.Add(before.For)):
 	case now.Before(before.Until): // another claim of the group, or a scheduler that had not seen it yet
@@ -73,6 +76,7 @@ func (r *nodeRefusal) after(before *hold, largest int64, now time.Time) *hold {
 	default:
 		h.For = min(2*before.For, longestHold)
 	}
+
 	h.Until = now.Add(h.For).UTC().Truncate(time.Second)
 	return h
 }
@@ -103,10 +107,13 @@ func (h *hold) text() string {
 	return string(text)
 }
 
-// holdIn reads a hold from an object's annotation; nil if there is none that can be read.
+// holdIn reads a hold from an object's annotation; nil if there is none that
+// can be read.
 func holdIn(object *storagev1.CSIStorageCapacity) *hold {
 	h := &hold{}
-	if text := object.Annotations[v1alpha1.AnnotationHold]; text == "" || json.Unmarshal([]byte(text), h) != nil || h.Below <= 0 {
+	if text := object.Annotations[v1alpha1.AnnotationHold]; text == "" ||
+		json.Unmarshal([]byte(text), h) != nil ||
+		h.Below <= 0 {
 		return nil
 	}
 	return h
@@ -120,6 +127,7 @@ func (c *capacityPublisher) PublishRefusal(ctx context.Context, r nodeRefusal) e
 	if err := c.holdOff(ctx, r); err != nil {
 		return err
 	}
+
 	_, err := c.publish(ctx, r.Node, true)
 	return err
 }
@@ -130,22 +138,28 @@ func (c *capacityPublisher) holdOff(ctx context.Context, r nodeRefusal) error {
 	if err != nil {
 		return err
 	}
+
 	for name, wish := range want {
 		largest := bytesOf(wish.MaximumVolumeSize)
 		if wish.StorageClassName != r.Class || largest < r.Below || r.Below <= 0 {
 			continue
 		}
+
 		var have storagev1.CSIStorageCapacity
-		if err := c.client.Get(ctx, client.ObjectKeyFromObject(wish), &have); client.IgnoreNotFound(err) != nil {
+		if err := c.client.Get(ctx, client.ObjectKeyFromObject(wish),
+			&have); client.IgnoreNotFound(err) != nil {
 			return &apiError{"reading CSIStorageCapacity " + name, err}
 		}
+
 		c.mu.Lock()
 		if c.holds == nil {
 			c.holds = map[string]*hold{}
 		}
+
 		c.holds[name] = r.after(latest(c.holds[name], holdIn(&have)), largest, time.Now())
 		c.mu.Unlock()
 	}
+
 	return nil
 }
 
@@ -159,11 +173,17 @@ func latest(a, b *hold) *hold {
 
 // applyHolds keeps from a node's objects what it is not to be offered, and
 // returns after how long the first of the holds ends; 0: there is none.
-func (c *capacityPublisher) applyHolds(ctx context.Context, node string, want map[string]*storagev1.CSIStorageCapacity, have []storagev1.CSIStorageCapacity) time.Duration {
+func (c *capacityPublisher) applyHolds(
+	ctx context.Context,
+	node string,
+	want map[string]*storagev1.CSIStorageCapacity,
+	have []storagev1.CSIStorageCapacity,
+) time.Duration {
 	there := map[string]*hold{}
 	for i := range have {
 		there[have[i].Name] = holdIn(&have[i])
 	}
+
 	var first time.Duration
 	var claims []types.UID
 	for name, wish := range want {
@@ -173,19 +193,24 @@ func (c *capacityPublisher) applyHolds(ctx context.Context, node string, want ma
 		if h == nil {
 			continue
 		}
+
 		now := time.Now()
 		largest := bytesOf(wish.MaximumVolumeSize)
-		if now.After(h.Until.Add(h.For)) || h.grown(largest) || !c.claimWaitsStill(ctx, h) || h.madeBefore(c.readySince(node)) {
+		if now.After(h.Until.Add(h.For)) || h.grown(largest) || !c.claimWaitsStill(ctx, h) ||
+			h.madeBefore(c.readySince(node)) {
 			c.mu.Lock()
 			delete(c.holds, name)
 			c.mu.Unlock()
 			continue
 		}
-		wish.Annotations[v1alpha1.AnnotationHold] = h.text() // also when it is over: the next one is longer
+
+		// Also when it is over: the next one is longer.
+		wish.Annotations[v1alpha1.AnnotationHold] = h.text()
 		left := h.Until.Sub(now)
 		if left <= 0 {
 			continue
 		}
+
 		wish.MaximumVolumeSize = resource.NewQuantity(min(largest, h.Below-1), resource.BinarySI)
 		if first == 0 || left < first {
 			first = left
@@ -194,6 +219,7 @@ func (c *capacityPublisher) applyHolds(ctx context.Context, node string, want ma
 			claims = append(claims, h.UID)
 		}
 	}
+
 	c.holders.set(node, claims)
 	return first
 }
@@ -203,11 +229,13 @@ func (c *capacityPublisher) claimWaitsStill(ctx context.Context, h *hold) bool {
 	if h.UID == "" {
 		return true
 	}
+
 	var claim corev1.PersistentVolumeClaim
 	err := c.client.Get(ctx, client.ObjectKey{Namespace: h.Namespace, Name: h.Name}, &claim)
 	if err != nil {
 		return client.IgnoreNotFound(err) != nil
 	}
+
 	return claim.UID == h.UID && claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil
 }
 
@@ -221,13 +249,16 @@ type holders struct {
 func (h *holders) set(node string, claims []types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+
 	if len(claims) == 0 {
 		delete(h.nodes, node)
 		return
 	}
+
 	if h.nodes == nil {
 		h.nodes = map[string][]types.UID{}
 	}
+
 	h.nodes[node] = claims
 }
 
@@ -235,16 +266,19 @@ func (h *holders) set(node string, claims []types.UID) {
 func (h *holders) of(claim types.UID) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+
 	var nodes []string
 	for node, claims := range h.nodes {
 		if slices.Contains(claims, claim) {
 			nodes = append(nodes, node)
 		}
 	}
+
 	return nodes
 }
 
-// handler has the nodes published that are held off for a claim that changes or goes.
+// handler has the nodes published that are held off for a claim that changes or
+// goes.
 func (h *holders) handler() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	add := func(claim client.Object, q queue) {

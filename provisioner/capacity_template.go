@@ -12,26 +12,35 @@ import (
 // more object for each class published for that label.
 
 const (
-	// templateNodes is the key, and the annotation, of those objects. No node is
-	// called so.
+	// templateNodes is the key, and the annotation, of those objects. No node
+	// is called so.
 	templateNodes = "/template"
 	// labelTemplateNode is on the nodes that the autoscaler makes up.
 	labelTemplateNode = "cluster-autoscaler.kubernetes.io/template-node"
 )
 
 // template is the objects for nodes that do not exist yet, by name.
-func (c *capacityPublisher) template(classes []storagev1.StorageClass) map[string]*storagev1.CSIStorageCapacity {
+func (c *capacityPublisher) template(
+	classes []storagev1.StorageClass,
+) map[string]*storagev1.CSIStorageCapacity {
 	want := map[string]*storagev1.CSIStorageCapacity{}
 	if c.templateSize <= 0 {
 		return want
 	}
+
 	size := resource.NewQuantity(c.templateSize, resource.BinarySI)
 	for i := range classes {
 		if class := &classes[i]; isOurClass(class) && waitsForConsumer(class) {
-			object := c.object(class, templateNodes, map[string]string{labelTemplateNode: "true"}, room{})
+			object := c.object(
+				class,
+				templateNodes,
+				map[string]string{labelTemplateNode: "true"},
+				room{},
+			)
 			object.Capacity, object.MaximumVolumeSize = size, size
 			want[object.Name] = object
 		}
 	}
+
 	return want
 }

@@ -11,7 +11,11 @@ import (
 
 // referenceTo is what a record says of the claim it is for.
 func referenceTo(claim *corev1.PersistentVolumeClaim) *v1alpha1.ClaimReference {
-	ref := &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID}
+	ref := &v1alpha1.ClaimReference{
+		Namespace: claim.Namespace,
+		Name:      claim.Name,
+		UID:       claim.UID,
+	}
 	ref.Labels, ref.LabelsLeftOut = boundLabels(claim.Labels)
 	return ref
 }
@@ -30,6 +34,7 @@ func boundLabels(labels map[string]string) (kept map[string]string, leftOut int3
 		}
 		n++
 	}
+
 	if n == len(names) {
 		return labels, 0
 	}
@@ -38,5 +43,6 @@ func boundLabels(labels map[string]string) (kept map[string]string, leftOut int3
 	for _, name := range names[:n] {
 		kept[name] = labels[name]
 	}
+
 	return kept, int32(len(names) - n)
 }

@@ -15,39 +15,53 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// ShouldDelete implements controller.DeletionGuard: only PersistentVolumes that name their volume are ours to delete.
+// ShouldDelete implements controller.DeletionGuard: only PersistentVolumes that
+// name their volume are ours to delete.
 func (l *localDoor) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) bool {
 	o, ok := originOf(pv)
 	return ok && o.Provisioner == v1alpha1.LocalProvisioner
 }
 
-// Delete has the volume of a released PersistentVolume deleted, or trashed, and returns nil once its agent confirmed.
-// It returns nil as well when the volume's Node does not exist any more: the wish stays recorded, and the data goes
-// if that node ever comes back. Every other error leaves the wish recorded and is retried.
+// Delete has the volume of a released PersistentVolume deleted, or trashed, and
+// returns nil once its agent confirmed. It returns nil as well when the
+// volume's Node does not exist any more: the wish stays recorded, and the data
+// goes if that node ever comes back. Every other error leaves the wish recorded
+// and is retried.
 func (l *localDoor) Delete(ctx context.Context, pv *corev1.PersistentVolume) error {
 	node, err := l.delete(ctx, pv)
 	if err == nil {
 		l.waiting.removeVolume(pv.Name)
 		return nil
 	}
+
 	if ignored, is := errors.AsType[*controller.IgnoredError](err); is {
 		l.waiting.removeVolume(pv.Name)
 		return ignored
 	}
+
 	l.waiting.addVolume(pv, node)
 	if _, is := errors.AsType[*agentNotReadyError](err); is {
-		if ready, _ := l.agents.Ready(node); ready { // it became so just now, before the waiting room knew
+		// It became so just now, before the waiting room knew.
+		if ready, _ := l.agents.Ready(node); ready {
 			l.waiting.wakeVolumes(one(pv.Name))
 		}
 	}
+
 	return errors.New(explanation(err))
 }
 
-func (l *localDoor) delete(ctx context.Context, pv *corev1.PersistentVolume) (node string, err error) {
+func (l *localDoor) delete(
+	ctx context.Context,
+	pv *corev1.PersistentVolume,
+) (node string, err error) {
 	if l.volumes.confirmed.has(string(pv.UID)) {
-		return "", nil // all that is left is the library's: it could not delete the PersistentVolume, or has not seen that it did
+		// All that is left is the library's: it could not delete the
+		// PersistentVolume, or has not seen that it did.
+		return "", nil
 	}
-	// Only a live read may decide over data: the policy may have been changed to Retain a moment ago.
+
+	// Only a live read may decide over data: the policy may have been changed
+	// to Retain a moment ago.
 	var now corev1.PersistentVolume
 	switch err := l.live.Get(ctx, client.ObjectKeyFromObject(pv), &now); {
 	case apierrors.IsNotFound(err):
@@ -56,22 +70,29 @@ func (l *localDoor) delete(ctx context.Context, pv *corev1.PersistentVolume) (no
 		return "", &apiError{"reading PersistentVolume " + pv.Name, err}
 	case now.UID != pv.UID, now.Status.Phase != corev1.VolumeReleased,
 		now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
-		return "", &controller.IgnoredError{Reason: "the PersistentVolume is not released with policy Delete"}
+		return "", &controller.IgnoredError{Reason: "the PersistentVolume is not released with " +
+			"policy Delete"}
 	}
+
 	o, ok := originOf(&now)
 	if !ok {
-		return "", &controller.IgnoredError{Reason: "the PersistentVolume does not name a volume of ours"}
+		return "", &controller.IgnoredError{Reason: "the PersistentVolume does not name a " +
+			"volume of ours"}
 	}
+
 	v, err := l.volumes.forDeletion(ctx, &now, o)
 	if err != nil {
 		return o.Node, err
 	}
+
 	wait := l.deleteWait
 	if wait <= 0 {
 		wait = defaultDeleteWait
 	}
+
 	waitCtx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+
 	err = l.volumes.awaitGone(waitCtx, v)
 	if err == nil {
 		l.volumes.confirmed.add(string(now.UID))
@@ -79,28 +100,39 @@ func (l *localDoor) delete(ctx context.Context, pv *corev1.PersistentVolume) (no
 	if _, is := errors.AsType[*agentNotReadyError](err); !is {
 		return o.Node, err
 	}
+
 	exists, readErr := nodeExists(ctx, l.live, v.Spec.NodeName)
 	if readErr != nil || exists {
 		return o.Node, err
 	}
+
 	l.events.Eventf(&now, nil, corev1.EventTypeWarning, v1alpha1.ReasonNodeGone, "Delete",
-		"Node %s does not exist any more; Volume %s stays as a record, so that the data is removed if the node comes back", v.Spec.NodeName, v.Name)
+		"Node %s does not exist any more; Volume %s stays as a record, so that the data is "+
+			"removed if the node comes back", v.Spec.NodeName, v.Name)
 	return o.Node, nil
 }
 
-// defaultDeleteWait is how long one worker waits for an agent to delete a volume.
+// defaultDeleteWait is how long one worker waits for an agent to delete a
+// volume.
 const defaultDeleteWait = 10 * time.Second
 
-// forDeletion records the wish to delete, and returns the record that holds it. A record that was lost is written
-// again from the PersistentVolume, so that the agent removes the data and does not just report it as orphaned. The cache
-// will do for a record that is there, since the wish is only written to the very state that was looked at; that it was
-// lost is concluded from a live read.
-func (r *volumeObjects) forDeletion(ctx context.Context, pv *corev1.PersistentVolume, o origin) (*v1alpha1.Volume, error) {
+// forDeletion records the wish to delete, and returns the record that holds it.
+// A record that was lost is written again from the PersistentVolume, so that
+// the agent removes the data and does not just report it as orphaned. The cache
+// will do for a record that is there, since the wish is only written to the
+// very state that was looked at; that it was lost is concluded from a live
+// read.
+func (r *volumeObjects) forDeletion(
+	ctx context.Context,
+	pv *corev1.PersistentVolume,
+	o origin,
+) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
 	err := r.client.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
 	if apierrors.IsNotFound(err) {
 		err = r.live.Get(ctx, client.ObjectKey{Name: o.Volume}, v)
 	}
+
 	if apierrors.IsNotFound(err) {
 		if v, err = recordFromPV(pv); err != nil {
 			return nil, err
@@ -111,12 +143,14 @@ func (r *volumeObjects) forDeletion(ctx context.Context, pv *corev1.PersistentVo
 		}
 		return v, nil
 	}
+
 	if err != nil {
 		return nil, &apiError{"reading Volume " + o.Volume, err}
 	}
 	if why := matches(v, pv, o); why != "" {
 		return nil, &notOursError{pv.Name, why}
 	}
+
 	return r.desire(ctx, v, wishToDelete(v))
 }
 
@@ -128,26 +162,39 @@ func wishToDelete(v *v1alpha1.Volume) v1alpha1.DesiredState {
 	return v1alpha1.DesiredDeleted
 }
 
-// desire sets desiredState to Trashed or Deleted, of a volume that somebody was given. Deleted is final and stays; but what was
-// given up as one that nobody was served from is marked as one that somebody was, who asks for it now.
-func (r *volumeObjects) desire(ctx context.Context, v *v1alpha1.Volume, want v1alpha1.DesiredState) (*v1alpha1.Volume, error) {
+// desire sets desiredState to Trashed or Deleted, of a volume that somebody was
+// given. Deleted is final and stays; but what was given up as one that nobody
+// was served from is marked as one that somebody was, who asks for it now.
+func (r *volumeObjects) desire(
+	ctx context.Context,
+	v *v1alpha1.Volume,
+	want v1alpha1.DesiredState,
+) (*v1alpha1.Volume, error) {
 	for {
 		deleted := v.Spec.DesiredState == v1alpha1.DesiredDeleted
-		if v.Spec.DesiredState == want && v.Spec.Published || deleted && (v.Spec.Published || v.Status.Phase == v1alpha1.VolumeDeleted) {
+		if v.Spec.DesiredState == want && v.Spec.Published ||
+			deleted && (v.Spec.Published || v.Status.Phase == v1alpha1.VolumeDeleted) {
 			return v, nil
 		}
+
 		changed := v.DeepCopy()
 		changed.Spec.Published = true
 		if !deleted {
 			changed.Spec.DesiredState = want
 		}
-		err := r.client.Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
+
+		err := r.client.Patch(
+			ctx,
+			changed,
+			client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}),
+		)
 		if err == nil {
 			return changed, nil
 		}
 		if !apierrors.IsConflict(err) {
 			return nil, &apiError{"marking Volume " + v.Name + " " + string(want), err}
 		}
+
 		newer := &v1alpha1.Volume{}
 		if err := r.live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
 			return nil, &apiError{"reading Volume " + v.Name, err}
@@ -155,27 +202,33 @@ func (r *volumeObjects) desire(ctx context.Context, v *v1alpha1.Volume, want v1a
 		if newer.UID != v.UID {
 			return nil, &deletePendingError{v.Name, v.Spec.NodeName, "its record was written anew"}
 		}
+
 		v = newer
 	}
 }
 
-// awaitGone waits until the agent has done what desiredState asks. The record of what is deleted is the sweep's to remove,
-// which sees the same change.
+// awaitGone waits until the agent has done what desiredState asks. The record
+// of what is deleted is the sweep's to remove, which sees the same change.
 func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	changes := r.changed.subscribe(v.Name)
 	defer changes.Close()
+
 	var agent <-chan bool
 	if r.agentChanged != nil {
 		s := r.agentChanged.subscribe(v.Spec.NodeName)
 		defer s.Close()
 		agent = s.C
 	}
-	// The newest state there is: the cache may be ahead of what was read before the subscription.
+
+	// The newest state there is: the cache may be ahead of what was read before
+	// the subscription.
 	cached := &v1alpha1.Volume{}
-	if err := r.client.Get(ctx, client.ObjectKeyFromObject(v), cached); err == nil &&
-		cached.UID == v.UID && cached.Generation >= v.Generation && cached.Spec.DesiredState == v.Spec.DesiredState {
+	err := r.client.Get(ctx, client.ObjectKeyFromObject(v), cached)
+	if err == nil && cached.UID == v.UID && cached.Generation >= v.Generation &&
+		cached.Spec.DesiredState == v.Spec.DesiredState {
 		v = cached
 	}
+
 	uid := v.UID
 	for {
 		if isGone(v) {
@@ -187,6 +240,7 @@ func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error
 		if why, busy := inUse(v); busy {
 			return &inUseError{v.Name, v.Spec.NodeName, why}
 		}
+
 		select {
 		case newer := <-changes.C:
 			if newer.UID == uid {
@@ -203,7 +257,8 @@ func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error
 	}
 }
 
-// inUse reports what keeps a volume from being deleted, once the agent has looked since the wish was recorded.
+// inUse reports what keeps a volume from being deleted, once the agent has
+// looked since the wish was recorded.
 func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 	for _, c := range v.Status.Conditions {
 		looked := max(c.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
@@ -214,7 +269,8 @@ func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 	return "", false
 }
 
-// remove takes a record away whose agent confirmed that nothing is left. A trashed volume keeps its record.
+// remove takes a record away whose agent confirmed that nothing is left. A
+// trashed volume keeps its record.
 func (r *volumeObjects) remove(ctx context.Context, v *v1alpha1.Volume) error {
 	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		return nil
@@ -223,7 +279,10 @@ func (r *volumeObjects) remove(ctx context.Context, v *v1alpha1.Volume) error {
 }
 
 func (r *volumeObjects) removeRecord(ctx context.Context, v *v1alpha1.Volume) error {
-	err := r.client.Delete(ctx, v, client.Preconditions{UID: &v.UID, ResourceVersion: &v.ResourceVersion})
+	err := r.client.Delete(ctx, v, client.Preconditions{
+		UID:             &v.UID,
+		ResourceVersion: &v.ResourceVersion,
+	})
 	switch {
 	case apierrors.IsConflict(err):
 		log.FromContext(ctx).V(1).Info("The record changed; the sweep removes it", "volume", v.Name)

@@ -1,5 +1,6 @@
-// Package provisioner decides: it turns claims into Volume records, records into PersistentVolumes, and back.
-// It never touches a disk and never imports the agent; the two meet in the record (api/v1alpha1).
+// Package provisioner decides: it turns claims into Volume records, records
+// into PersistentVolumes, and back. It never touches a disk and never imports
+// the agent; the two meet in the record (api/v1alpha1).
 //
 // The files, in the order a claim meets them:
 //
@@ -22,8 +23,10 @@
 //	news.go        conditions that agents set, told as events
 //	controller.go  all of it wired together under one leader election
 //
-// The rules it lives by: intent is written before anything acts on it (a crash leaves a record, never a secret);
-// spec.desiredState is the only thing that makes an agent remove data, and only Records and the sweep set it;
-// spec.published is set before a PersistentVolume exists, and what was published is never swept; a record is removed
-// only after its agent reported phase Deleted.
+// The rules it lives by: intent is written before anything acts on it (a crash
+// leaves a record, never a secret); spec.desiredState is the only thing that
+// makes an agent remove data, and only Records and the sweep set it;
+// spec.published is set before a PersistentVolume exists, and what was
+// published is never swept; a record is removed only after its agent reported
+// phase Deleted.
 package provisioner

@@ -15,7 +15,8 @@ type reasoner interface {
 	Reason() string
 }
 
-// refusedError is an agent's refusal of one attempt: it made nothing, and holds nothing.
+// refusedError is an agent's refusal of one attempt: it made nothing, and holds
+// nothing.
 type refusedError struct {
 	Node    string
 	Code    string // a v1alpha1.Reason*
@@ -40,7 +41,8 @@ func (e *claimError) Reason() string { return v1alpha1.ReasonUnsupportedClaim }
 type agentNotReadyError struct {
 	Node string
 	Why  string
-	// Recorded says that a record of the volume exists already, so that work may go on when the agent comes back.
+	// Recorded says that a record of the volume exists already, so that work
+	// may go on when the agent comes back.
 	Recorded bool
 }
 
@@ -55,7 +57,8 @@ type nodeGoneError struct{ Node string }
 func (e *nodeGoneError) Error() string  { return fmt.Sprintf("node %s does not exist", e.Node) }
 func (e *nodeGoneError) Reason() string { return v1alpha1.ReasonNodeGone }
 
-// noNodeError: no node can take the volume of a class with volumeBindingMode Immediate.
+// noNodeError: no node can take the volume of a class with volumeBindingMode
+// Immediate.
 type noNodeError struct{ Why string }
 
 func (e *noNodeError) Error() string  { return "no node can take the volume: " + e.Why }
@@ -72,7 +75,8 @@ func (e *pendingError) Error() string {
 }
 func (e *pendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// growPendingError: the new size is recorded, and the volume does not have it yet.
+// growPendingError: the new size is recorded, and the volume does not have it
+// yet.
 type growPendingError struct {
 	Node string
 	Why  string
@@ -83,7 +87,8 @@ func (e *growPendingError) Error() string {
 }
 func (e *growPendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// unavailableError: the volume exists, was published, and cannot be used now. Its data is not touched.
+// unavailableError: the volume exists, was published, and cannot be used now.
+// Its data is not touched.
 type unavailableError struct {
 	Node, Volume, Why string
 }
@@ -93,7 +98,8 @@ func (e *unavailableError) Error() string {
 }
 func (e *unavailableError) Reason() string { return v1alpha1.ReasonVolumeUnavailable }
 
-// claimGoneError: the claim was deleted, or another one has its name. Nobody waits for the volume.
+// claimGoneError: the claim was deleted, or another one has its name. Nobody
+// waits for the volume.
 type claimGoneError struct{ Namespace, Name string }
 
 func (e *claimGoneError) Error() string {
@@ -101,17 +107,20 @@ func (e *claimGoneError) Error() string {
 }
 func (e *claimGoneError) Reason() string { return v1alpha1.ReasonClaimGone }
 
-// existsError: the volume exists with other properties than those asked for now.
+// existsError: the volume exists with other properties than those asked for
+// now.
 type existsError struct{ Volume, Why string }
 
 func (e *existsError) Error() string  { return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why) }
 func (e *existsError) Reason() string { return v1alpha1.ReasonAlreadyExists }
 
-// notOursError: a PersistentVolume names a volume that it is not the PersistentVolume of. Nothing was done.
+// notOursError: a PersistentVolume names a volume that it is not the
+// PersistentVolume of. Nothing was done.
 type notOursError struct{ PV, Why string }
 
 func (e *notOursError) Error() string {
-	return fmt.Sprintf("PersistentVolume %s is not the one its volume was made for: %s", e.PV, e.Why)
+	return fmt.Sprintf(
+		"PersistentVolume %s is not the one its volume was made for: %s", e.PV, e.Why)
 }
 func (e *notOursError) Reason() string { return v1alpha1.ReasonNotOurs }
 
@@ -123,7 +132,8 @@ func (e *inUseError) Error() string {
 }
 func (e *inUseError) Reason() string { return v1alpha1.ReasonVolumeInUse }
 
-// deletePendingError: the wish to delete is recorded, and the agent has not confirmed it yet.
+// deletePendingError: the wish to delete is recorded, and the agent has not
+// confirmed it yet.
 type deletePendingError struct{ Volume, Node, Why string }
 
 func (e *deletePendingError) Error() string {
@@ -131,7 +141,8 @@ func (e *deletePendingError) Error() string {
 }
 func (e *deletePendingError) Reason() string { return v1alpha1.ReasonDeletePending }
 
-// apiError is a failed call of the API server, before or after which nothing of ours happened.
+// apiError is a failed call of the API server, before or after which nothing of
+// ours happened.
 type apiError struct {
 	Op  string
 	Err error
@@ -145,23 +156,30 @@ func (e *apiError) Reason() string { return v1alpha1.ReasonAPIError }
 type verdict struct {
 	// Reason is the event's reason, and the label of the outcome metric.
 	Reason string
-	// State tells the external-provisioner library how to go on. Reschedule is meant for claims that a pod uses;
-	// without one it has to become Finished, or nothing would ever choose a node again.
+	// State tells the external-provisioner library how to go on. Reschedule is
+	// meant for claims that a pod uses; without one it has to become Finished,
+	// or nothing would ever choose a node again.
 	State controller.ProvisioningState
-	// Hint is what a person can do about it; it ends the event's text. May be empty.
+	// Hint is what a person can do about it; it ends the event's text. May be
+	// empty.
 	Hint string
 }
 
 // verdicts is the one table from reasons to what follows from them.
 var verdicts = map[string]verdict{
-	v1alpha1.ReasonInsufficientCapacity: {State: controller.ProvisioningReschedule,
-		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less"},
+	v1alpha1.ReasonInsufficientCapacity: {
+		State: controller.ProvisioningReschedule,
+		Hint:  "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less",
+	},
 	v1alpha1.ReasonGroupRefused: {State: controller.ProvisioningReschedule,
-		Hint: "the claims of one pod are admitted together or not at all: make room for all of them on one node"},
+		Hint: "the claims of one pod are admitted together or not at all: make room for all of " +
+			"them on one node"},
 	v1alpha1.ReasonUnsupported: {State: controller.ProvisioningReschedule,
-		Hint: "choose backend: loop, or a pool on a filesystem that can enforce the size (docs/enforcement.md)"},
+		Hint: "choose backend: loop, or a pool on a filesystem that can enforce the size " +
+			"(docs/enforcement.md)"},
 	v1alpha1.ReasonPoolNotFound: {State: controller.ProvisioningReschedule,
-		Hint: "compare the class's pool and poolSelector with kubectl get pools.quarry.storage --show-labels"},
+		Hint: "compare the class's pool and poolSelector with kubectl get pools.quarry.storage " +
+			"--show-labels"},
 	v1alpha1.ReasonPoolOffline: {State: controller.ProvisioningReschedule,
 		Hint: "kubectl describe pools.quarry.storage says what is wrong with the disk"},
 	v1alpha1.ReasonCreateFailed: {State: controller.ProvisioningReschedule,
@@ -181,11 +199,15 @@ var verdicts = map[string]verdict{
 	v1alpha1.ReasonAgentNotReady: {State: controller.ProvisioningNoChange,
 		Hint: "provisioning goes on as soon as it is ready"},
 	v1alpha1.ReasonNodeGone: {State: controller.ProvisioningReschedule,
-		Hint: "remove or correct the claim's annotation volume.kubernetes.io/selected-node if no pod uses it"},
-	v1alpha1.ReasonNoSuitableNode: {State: controller.ProvisioningFinished,
-		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less"},
+		Hint: "remove or correct the claim's annotation volume.kubernetes.io/selected-node if no " +
+			"pod uses it"},
+	v1alpha1.ReasonNoSuitableNode: {
+		State: controller.ProvisioningFinished,
+		Hint:  "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less",
+	},
 	v1alpha1.ReasonNoMatchingPool: {State: controller.ProvisioningFinished,
-		Hint: "the scheduler does not know selectors of claims: make the claim again with another class, with a pod that goes to a node with such a pool, or label a pool"},
+		Hint: "the scheduler does not know selectors of claims: make the claim again with " +
+			"another class, with a pod that goes to a node with such a pool, or label a pool"},
 	v1alpha1.ReasonNotAdoptable: {State: controller.ProvisioningFinished,
 		Hint: "kubectl quarry adopt --dry-run says what is there"},
 	v1alpha1.ReasonPending: {State: controller.ProvisioningInBackground,
@@ -199,36 +221,44 @@ var verdicts = map[string]verdict{
 		Hint: "it is deleted once nothing uses it any more"},
 	v1alpha1.ReasonDeletePending: {State: controller.ProvisioningInBackground,
 		Hint: "it goes on in the background"},
-	// Nothing is known about what the server did, but a record, if one was written, is found again by the next try.
+	// Nothing is known about what the server did, but a record, if one was
+	// written, is found again by the next try.
 	v1alpha1.ReasonAPIError: {State: controller.ProvisioningNoChange},
 }
 
-// unknown is the verdict on an error, or on an agent's reason, that the table does not have: keep trying, lose nothing.
+// unknown is the verdict on an error, or on an agent's reason, that the table
+// does not have: keep trying, lose nothing.
 var unknown = verdict{Reason: "InternalError", State: controller.ProvisioningInBackground}
 
-// judge says what follows from err. It never returns ProvisioningNoChange once a record exists, because then work may
-// go on in the background whatever the error was.
+// judge says what follows from err. It never returns ProvisioningNoChange once
+// a record exists, because then work may go on in the background whatever the
+// error was.
 func judge(err error) verdict {
 	r, is := errors.AsType[reasoner](err)
 	if !is {
 		return unknown
 	}
+
 	v, ok := verdicts[r.Reason()]
 	if !ok {
-		// A newer agent may refuse for reasons this controller has never heard of. The attempt is over in any case.
+		// A newer agent may refuse for reasons this controller has never heard
+		// of. The attempt is over in any case.
 		if refused, is := errors.AsType[*refusedError](err); is {
 			return verdict{Reason: refused.Code, State: controller.ProvisioningFinished}
 		}
 		return unknown
 	}
+
 	v.Reason = r.Reason()
 	if notReady, is := errors.AsType[*agentNotReadyError](err); is && notReady.Recorded {
 		v.State = controller.ProvisioningInBackground
 	}
+
 	return v
 }
 
-// explanation is the text of the event for err: what happened, and what to do about it.
+// explanation is the text of the event for err: what happened, and what to do
+// about it.
 func explanation(err error) string {
 	v := judge(err)
 	if v.Hint == "" {

@@ -12,12 +12,12 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// frontDoor is what both front doors need: the cluster, the agents of its nodes,
-// and those who are told what a door does.
+// frontDoor is what both front doors need: the cluster, the agents of its
+// nodes, and those who are told what a door does.
 type frontDoor struct {
 	volumes *volumeObjects
-	// client reads claims, classes, nodes and pools from caches; live reads past
-	// them.
+	// client reads claims, classes, nodes and pools from caches; live reads
+	// past them.
 	client client.Client
 	live   client.Reader
 	agents agentReadiness
@@ -30,10 +30,12 @@ type frontDoor struct {
 
 // capacityNotifier tells the scheduler what still fits on a node.
 type capacityNotifier interface {
-	// PublishNode reads the node's pools live and writes what changed before it returns; a second call writes nothing.
+	// PublishNode reads the node's pools live and writes what changed before it
+	// returns; a second call writes nothing.
 	PublishNode(ctx context.Context, node string) error
-	// PublishRefusal does so for a node that refused a claim. If by its room the node could have taken it, the scheduler is
-	// kept from choosing it for that size again for some time, longer each time.
+	// PublishRefusal does so for a node that refused a claim. If by its room
+	// the node could have taken it, the scheduler is kept from choosing it for
+	// that size again for some time, longer each time.
 	PublishRefusal(ctx context.Context, r nodeRefusal) error
 }
 
@@ -41,21 +43,28 @@ type capacityNotifier interface {
 func (d *frontDoor) pods() podReader { return podReader{d.live} }
 
 // claimsIn lists a namespace's claims that are not bound, from the cache.
-func (d *frontDoor) claimsIn(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
+func (d *frontDoor) claimsIn(
+	ctx context.Context,
+	namespace string,
+) ([]corev1.PersistentVolumeClaim, error) {
 	var list corev1.PersistentVolumeClaimList
-	if err := d.client.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{indexUnbound: stillUnbound}); err != nil {
+	if err := d.client.List(ctx, &list, client.InNamespace(namespace),
+		client.MatchingFields{indexUnbound: stillUnbound}); err != nil {
 		return nil, &apiError{"listing the claims of namespace " + namespace, err}
 	}
 	return list.Items, nil
 }
 
-// isOurs reports whether the claim's class is one of Quarry's, through either door, that waits for the scheduler.
+// isOurs reports whether the claim's class is one of Quarry's, through either
+// door, that waits for the scheduler.
 func (d *frontDoor) isOurs(claim *corev1.PersistentVolumeClaim) bool {
 	if claim.Spec.StorageClassName == nil {
 		return false
 	}
+
 	var class storagev1.StorageClass
-	if err := d.client.Get(context.Background(), client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class); err != nil {
+	if err := d.client.Get(context.Background(),
+		client.ObjectKey{Name: *claim.Spec.StorageClassName}, &class); err != nil {
 		return false
 	}
 	return isOurClass(&class) && waitsForConsumer(&class)
@@ -64,31 +73,42 @@ func (d *frontDoor) isOurs(claim *corev1.PersistentVolumeClaim) bool {
 // refusalOf is what the scheduler is to know of an agent's refusal.
 func (d *frontDoor) refusalOf(ctx context.Context, refused *refusedError) nodeRefusal {
 	wish := refused.wish
-	r := nodeRefusal{Node: refused.Node, Class: wish.StorageClassName, Below: wish.Capacity.Value()}
+	r := nodeRefusal{
+		Node:  refused.Node,
+		Class: wish.StorageClassName,
+		Below: wish.Capacity.Value(),
+	}
 	switch refused.Code {
 	case v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused:
 		r.Claim = wish.Claim
 	case v1alpha1.ReasonCreateFailed:
 		r.Below = 1 // it has nothing to do with sizes
 	}
+
 	if wish.Admission == nil || r.Claim == nil {
 		return r
 	}
+
 	claims, err := d.claimsIn(ctx, wish.Claim.Namespace)
 	if err != nil {
 		return r
 	}
+
 	for i := range claims {
 		claim := &claims[i]
 		size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
-		if slices.Contains(wish.Admission.Claims, claim.UID) && claim.Spec.StorageClassName != nil && *claim.Spec.StorageClassName == r.Class {
+		if slices.Contains(wish.Admission.Claims, claim.UID) &&
+			claim.Spec.StorageClassName != nil &&
+			*claim.Spec.StorageClassName == r.Class {
 			r.Below = min(r.Below, size.Value())
 		}
 	}
+
 	return r
 }
 
-// publishRefusal publishes what a node that refused a claim still has for it, before the scheduler is asked to choose again.
+// publishRefusal publishes what a node that refused a claim still has for it,
+// before the scheduler is asked to choose again.
 func (d *frontDoor) publishRefusal(ctx context.Context, node string, refused *refusedError) error {
 	if d.capacity == nil {
 		return nil

@@ -7,19 +7,22 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// onNode calls f with a node that came, went, or changed in a way that matters to a volume. Heartbeats do not.
+// onNode calls f with a node that came, went, or changed in a way that matters
+// to a volume. Heartbeats do not.
 func onNode(f func(name string)) toolscache.ResourceEventHandler {
 	h := onEvery(func(n *corev1.Node) { f(n.Name) }).(toolscache.ResourceEventHandlerFuncs)
 	h.UpdateFunc = func(before, after any) {
 		b, a := before.(*corev1.Node), after.(*corev1.Node)
-		if b.UID != a.UID || isNodeReady(b) != isNodeReady(a) || isTainted(b) != isTainted(a) || !labels.Equals(b.Labels, a.Labels) {
+		if b.UID != a.UID || isNodeReady(b) != isNodeReady(a) || isTainted(b) != isTainted(a) ||
+			!labels.Equals(b.Labels, a.Labels) {
 			f(a.Name)
 		}
 	}
 	return h
 }
 
-// onEvery calls f with the newest state of an object that came, changed or went.
+// onEvery calls f with the newest state of an object that came, changed or
+// went.
 func onEvery[T client.Object](f func(T)) toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { f(obj.(T)) },

@@ -9,7 +9,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// nodeExists asks the API server itself: that a node is gone is never concluded from a cache.
+// nodeExists asks the API server itself: that a node is gone is never concluded
+// from a cache.
 func nodeExists(ctx context.Context, live client.Reader, name string) (bool, error) {
 	var node corev1.Node
 	err := live.Get(ctx, client.ObjectKey{Name: name}, &node)
@@ -19,11 +20,12 @@ func nodeExists(ctx context.Context, live client.Reader, name string) (bool, err
 	if err != nil {
 		return false, &apiError{"reading Node " + name, err}
 	}
+
 	return true, nil
 }
 
-// getNode returns a node from the cache, or from the API server if the cache does not have it (yet). The error is a
-// *nodeGoneError or an *apiError.
+// getNode returns a node from the cache, or from the API server if the cache
+// does not have it (yet). The error is a *nodeGoneError or an *apiError.
 func getNode(ctx context.Context, cached, live client.Reader, name string) (*corev1.Node, error) {
 	node := &corev1.Node{}
 	err := cached.Get(ctx, client.ObjectKey{Name: name}, node)
@@ -36,12 +38,15 @@ func getNode(ctx context.Context, cached, live client.Reader, name string) (*cor
 	if err != nil {
 		return nil, &apiError{"reading Node " + name, err}
 	}
+
 	return node, nil
 }
 
-// everyNode is the node lister given to the library. The library takes the selected node away from a claim as soon as
-// the lister does not find it, which would leave a claim that no pod uses without a node for ever, and the half-made
-// volume on the old node unaccounted for. So it finds every node, and Provision decides by a live read.
+// everyNode is the node lister given to the library. The library takes the
+// selected node away from a claim as soon as the lister does not find it, which
+// would leave a claim that no pod uses without a node for ever, and the
+// half-made volume on the old node unaccounted for. So it finds every node, and
+// Provision decides by a live read.
 type everyNode struct{ corelisters.NodeLister }
 
 func (l everyNode) Get(name string) (*corev1.Node, error) {

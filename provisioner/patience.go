@@ -12,17 +12,18 @@ import (
 // for seconds only where it is not: the record stays, its change wakes the
 // claim (wake.go), and the worker serves somebody else meanwhile.
 const (
-	// failurePatience is how long a worker waits for a volume that its node said
-	// it fails to make.
+	// failurePatience is how long a worker waits for a volume that its node
+	// said it fails to make.
 	failurePatience = 5 * time.Second
-	// silencePatience is how long it waits for a node from which nothing at all is
-	// heard meanwhile. A large image takes some seconds.
+	// silencePatience is how long it waits for a node from which nothing at all
+	// is heard meanwhile. A large image takes some seconds.
 	silencePatience = 10 * time.Second
 	// groupPatience is how long a worker waits for the other claims of a pod: a
 	// little more than agents do before they make the volume alone.
 	groupPatience = 8 * time.Second
-	// givenUpAfter is for how long a node may fail to make a volume, or be silent,
-	// before another one is tried. Agents refuse long before, where they can.
+	// givenUpAfter is for how long a node may fail to make a volume, or be
+	// silent, before another one is tried. Agents refuse long before, where
+	// they can.
 	givenUpAfter = 5 * time.Minute
 )
 
@@ -65,9 +66,9 @@ func (p *workerPatience) again() {
 	}
 }
 
-// lastHeard remembers when a node last answered any of its records. In a burst the
-// last one waits for all others, and a node that works them off is not waited
-// for in vain.
+// lastHeard remembers when a node last answered any of its records. In a burst
+// the last one waits for all others, and a node that works them off is not
+// waited for in vain.
 type lastHeard struct {
 	mu    sync.Mutex
 	nodes map[string]time.Time
@@ -92,7 +93,8 @@ func (h *lastHeard) since(node string, t time.Time) bool {
 // answered reports whether an agent has said something of a record between two
 // states of it.
 func answered(before, after *v1alpha1.Volume) bool {
-	return before.Status.Phase != after.Status.Phase || before.Status.ObservedGeneration != after.Status.ObservedGeneration
+	return before.Status.Phase != after.Status.Phase ||
+		before.Status.ObservedGeneration != after.Status.ObservedGeneration
 }
 
 // hopeless says why an attempt is given up for another node, "" if it is not:
@@ -112,8 +114,10 @@ func hopeless(v *v1alpha1.Volume, now time.Time) string {
 			}
 		}
 	}
+
 	if v.Spec.Published || v.Spec.Adopt != nil || began.IsZero() || now.Sub(began) < givenUpAfter {
 		return ""
 	}
+
 	return fmt.Sprintf("given up after %s: %s", givenUpAfter, message)
 }

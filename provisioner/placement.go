@@ -21,7 +21,8 @@ import (
 
 // room is what a set of pools could still take, in bytes.
 type room struct {
-	// Available is the sum over the filesystems; pools that share one share its room.
+	// Available is the sum over the filesystems; pools that share one share its
+	// room.
 	Available int64
 	// Largest is the largest single volume.
 	Largest int64
@@ -33,12 +34,14 @@ func roomIn(pools []v1alpha1.Pool, p parameters.Set) room {
 	var r room
 	for i := range pools {
 		pool := &pools[i]
-		if !p.Allows(pool) || !meta.IsStatusConditionTrue(pool.Status.Conditions, v1alpha1.ConditionReady) {
+		if !p.Allows(pool) ||
+			!meta.IsStatusConditionTrue(pool.Status.Conditions, v1alpha1.ConditionReady) {
 			continue
 		}
 		if !p.EnforceableIn(pool) {
 			continue
 		}
+
 		if a := pool.Status.Available; a != nil {
 			filesystem := pool.Status.FilesystemID
 			if filesystem == "" {
@@ -46,29 +49,39 @@ func roomIn(pools []v1alpha1.Pool, p parameters.Set) room {
 			}
 			byFilesystem[filesystem] = max(byFilesystem[filesystem], a.Value())
 		}
+
 		if m := pool.Status.MaximumVolumeSize; m != nil {
 			r.Largest = max(r.Largest, m.Value())
 		}
 	}
+
 	for _, available := range byFilesystem {
 		r.Available += max(available, 0)
 	}
+
 	r.Largest = max(r.Largest, 0)
 	return r
 }
 
-// placement is what is known when a node is to be chosen for a class with volumeBindingMode Immediate.
+// placement is what is known when a node is to be chosen for a class with
+// volumeBindingMode Immediate.
 type placement struct {
 	nodes []corev1.Node
 	pools map[string][]v1alpha1.Pool // by node
 	ready func(node string) (bool, string)
-	// refused counts how often a node's agent refused this very claim lately; such nodes come last.
+	// refused counts how often a node's agent refused this very claim lately;
+	// such nodes come last.
 	refused map[string]int
 }
 
-// pick takes the node with the most room among those that can take the volume; without taints before with, because a
-// pod that tolerates nothing has to be able to follow its volume. The error is a *noNodeError.
-func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size int64) (string, error) {
+// pick takes the node with the most room among those that can take the volume;
+// without taints before with, because a pod that tolerates nothing has to be
+// able to follow its volume. The error is a *noNodeError.
+func (pl placement) pick(
+	class *storagev1.StorageClass,
+	p parameters.Set,
+	size int64,
+) (string, error) {
 	type candidate struct {
 		name    string
 		tainted bool
@@ -87,25 +100,35 @@ func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size i
 			out["not ready"]++
 			continue
 		}
+
 		if ready, _ := pl.ready(node.Name); !ready {
 			out["without a ready Quarry agent"]++
 			continue
 		}
+
 		free := roomIn(pl.pools[node.Name], p)
 		if free.Largest < size {
 			out["without enough room in a pool that matches"]++
 			continue
 		}
-		candidates = append(candidates, candidate{node.Name, isTainted(node), pl.refused[node.Name], free.Largest})
+
+		candidates = append(
+			candidates,
+			candidate{node.Name, isTainted(node), pl.refused[node.Name], free.Largest},
+		)
 	}
+
 	if len(candidates) == 0 {
 		var why []string
 		for reason, n := range out {
 			why = append(why, fmt.Sprintf("%d %s", n, reason))
 		}
 		sort.Strings(why)
-		return "", &noNodeError{fmt.Sprintf("of %d nodes, %s", len(pl.nodes), strings.Join(why, ", "))}
+		return "", &noNodeError{
+			fmt.Sprintf("of %d nodes, %s", len(pl.nodes), strings.Join(why, ", ")),
+		}
 	}
+
 	best := slices.MinFunc(candidates, func(a, b candidate) int {
 		return cmp.Or(compareBool(a.tainted, b.tainted), cmp.Compare(a.refused, b.refused),
 			cmp.Compare(b.room, a.room), cmp.Compare(a.name, b.name))
@@ -113,8 +136,15 @@ func (pl placement) pick(class *storagev1.StorageClass, p parameters.Set, size i
 	return best.name, nil
 }
 
-// pickNode chooses among all nodes by what the caches say; the error is a *noNodeError if none can take the volume.
-func (d *frontDoor) pickNode(ctx context.Context, class *storagev1.StorageClass, p parameters.Set, size int64, refused map[string]int) (string, error) {
+// pickNode chooses among all nodes by what the caches say; the error is a
+// *noNodeError if none can take the volume.
+func (d *frontDoor) pickNode(
+	ctx context.Context,
+	class *storagev1.StorageClass,
+	p parameters.Set,
+	size int64,
+	refused map[string]int,
+) (string, error) {
 	pl, err := d.placement(ctx, refused)
 	if err != nil {
 		return "", err
@@ -126,13 +156,16 @@ func (d *frontDoor) pickNode(ctx context.Context, class *storagev1.StorageClass,
 func (d *frontDoor) placement(ctx context.Context, refused map[string]int) (placement, error) {
 	pl := placement{ready: d.agents.Ready, refused: refused}
 	var nodes corev1.NodeList
-	if err := d.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // read only, and there may be thousands
+	// Read only, and there may be thousands.
+	if err := d.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
 		return pl, &apiError{"listing nodes", err}
 	}
+
 	pools, err := d.pools(ctx)
 	if err != nil {
 		return pl, err
 	}
+
 	pl.nodes, pl.pools = nodes.Items, pools
 	return pl, nil
 }
@@ -143,10 +176,12 @@ func (d *frontDoor) pools(ctx context.Context) (map[string][]v1alpha1.Pool, erro
 	if err := d.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
 		return nil, &apiError{"listing pools", err}
 	}
+
 	byNode := map[string][]v1alpha1.Pool{}
 	for _, pool := range list.Items {
 		byNode[pool.Spec.NodeName] = append(byNode[pool.Spec.NodeName], pool)
 	}
+
 	return byNode, nil
 }
 
@@ -160,7 +195,8 @@ func compareBool(a, b bool) int {
 	return 1
 }
 
-// inTopologies reports whether a node is in one of a class's allowed topologies; none given allows every node.
+// inTopologies reports whether a node is in one of a class's allowed
+// topologies; none given allows every node.
 func inTopologies(node *corev1.Node, terms []corev1.TopologySelectorTerm) bool {
 	if len(terms) == 0 {
 		return true
@@ -168,7 +204,8 @@ func inTopologies(node *corev1.Node, terms []corev1.TopologySelectorTerm) bool {
 	return slices.ContainsFunc(terms, func(term corev1.TopologySelectorTerm) bool {
 		for _, e := range term.MatchLabelExpressions {
 			value, has := node.Labels[e.Key]
-			if e.Key == v1alpha1.TopologyNode { // the CSI driver's own key, so that a class serves both doors
+			// The CSI driver's own key, so that a class serves both doors.
+			if e.Key == v1alpha1.TopologyNode {
 				value, has = node.Name, true
 			}
 			if !has || !slices.Contains(e.Values, value) {
@@ -188,14 +225,18 @@ func isNodeReady(node *corev1.Node) bool {
 	return false
 }
 
-// isTainted reports whether ordinary pods stay away; a cordoned node carries such a taint, too.
+// isTainted reports whether ordinary pods stay away; a cordoned node carries
+// such a taint, too.
 func isTainted(node *corev1.Node) bool {
-	return node.Spec.Unschedulable || slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
-		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
-	})
+	return node.Spec.Unschedulable ||
+		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+			return t.Effect == corev1.TaintEffectNoSchedule ||
+				t.Effect == corev1.TaintEffectNoExecute
+		})
 }
 
-// offersMore reports whether a pool may take a volume now that it could not before.
+// offersMore reports whether a pool may take a volume now that it could not
+// before.
 func offersMore(before, after *v1alpha1.Pool) bool {
 	if !meta.IsStatusConditionTrue(after.Status.Conditions, v1alpha1.ConditionReady) {
 		return false

@@ -7,9 +7,9 @@ import (
 )
 
 // recentRefusals remembers for a while which nodes refused which volume. Where
-// this process alone chooses the node, it would otherwise choose the one with the
-// most room again, whatever that node said. It is only a preference: what is
-// forgotten, or known to another replica, costs one more refusal.
+// this process alone chooses the node, it would otherwise choose the one with
+// the most room again, whatever that node said. It is only a preference: what
+// is forgotten, or known to another replica, costs one more refusal.
 type recentRefusals struct {
 	mu       sync.Mutex
 	byVolume map[string]*volumeRefusals // by PersistentVolume
@@ -40,6 +40,7 @@ func (r *recentRefusals) add(pv, node string, now time.Time) {
 	if r.byVolume[pv] == nil {
 		r.byVolume[pv] = &volumeRefusals{nodes: map[string]int{}}
 	}
+
 	r.byVolume[pv].nodes[node]++
 	r.byVolume[pv].last = now
 }
@@ -53,5 +54,6 @@ func (r *recentRefusals) of(pv string) map[string]int {
 	if refused := r.byVolume[pv]; refused != nil {
 		maps.Copy(counts, refused.nodes)
 	}
+
 	return counts
 }

@@ -15,9 +15,11 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// volumeRestorer keeps records true to their PersistentVolumes. Disk and PersistentVolumes outlive the records: when the CRDs
-// were deleted by hand, or a record was, it is written again from the PersistentVolume, published and wanted, and the
-// agent finds its volume under it. It is driven by the watches of PersistentVolumes and of Volumes that vanish.
+// volumeRestorer keeps records true to their PersistentVolumes. Disk and
+// PersistentVolumes outlive the records: when the CRDs were deleted by hand, or
+// a record was, it is written again from the PersistentVolume, published and
+// wanted, and the agent finds its volume under it. It is driven by the watches
+// of PersistentVolumes and of Volumes that vanish.
 type volumeRestorer struct {
 	client  client.Client
 	live    client.Reader
@@ -27,99 +29,154 @@ type volumeRestorer struct {
 	told sync.Map
 }
 
-// Reconcile looks at one PersistentVolume. The request's name is the PersistentVolume's.
-func (h *volumeRestorer) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+// Reconcile looks at one PersistentVolume. The request's name is the
+// PersistentVolume's.
+func (h *volumeRestorer) Reconcile(
+	ctx context.Context,
+	req reconcile.Request,
+) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
 	if err := h.client.Get(ctx, req.NamespacedName, &pv); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
+
 	o, ok := originOf(&pv)
 	if !ok || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
-		return reconcile.Result{}, nil // the latter is being replaced, and its record with it (kubectl quarry recover)
+		// The latter is being replaced, and its record with it (kubectl quarry
+		// recover).
+		return reconcile.Result{}, nil
 	}
+
 	var v v1alpha1.Volume
 	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
 	if apierrors.IsNotFound(err) {
 		if released(&pv) {
-			return reconcile.Result{}, nil // its record is gone, or will be; if it changes, so does the PersistentVolume
+			// Its record is gone, or will be; if it changes, so does the
+			// PersistentVolume.
+			return reconcile.Result{}, nil
 		}
 		return reconcile.Result{}, h.restore(ctx, &pv, o)
 	}
+
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("reading Volume %s: %w", o.Volume, err)
 	}
+
 	h.tellStale(ctx, &pv, &v)
 	return reconcile.Result{}, h.follow(ctx, &pv, &v, o)
 }
 
-// tellStale warns once, as long as this process leads, of a volume that is not where its PersistentVolume says.
-func (h *volumeRestorer) tellStale(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume) {
+// tellStale warns once, as long as this process leads, of a volume that is not
+// where its PersistentVolume says.
+func (h *volumeRestorer) tellStale(
+	ctx context.Context,
+	pv *corev1.PersistentVolume,
+	v *v1alpha1.Volume,
+) {
 	why := StalePath(v, pv)
 	if why == "" {
 		h.told.Delete(pv.Name)
 	} else if before, _ := h.told.Swap(pv.Name, why); before != why {
-		(&conditionReporter{client: h.client, events: h.events}).claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
+		(&conditionReporter{
+			client: h.client,
+			events: h.events,
+		}).claimEvent(ctx, v, v1alpha1.EventPathChanged, why)
 	}
 }
 
 // restore writes a lost record again.
-func (h *volumeRestorer) restore(ctx context.Context, cached *corev1.PersistentVolume, o origin) error {
+func (h *volumeRestorer) restore(
+	ctx context.Context,
+	cached *corev1.PersistentVolume,
+	o origin,
+) error {
 	var pv corev1.PersistentVolume
 	if err := h.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	if pv.UID != cached.UID || released(&pv) || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
+	if pv.UID != cached.UID || released(&pv) ||
+		pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
 		return nil // it is being deleted, and so was the record: nothing was lost
 	}
+
 	v, err := recordFromPV(&pv)
 	if err != nil {
 		h.events.Eventf(&pv, nil, corev1.EventTypeWarning, v1alpha1.EventRecordLost, "Heal",
 			"Volume %s has no record, and it cannot be written again: %v", o.Volume, err)
 		return nil // nothing about that changes before the PersistentVolume does
 	}
+
 	switch err := h.client.Create(ctx, v); {
 	case apierrors.IsAlreadyExists(err):
 		return nil
 	case err != nil:
 		return fmt.Errorf("writing Volume %s again: %w", v.Name, err)
 	}
+
 	h.metrics.healed.Inc()
-	log.FromContext(ctx).Info("Wrote a lost record again", "volume", v.Name, "node", v.Spec.NodeName)
-	h.events.Eventf(&pv, nil, corev1.EventTypeNormal, v1alpha1.EventRecordRestored, "Heal", "Wrote Volume %s again, which was lost", v.Name)
+	log.FromContext(ctx).Info(
+		"Wrote a lost record again", "volume", v.Name, "node", v.Spec.NodeName)
+	h.events.Eventf(&pv, nil, corev1.EventTypeNormal, v1alpha1.EventRecordRestored, "Heal",
+		"Wrote Volume %s again, which was lost", v.Name)
 	return nil
 }
 
 // released reports whether the PersistentVolume is Delete's to handle.
 func released(pv *corev1.PersistentVolume) bool {
-	return pv.Status.Phase == corev1.VolumeReleased && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
+	return pv.Status.Phase == corev1.VolumeReleased &&
+		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }
 
-// follow carries over what people may change on a PersistentVolume, so that the disk knows it as well: the claim it is
-// bound to and the reclaim policy. For a new volume there is nothing to change, and nothing is written. That it is
+// follow carries over what people may change on a PersistentVolume, so that the
+// disk knows it as well: the claim it is bound to and the reclaim policy. For a
+// new volume there is nothing to change, and nothing is written. That it is
 // published is written with whatever else is, or later by the sweep.
-func (h *volumeRestorer) follow(ctx context.Context, pv *corev1.PersistentVolume, v *v1alpha1.Volume, o origin) error {
+func (h *volumeRestorer) follow(
+	ctx context.Context,
+	pv *corev1.PersistentVolume,
+	v *v1alpha1.Volume,
+	o origin,
+) error {
 	if matches(v, pv, o) != "" || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 		return nil
 	}
+
 	base := v.DeepCopy()
 	v.Spec.Published = v.Spec.Published || WasReady(v)
-	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy == corev1.PersistentVolumeReclaimDelete || policy == corev1.PersistentVolumeReclaimRetain {
+	switch policy := pv.Spec.PersistentVolumeReclaimPolicy; policy {
+	case corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain:
 		v.Spec.ReclaimPolicy = policy
 	}
-	if ref := pv.Spec.ClaimRef; ref != nil && ref.UID != "" && (v.Spec.Claim == nil || v.Spec.Claim.UID != ref.UID) {
-		next := &v1alpha1.ClaimReference{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}
-		if was := v.Spec.Claim; was != nil && was.Namespace == ref.Namespace && was.Name == ref.Name {
-			next.Labels, next.LabelsLeftOut = was.Labels, was.LabelsLeftOut // made again, from these
+
+	if ref := pv.Spec.ClaimRef; ref != nil && ref.UID != "" &&
+		(v.Spec.Claim == nil || v.Spec.Claim.UID != ref.UID) {
+		next := &v1alpha1.ClaimReference{
+			Namespace: ref.Namespace,
+			Name:      ref.Name,
+			UID:       ref.UID,
+		}
+		if was := v.Spec.Claim; was != nil && was.Namespace == ref.Namespace &&
+			was.Name == ref.Name {
+			// Made again, from these.
+			next.Labels, next.LabelsLeftOut = was.Labels, was.LabelsLeftOut
 		}
 		v.Spec.Claim = next
 	}
+
 	if v.Spec.ReclaimPolicy == base.Spec.ReclaimPolicy && sameClaim(v.Spec.Claim, base.Spec.Claim) {
 		return nil
 	}
-	err := h.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+
+	err := h.client.Patch(
+		ctx,
+		v,
+		client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}),
+	)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("carrying over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
+		return fmt.Errorf(
+			"carrying over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
 	}
+
 	return nil
 }
 

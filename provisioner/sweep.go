@@ -14,21 +14,29 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// defaultSweepGrace is how old an attempt is before the sweep looks at it, and how often it looks again.
+// defaultSweepGrace is how old an attempt is before the sweep looks at it, and
+// how often it looks again.
 const defaultSweepGrace = time.Minute
 
-// publishAfter is how old a volume is before it is marked as published. Most of what is made and deleted again in a burst
-// never costs that write; what lives is protected by more than its PersistentVolume from then on.
+// publishAfter is how old a volume is before it is marked as published. Most of
+// what is made and deleted again in a burst never costs that write; what lives
+// is protected by more than its PersistentVolume from then on.
 const publishAfter = 5 * time.Minute
 
-// sweeper ends what nobody else ends. Every record is looked at when it changes, and an attempt that nobody was served
-// from yet once more every grace:
-//   - a record whose agent reported phase Deleted is removed, and only such a one;
-//   - an attempt that was never published, and whose claim and PersistentVolume are absent by live reads, is given up.
-//     This is what a crash between writing the record and the PersistentVolume leaves when the claim is deleted then;
-//   - a volume that has had its PersistentVolume for a while, or whose PersistentVolume vanished, is marked as published.
+// sweeper ends what nobody else ends. Every record is looked at when it
+// changes, and an attempt that nobody was served from yet once more every
+// grace:
+//   - a record whose agent reported phase Deleted is removed, and only such a
+//     one;
+//   - an attempt that was never published, and whose claim and PersistentVolume
+//     are absent by live reads, is given up. This is what a crash between
+//     writing the record and the PersistentVolume leaves when the claim is
+//     deleted then;
+//   - a volume that has had its PersistentVolume for a while, or whose
+//     PersistentVolume vanished, is marked as published.
 //
-// What was published is never swept: a person may have taken the PersistentVolume away to rescue the data.
+// What was published is never swept: a person may have taken the
+// PersistentVolume away to rescue the data.
 type sweeper struct {
 	volumes *volumeObjects
 	grace   time.Duration
@@ -56,6 +64,7 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	if age := s.now().Sub(v.CreationTimestamp.Time); age < s.grace {
 		return reconcile.Result{RequeueAfter: s.grace - age}, nil
 	}
+
 	wanted, err := s.wanted(ctx, &v)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -63,23 +72,32 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	if wanted {
 		return reconcile.Result{RequeueAfter: s.grace}, nil
 	}
-	log.FromContext(ctx).Info("Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
-	// The resource version of the copy that was judged goes with it: an attempt that was published meanwhile is refused,
-	// and looked at no more.
+
+	log.FromContext(ctx).Info(
+		"Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
+	// The resource version of the copy that was judged goes with it: an attempt
+	// that was published meanwhile is refused, and looked at no more.
 	if err := s.volumes.abandonUnwanted(ctx, &v); err != nil {
 		return reconcile.Result{}, err
 	}
+
 	s.metrics.swept.Inc()
 	return reconcile.Result{}, nil
 }
 
-// served looks after a volume that is in somebody's hands: its PersistentVolume is there, by the cache, or it has none
-// because it was not made for a claim. It is marked as published once it is old enough; wait is how long that is from now.
-func (s *sweeper) served(ctx context.Context, v *v1alpha1.Volume) (served bool, wait time.Duration, err error) {
+// served looks after a volume that is in somebody's hands: its PersistentVolume
+// is there, by the cache, or it has none because it was not made for a claim.
+// It is marked as published once it is old enough; wait is how long that is
+// from now.
+func (s *sweeper) served(
+	ctx context.Context,
+	v *v1alpha1.Volume,
+) (served bool, wait time.Duration, err error) {
 	if pvName := v.Labels[v1alpha1.LabelPVName]; pvName != "" && v.Spec.Claim != nil {
 		var pv corev1.PersistentVolume
 		err := s.volumes.client.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
-		if o, ours := originOf(&pv); apierrors.IsNotFound(err) || err == nil && ours && o.Volume != v.Name {
+		o, ours := originOf(&pv)
+		if apierrors.IsNotFound(err) || err == nil && ours && o.Volume != v.Name {
 			return false, 0, nil
 		}
 		if err != nil {
@@ -92,16 +110,19 @@ func (s *sweeper) served(ctx context.Context, v *v1alpha1.Volume) (served bool, 
 	return true, 0, s.volumes.publish(ctx, v)
 }
 
-// vanished marks the volumes as published whose PersistentVolume was taken away: what is left in them is a person's.
+// vanished marks the volumes as published whose PersistentVolume was taken
+// away: what is left in them is a person's.
 func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
 	if err := s.volumes.client.Get(ctx, req.NamespacedName, &pv); !apierrors.IsNotFound(err) {
 		return reconcile.Result{}, err // it was made again
 	}
+
 	of, err := s.volumes.Of(ctx, req.Name)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+
 	for i := range of {
 		v := &of[i]
 		if v.Spec.DesiredState != v1alpha1.DesiredPresent || v.Spec.Published || !WasReady(v) {
@@ -111,6 +132,7 @@ func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcil
 			return reconcile.Result{}, err
 		}
 	}
+
 	return reconcile.Result{}, nil
 }
 
@@ -118,10 +140,15 @@ func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcil
 func (r *volumeObjects) publish(ctx context.Context, v *v1alpha1.Volume) error {
 	base := v.DeepCopy()
 	v.Spec.Published = true
-	err := r.client.Patch(ctx, v, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}))
+	err := r.client.Patch(
+		ctx,
+		v,
+		client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}),
+	)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("marking Volume %s as published: %w", v.Name, err)
 	}
+
 	return nil
 }
 
@@ -131,19 +158,26 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 	if pvName == "" || v.Spec.Claim == nil {
 		return true, nil // not made by a front door: a person's, and a person's to remove
 	}
+
 	var pv corev1.PersistentVolume
 	err := s.volumes.live.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
 	if err == nil {
-		// Another attempt became the volume, or this one did and the healer publishes it.
+		// Another attempt became the volume, or this one did and the healer
+		// publishes it.
 		o, ok := originOf(&pv)
 		return !ok || o.Volume == v.Name, nil
 	}
+
 	if !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("reading PersistentVolume %s: %w", pvName, err)
 	}
+
 	ref := v.Spec.Claim
 	var claim corev1.PersistentVolumeClaim
-	err = s.volumes.live.Get(ctx, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}, &claim)
+	err = s.volumes.live.Get(ctx, client.ObjectKey{
+		Namespace: ref.Namespace,
+		Name:      ref.Name,
+	}, &claim)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
@@ -153,6 +187,7 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 	if ref.UID != "" && claim.UID != ref.UID {
 		return false, nil // another claim of the same name
 	}
+
 	// Bound to something else, it never comes back to this attempt.
 	return claim.Spec.VolumeName == "" || claim.Spec.VolumeName == pvName, nil
 }

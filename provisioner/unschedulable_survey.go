@@ -16,8 +16,9 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// surveyCache are looks at all nodes, and at the pods of a namespace that wait for the
-// scheduler, that many claims share: what is found counts for surveyAge.
+// surveyCache are looks at all nodes, and at the pods of a namespace that wait
+// for the scheduler, that many claims share: what is found counts for
+// surveyAge.
 type surveyCache struct {
 	door *frontDoor
 	now  func() time.Time
@@ -34,7 +35,8 @@ const surveyAge = 2 * time.Second
 type classSurvey struct {
 	at      time.Time
 	version string
-	// largest is the size of the largest volume that any node can take, in bytes.
+	// largest is the size of the largest volume that any node can take, in
+	// bytes.
 	largest int64
 	// none is what is wrong with the nodes for every volume that is larger.
 	none *noNodeError
@@ -46,46 +48,67 @@ type podSurvey struct {
 	claims map[string]bool
 }
 
-// room is the largest volume of a class that any node can take, and what is to be
-// said of a larger one.
-func (s *surveyCache) room(ctx context.Context, class *storagev1.StorageClass, p parameters.Set) (int64, *noNodeError, error) {
+// room is the largest volume of a class that any node can take, and what is to
+// be said of a larger one.
+func (s *surveyCache) room(
+	ctx context.Context,
+	class *storagev1.StorageClass,
+	p parameters.Set,
+) (int64, *noNodeError, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	known, is := s.classes[class.Name]
 	if is && known.version == class.ResourceVersion && s.now().Sub(known.at) < surveyAge {
 		return known.largest, known.none, nil
 	}
+
 	pl, err := s.door.placement(ctx, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	known = classSurvey{at: s.now(), version: class.ResourceVersion, largest: pl.largest(class, p)}
+
+	known = classSurvey{
+		at:      s.now(),
+		version: class.ResourceVersion,
+		largest: pl.largest(class, p),
+	}
 	_, err = pl.pick(class, p, known.largest+1)
 	none, is := errors.AsType[*noNodeError](err)
 	if !is {
 		return 0, nil, err
 	}
+
 	known.none = none
 	if s.classes == nil {
 		s.classes = map[string]classSurvey{}
 	}
+
 	s.classes[class.Name] = known
 	return known.largest, known.none, nil
 }
 
-// waited reports whether a pod without a node uses a claim. The API server answers
-// from what it has at hand.
-func (s *surveyCache) waited(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+// waited reports whether a pod without a node uses a claim. The API server
+// answers from what it has at hand.
+func (s *surveyCache) waited(
+	ctx context.Context,
+	claim *corev1.PersistentVolumeClaim,
+) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	known, is := s.pods[claim.Namespace]
 	if !is || s.now().Sub(known.at) >= surveyAge {
 		var list corev1.PodList
-		err := s.door.live.List(ctx, &list, &client.ListOptions{Namespace: claim.Namespace, FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
-			Raw: &metav1.ListOptions{ResourceVersion: "0"}})
+		err := s.door.live.List(ctx, &list, &client.ListOptions{
+			Namespace:     claim.Namespace,
+			FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
+			Raw:           &metav1.ListOptions{ResourceVersion: "0"},
+		})
 		if err != nil {
 			return false, &apiError{"listing the pods of namespace " + claim.Namespace, err}
 		}
+
 		known = podSurvey{at: s.now(), claims: map[string]bool{}}
 		for i := range list.Items {
 			if pod := &list.Items[i]; waitsForNode(pod) {
@@ -94,9 +117,11 @@ func (s *surveyCache) waited(ctx context.Context, claim *corev1.PersistentVolume
 				}
 			}
 		}
+
 		s.forgetOld()
 		s.pods[claim.Namespace] = known
 	}
+
 	return known.claims[claim.Name], nil
 }
 
@@ -114,7 +139,8 @@ func (s *surveyCache) forgetOld() {
 
 // waitsForNode reports whether the scheduler is still to find a node for a pod.
 func waitsForNode(pod *corev1.Pod) bool {
-	over := pod.DeletionTimestamp != nil || slices.Contains([]corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed}, pod.Status.Phase)
+	over := pod.DeletionTimestamp != nil ||
+		slices.Contains([]corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed}, pod.Status.Phase)
 	return !over && pod.Spec.NodeName == ""
 }
 

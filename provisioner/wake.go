@@ -11,19 +11,24 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// waitingRoom holds the claims that could not be served and the PersistentVolumes that could not be deleted yet, and
-// wakes them when what they wait for may have come. The library retries them in any case, with growing delays; waking
-// takes the delay away. Waking one too many costs a look at the cache, so the conditions here are wide.
+// waitingRoom holds the claims that could not be served and the
+// PersistentVolumes that could not be deleted yet, and wakes them when what
+// they wait for may have come. The library retries them in any case, with
+// growing delays; waking takes the delay away. Waking one too many costs a look
+// at the cache, so the conditions here are wide.
 //
-// The library offers no way to retry one object at once. But its handlers on the informers do no more than put an
-// object's key into its queue, so the informers given to it (libraryView) remember the handler, and waking calls it.
+// The library offers no way to retry one object at once. But its handlers on
+// the informers do no more than put an object's key into its queue, so the
+// informers given to it (libraryView) remember the handler, and waking calls
+// it.
 type waitingRoom struct {
 	mu      sync.Mutex
 	claims  waiters // by claim UID, the library's key
 	volumes waiters // by the PersistentVolume's name, the library's key
 
 	claimHandler, volumeHandler cache.ResourceEventHandler
-	// claimStore is what the library sees of the claims; nil on a replica that does not lead.
+	// claimStore is what the library sees of the claims; nil on a replica that
+	// does not lead.
 	claimStore *libraryStore
 	// forget clears the library's count of failures of a key.
 	forget func(key any)
@@ -41,12 +46,13 @@ type waiter struct {
 	size  int64
 	// refused counts refusals by node, for Immediate claims.
 	refused map[string]int
-	// reason is why the claim waits, woken how many times in a row it was woken in vain by what might have helped, and last
-	// when.
+	// reason is why the claim waits, woken how many times in a row it was woken
+	// in vain by what might have helped, and last when.
 	reason string
 	woken  int
 	last   time.Time
-	// later wakes a claim that rests when something happens that may help; nil: nothing has.
+	// later wakes a claim that rests when something happens that may help; nil:
+	// nothing has.
 	later *time.Timer
 }
 
@@ -54,23 +60,28 @@ func newWaitingRoom(forget func(key any), count func(int)) *waitingRoom {
 	return &waitingRoom{forget: forget, count: count}
 }
 
-// addClaim puts a claim into the room; refusedBy, if not empty, is a node that just refused it.
+// addClaim puts a claim into the room; refusedBy, if not empty, is a node that
+// just refused it.
 func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, refusedBy string) {
 	w.object = claim
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	w.refused = map[string]int{}
 	before := r.claims.all[string(claim.UID)]
 	if before.reason == w.reason {
 		w.woken, w.last = before.woken, before.last
 	}
+
 	before.rested()
 	for node, n := range before.refused {
 		w.refused[node] = n
 	}
+
 	if refusedBy != "" {
 		w.refused[refusedBy]++
 	}
+
 	r.claims.put(string(claim.UID), w)
 	r.count(len(r.claims.all))
 }
@@ -96,7 +107,8 @@ func (r *waitingRoom) claimGone(uid string) {
 	}
 }
 
-// refusals is how often each node refused the claim since it came into the room.
+// refusals is how often each node refused the claim since it came into the
+// room.
 func (r *waitingRoom) refusals(uid string) map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -127,8 +139,10 @@ func (w *waiter) rested() {
 	}
 }
 
-// wakeClaims wakes those of some claims that a condition holds for, if the cause may end their wait: now, or, where it may only
-// help and the claim was woken in vain often, once it has rested. The keys are gone through with the lock held.
+// wakeClaims wakes those of some claims that a condition holds for, if the
+// cause may end their wait: now, or, where it may only help and the claim was
+// woken in vain often, once it has rested. The keys are gone through with the
+// lock held.
 func (r *waitingRoom) wakeClaims(why cause, keys iter.Seq[string], may func(w waiter) bool) {
 	r.mu.Lock()
 	handler := r.claimHandler
@@ -153,6 +167,7 @@ func (r *waitingRoom) wakeClaims(why cause, keys iter.Seq[string], may func(w wa
 			found = append(found, w)
 		}
 	}
+
 	r.mu.Unlock()
 	for _, w := range found {
 		handler.OnUpdate(w.object, w.object)
@@ -169,13 +184,15 @@ func (r *waitingRoom) wakeRested(uid string) {
 		w.wake(time.Now())
 		r.claims.put(uid, w)
 	}
+
 	r.mu.Unlock()
 	if waits && handler != nil {
 		handler.OnUpdate(w.object, w.object)
 	}
 }
 
-// wakeVolumes wakes some PersistentVolumes, if they wait. The keys are gone through with the lock held.
+// wakeVolumes wakes some PersistentVolumes, if they wait. The keys are gone
+// through with the lock held.
 func (r *waitingRoom) wakeVolumes(keys iter.Seq[string]) {
 	r.mu.Lock()
 	handler := r.volumeHandler
@@ -186,6 +203,7 @@ func (r *waitingRoom) wakeVolumes(keys iter.Seq[string]) {
 			found = append(found, w)
 		}
 	}
+
 	r.mu.Unlock()
 	for _, w := range found {
 		handler.OnUpdate(w.object, w.object)
@@ -195,7 +213,8 @@ func (r *waitingRoom) wakeVolumes(keys iter.Seq[string]) {
 // always is the condition of those that were found for what happened.
 func always(waiter) bool { return true }
 
-// nodeChanged wakes all that wait for a node: its agent became ready, or the Node came, changed or went.
+// nodeChanged wakes all that wait for a node: its agent became ready, or the
+// Node came, changed or went.
 func (r *waitingRoom) nodeChanged(node string) {
 	r.wakeClaims(byNode, r.claims.perhapsAtNode(node), always)
 	r.wakeVolumes(r.volumes.atNode(node))
@@ -206,24 +225,33 @@ func (r *waitingRoom) classChanged(class string) {
 	r.wakeClaims(byClass, r.claims.ofClass(class), always)
 }
 
-// poolChanged wakes the claims that a pool's change may serve. before is nil for a new pool.
+// poolChanged wakes the claims that a pool's change may serve. before is nil
+// for a new pool.
 func (r *waitingRoom) poolChanged(before, after *v1alpha1.Pool) {
 	if before != nil && !offersMore(before, after) {
 		return
 	}
+
 	largest := int64(0)
 	if m := after.Status.MaximumVolumeSize; m != nil {
 		largest = m.Value()
 	}
-	r.wakeClaims(byPool, r.claims.perhapsAtNode(after.Spec.NodeName), func(w waiter) bool { return w.size <= largest })
+
+	r.wakeClaims(
+		byPool,
+		r.claims.perhapsAtNode(after.Spec.NodeName),
+		func(w waiter) bool { return w.size <= largest },
+	)
 }
 
-// recordChanged wakes the claim or the PersistentVolume of a record that came to an end.
+// recordChanged wakes the claim or the PersistentVolume of a record that came
+// to an end.
 func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
 	if v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		if v.Spec.Claim != nil && (isReady(v) || isRefused(v)) && !v.Spec.Published {
 			r.wakeClaims(byRecord, one(string(v.Spec.Claim.UID)), func(w waiter) bool {
-				// A refusal that the claim's own worker has seen is what made it wait: it must not wake it.
+				// A refusal that the claim's own worker has seen is what made
+				// it wait: it must not wake it.
 				return isReady(v) || w.refused[v.Spec.NodeName] == 0
 			})
 		}

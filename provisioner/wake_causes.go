@@ -37,11 +37,13 @@ func (c cause) wakes(reason string) bool {
 	if !known || c == byRecord {
 		return true
 	}
+
 	for _, one := range causes {
 		if one == c {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -58,8 +60,8 @@ func (c cause) certain(reason string) bool {
 }
 
 // rest is how much longer a claim is left alone by what may help: longer each
-// time that it was woken in vain, as the library's own tries are. What was woken
-// long ago is woken at once.
+// time that it was woken in vain, as the library's own tries are. What was
+// woken long ago is woken at once.
 func (w *waiter) rest(now time.Time) time.Duration {
 	since := now.Sub(w.last)
 	if w.woken == 0 || since > 2*lastRetry {

@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// waiters are claims or PersistentVolumes that wait, by the library's key; those
-// of a node or a class are found without going through all. The zero value is
-// ready to use. The lock is the waiting room's; sequences of keys read the maps
-// only while they are gone through.
+// waiters are claims or PersistentVolumes that wait, by the library's key;
+// those of a node or a class are found without going through all. The zero
+// value is ready to use. The lock is the waiting room's; sequences of keys read
+// the maps only while they are gone through.
 type waiters struct {
 	all             map[string]waiter
 	byNode, byClass map[string]map[string]struct{}
@@ -22,9 +22,11 @@ func (s *waiters) put(key string, w waiter) {
 		s.all = map[string]waiter{}
 		s.byNode, s.byClass = map[string]map[string]struct{}{}, map[string]map[string]struct{}{}
 	}
+
 	if old, waits := s.all[key]; waits && (old.node != w.node || old.class != w.class) {
 		s.drop(key)
 	}
+
 	s.all[key] = w
 	index(s.byNode, w.node, key)
 	index(s.byClass, w.class, key)

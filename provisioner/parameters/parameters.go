@@ -12,8 +12,9 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// sidecarPrefix is the prefix of parameters that belong to the CSI sidecars; they pass by. One of them we honour:
-// fsTypeKey, because charts and tools write it for every driver.
+// sidecarPrefix is the prefix of parameters that belong to the CSI sidecars;
+// they pass by. One of them we honour: fsTypeKey, because charts and tools
+// write it for every driver.
 const (
 	sidecarPrefix = "csi.storage.k8s.io/"
 	fsTypeKey     = sidecarPrefix + "fstype"
@@ -39,7 +40,8 @@ type Set struct {
 	// Owner and Group are nil for root; Mode is empty for the default.
 	Owner, Group *int64
 	Mode         string
-	// Inodes is 0 where the class says nothing, which is in proportion to the size, and UnlimitedInodes for no limit of its own.
+	// Inodes is 0 where the class says nothing, which is in proportion to the
+	// size, and UnlimitedInodes for no limit of its own.
 	Inodes int64
 
 	OnDelete v1alpha1.OnDelete
@@ -58,7 +60,8 @@ type Set struct {
 	raw map[string]string
 }
 
-// UnlimitedInodes is Parameters.Inodes, and a Volume's spec.inodes, without a limit of the volume's own.
+// UnlimitedInodes is Parameters.Inodes, and a Volume's spec.inodes, without a
+// limit of the volume's own.
 const UnlimitedInodes = -1
 
 // unlimited is the word for it.
@@ -68,15 +71,19 @@ const unlimited = "unlimited"
 type OnNodeLoss string
 
 const (
-	// NodeLossNever leaves the claim bound to the lost node until a person decides. The default.
+	// NodeLossNever leaves the claim bound to the lost node until a person
+	// decides. The default.
 	NodeLossNever OnNodeLoss = "never"
-	// NodeLossAfterDelay lets the claim start over elsewhere once the node was not ready, or gone, for nodeLossDelay.
+	// NodeLossAfterDelay lets the claim start over elsewhere once the node was
+	// not ready, or gone, for nodeLossDelay.
 	NodeLossAfterDelay OnNodeLoss = "afterDelay"
-	// NodeLossOutOfServiceTaint lets it start over once an administrator set node.kubernetes.io/out-of-service.
+	// NodeLossOutOfServiceTaint lets it start over once an administrator set
+	// node.kubernetes.io/out-of-service.
 	NodeLossOutOfServiceTaint OnNodeLoss = "outOfServiceTaint"
 )
 
-// DefaultNodeLossDelay is how long a node has to be lost, in classes with onNodeLoss: afterDelay that do not say.
+// DefaultNodeLossDelay is how long a node has to be lost, in classes with
+// onNodeLoss: afterDelay that do not say.
 const DefaultNodeLossDelay = 15 * time.Minute
 
 // PoolSpread says how a pool is chosen among those of a node that will do.
@@ -85,15 +92,18 @@ type PoolSpread string
 const (
 	// SpreadMostFree takes the pool with the most room. The default.
 	SpreadMostFree PoolSpread = "mostFree"
-	// SpreadApart takes another pool than the other volumes of the same StatefulSet, as far as there are enough.
+	// SpreadApart takes another pool than the other volumes of the same
+	// StatefulSet, as far as there are enough.
 	SpreadApart PoolSpread = "apart"
 )
 
-// DefaultTrashRetention is how long a class with onDelete: trash keeps volumes where it does not say.
+// DefaultTrashRetention is how long a class with onDelete: trash keeps volumes
+// where it does not say.
 const DefaultTrashRetention = 72 * time.Hour
 
-// Parse reads a StorageClass's parameters. The error is a *Error: an unknown parameter, a value that
-// is not allowed, or parameters that contradict each other.
+// Parse reads a StorageClass's parameters. The error is a *Error: an unknown
+// parameter, a value that is not allowed, or parameters that contradict each
+// other.
 func Parse(class map[string]string) (Set, error) {
 	p := Set{
 		Backend:     v1alpha1.BackendAuto,
@@ -109,6 +119,7 @@ func Parse(class map[string]string) (Set, error) {
 	for key := range class {
 		keys = append(keys, key)
 	}
+
 	sort.Strings(keys) // the same error every time, so that events of it are counted, not repeated
 	for _, key := range keys {
 		value := class[key]
@@ -117,10 +128,12 @@ func Parse(class map[string]string) (Set, error) {
 				continue
 			}
 			if own, both := class["fsType"]; both && own != value {
-				return Set{}, &Error{"fsType", fmt.Sprintf("is %s, but %s is %s; give one of them", quote(own), fsTypeKey, quote(value))}
+				return Set{}, &Error{"fsType", fmt.Sprintf(
+					"is %s, but %s is %s; give one of them", quote(own), fsTypeKey, quote(value))}
 			}
 			key = "fsType"
 		}
+
 		def, ok := parameterNamed(key)
 		if !ok {
 			return Set{}, unknownParameter(key)
@@ -129,10 +142,13 @@ func Parse(class map[string]string) (Set, error) {
 			return Set{}, err
 		}
 		if err := def.set(&p, value); err != nil {
-			return Set{}, &Error{key, fmt.Sprintf("value %s: %v; allowed: %s", quote(value), err, def.Allowed())}
+			return Set{}, &Error{key, fmt.Sprintf(
+				"value %s: %v; allowed: %s", quote(value), err, def.Allowed())}
 		}
+
 		p.raw[key] = value
 	}
+
 	if p.OnDelete == v1alpha1.OnDeleteTrash && p.TrashRetention == 0 {
 		p.TrashRetention = DefaultTrashRetention
 	}
@@ -145,24 +161,29 @@ func Parse(class map[string]string) (Set, error) {
 	if err := p.contradiction(); err != nil {
 		return Set{}, err
 	}
+
 	return p, nil
 }
 
 // given reports whether the class itself said something about the parameter.
 func (p Set) given(name string) bool { _, ok := p.raw[name]; return ok }
 
-// contradiction finds parameters that cannot all be had, whatever the claim and the node.
+// contradiction finds parameters that cannot all be had, whatever the claim and
+// the node.
 func (p Set) contradiction() error {
 	directory := p.Backend == v1alpha1.BackendDirectory
 	none := p.Enforcement == v1alpha1.EnforcementNone
 	switch {
 	case directory && p.Enforcement == v1alpha1.EnforcementStrict:
-		return &Error{"backend", "directory cannot hold a size against a hostile tenant (enforcement: strict): " +
+		return &Error{"backend", "directory cannot hold a size against a hostile tenant " +
+			"(enforcement: strict): " +
 			"a file's owner may change its project id; use backend: loop, or enforcement: quota"}
 	case p.Backend == v1alpha1.BackendLoop && none:
-		return &Error{"enforcement", "none means a plain directory, but backend: loop always has the image's size; leave one out"}
+		return &Error{"enforcement", "none means a plain directory, but backend: loop always has " +
+			"the image's size; leave one out"}
 	case directory && p.given("allocation"):
-		return &Error{"allocation", "is for images; a directory's blocks are taken as files are written (backend: directory)"}
+		return &Error{"allocation", "is for images; a directory's blocks are taken as files are " +
+			"written (backend: directory)"}
 	case none && p.given("allocation"):
 		return &Error{"allocation", "is for images; enforcement: none makes plain directories"}
 	case (directory || none) && p.FSType != "":
@@ -174,27 +195,33 @@ func (p Set) contradiction() error {
 	case p.given("trashRetention") && p.OnDelete != v1alpha1.OnDeleteTrash:
 		return &Error{"trashRetention", "needs onDelete: trash"}
 	case p.OnDelete == v1alpha1.OnDeleteRecycle && p.Scrub == v1alpha1.ScrubNone:
-		return &Error{"scrub", "none would leave a deleted volume's blocks as they are to whoever gets them next (onDelete: recycle); use zero or discard"}
+		return &Error{"scrub", "none would leave a deleted volume's blocks as they are to " +
+			"whoever gets them next (onDelete: recycle); use zero or discard"}
 	case p.given("nodeLossDelay") && p.OnNodeLoss != NodeLossAfterDelay:
 		return &Error{"nodeLossDelay", "needs onNodeLoss: afterDelay"}
 	case p.Pool != "" && p.PoolSpread == SpreadApart:
-		return &Error{"poolSpread", "apart chooses among several pools, and pool names one; use poolSelector, or leave one out"}
+		return &Error{"poolSpread", "apart chooses among several pools, and pool names one; use " +
+			"poolSelector, or leave one out"}
 	case p.Pool != "" && p.PoolSelector != nil:
 		return &Error{"poolSelector", "chooses a pool by label, and pool by name; give one of them"}
 	}
+
 	return nil
 }
 
-// CheckMode finds what a claim's volumeMode makes impossible. The error is a *Error.
+// CheckMode finds what a claim's volumeMode makes impossible. The error is a
+// *Error.
 func (p Set) CheckMode(mode corev1.PersistentVolumeMode) error {
 	if mode != corev1.PersistentVolumeBlock {
 		return nil
 	}
 	switch {
 	case p.Backend == v1alpha1.BackendDirectory:
-		return &Error{"backend", "directory cannot give a block device (volumeMode: Block); use auto or loop"}
+		return &Error{"backend", "directory cannot give a block device (volumeMode: Block); use " +
+			"auto or loop"}
 	case p.Enforcement == v1alpha1.EnforcementNone:
-		return &Error{"enforcement", "none makes a plain directory, not a block device (volumeMode: Block)"}
+		return &Error{"enforcement", "none makes a plain directory, not a block device " +
+			"(volumeMode: Block)"}
 	}
 	return nil
 }

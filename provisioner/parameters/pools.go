@@ -15,6 +15,7 @@ func (p Set) Allows(pool *v1alpha1.Pool) bool {
 	if p.PoolSelector == nil {
 		return true
 	}
+
 	selector, err := metav1.LabelSelectorAsSelector(p.PoolSelector)
 	return err == nil && selector.Matches(labels.Set(pool.Labels))
 }

@@ -14,8 +14,9 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// Apply does what a plan says, in its order. A step that fails keeps back only what needs it; all errors are returned
-// together. Every step looks again before it writes, and finds what an earlier run has done.
+// Apply does what a plan says, in its order. A step that fails keeps back only
+// what needs it; all errors are returned together. Every step looks again
+// before it writes, and finds what an earlier run has done.
 func (r *Rescuer) Apply(ctx context.Context, steps []Step) error {
 	var errs []error
 	failed := map[string]bool{} // volumes whose next steps make no sense
@@ -30,6 +31,7 @@ func (r *Rescuer) Apply(ctx context.Context, steps []Step) error {
 		if s.volume != nil && failed[s.volume.Name] {
 			continue
 		}
+
 		if err := r.apply(ctx, s); err != nil {
 			errs = append(errs, fmt.Errorf("%s %s: %w", s.Verb, s.Object, err))
 			r.say("%s %s FAILED: %v", s.Verb, s.Object, err)
@@ -38,6 +40,7 @@ func (r *Rescuer) Apply(ctx context.Context, steps []Step) error {
 			}
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -75,7 +78,8 @@ func (r *Rescuer) apply(ctx context.Context, s *Step) error {
 	return fmt.Errorf("nothing is known of how to %s", s.Verb)
 }
 
-// takeOver has a pool's agent make the disk of another cluster this one's, and waits until it has.
+// takeOver has a pool's agent make the disk of another cluster this one's, and
+// waits until it has.
 func (r *Rescuer) takeOver(ctx context.Context, pool, cluster string) error {
 	p, err := get[v1alpha1.Pool](ctx, r, client.ObjectKey{Name: pool})
 	if err != nil {
@@ -84,40 +88,57 @@ func (r *Rescuer) takeOver(ctx context.Context, pool, cluster string) error {
 	if p == nil {
 		return fmt.Errorf("pool %s has no Pool object", pool)
 	}
+
 	if p.Spec.TakeOver != cluster {
 		base := p.DeepCopy()
 		p.Spec.TakeOver = cluster
-		if err := r.Client.Patch(ctx, p, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		if err := r.Client.Patch(ctx, p,
+			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
 			return fmt.Errorf("allowing pool %s to be taken over: %w", pool, err)
 		}
 		r.say("pool/%s may take over the disk of cluster %s", pool, cluster)
 	}
+
 	why := ""
-	err = await(ctx, r, &v1alpha1.PoolList{}, client.ObjectKey{Name: pool}, "pool "+pool, func(p *v1alpha1.Pool) (bool, error) {
-		c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
-		if c == nil {
-			return false, nil
-		}
-		why = c.Message
-		return c.Status == metav1.ConditionTrue, nil
-	})
+	err = await(
+		ctx,
+		r,
+		&v1alpha1.PoolList{},
+		client.ObjectKey{Name: pool},
+		"pool "+pool,
+		func(p *v1alpha1.Pool) (bool, error) {
+			c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+			if c == nil {
+				return false, nil
+			}
+			why = c.Message
+			return c.Status == metav1.ConditionTrue, nil
+		},
+	)
 	if err != nil {
 		return fmt.Errorf("%w; its agent says: %s", err, why)
 	}
+
 	r.say("pool/%s is ready", pool)
 	return nil
 }
 
-// writeVolume writes a Volume; one that exists is left as it is, if it is the same one.
+// writeVolume writes a Volume; one that exists is left as it is, if it is the
+// same one.
 func (r *Rescuer) writeVolume(ctx context.Context, v *v1alpha1.Volume) error {
-	fresh := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: v.Name, Labels: map[string]string{}}}
+	fresh := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{
+		Name:   v.Name,
+		Labels: map[string]string{},
+	}}
 	v.Spec.DeepCopyInto(&fresh.Spec)
 	for key, value := range v.Labels {
 		fresh.Labels[key] = value
 	}
+
 	if len(validation.IsValidLabelValue(v.Spec.NodeName)) == 0 {
 		fresh.Labels[v1alpha1.LabelNode] = v.Spec.NodeName
 	}
+
 	err := r.Client.Create(ctx, fresh)
 	if apierrors.IsAlreadyExists(err) {
 		there, err := r.volume(ctx, v.Name)
@@ -129,9 +150,11 @@ func (r *Rescuer) writeVolume(ctx context.Context, v *v1alpha1.Volume) error {
 		}
 		return nil
 	}
+
 	if err != nil {
 		return fmt.Errorf("writing Volume %s: %w", v.Name, err)
 	}
+
 	r.say("volume/%s created on node %s (%s)", v.Name, v.Spec.NodeName, v.Spec.DesiredState)
 	return nil
 }

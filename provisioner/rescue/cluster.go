@@ -19,7 +19,8 @@ import (
 // DefaultPatience is how long an agent, or the binder, is waited for.
 const DefaultPatience = 2 * time.Minute
 
-// Rescuer works on a cluster. Client reads live: it must not be one with a cache.
+// Rescuer works on a cluster. Client reads live: it must not be one with a
+// cache.
 type Rescuer struct {
 	Client client.WithWatch
 	// Say is told each thing that was done, in one line; nil: nobody is.
@@ -45,11 +46,13 @@ func (r *Rescuer) patience(ctx context.Context) (context.Context, context.Cancel
 // errGone ends a wait for an object that was deleted meanwhile.
 var errGone = errors.New("it was deleted meanwhile")
 
-// watchRetry is how long to wait before a watch that the server ended is begun again.
+// watchRetry is how long to wait before a watch that the server ended is begun
+// again.
 const watchRetry = 200 * time.Millisecond
 
-// await calls done with every state of the object called key until done says so, or returns errGone once the object does not
-// exist. what names it in errors.
+// await calls done with every state of the object called key until done says
+// so, or returns errGone once the object does not exist. what names it in
+// errors.
 func await[T any, P interface {
 	*T
 	client.Object
@@ -64,6 +67,7 @@ func await[T any, P interface {
 		if over && ctx.Err() == nil {
 			return nil
 		}
+
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
@@ -77,12 +81,20 @@ func watchOnce[T any, P interface {
 	*T
 	client.Object
 }](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, done func(P) (bool, error)) (over bool, err error) {
-	// Without a version the watch begins with what is there; of what is not there it says nothing.
-	w, err := r.Client.Watch(ctx, list, client.InNamespace(key.Namespace), client.MatchingFields{"metadata.name": key.Name})
+	// Without a version the watch begins with what is there; of what is not
+	// there it says nothing.
+	w, err := r.Client.Watch(
+		ctx,
+		list,
+		client.InNamespace(key.Namespace),
+		client.MatchingFields{"metadata.name": key.Name},
+	)
 	if err != nil {
 		return true, fmt.Errorf("watching: %w", err)
 	}
+
 	defer w.Stop()
+
 	there, err := get[T, P](ctx, r, key)
 	switch {
 	case err != nil:
@@ -90,6 +102,7 @@ func watchOnce[T any, P interface {
 	case there == nil:
 		return true, errGone
 	}
+
 	for e := range w.ResultChan() {
 		o, ok := e.Object.(P)
 		switch {
@@ -102,36 +115,53 @@ func watchOnce[T any, P interface {
 			return true, err
 		}
 	}
+
 	return false, nil
 }
 
 // awaitReady waits until the volume can be used, and returns it.
 func (r *Rescuer) awaitReady(ctx context.Context, name string) (*v1alpha1.Volume, error) {
 	var last *v1alpha1.Volume
-	err := await(ctx, r, &v1alpha1.VolumeList{}, client.ObjectKey{Name: name}, "volume "+name, func(v *v1alpha1.Volume) (bool, error) {
-		last = v
-		ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
-		if v.Status.Phase == v1alpha1.VolumeReady && v.Spec.DesiredState == v1alpha1.DesiredPresent {
-			return true, nil // agents do not say that once more of every change that they have seen
-		}
-		if ready == nil || max(ready.ObservedGeneration, v.Status.ObservedGeneration) < v.Generation {
-			return false, nil
-		}
-		switch v.Status.Phase {
-		case v1alpha1.VolumeLost, v1alpha1.VolumeRefused:
-			return true, fmt.Errorf("it is %s on node %s: %s", v.Status.Phase, v.Spec.NodeName, ready.Message)
-		}
-		return v.Status.Phase == v1alpha1.VolumeReady, nil
-	})
-	if err != nil && last != nil {
-		if c := meta.FindStatusCondition(last.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Message != "" && errors.Is(err, context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w; the agent of node %s says: %s", err, last.Spec.NodeName, c.Message)
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, fmt.Errorf("%w; is the agent of node %s running?", err, last.Spec.NodeName)
-		}
+	err := await(
+		ctx,
+		r,
+		&v1alpha1.VolumeList{},
+		client.ObjectKey{Name: name},
+		"volume "+name,
+		func(v *v1alpha1.Volume) (bool, error) {
+			last = v
+			ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
+			if v.Status.Phase == v1alpha1.VolumeReady &&
+				v.Spec.DesiredState == v1alpha1.DesiredPresent {
+				// Agents do not say that once more of every change that they
+				// have seen.
+				return true, nil
+			}
+			if ready == nil ||
+				max(ready.ObservedGeneration, v.Status.ObservedGeneration) < v.Generation {
+				return false, nil
+			}
+
+			switch v.Status.Phase {
+			case v1alpha1.VolumeLost, v1alpha1.VolumeRefused:
+				return true, fmt.Errorf(
+					"it is %s on node %s: %s", v.Status.Phase, v.Spec.NodeName, ready.Message)
+			}
+
+			return v.Status.Phase == v1alpha1.VolumeReady, nil
+		},
+	)
+	if last == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return last, err
 	}
-	return last, err
+
+	node := last.Spec.NodeName
+	if c := meta.FindStatusCondition(last.Status.Conditions,
+		v1alpha1.ConditionReady); c != nil && c.Message != "" {
+		return nil, fmt.Errorf("%w; the agent of node %s says: %s", err, node, c.Message)
+	}
+
+	return nil, fmt.Errorf("%w; is the agent of node %s running?", err, node)
 }
 
 // get reads an object; nil, nil if it does not exist.
@@ -147,29 +177,41 @@ func get[T any, P interface {
 	if err != nil {
 		return nil, fmt.Errorf("reading %T %s: %w", o, key.String(), err)
 	}
+
 	return o, nil
 }
 
-// persistentVolume writes the PersistentVolume of a volume that is ready, for its claim if it has one. A second call finds
-// it. policy, if not empty, is the one it gets, and released, if not nil, the claim that gave it up.
-func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, policy corev1.PersistentVolumeReclaimPolicy, released *corev1.ObjectReference) (*corev1.PersistentVolume, error) {
+// persistentVolume writes the PersistentVolume of a volume that is ready, for
+// its claim if it has one. A second call finds it. policy, if not empty, is the
+// one it gets, and released, if not nil, the claim that gave it up.
+func (r *Rescuer) persistentVolume(
+	ctx context.Context,
+	v *v1alpha1.Volume,
+	policy corev1.PersistentVolumeReclaimPolicy,
+	released *corev1.ObjectReference,
+) (*corev1.PersistentVolume, error) {
 	node, err := get[corev1.Node](ctx, r, client.ObjectKey{Name: v.Spec.NodeName})
 	if err != nil {
 		return nil, err
 	}
 	if node == nil {
-		return nil, fmt.Errorf("volume %s is on node %s, which does not exist", v.Name, v.Spec.NodeName)
+		return nil, fmt.Errorf(
+			"volume %s is on node %s, which does not exist", v.Name, v.Spec.NodeName)
 	}
+
 	var class *storagev1.StorageClass
 	if v.Spec.StorageClassName != "" {
-		if class, err = get[storagev1.StorageClass](ctx, r, client.ObjectKey{Name: v.Spec.StorageClassName}); err != nil {
+		if class, err = get[storagev1.StorageClass](ctx, r,
+			client.ObjectKey{Name: v.Spec.StorageClassName}); err != nil {
 			return nil, err
 		}
 	}
+
 	poolLabels, err := r.poolLabels(ctx, v)
 	if err != nil {
 		return nil, err
 	}
+
 	pv, err := PersistentVolume(v, node, class, poolLabels)
 	if err != nil {
 		return nil, err
@@ -182,6 +224,7 @@ func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, poli
 			return nil, err
 		}
 	}
+
 	err = r.Client.Create(ctx, pv)
 	if apierrors.IsAlreadyExists(err) {
 		there, err := get[corev1.PersistentVolume](ctx, r, client.ObjectKeyFromObject(pv))
@@ -189,13 +232,16 @@ func (r *Rescuer) persistentVolume(ctx context.Context, v *v1alpha1.Volume, poli
 			return nil, err
 		}
 		if there == nil || !names(there, v.Name) || there.DeletionTimestamp != nil {
-			return nil, fmt.Errorf("PersistentVolume %s exists, and it is not that of volume %s", pv.Name, v.Name)
+			return nil, fmt.Errorf(
+				"PersistentVolume %s exists, and it is not that of volume %s", pv.Name, v.Name)
 		}
 		return there, nil
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("writing PersistentVolume %s: %w", pv.Name, err)
 	}
+
 	r.say("persistentvolume/%s created on node %s%s", pv.Name, v.Spec.NodeName, forClaim(v))
 	return pv, nil
 }
@@ -207,49 +253,78 @@ func forClaim(v *v1alpha1.Volume) string {
 	return ", for claim " + claimText(v.Spec.Claim)
 }
 
-// poolLabels are those that a PersistentVolume gets of its volume's pool, so that claims with a selector can choose it.
+// poolLabels are those that a PersistentVolume gets of its volume's pool, so
+// that claims with a selector can choose it.
 func (r *Rescuer) poolLabels(ctx context.Context, v *v1alpha1.Volume) (map[string]string, error) {
-	pool, err := get[v1alpha1.Pool](ctx, r, client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)})
+	pool, err := get[v1alpha1.Pool](
+		ctx,
+		r,
+		client.ObjectKey{Name: v1alpha1.PoolObjectName(v.Spec.NodeName, v.Status.Pool)},
+	)
 	if pool == nil || err != nil {
 		return nil, err
 	}
 	return pool.Labels, nil
 }
 
-// claimRef names the volume's claim, with the UID only of a claim that exists and was bound to this PersistentVolume.
-func (r *Rescuer) claimRef(ctx context.Context, v *v1alpha1.Volume) (*corev1.ObjectReference, error) {
+// claimRef names the volume's claim, with the UID only of a claim that exists
+// and was bound to this PersistentVolume.
+func (r *Rescuer) claimRef(
+	ctx context.Context,
+	v *v1alpha1.Volume,
+) (*corev1.ObjectReference, error) {
 	ref := v.Spec.Claim
 	if ref == nil || ref.Name == "" {
 		return nil, nil
 	}
-	out := &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: ref.Namespace, Name: ref.Name}
-	claim, err := get[corev1.PersistentVolumeClaim](ctx, r, client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name})
+
+	out := &corev1.ObjectReference{
+		Kind:       "PersistentVolumeClaim",
+		APIVersion: "v1",
+		Namespace:  ref.Namespace,
+		Name:       ref.Name,
+	}
+	claim, err := get[corev1.PersistentVolumeClaim](ctx, r, client.ObjectKey{
+		Namespace: ref.Namespace,
+		Name:      ref.Name,
+	})
 	if err != nil || claim == nil {
 		return out, err
 	}
+
 	switch claim.Spec.VolumeName {
 	case v.Labels[v1alpha1.LabelPVName]:
 		out.UID = claim.UID
 	case "":
 	default:
-		return nil, &ClaimTakenError{Claim: claimText(ref), By: claim.Spec.VolumeName, Volume: v.Name}
+		return nil, &ClaimTakenError{
+			Claim:  claimText(ref),
+			By:     claim.Spec.VolumeName,
+			Volume: v.Name,
+		}
 	}
+
 	return out, nil
 }
 
-// ClaimTakenError: the claim that a volume is to come back to is bound to something else.
+// ClaimTakenError: the claim that a volume is to come back to is bound to
+// something else.
 type ClaimTakenError struct{ Claim, By, Volume string }
 
 func (e *ClaimTakenError) Error() string {
-	return fmt.Sprintf("claim %s is bound to PersistentVolume %s, so volume %s cannot come back to it; delete that claim first, or name another one", e.Claim, e.By, e.Volume)
+	return fmt.Sprintf(
+		"claim %s is bound to PersistentVolume %s, so volume %s cannot come back to it; delete "+
+			"that claim first, or name another one", e.Claim, e.By, e.Volume)
 }
 
-// claim writes the volume's claim again where it is gone. A second call finds it.
+// claim writes the volume's claim again where it is gone. A second call finds
+// it.
 func (r *Rescuer) claim(ctx context.Context, v *v1alpha1.Volume) error {
 	claim := Claim(v)
 	if claim == nil {
 		return nil
 	}
+
 	err := r.Client.Create(ctx, claim)
 	switch {
 	case apierrors.IsAlreadyExists(err):
@@ -257,24 +332,41 @@ func (r *Rescuer) claim(ctx context.Context, v *v1alpha1.Volume) error {
 	case err != nil:
 		return fmt.Errorf("writing claim %s: %w", claimText(v.Spec.Claim), err)
 	}
+
 	r.say("persistentvolumeclaim/%s created in namespace %s", claim.Name, claim.Namespace)
 	return nil
 }
 
-// awaitBound waits until a claim is bound to the PersistentVolume, if the claim exists.
-func (r *Rescuer) awaitBound(ctx context.Context, ref *v1alpha1.ClaimReference, pvName string) error {
+// awaitBound waits until a claim is bound to the PersistentVolume, if the claim
+// exists.
+func (r *Rescuer) awaitBound(
+	ctx context.Context,
+	ref *v1alpha1.ClaimReference,
+	pvName string,
+) error {
 	key := client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
 	claim, err := get[corev1.PersistentVolumeClaim](ctx, r, key)
 	if claim == nil || err != nil {
 		return err
 	}
-	err = await(ctx, r, &corev1.PersistentVolumeClaimList{}, key, "claim "+claimText(ref), func(c *corev1.PersistentVolumeClaim) (bool, error) {
-		return c.Status.Phase == corev1.ClaimBound && c.Spec.VolumeName == pvName, nil
-	})
+
+	err = await(
+		ctx,
+		r,
+		&corev1.PersistentVolumeClaimList{},
+		key,
+		"claim "+claimText(ref),
+		func(c *corev1.PersistentVolumeClaim) (bool, error) {
+			return c.Status.Phase == corev1.ClaimBound && c.Spec.VolumeName == pvName, nil
+		},
+	)
 	if err != nil {
-		return fmt.Errorf("%w: it does not bind to PersistentVolume %s; `kubectl -n %s describe pvc %s` says why (its class, size and access modes have to fit)",
+		return fmt.Errorf(
+			"%w: it does not bind to PersistentVolume %s; `kubectl -n %s describe pvc %s` says "+
+				"why (its class, size and access modes have to fit)",
 			err, pvName, ref.Namespace, ref.Name)
 	}
+
 	r.say("persistentvolumeclaim/%s bound in namespace %s", ref.Name, ref.Namespace)
 	return nil
 }

@@ -16,22 +16,27 @@ import (
 // Disk is one pool as the agent of its node reads it off the disk.
 type Disk struct {
 	Node string
-	// Pool is the pool's name in the agent's configuration, and Path where it is.
+	// Pool is the pool's name in the agent's configuration, and Path where it
+	// is.
 	Pool, Path string
-	// UID is the identity of the disk, and ClusterID that of the cluster it belongs to; empty: of none.
+	// UID is the identity of the disk, and ClusterID that of the cluster it
+	// belongs to; empty: of none.
 	UID, ClusterID string
 	// Error says why there is nothing to be read; the rest is empty then.
 	Error string
-	// Missing: there is no disk, which is all that there is to know. Otherwise an Error may hide one.
+	// Missing: there is no disk, which is all that there is to know. Otherwise
+	// an Error may hide one.
 	Missing bool
 	Volumes []Found
 }
 
 // Found is a volume on a disk.
 type Found struct {
-	// Volume is the record that the disk's own makes: published, wanted as it is, and its status what is there.
+	// Volume is the record that the disk's own makes: published, wanted as it
+	// is, and its status what is there.
 	Volume *v1alpha1.Volume
-	// InTrash: it was deleted, and is kept for Remaining more; 0: its space is being freed.
+	// InTrash: it was deleted, and is kept for Remaining more; 0: its space is
+	// being freed.
 	InTrash   bool
 	Remaining time.Duration
 }
@@ -51,22 +56,37 @@ type Snapshot struct {
 	Claims     map[client.ObjectKey]*corev1.PersistentVolumeClaim
 	Classes    map[string]bool
 	Namespaces map[string]bool
-	// Pods are those that hold, or may hold, a claim's volume: they have a node and have not ended. By claim.
+	// Pods are those that hold, or may hold, a claim's volume: they have a node
+	// and have not ended. By claim.
 	Pods map[client.ObjectKey][]Pod
 }
 
 // Pod is a pod that uses a claim.
 type Pod struct{ Name, Node string }
 
-// Take reads the cluster and puts it beside the disks that were read. Everything is read live, the Volumes last: one that
-// is written meanwhile is seen, and one that is deleted meanwhile is met again when the plan is applied.
-func (r *Rescuer) Take(ctx context.Context, disks []Disk, unread map[string]string) (*Snapshot, error) {
-	s := &Snapshot{Disks: disks, Unread: unread, Classes: map[string]bool{}, Namespaces: map[string]bool{},
-		Claims: map[client.ObjectKey]*corev1.PersistentVolumeClaim{}, Pods: map[client.ObjectKey][]Pod{}}
+// Take reads the cluster and puts it beside the disks that were read.
+// Everything is read live, the Volumes last: one that is written meanwhile is
+// seen, and one that is deleted meanwhile is met again when the plan is
+// applied.
+func (r *Rescuer) Take(
+	ctx context.Context,
+	disks []Disk,
+	unread map[string]string,
+) (*Snapshot, error) {
+	s := &Snapshot{
+		Disks:      disks,
+		Unread:     unread,
+		Classes:    map[string]bool{},
+		Namespaces: map[string]bool{},
+		Claims:     map[client.ObjectKey]*corev1.PersistentVolumeClaim{},
+		Pods:       map[client.ObjectKey][]Pod{},
+	}
 	var system corev1.Namespace
-	if err := r.Client.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &system); err != nil {
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem},
+		&system); err != nil {
 		return nil, fmt.Errorf("reading which cluster this is: %w", err)
 	}
+
 	s.ClusterID = string(system.UID)
 	var (
 		namespaces corev1.NamespaceList
@@ -83,22 +103,30 @@ func (r *Rescuer) Take(ctx context.Context, disks []Disk, unread map[string]stri
 			return nil, fmt.Errorf("listing %T: %w", list, err)
 		}
 	}
+
 	for _, ns := range namespaces.Items {
 		s.Namespaces[ns.Name] = ns.DeletionTimestamp == nil
 	}
+
 	for _, class := range classes.Items {
 		s.Classes[class.Name] = true
 	}
+
 	for i := range claims.Items {
 		s.Claims[client.ObjectKeyFromObject(&claims.Items[i])] = &claims.Items[i]
 	}
+
 	s.Nodes, s.PVs = byName(nodes.Items), byName(pvs.Items)
 	s.Pools, s.Volumes = byName(pools.Items), byName(volumes.Items)
 	for i := range pods.Items {
 		for _, claim := range heldClaims(&pods.Items[i]) {
-			s.Pods[claim] = append(s.Pods[claim], Pod{Name: pods.Items[i].Name, Node: pods.Items[i].Spec.NodeName})
+			s.Pods[claim] = append(s.Pods[claim], Pod{
+				Name: pods.Items[i].Name,
+				Node: pods.Items[i].Spec.NodeName,
+			})
 		}
 	}
+
 	return s, nil
 }
 
@@ -113,20 +141,30 @@ func byName[T any, P interface {
 	return m
 }
 
-// heldClaims are the claims whose volumes a pod may have mounted: it has a node and has not ended. That it is being deleted
-// does not count: until its kubelet, or a person, says so, its containers may run.
+// heldClaims are the claims whose volumes a pod may have mounted: it has a node
+// and has not ended. That it is being deleted does not count: until its
+// kubelet, or a person, says so, its containers may run.
 func heldClaims(pod *corev1.Pod) []client.ObjectKey {
-	if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+	if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded ||
+		pod.Status.Phase == corev1.PodFailed {
 		return nil
 	}
+
 	var out []client.ObjectKey
 	for _, v := range pod.Spec.Volumes {
 		switch {
 		case v.PersistentVolumeClaim != nil:
-			out = append(out, client.ObjectKey{Namespace: pod.Namespace, Name: v.PersistentVolumeClaim.ClaimName})
+			out = append(out, client.ObjectKey{
+				Namespace: pod.Namespace,
+				Name:      v.PersistentVolumeClaim.ClaimName,
+			})
 		case v.Ephemeral != nil:
-			out = append(out, client.ObjectKey{Namespace: pod.Namespace, Name: pod.Name + "-" + v.Name})
+			out = append(out, client.ObjectKey{
+				Namespace: pod.Namespace,
+				Name:      pod.Name + "-" + v.Name,
+			})
 		}
 	}
+
 	return out
 }
