@@ -13,11 +13,16 @@
 //	volumes.go     what this package needs of others
 //	codes.go       the one table from reasons to gRPC codes
 //	identity.go    the Identity service
-//	controller.go  the Controller service; create.go and list.go are the long parts of it
-//	node.go        the Node service; publish.go is the long part of it
+//	controller.go  the Controller service
+//	create.go      CreateVolume
+//	list.go        ListVolumes
+//	node.go        the Node service
+//	publish.go     NodePublishVolume, and inline volumes
 //	capability.go  which access modes and kinds of volumes are given
 //	request.go     limits on what a caller may send
-//	server.go      the gRPC server; intercept.go logs and catches panics, inflight.go keeps operations on one volume apart
+//	server.go      the gRPC server
+//	intercept.go   what every call passes: a log, a net for panics, one change at a time for each volume
+//	inflight.go    the volumes that an operation is in flight on
 //	socket.go      the unix socket
 //
 // A rule that is not obvious carries the place it comes from; "spec" is spec.md

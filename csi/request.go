@@ -98,6 +98,7 @@ func checkMap(field string, m map[string]string) error {
 	if size > maxMap {
 		return invalid("%s holds %d bytes; at most %d are allowed", field, size, maxMap)
 	}
+
 	return nil
 }
 

@@ -19,7 +19,7 @@ import (
 // What an event leads to is found by an index of the cache, never by looking at
 // everything: a cluster has a hundred thousand of what is looked through here.
 // The functions are given what lies in the cache, which may be packed
-// (pack.go).
+// (cache_pack.go).
 
 const (
 	// indexLeadsTo is of PersistentVolumes that lead to a volume other than the
@@ -60,7 +60,7 @@ var cacheIndexes = []struct {
 func addIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 	for _, index := range cacheIndexes {
 		if err := indexer.IndexField(ctx, index.object, index.field, index.of); err != nil {
-			return fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
+			return fmt.Errorf("index %T by %s: %w", index.object, index.field, err)
 		}
 	}
 	return nil
@@ -148,7 +148,7 @@ func leadingTo(
 	for _, key := range keys {
 		var list corev1.PersistentVolumeList
 		if err := cached.List(ctx, &list, client.MatchingFields{indexLeadsTo: key}); err != nil {
-			return nil, &apiError{"listing the PersistentVolumes of volume " + v.Name, err}
+			return nil, &apiError{"list the PersistentVolumes of volume " + v.Name, err}
 		}
 		found = append(found, list.Items...)
 	}
@@ -157,7 +157,7 @@ func leadingTo(
 	if name := pvOf(v.Name); name != "" {
 		err := cached.Get(ctx, client.ObjectKey{Name: name}, &own)
 		if client.IgnoreNotFound(err) != nil {
-			return nil, &apiError{"reading PersistentVolume " + name, err}
+			return nil, &apiError{"read PersistentVolume " + name, err}
 		}
 		if err == nil {
 			found = append(found, own)

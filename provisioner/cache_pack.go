@@ -243,7 +243,7 @@ func (c *codec) learn(plain []byte) error {
 		zstd.WithWindowSize(64<<10),
 	)
 	if err != nil {
-		return fmt.Errorf("packing cached objects: %w", err)
+		return fmt.Errorf("pack cached objects: %w", err)
 	}
 
 	decoder, err := zstd.NewReader(
@@ -254,7 +254,7 @@ func (c *codec) learn(plain []byte) error {
 		zstd.IgnoreChecksum(true),
 	)
 	if err != nil {
-		return fmt.Errorf("unpacking cached objects: %w", err)
+		return fmt.Errorf("unpack cached objects: %w", err)
 	}
 
 	c.samples = nil

@@ -39,7 +39,7 @@ import (
 // It is driven by the watches of nodes, pools, classes and agents, and writes
 // nothing without news. A change of room is news when it is one percent of the
 // node, or may decide over a claim that waits; a node's objects are then
-// written together, once a second at most (capacity_news.go). After a refusal
+// written together, once a second at most (capacity_changes.go). After a refusal
 // they are written at once, as they are. It does not reserve: several claims
 // may race for the same room, and the agent decides.
 type capacityPublisher struct {
@@ -124,14 +124,14 @@ func (c *capacityPublisher) PublishNode(ctx context.Context, node string) error 
 func (c *capacityPublisher) readPools(ctx context.Context, node string) error {
 	var cached v1alpha1.PoolList
 	if err := c.client.List(ctx, &cached, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return &apiError{"listing the pools of node " + node, err}
+		return &apiError{"list the pools of node " + node, err}
 	}
 
 	for i := range cached.Items {
 		pool := &v1alpha1.Pool{}
 		if err := c.live.Get(ctx, client.ObjectKeyFromObject(&cached.Items[i]),
 			pool); client.IgnoreNotFound(err) != nil {
-			return &apiError{"reading Pool " + cached.Items[i].Name, err}
+			return &apiError{"read Pool " + cached.Items[i].Name, err}
 		} else if err == nil {
 			c.mu.Lock()
 			if c.fresh == nil {
@@ -159,7 +159,7 @@ func (c *capacityPublisher) Reconcile(
 func (c *capacityPublisher) pools(ctx context.Context, node string) ([]v1alpha1.Pool, error) {
 	var all v1alpha1.PoolList
 	if err := c.client.List(ctx, &all, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return nil, &apiError{"listing the pools of node " + node, err}
+		return nil, &apiError{"list the pools of node " + node, err}
 	}
 
 	c.mu.Lock()
@@ -212,7 +212,7 @@ func (c *capacityPublisher) publish(
 	var have storagev1.CSIStorageCapacityList
 	if err := c.client.List(ctx, &have, client.InNamespace(c.namespace),
 		client.MatchingFields{indexCapacityNode: name}); err != nil {
-		return 0, &apiError{"listing the capacity objects of node " + name, err}
+		return 0, &apiError{"list the capacity objects of node " + name, err}
 	}
 
 	wait = c.applyHolds(ctx, name, want, have.Items)
@@ -268,7 +268,7 @@ func (c *capacityPublisher) publish(
 	err = together(writes)
 	c.published.wrote(name, time.Now())
 	if err != nil {
-		return 0, &apiError{"publishing the capacity of node " + name, err}
+		return 0, &apiError{"publish the capacity of node " + name, err}
 	}
 
 	return wait, nil
@@ -336,7 +336,7 @@ func (c *capacityPublisher) wanted(
 	if name == templateNodes {
 		var classes storagev1.StorageClassList
 		if err := c.client.List(ctx, &classes); err != nil {
-			return nil, nil, &apiError{"listing classes", err}
+			return nil, nil, &apiError{"list classes", err}
 		}
 		return c.template(classes.Items), nil, nil
 	}
@@ -353,7 +353,7 @@ func (c *capacityPublisher) wanted(
 
 	var classes storagev1.StorageClassList
 	if err := c.client.List(ctx, &classes); err != nil {
-		return nil, nil, &apiError{"listing classes", err}
+		return nil, nil, &apiError{"list classes", err}
 	}
 
 	ready, _ := c.agents.Ready(name)
@@ -451,7 +451,7 @@ func (c *capacityPublisher) switchOn(ctx context.Context) error {
 			if apierrors.IsNotFound(err) {
 				continue
 			}
-			return fmt.Errorf("reading CSIDriver %s: %w", name, err)
+			return fmt.Errorf("read CSIDriver %s: %w", name, err)
 		}
 
 		heed := !c.leaveOff
@@ -462,7 +462,7 @@ func (c *capacityPublisher) switchOn(ctx context.Context) error {
 		base := driver.DeepCopy()
 		driver.Spec.StorageCapacity = &heed
 		if err := c.client.Patch(ctx, &driver, client.MergeFrom(base)); err != nil {
-			return fmt.Errorf("switching on the capacity of CSIDriver %s: %w", name, err)
+			return fmt.Errorf("switch on the capacity of CSIDriver %s: %w", name, err)
 		}
 
 		log.FromContext(ctx).Info(
@@ -475,7 +475,7 @@ func (c *capacityPublisher) switchOn(ctx context.Context) error {
 func (c *capacityPublisher) publishAll(ctx context.Context) error {
 	var nodes corev1.NodeList
 	if err := c.client.List(ctx, &nodes); err != nil {
-		return fmt.Errorf("listing nodes: %w", err)
+		return fmt.Errorf("list nodes: %w", err)
 	}
 
 	for i := range nodes.Items {

@@ -102,7 +102,7 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 			),
 		}).Complete(s)
 	if err != nil {
-		return fmt.Errorf("setting up the capacity publisher: %w", err)
+		return fmt.Errorf("set up the capacity publisher: %w", err)
 	}
 
 	return nil

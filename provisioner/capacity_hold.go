@@ -148,7 +148,7 @@ func (c *capacityPublisher) holdOff(ctx context.Context, r nodeRefusal) error {
 		var have storagev1.CSIStorageCapacity
 		if err := c.client.Get(ctx, client.ObjectKeyFromObject(wish),
 			&have); client.IgnoreNotFound(err) != nil {
-			return &apiError{"reading CSIStorageCapacity " + name, err}
+			return &apiError{"read CSIStorageCapacity " + name, err}
 		}
 
 		c.mu.Lock()

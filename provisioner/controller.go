@@ -212,7 +212,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 
 	mgr, err := manager.New(Throughput(config), options)
 	if err != nil {
-		return fmt.Errorf("making the manager: %w", err)
+		return fmt.Errorf("make the manager: %w", err)
 	}
 	if o.Deployment != "" {
 		if o.capacityOwner, err = ownerOf(ctx, mgr.GetAPIReader(), client.ObjectKey{
@@ -246,7 +246,7 @@ func ownerOf(
 ) (*metav1.OwnerReference, error) {
 	var d appsv1.Deployment
 	if err := live.Get(ctx, key, &d); err != nil {
-		return nil, fmt.Errorf("reading the controller's own Deployment %s: %w", key, err)
+		return nil, fmt.Errorf("read the controller's own Deployment %s: %w", key, err)
 	}
 	return &metav1.OwnerReference{
 		APIVersion: appsv1.SchemeGroupVersion.String(),
@@ -282,12 +282,12 @@ func setup(ctx context.Context, mgr manager.Manager, o Options) (*provisioner, e
 	o = o.withDefaults()
 	metrics, err := NewMetrics(o.Registry)
 	if err != nil {
-		return nil, fmt.Errorf("registering metrics: %w", err)
+		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 
 	kube, err := kubernetes.NewForConfig(protobuf(mgr.GetConfig()))
 	if err != nil {
-		return nil, fmt.Errorf("making the client of the library: %w", err)
+		return nil, fmt.Errorf("make the client of the library: %w", err)
 	}
 	if err := addIndexes(ctx, mgr.GetFieldIndexer()); err != nil {
 		return nil, err
@@ -452,7 +452,7 @@ func addLoops(mgr manager.Manager, heal *volumeRestorer, sweep *sweeper) error {
 	if err := builder.ControllerManagedBy(mgr).Named("heal").For(&corev1.PersistentVolume{}).
 		Watches(&v1alpha1.Volume{}, toPV, builder.WithPredicates(vanished)).
 		WithOptions(options).Complete(heal); err != nil {
-		return fmt.Errorf("setting up the healer: %w", err)
+		return fmt.Errorf("set up the restoring of Volumes: %w", err)
 	}
 
 	options.RateLimiter = workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](
@@ -466,7 +466,7 @@ func addLoops(mgr manager.Manager, heal *volumeRestorer, sweep *sweeper) error {
 		For(&v1alpha1.Volume{}, builder.WithPredicates(restless)).
 		WithOptions(options).
 		Complete(sweep); err != nil {
-		return fmt.Errorf("setting up the sweep: %w", err)
+		return fmt.Errorf("set up the sweep: %w", err)
 	}
 
 	return addVanished(mgr, sweep)
@@ -492,7 +492,7 @@ func addVanished(mgr manager.Manager, sweep *sweeper) error {
 		For(&corev1.PersistentVolume{}, builder.WithPredicates(removed)).
 		WithOptions(options).
 		Complete(reconcile.Func(sweep.vanished)); err != nil {
-		return fmt.Errorf("setting up the watch of PersistentVolumes that vanish: %w", err)
+		return fmt.Errorf("set up the watch of PersistentVolumes that vanish: %w", err)
 	}
 	return nil
 }
@@ -507,7 +507,7 @@ func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers
 	} {
 		informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
 		if err != nil {
-			return in, fmt.Errorf("watching %T: %w", object, err)
+			return in, fmt.Errorf("watch %T: %w", object, err)
 		}
 
 		shared, ok := informer.(toolscache.SharedIndexInformer)
@@ -574,10 +574,10 @@ func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers
 		for object, h := range set {
 			informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
 			if err != nil {
-				return in, fmt.Errorf("watching %T: %w", object, err)
+				return in, fmt.Errorf("watch %T: %w", object, err)
 			}
 			if _, err := informer.AddEventHandler(h); err != nil {
-				return in, fmt.Errorf("watching %T: %w", object, err)
+				return in, fmt.Errorf("watch %T: %w", object, err)
 			}
 		}
 	}

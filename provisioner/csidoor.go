@@ -133,7 +133,7 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 		return nil
 	}
 	if err != nil {
-		return &apiError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+		return &apiError{"read claim " + ref.Namespace + "/" + ref.Name, err}
 	}
 	// The sidecar asks for what is left of a size that does not fit into 63
 	// bits.
@@ -268,7 +268,7 @@ func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 			return v, nil
 		}
 		if err != nil && !apierrors.IsNotFound(err) {
-			return nil, explain(&apiError{"reading Volume " + id, err})
+			return nil, explain(&apiError{"read Volume " + id, err})
 		}
 	}
 	return nil, &notFoundError{id}
@@ -286,7 +286,7 @@ func isCSI(v *v1alpha1.Volume) bool {
 func (c *CSI) List(ctx context.Context) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
 	if err := c.live.List(ctx, &list); err != nil {
-		return nil, explain(&apiError{"listing Volumes", err})
+		return nil, explain(&apiError{"list Volumes", err})
 	}
 	return slices.DeleteFunc(list.Items, func(v v1alpha1.Volume) bool { return !isCSI(&v) }), nil
 }
@@ -309,7 +309,7 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 			v); apierrors.IsNotFound(err) || err == nil && !isCSI(v) {
 			return nil, &notFoundError{id}
 		} else if err != nil {
-			return nil, &apiError{"reading Volume " + id, err}
+			return nil, &apiError{"read Volume " + id, err}
 		}
 
 		if size, too := c.claimTooLarge(ctx, v); too {
@@ -342,7 +342,7 @@ func (c *CSI) expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Vol
 			break
 		}
 		if !apierrors.IsConflict(err) {
-			return nil, &apiError{"asking for another size of Volume " + id, err}
+			return nil, &apiError{"ask for another size of Volume " + id, err}
 		}
 	}
 
@@ -421,7 +421,7 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	err := c.live.Get(ctx, client.ObjectKey{Name: id}, v)
 	lost := apierrors.IsNotFound(err)
 	if err != nil && !lost {
-		return &apiError{"reading Volume " + id, err}
+		return &apiError{"read Volume " + id, err}
 	}
 
 	pvName := v.Labels[v1alpha1.LabelPVName]
@@ -543,7 +543,7 @@ func (c *CSI) persistentVolume(
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &apiError{"reading PersistentVolume " + name, err}
+		return nil, &apiError{"read PersistentVolume " + name, err}
 	}
 	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != v1alpha1.CSIDriver ||
 		pv.Spec.CSI.VolumeHandle != id {

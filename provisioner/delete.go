@@ -67,7 +67,7 @@ func (l *localDoor) delete(
 	case apierrors.IsNotFound(err):
 		return "", &controller.IgnoredError{Reason: "the PersistentVolume does not exist any more"}
 	case err != nil:
-		return "", &apiError{"reading PersistentVolume " + pv.Name, err}
+		return "", &apiError{"read PersistentVolume " + pv.Name, err}
 	case now.UID != pv.UID, now.Status.Phase != corev1.VolumeReleased,
 		now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
 		return "", &controller.IgnoredError{Reason: "the PersistentVolume is not released with " +
@@ -139,13 +139,13 @@ func (r *volumeObjects) forDeletion(
 		}
 		v.Spec.DesiredState = wishToDelete(v)
 		if err := r.client.Create(ctx, v); err != nil {
-			return nil, &apiError{"writing Volume " + o.Volume + " again to delete it", err}
+			return nil, &apiError{"write Volume " + o.Volume + " again to delete it", err}
 		}
 		return v, nil
 	}
 
 	if err != nil {
-		return nil, &apiError{"reading Volume " + o.Volume, err}
+		return nil, &apiError{"read Volume " + o.Volume, err}
 	}
 	if why := matches(v, pv, o); why != "" {
 		return nil, &notOursError{pv.Name, why}
@@ -192,12 +192,12 @@ func (r *volumeObjects) desire(
 			return changed, nil
 		}
 		if !apierrors.IsConflict(err) {
-			return nil, &apiError{"marking Volume " + v.Name + " " + string(want), err}
+			return nil, &apiError{"mark Volume " + v.Name + " " + string(want), err}
 		}
 
 		newer := &v1alpha1.Volume{}
 		if err := r.live.Get(ctx, client.ObjectKeyFromObject(v), newer); err != nil {
-			return nil, &apiError{"reading Volume " + v.Name, err}
+			return nil, &apiError{"read Volume " + v.Name, err}
 		}
 		if newer.UID != v.UID {
 			return nil, &deletePendingError{v.Name, v.Spec.NodeName, "its record was written anew"}
@@ -288,7 +288,7 @@ func (r *volumeObjects) removeRecord(ctx context.Context, v *v1alpha1.Volume) er
 		log.FromContext(ctx).V(1).Info("The record changed; the sweep removes it", "volume", v.Name)
 		return nil
 	case err != nil && !apierrors.IsNotFound(err):
-		return &apiError{"removing Volume " + v.Name, err}
+		return &apiError{"remove Volume " + v.Name, err}
 	}
 	return nil
 }

@@ -145,7 +145,7 @@ func (e *expander) expand(
 		v.Spec.Capacity = want
 		if err := e.client.Patch(ctx, v,
 			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return fmt.Errorf("asking for %s of Volume %s: %w", want.String(), v.Name, err)
+			return fmt.Errorf("ask for %s of Volume %s: %w", want.String(), v.Name, err)
 		}
 
 		return nil
@@ -255,7 +255,7 @@ func (e *expander) finish(
 		base := pv.DeepCopy()
 		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
 		if err := e.client.Patch(ctx, pv, client.MergeFrom(base)); err != nil {
-			return fmt.Errorf("raising the capacity of PersistentVolume %s: %w", pv.Name, err)
+			return fmt.Errorf("raise the capacity of PersistentVolume %s: %w", pv.Name, err)
 		}
 	}
 
@@ -297,7 +297,7 @@ func (e *expander) write(ctx context.Context, claim, base *corev1.PersistentVolu
 
 	patch := client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})
 	if err := e.client.Status().Patch(ctx, claim, patch); err != nil {
-		return fmt.Errorf("writing the status of claim %s/%s: %w", claim.Namespace, claim.Name, err)
+		return fmt.Errorf("write the status of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	return nil
 }
@@ -373,7 +373,7 @@ func addExpansion(mgr manager.Manager, e *expander) error {
 		}).
 		Complete(e)
 	if err != nil {
-		return fmt.Errorf("setting up the expander: %w", err)
+		return fmt.Errorf("set up the expander: %w", err)
 	}
 	return nil
 }

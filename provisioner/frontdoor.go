@@ -50,7 +50,7 @@ func (d *frontDoor) claimsIn(
 	var list corev1.PersistentVolumeClaimList
 	if err := d.client.List(ctx, &list, client.InNamespace(namespace),
 		client.MatchingFields{indexUnbound: stillUnbound}); err != nil {
-		return nil, &apiError{"listing the claims of namespace " + namespace, err}
+		return nil, &apiError{"list the claims of namespace " + namespace, err}
 	}
 	return list.Items, nil
 }

@@ -69,7 +69,7 @@ func (g *goneNodeCleaner) Reconcile(
 	var known corev1.Node
 	err := g.client.Get(ctx, client.ObjectKey{Name: node}, &known)
 	if client.IgnoreNotFound(err) != nil {
-		return reconcile.Result{}, &apiError{"reading Node " + node, err}
+		return reconcile.Result{}, &apiError{"read Node " + node, err}
 	}
 
 	if err == nil {
@@ -100,7 +100,7 @@ func (g *goneNodeCleaner) Reconcile(
 func (g *goneNodeCleaner) removeRecords(ctx context.Context, node string) error {
 	var doomed v1alpha1.VolumeList
 	if err := g.client.List(ctx, &doomed, client.MatchingFields{indexDoomed: node}); err != nil {
-		return &apiError{"listing the volumes of node " + node, err}
+		return &apiError{"list the volumes of node " + node, err}
 	}
 
 	for i := range doomed.Items {
@@ -129,7 +129,7 @@ func (g *goneNodeCleaner) removeRecords(ctx context.Context, node string) error 
 func (g *goneNodeCleaner) removePools(ctx context.Context, node string) error {
 	var pools v1alpha1.PoolList
 	if err := g.client.List(ctx, &pools, client.MatchingFields{indexPoolNode: node}); err != nil {
-		return &apiError{"listing the pools of node " + node, err}
+		return &apiError{"list the pools of node " + node, err}
 	}
 
 	if len(pools.Items) == 0 {
@@ -139,12 +139,12 @@ func (g *goneNodeCleaner) removePools(ctx context.Context, node string) error {
 
 	var pvs corev1.PersistentVolumeList
 	if err := g.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}); err != nil {
-		return &apiError{"listing the PersistentVolumes of node " + node, err}
+		return &apiError{"list the PersistentVolumes of node " + node, err}
 	}
 
 	var volumes v1alpha1.VolumeList
 	if err := g.live.List(ctx, &volumes, client.MatchingFields{"spec.nodeName": node}); err != nil {
-		return &apiError{"listing the volumes of node " + node, err}
+		return &apiError{"list the volumes of node " + node, err}
 	}
 	if len(pvs.Items) > 0 || len(volumes.Items) > 0 {
 		return nil // their end wakes it
@@ -157,7 +157,7 @@ func (g *goneNodeCleaner) removePools(ctx context.Context, node string) error {
 			ResourceVersion: &pool.ResourceVersion,
 		})
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			return &apiError{"removing Pool " + pool.Name, err}
+			return &apiError{"remove Pool " + pool.Name, err}
 		}
 
 		log.FromContext(ctx).Info(
@@ -211,7 +211,7 @@ func addGoneNodes(mgr manager.Manager, g *goneNodeCleaner) error {
 			SkipNameValidation:      new(true),
 		}).Complete(g)
 	if err != nil {
-		return fmt.Errorf("setting up the removal of what nodes left: %w", err)
+		return fmt.Errorf("set up the removal of what nodes left: %w", err)
 	}
 
 	return nil

@@ -223,7 +223,7 @@ func (l *localDoor) claimGone(
 			return false, nil
 		}
 		if err != nil && !apierrors.IsNotFound(err) {
-			return false, &apiError{"reading claim " + claim.Namespace + "/" + claim.Name, err}
+			return false, &apiError{"read claim " + claim.Namespace + "/" + claim.Name, err}
 		}
 	}
 	return true, nil

@@ -87,7 +87,7 @@ func (n *nodeLossHandler) Reconcile(
 ) (reconcile.Result, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexNodeLoss: req.Name}); err != nil {
-		return reconcile.Result{}, &apiError{"listing PersistentVolumes", err}
+		return reconcile.Result{}, &apiError{"list PersistentVolumes", err}
 	}
 
 	var wanting []wantingPV
@@ -178,7 +178,7 @@ func (n *nodeLossHandler) manyLostLately(ctx context.Context) (bool, error) {
 func (n *nodeLossHandler) manyLost(ctx context.Context) (bool, error) {
 	var pools v1alpha1.PoolList
 	if err := n.client.List(ctx, &pools, client.UnsafeDisableDeepCopy); err != nil {
-		return false, &apiError{"listing pools", err}
+		return false, &apiError{"list pools", err}
 	}
 
 	ready := map[string]bool{}
@@ -191,7 +191,7 @@ func (n *nodeLossHandler) manyLost(ctx context.Context) (bool, error) {
 		var node corev1.Node
 		err := n.client.Get(ctx, client.ObjectKey{Name: name}, &node)
 		if client.IgnoreNotFound(err) != nil {
-			return false, &apiError{"reading Node " + name, err}
+			return false, &apiError{"read Node " + name, err}
 		}
 
 		if err != nil {
@@ -221,7 +221,7 @@ func (n *nodeLossHandler) manyLost(ctx context.Context) (bool, error) {
 func (n *nodeLossHandler) holdsBound(ctx context.Context, node string) (bool, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := n.client.List(ctx, &pvs, client.MatchingFields{indexPVNode: node}); err != nil {
-		return false, &apiError{"listing PersistentVolumes", err}
+		return false, &apiError{"list PersistentVolumes", err}
 	}
 	return slices.ContainsFunc(
 		pvs.Items,
@@ -253,7 +253,7 @@ func (n *nodeLossHandler) look(ctx context.Context, name string) (lossState, err
 		}, nil
 	}
 	if err != nil {
-		return lossState{}, &apiError{"reading Node " + name, err}
+		return lossState{}, &apiError{"read Node " + name, err}
 	}
 
 	s := lossState{outOfService: isOutOfService(&node)}
@@ -336,7 +336,7 @@ func (n *nodeLossHandler) startOver(
 		return 0, nil // deleted already
 	}
 	if err != nil {
-		return 0, &apiError{"reading claim " + ref.Namespace + "/" + ref.Name, err}
+		return 0, &apiError{"read claim " + ref.Namespace + "/" + ref.Name, err}
 	}
 
 	if !n.enabled {
@@ -377,7 +377,7 @@ func (n *nodeLossHandler) startOver(
 		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 		if err := n.client.Patch(ctx, &pv,
 			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return 0, &apiError{"setting PersistentVolume " + pv.Name + " to Retain", err}
+			return 0, &apiError{"set PersistentVolume " + pv.Name + " to Retain", err}
 		}
 	}
 
@@ -406,7 +406,7 @@ func (n *nodeLossHandler) startOver(
 		)
 		if err := n.client.Delete(ctx, &claim,
 			client.Preconditions{UID: &claim.UID}); client.IgnoreNotFound(err) != nil {
-			return 0, &apiError{"deleting claim " + claim.Namespace + "/" + claim.Name, err}
+			return 0, &apiError{"delete claim " + claim.Namespace + "/" + claim.Name, err}
 		}
 
 		n.metrics.startedOver.Inc()
@@ -431,7 +431,7 @@ func (n *nodeLossHandler) startOver(
 			client.Preconditions{UID: &pod.UID},
 		)
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			return 0, &apiError{"deleting pod " + pod.Namespace + "/" + pod.Name, err}
+			return 0, &apiError{"delete pod " + pod.Namespace + "/" + pod.Name, err}
 		}
 	}
 
@@ -446,7 +446,7 @@ func (n *nodeLossHandler) pods(
 ) (using []corev1.Pod, owned bool, err error) {
 	var list corev1.PodList
 	if err := n.live.List(ctx, &list, client.InNamespace(claim.Namespace)); err != nil {
-		return nil, false, &apiError{"listing the pods of namespace " + claim.Namespace, err}
+		return nil, false, &apiError{"list the pods of namespace " + claim.Namespace, err}
 	}
 
 	for _, pod := range list.Items {
@@ -517,7 +517,7 @@ func addNodeLoss(mgr manager.Manager, n *nodeLossHandler) error {
 			SkipNameValidation:      new(true),
 		}).Complete(n)
 	if err != nil {
-		return fmt.Errorf("setting up the loss of nodes: %w", err)
+		return fmt.Errorf("set up the loss of nodes: %w", err)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ func nodeExists(ctx context.Context, live client.Reader, name string) (bool, err
 		return false, nil
 	}
 	if err != nil {
-		return false, &apiError{"reading Node " + name, err}
+		return false, &apiError{"read Node " + name, err}
 	}
 
 	return true, nil
@@ -36,7 +36,7 @@ func getNode(ctx context.Context, cached, live client.Reader, name string) (*cor
 		return nil, &nodeGoneError{name}
 	}
 	if err != nil {
-		return nil, &apiError{"reading Node " + name, err}
+		return nil, &apiError{"read Node " + name, err}
 	}
 
 	return node, nil

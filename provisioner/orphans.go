@@ -115,7 +115,7 @@ func (o *orphanReporter) orphaned(
 		}
 
 		if !apierrors.IsNotFound(err) {
-			return false, false, fmt.Errorf("reading PersistentVolume %s: %w", name, err)
+			return false, false, fmt.Errorf("read PersistentVolume %s: %w", name, err)
 		}
 	}
 
@@ -138,7 +138,7 @@ func (o *orphanReporter) orphaned(
 	case apierrors.IsNotFound(err):
 		return true, false, nil
 	case err != nil:
-		return false, false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
+		return false, false, fmt.Errorf("read claim %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
 
 	// A claim that is not bound yet is served from this very volume.
@@ -221,7 +221,7 @@ func addOrphans(mgr manager.Manager, o *orphanReporter) error {
 			SkipNameValidation:      new(true),
 		}).Complete(o)
 	if err != nil {
-		return fmt.Errorf("setting up the report of orphans: %w", err)
+		return fmt.Errorf("set up the report of orphans: %w", err)
 	}
 	return nil
 }

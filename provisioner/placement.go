@@ -158,7 +158,7 @@ func (d *frontDoor) placement(ctx context.Context, refused map[string]int) (plac
 	var nodes corev1.NodeList
 	// Read only, and there may be thousands.
 	if err := d.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
-		return pl, &apiError{"listing nodes", err}
+		return pl, &apiError{"list nodes", err}
 	}
 
 	pools, err := d.pools(ctx)
@@ -174,7 +174,7 @@ func (d *frontDoor) placement(ctx context.Context, refused map[string]int) (plac
 func (d *frontDoor) pools(ctx context.Context) (map[string][]v1alpha1.Pool, error) {
 	var list v1alpha1.PoolList
 	if err := d.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil { // read only
-		return nil, &apiError{"listing pools", err}
+		return nil, &apiError{"list pools", err}
 	}
 
 	byNode := map[string][]v1alpha1.Pool{}

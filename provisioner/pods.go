@@ -50,7 +50,7 @@ func (r podReader) using(
 		Raw:           &metav1.ListOptions{ResourceVersion: resourceVersion},
 	}
 	if err := r.live.List(ctx, &list, opts); err != nil {
-		return nil, &apiError{fmt.Sprintf("listing the pods of namespace %s", claim.Namespace), err}
+		return nil, &apiError{fmt.Sprintf("list the pods of namespace %s", claim.Namespace), err}
 	}
 	return slices.DeleteFunc(list.Items, func(pod corev1.Pod) bool {
 		gone := pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded ||

@@ -59,7 +59,7 @@ func (h *volumeRestorer) Reconcile(
 	}
 
 	if err != nil {
-		return reconcile.Result{}, fmt.Errorf("reading Volume %s: %w", o.Volume, err)
+		return reconcile.Result{}, fmt.Errorf("read Volume %s: %w", o.Volume, err)
 	}
 
 	h.tellStale(ctx, &pv, &v)
@@ -110,7 +110,7 @@ func (h *volumeRestorer) restore(
 	case apierrors.IsAlreadyExists(err):
 		return nil
 	case err != nil:
-		return fmt.Errorf("writing Volume %s again: %w", v.Name, err)
+		return fmt.Errorf("write Volume %s again: %w", v.Name, err)
 	}
 
 	h.metrics.healed.Inc()
@@ -174,7 +174,7 @@ func (h *volumeRestorer) follow(
 	)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf(
-			"carrying over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
+			"carry over PersistentVolume %s to Volume %s: %w", pv.Name, v.Name, err)
 	}
 
 	return nil

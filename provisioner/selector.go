@@ -43,7 +43,7 @@ func (l *localDoor) selectPools(
 	narrow(wish, claim.Spec.Selector)
 	var pools v1alpha1.PoolList
 	if err := l.client.List(ctx, &pools); err != nil {
-		return &apiError{"listing pools", err}
+		return &apiError{"list pools", err}
 	}
 
 	suits := func(p parameters.Set, pool *v1alpha1.Pool) bool {
@@ -116,12 +116,12 @@ func (l *localDoor) classesThat(
 ) ([]string, error) {
 	var classes storagev1.StorageClassList
 	if err := l.client.List(ctx, &classes); err != nil {
-		return nil, &apiError{"listing StorageClasses", err}
+		return nil, &apiError{"list StorageClasses", err}
 	}
 
 	var nodes corev1.NodeList
 	if err := l.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, &apiError{"listing nodes", err}
+		return nil, &apiError{"list nodes", err}
 	}
 
 	byName := map[string]*corev1.Node{}

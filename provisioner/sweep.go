@@ -101,7 +101,7 @@ func (s *sweeper) served(
 			return false, 0, nil
 		}
 		if err != nil {
-			return false, 0, fmt.Errorf("reading PersistentVolume %s: %w", pvName, err)
+			return false, 0, fmt.Errorf("read PersistentVolume %s: %w", pvName, err)
 		}
 	}
 	if wait := publishAfter - s.now().Sub(v.CreationTimestamp.Time); wait > 0 {
@@ -146,7 +146,7 @@ func (r *volumeObjects) publish(ctx context.Context, v *v1alpha1.Volume) error {
 		client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}),
 	)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("marking Volume %s as published: %w", v.Name, err)
+		return fmt.Errorf("mark Volume %s as published: %w", v.Name, err)
 	}
 
 	return nil
@@ -169,7 +169,7 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 	}
 
 	if !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("reading PersistentVolume %s: %w", pvName, err)
+		return false, fmt.Errorf("read PersistentVolume %s: %w", pvName, err)
 	}
 
 	ref := v.Spec.Claim
@@ -182,7 +182,7 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("reading claim %s/%s: %w", ref.Namespace, ref.Name, err)
+		return false, fmt.Errorf("read claim %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
 	if ref.UID != "" && claim.UID != ref.UID {
 		return false, nil // another claim of the same name

@@ -161,7 +161,7 @@ func addUnschedulable(mgr manager.Manager, a *unschedulableReporter) error {
 		}).
 		Complete(a)
 	if err != nil {
-		return fmt.Errorf("setting up the adviser: %w", err)
+		return fmt.Errorf("set up the reporter of unschedulable claims: %w", err)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func (b *bypasses) look(
 		Raw:       &metav1.ListOptions{ResourceVersion: "0"},
 	}
 	if err := live.List(ctx, &pods, opts); err != nil {
-		return bypassed{}, &apiError{"listing the pods of namespace " + namespace, err}
+		return bypassed{}, &apiError{"list the pods of namespace " + namespace, err}
 	}
 
 	found := bypassed{at: now, pods: map[string]bypassing{}}

@@ -106,7 +106,7 @@ func (s *surveyCache) waited(
 			Raw:           &metav1.ListOptions{ResourceVersion: "0"},
 		})
 		if err != nil {
-			return false, &apiError{"listing the pods of namespace " + claim.Namespace, err}
+			return false, &apiError{"list the pods of namespace " + claim.Namespace, err}
 		}
 
 		known = podSurvey{at: s.now(), claims: map[string]bool{}}

@@ -182,7 +182,7 @@ func (r *volumeObjects) attempt(
 func (r *volumeObjects) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
 	if err := r.client.List(ctx, &list, client.MatchingFields{indexPVName: pvName}); err != nil {
-		return nil, &apiError{"listing the volumes of " + pvName, err}
+		return nil, &apiError{"list the volumes of " + pvName, err}
 	}
 	return list.Items, nil
 }
@@ -246,7 +246,7 @@ func (r *volumeObjects) create(
 		}
 	}
 
-	return nil, &apiError{"creating Volume " + name, err}
+	return nil, &apiError{"create Volume " + name, err}
 }
 
 // newRecord is a Volume with the labels every record has.
@@ -279,7 +279,7 @@ func (r *volumeObjects) catchUp(ctx context.Context, name string) error {
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		return &apiError{"reading Volume " + name, err}
+		return &apiError{"read Volume " + name, err}
 	}
 
 	if v.DeletionTimestamp != nil {
@@ -307,7 +307,7 @@ func (r *volumeObjects) resume(
 		if apierrors.IsNotFound(err) {
 			return nil, nil
 		}
-		return nil, &apiError{"reading Volume " + use.Name, err}
+		return nil, &apiError{"read Volume " + use.Name, err}
 	}
 
 	if isServed(v) || isReady(v) || equality.Semantic.DeepEqual(v.Spec.Admission, wish.Admission) {
@@ -331,7 +331,7 @@ func (r *volumeObjects) resume(
 		return nil, r.catchUp(ctx, use.Name)
 	}
 
-	return nil, &apiError{"changing the admission group of Volume " + use.Name, err}
+	return nil, &apiError{"change the admission group of Volume " + use.Name, err}
 }
 
 // settle waits until the agent made the volume or refused it, as long as
@@ -470,7 +470,7 @@ func (r *volumeObjects) abandon(
 		case err == nil || apierrors.IsNotFound(err):
 			return nil
 		case !apierrors.IsConflict(err):
-			return &apiError{"giving up Volume " + v.Name, err}
+			return &apiError{"give up Volume " + v.Name, err}
 		}
 
 		newer := &v1alpha1.Volume{}
@@ -478,7 +478,7 @@ func (r *volumeObjects) abandon(
 			if apierrors.IsNotFound(err) {
 				return nil
 			}
-			return &apiError{"reading Volume " + v.Name, err}
+			return &apiError{"read Volume " + v.Name, err}
 		}
 
 		if newer.UID != v.UID {
@@ -504,7 +504,7 @@ func (r *volumeObjects) led(ctx context.Context, v *v1alpha1.Volume) (bool, erro
 		return false, nil
 	}
 	if err != nil {
-		return false, &apiError{"reading PersistentVolume " + name, err}
+		return false, &apiError{"read PersistentVolume " + name, err}
 	}
 
 	o, ours := originOf(&pv)

@@ -220,7 +220,7 @@ func (r *Rescuer) nodeOf(ctx context.Context, pv *corev1.PersistentVolume) (stri
 	var nodes corev1.NodeList
 	if err := r.Client.List(ctx, &nodes,
 		client.MatchingLabels{corev1.LabelHostname: hosts[0]}); err != nil {
-		return "", fmt.Errorf("listing nodes: %w", err)
+		return "", fmt.Errorf("list nodes: %w", err)
 	}
 	if len(nodes.Items) != 1 {
 		return "", fmt.Errorf(
@@ -300,7 +300,7 @@ func (r *Rescuer) Adopt(ctx context.Context, v *v1alpha1.Volume) error {
 		ready.Spec.Published, ready.Spec.Claim = true, v.Spec.Claim
 		if err := r.Client.Patch(ctx, ready,
 			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return fmt.Errorf("publishing volume %s: %w", v.Name, err)
+			return fmt.Errorf("publish volume %s: %w", v.Name, err)
 		}
 	}
 
@@ -325,7 +325,7 @@ func (r *Rescuer) takeBack(ctx context.Context, v *v1alpha1.Volume) error {
 		UID:             &v.UID,
 		ResourceVersion: &v.ResourceVersion,
 	})); err != nil {
-		return fmt.Errorf("deleting the refused Volume %s: %w", v.Name, err)
+		return fmt.Errorf("delete the refused Volume %s: %w", v.Name, err)
 	}
 
 	r.say("volume/%s deleted again; nothing was touched on the node", v.Name)

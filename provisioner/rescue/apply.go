@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -94,7 +92,7 @@ func (r *Rescuer) takeOver(ctx context.Context, pool, cluster string) error {
 		p.Spec.TakeOver = cluster
 		if err := r.Client.Patch(ctx, p,
 			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return fmt.Errorf("allowing pool %s to be taken over: %w", pool, err)
+			return fmt.Errorf("allow pool %s to be taken over: %w", pool, err)
 		}
 		r.say("pool/%s may take over the disk of cluster %s", pool, cluster)
 	}
@@ -120,41 +118,5 @@ func (r *Rescuer) takeOver(ctx context.Context, pool, cluster string) error {
 	}
 
 	r.say("pool/%s is ready", pool)
-	return nil
-}
-
-// writeVolume writes a Volume; one that exists is left as it is, if it is the
-// same one.
-func (r *Rescuer) writeVolume(ctx context.Context, v *v1alpha1.Volume) error {
-	fresh := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{
-		Name:   v.Name,
-		Labels: map[string]string{},
-	}}
-	v.Spec.DeepCopyInto(&fresh.Spec)
-	for key, value := range v.Labels {
-		fresh.Labels[key] = value
-	}
-
-	if len(validation.IsValidLabelValue(v.Spec.NodeName)) == 0 {
-		fresh.Labels[v1alpha1.LabelNode] = v.Spec.NodeName
-	}
-
-	err := r.Client.Create(ctx, fresh)
-	if apierrors.IsAlreadyExists(err) {
-		there, err := r.volume(ctx, v.Name)
-		if err != nil {
-			return err
-		}
-		if there.Spec.NodeName != v.Spec.NodeName {
-			return fmt.Errorf("it exists by now, on node %s", there.Spec.NodeName)
-		}
-		return nil
-	}
-
-	if err != nil {
-		return fmt.Errorf("writing Volume %s: %w", v.Name, err)
-	}
-
-	r.say("volume/%s created on node %s (%s)", v.Name, v.Spec.NodeName, v.Spec.DesiredState)
 	return nil
 }

@@ -19,4 +19,19 @@
 //   - The controller writes a lost Volume again from its PersistentVolume,
 //     under the node that one names. A PersistentVolume that is being replaced
 //     says so (v1alpha1.AnnotationReclaimPolicy), and is left alone.
+//
+// The files:
+//
+//	rescuer.go    the Rescuer, which works on a cluster
+//	restore.go    a volume back from the trash, or one without a PersistentVolume; deleting one for good
+//	snapshot.go   what there is, on disk and in the cluster, at one time
+//	plan.go       what would make the cluster whole again, and what a person has to decide
+//	plan_move.go  the part of the plan for volumes whose disk is on another node now
+//	apply.go      a plan carried out
+//	move.go       the objects of a moved volume, replaced one after the other
+//	adopt.go      data that was on a node before Quarry becomes a volume
+//	handover.go   a PersistentVolume made by hand becomes one of Quarry's
+//	objects.go    the PersistentVolume and the claim of a volume, as they are to be
+//	write.go      Volumes, PersistentVolumes and claims, written so that a second call finds them
+//	await.go      waits for agents and for the binder
 package rescue

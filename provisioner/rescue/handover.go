@@ -69,7 +69,7 @@ func (r *Rescuer) handOver(ctx context.Context, v *v1alpha1.Volume) error {
 	maps.Copy(pv.Annotations, Annotations(v, node))
 	if err := r.Client.Patch(ctx, pv,
 		client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-		return fmt.Errorf("handing PersistentVolume %s over: %w", name, err)
+		return fmt.Errorf("hand PersistentVolume %s over: %w", name, err)
 	}
 
 	r.say(

@@ -99,7 +99,7 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 	if old != nil && old.Spec.NodeName != v.Spec.NodeName {
 		err := r.Client.Delete(ctx, old, client.Preconditions{UID: &old.UID})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("deleting the Volume of node %s: %w", old.Spec.NodeName, err)
+			return fmt.Errorf("delete the Volume of node %s: %w", old.Spec.NodeName, err)
 		}
 		r.say(
 			"volume/%s deleted on node %s (the object, not the data)", old.Name, old.Spec.NodeName)
@@ -142,7 +142,7 @@ func (r *Rescuer) retain(ctx context.Context, pv *corev1.PersistentVolume) error
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 	if err := r.Client.Patch(ctx, pv,
 		client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-		return fmt.Errorf("setting PersistentVolume %s to Retain: %w", pv.Name, err)
+		return fmt.Errorf("set PersistentVolume %s to Retain: %w", pv.Name, err)
 	}
 
 	r.say("persistentvolume/%s set to Retain while it is replaced", pv.Name)
@@ -154,7 +154,7 @@ func (r *Rescuer) retain(ctx context.Context, pv *corev1.PersistentVolume) error
 func (r *Rescuer) takeAway(ctx context.Context, pv *corev1.PersistentVolume) error {
 	err := r.Client.Delete(ctx, pv, client.Preconditions{UID: &pv.UID})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("deleting PersistentVolume %s: %w", pv.Name, err)
+		return fmt.Errorf("delete PersistentVolume %s: %w", pv.Name, err)
 	}
 	for {
 		now, err := get[corev1.PersistentVolume](ctx, r, client.ObjectKeyFromObject(pv))
@@ -183,7 +183,7 @@ func (r *Rescuer) takeAway(ctx context.Context, pv *corev1.PersistentVolume) err
 			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{}),
 		)
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return fmt.Errorf("taking away the finalizers of PersistentVolume %s: %w", pv.Name, err)
+			return fmt.Errorf("take away the finalizers of PersistentVolume %s: %w", pv.Name, err)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()

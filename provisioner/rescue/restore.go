@@ -39,7 +39,7 @@ func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
 
 	var pvs corev1.PersistentVolumeList
 	if err := r.Client.List(ctx, &pvs); err != nil {
-		return nil, fmt.Errorf("listing PersistentVolumes: %w", err)
+		return nil, fmt.Errorf("list PersistentVolumes: %w", err)
 	}
 
 	var out []v1alpha1.Volume
@@ -94,7 +94,7 @@ func (r *Rescuer) volumes(
 ) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
 	if err := r.Client.List(ctx, &list); err != nil {
-		return nil, fmt.Errorf("listing Volumes: %w", err)
+		return nil, fmt.Errorf("list Volumes: %w", err)
 	}
 
 	var out []v1alpha1.Volume
@@ -127,7 +127,7 @@ func (r *Rescuer) persistentVolumeOf(
 ) (*corev1.PersistentVolume, error) {
 	var pvs corev1.PersistentVolumeList
 	if err := r.Client.List(ctx, &pvs); err != nil {
-		return nil, fmt.Errorf("listing PersistentVolumes: %w", err)
+		return nil, fmt.Errorf("list PersistentVolumes: %w", err)
 	}
 
 	for i := range pvs.Items {
@@ -276,7 +276,7 @@ func (r *Rescuer) desire(
 	case apierrors.IsConflict(err):
 		return fmt.Errorf("volume %s changed just now; look again: %w", v.Name, err)
 	case err != nil:
-		return fmt.Errorf("marking volume %s %s: %w", v.Name, want, err)
+		return fmt.Errorf("mark volume %s %s: %w", v.Name, want, err)
 	}
 
 	r.say("volume/%s marked %s", v.Name, want)

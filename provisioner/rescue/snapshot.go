@@ -84,7 +84,7 @@ func (r *Rescuer) Take(
 	var system corev1.Namespace
 	if err := r.Client.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem},
 		&system); err != nil {
-		return nil, fmt.Errorf("reading which cluster this is: %w", err)
+		return nil, fmt.Errorf("read which cluster this is: %w", err)
 	}
 
 	s.ClusterID = string(system.UID)
@@ -100,7 +100,7 @@ func (r *Rescuer) Take(
 	)
 	for _, list := range []client.ObjectList{&namespaces, &classes, &nodes, &pods, &claims, &pvs, &pools, &volumes} {
 		if err := r.Client.List(ctx, list); err != nil {
-			return nil, fmt.Errorf("listing %T: %w", list, err)
+			return nil, fmt.Errorf("list %T: %w", list, err)
 		}
 	}
 
