@@ -22,8 +22,9 @@ var accessModes = map[accessMode]corev1.PersistentVolumeAccessMode{
 	spec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   corev1.ReadOnlyMany,
 }
 
-// onePath tells the modes in which a volume may be published at one path only:
-// all that are not said to be for many (spec, NodePublishVolume, second table).
+// onePath reports whether a volume may be published at one path only in a mode:
+// so it is in all that are not said to be for many (spec, NodePublishVolume,
+// second table).
 func onePath(mode accessMode) bool {
 	return mode != spec.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER
 }

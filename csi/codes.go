@@ -11,9 +11,9 @@ import (
 )
 
 // codeOf is the one table from reasons to gRPC codes. It is here because codes
-// are this package's language alone: those who do the work give reasons, which
-// people and events see too. What a sidecar makes of a code is the reason for
-// most rows: external-provisioner asks the scheduler again after
+// are this package's language alone: the packages that do the work give
+// reasons, which people and events see too. What a sidecar makes of a code is
+// the reason for most rows: external-provisioner asks the scheduler again after
 // ResourceExhausted, carries on in the background after Aborted, Unavailable
 // and DeadlineExceeded, and takes any other as final for this try;
 // external-resizer takes OutOfRange and InvalidArgument as infeasible, so that
@@ -28,7 +28,7 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonCreateFailed:         codes.ResourceExhausted,
 	v1alpha1.ReasonNodeGone:             codes.ResourceExhausted,
 	v1alpha1.ReasonNoSuitableNode:       codes.ResourceExhausted,
-	// Nobody will make it anywhere.
+	// No node will make it.
 	v1alpha1.ReasonTooSmall:         codes.OutOfRange,
 	v1alpha1.ReasonInvalidOptions:   codes.InvalidArgument,
 	v1alpha1.ReasonInvalidParameter: codes.InvalidArgument,
@@ -45,7 +45,7 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonResizing:        codes.Aborted,
 	v1alpha1.ReasonAgentNotReady:   codes.Unavailable,
 	v1alpha1.ReasonAPIError:        codes.Unavailable,
-	// It is there, and can not be had.
+	// It exists, and cannot be had.
 	v1alpha1.ReasonVolumeNotFound:    codes.NotFound,
 	v1alpha1.ReasonVolumeUnavailable: codes.Unavailable,
 	v1alpha1.ReasonMismatch:          codes.Internal,
@@ -58,8 +58,7 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonResizeInfeasible:  codes.OutOfRange,
 	v1alpha1.ReasonVolumeInUse:       codes.FailedPrecondition, // spec, DeleteVolume: "Volume in use"
 	v1alpha1.ReasonNotOurs:           codes.FailedPrecondition,
-	// Publishing.
-	// Spec, NodePublishVolume: stage first.
+	// Publishing. Spec, NodePublishVolume: stage first.
 	v1alpha1.ReasonNotActive:     codes.FailedPrecondition,
 	v1alpha1.ReasonInvalidTarget: codes.InvalidArgument,
 	v1alpha1.ReasonTargetTaken:   codes.FailedPrecondition,
@@ -77,7 +76,8 @@ type reasoner interface {
 	Reason() string
 }
 
-// toStatus is the answer a caller gets for an error of those who do the work.
+// toStatus is the answer that a caller gets for an error of the packages that
+// do the work.
 func toStatus(err error) error {
 	if err == nil {
 		return nil

@@ -60,7 +60,7 @@ func (c *Controller) DeleteVolume(
 	return &spec.DeleteVolumeResponse{}, nil
 }
 
-// ValidateVolumeCapabilities implements the RPC. What can not be confirmed is
+// ValidateVolumeCapabilities implements the RPC. What cannot be confirmed is
 // answered with a message, not with an error.
 func (c *Controller) ValidateVolumeCapabilities(
 	ctx context.Context,
@@ -232,8 +232,8 @@ func message(v *v1alpha1.Volume, parameters string) *spec.Volume {
 }
 
 // volumeContext ends up in the PersistentVolume's volumeAttributes, from which
-// a lost record is written again. Nobody can change those: what may change, the
-// node and the pool, is not among them.
+// a lost Volume is written again. Those attributes cannot be changed: what may
+// change, the node and the pool, is not among them.
 func volumeContext(v *v1alpha1.Volume, parameters string) map[string]string {
 	m := map[string]string{}
 	if name := v.Spec.Attributes[v1alpha1.AttributeName]; name != "" {

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// defaultSize is the size of a volume that nobody gave one, in bytes.
+	// defaultSize is the size of a volume where the caller gives none, in
+	// bytes.
 	defaultSize = 1 << 30
 	// sizeUnit is what sizes are rounded up to, in bytes: the block of every
 	// filesystem.

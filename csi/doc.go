@@ -5,7 +5,7 @@
 // no storage logic here, and no state but the list of volumes that an operation
 // is in flight on.
 //
-// Who does the work is declared in volumes.go and handed in by the program: on
+// What does the work is declared in volumes.go and handed in by the program: on
 // a cluster the controller service stands over the Volume records (package
 // provisioner), on one machine over the store itself (package standalone); the
 // node service always stands over the store (package publish).

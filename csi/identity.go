@@ -34,7 +34,7 @@ func (i *Identity) GetPluginInfo(
 	}, nil
 }
 
-// GetPluginCapabilities implements the RPC. It tells of the plugin as a whole:
+// GetPluginCapabilities implements the RPC. It describes the plugin as a whole:
 // all instances of a version have to answer the same, whichever services they
 // serve themselves (spec, GetPluginCapabilities).
 func (i *Identity) GetPluginCapabilities(

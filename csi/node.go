@@ -183,8 +183,8 @@ func (n *Node) statfs(ctx context.Context, id, path string) (unix.Statfs_t, erro
 func usage(st unix.Statfs_t) []*spec.VolumeUsage {
 	unit := uint64(st.Bsize)
 	if st.Type == 0 {
-		// A Block volume. "Used" would make it look full to whoever compares it
-		// with the total: alerts leave out what reports no use.
+		// A Block volume. "Used" would make it look full when compared with the
+		// total; alerts leave out what reports no use.
 		return []*spec.VolumeUsage{{
 			Unit:  spec.VolumeUsage_BYTES,
 			Total: int64(st.Blocks * unit),

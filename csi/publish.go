@@ -73,9 +73,9 @@ func (n *Node) NodePublishVolume(
 	return &spec.NodePublishVolumeResponse{}, nil
 }
 
-// isInline tells inline volumes. Only kubelet sets the key: what a pod or a
-// PersistentVolume says under csi.storage.k8s.io/ it overwrites for inline
-// volumes, and for others it sets "false".
+// isInline reports whether a volume is an inline one. Only kubelet sets the
+// key: what a pod or a PersistentVolume says under csi.storage.k8s.io/ it
+// overwrites for inline volumes, and for others it sets "false".
 func isInline(volumeContext map[string]string) bool { return volumeContext[ephemeralKey] == "true" }
 
 // makeInline makes the volume that a pod asks for in its own spec.

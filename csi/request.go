@@ -54,9 +54,8 @@ func keyOf(name string) (string, error) {
 	return "name-" + hex.EncodeToString(sum[:20]), nil
 }
 
-// checkID refuses a missing id, and tells an id that no volume can have from
-// one that may exist: the spec has NOT_FOUND for both, and success for deleting
-// either.
+// checkID refuses a missing id, and reports whether a volume of that id is
+// possible: the spec has NOT_FOUND for both, and success for deleting either.
 func checkID(id string) (possible bool, err error) {
 	if id == "" {
 		return false, invalid("volume_id is missing")

@@ -41,7 +41,7 @@ func SocketPath(endpoint string) (string, error) {
 // Listen listens at a unix socket that only the owner of the process may
 // connect to. Directories that are missing are made, for the owner only. A
 // socket that a process left behind is replaced, in one step and complete with
-// its permissions; one that somebody serves, or anything that is no socket,
+// its permissions; one that a process serves, or anything that is no socket,
 // stays, and is an error.
 func Listen(endpoint string) (net.Listener, error) {
 	path, err := SocketPath(endpoint)
@@ -78,7 +78,7 @@ func Listen(endpoint string) (net.Listener, error) {
 	return &listener{UnixListener: l, path: path}, nil
 }
 
-// checkStale returns nil when path is free, or a socket that nobody serves.
+// checkStale returns nil when path is free, or a socket that no process serves.
 func checkStale(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

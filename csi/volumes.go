@@ -8,7 +8,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// The interfaces below speak the API's words, so that who implements them needs
+// The interfaces below use the API's words, so that their implementations need
 // no word of CSI. An error that knows its reason (Reason() string, a
 // v1alpha1.Reason*) gets the code of that reason; any other becomes INTERNAL.
 
@@ -87,7 +87,7 @@ type NodeVolumes interface {
 	// and stays.
 	Unpublish(ctx context.Context, id, target string) error
 
-	// Statfs tells how full the volume is, as statfs(2) would of a filesystem
+	// Statfs reports how full the volume is, as statfs(2) would of a filesystem
 	// of its size. Files is 0 where nothing counts inodes. Of a Block volume
 	// only the size is known, and Type is 0. path is where it is published;
 	// elsewhere the error has ReasonNotPublished.

@@ -23,7 +23,7 @@ type agentWatch struct {
 	OnChange func(node string, ready bool)
 }
 
-// Ready reports whether the node's agent is ready, and if not, why.
+// Ready reports whether the node's agent is ready, and why not.
 func (a *agentWatch) Ready(node string) (ready bool, why string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -45,8 +45,8 @@ func (a *agentWatch) readyLocked(node string) (bool, string) {
 	return false, why
 }
 
-// ReadySince is when the node's agent became ready; zero if it is not, or
-// nobody knows.
+// ReadySince is when the node's agent became ready; zero if it is not, or that
+// is not known.
 func (a *agentWatch) ReadySince(node string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -90,7 +90,7 @@ func troubleOf(pod *corev1.Pod) string {
 	return ""
 }
 
-// update records a pod, or its end, and tells about a change of its node's
+// update records a pod, or its end, and publishes a change of its node's
 // readiness.
 func (a *agentWatch) update(pod *corev1.Pod, gone bool) {
 	node := pod.Spec.NodeName

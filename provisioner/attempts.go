@@ -13,10 +13,10 @@ import (
 )
 
 // A volume's id is the name of its PersistentVolume and the number of the
-// attempt: "pvc-<claim UID>-1". It follows from what is known, so two
-// controllers that make the same attempt collide in the API server instead of
-// making two volumes. A number whose record still exists, as a tombstone or
-// otherwise, is never taken again.
+// attempt: "pvc-<claim UID>-1". The id follows from what every controller
+// knows, so two of them that make the same attempt collide in the API server
+// instead of making two volumes. A number whose Volume still exists, as a
+// tombstone or otherwise, is never taken again.
 
 // attemptID is the id of the nth attempt for a PersistentVolume; the first is
 // 1.
@@ -37,22 +37,22 @@ func attemptNumber(pvName, id string) (n int, ok bool) {
 	return n, true
 }
 
-// plan is how to go on with a claim, given the records that exist for its
+// plan is how to go on with a claim, given the Volumes that exist for its
 // PersistentVolume.
 type plan struct {
-	// use is the record to go on with; nil: make one called next.
+	// use is the Volume to go on with; nil: make one called next.
 	use  *v1alpha1.Volume
 	next string
-	// abandon are records to give up first: nobody was served from them, and
+	// abandon are Volumes to give up first: no claim was served from them, and
 	// they are on another node, refused, or made for another wish.
 	abandon []*v1alpha1.Volume
 }
 
-// planAttempt decides. A record that somebody may have been served from is
-// always gone on with, wherever it is: it may hold data, and its
-// PersistentVolume only has to be written (again). A second one of that kind is
-// left to the sweep, which can tell by the PersistentVolume which of them it
-// was.
+// planAttempt decides which Volume to go on with. It always goes on with a
+// Volume that a claim may have been served from, wherever it is: the Volume may
+// hold data, and only its PersistentVolume is to be written (again). It leaves
+// a second Volume of that kind to the sweep, which learns from the
+// PersistentVolume which of the two it was.
 func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.Volume) plan {
 	var p plan
 	highest := 0
@@ -64,7 +64,7 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent:
 			// A tombstone. It holds its number until the agent confirmed and
-			// the record is gone.
+			// the Volume is gone.
 		case isServed(v):
 			switch {
 			case p.use == nil:
@@ -104,11 +104,10 @@ func fixedAtCreation(spec *v1alpha1.VolumeSpec) v1alpha1.VolumeSpec {
 	return fixed
 }
 
-// isServed reports whether somebody may have been given the volume: it was
-// ready once, and from that moment on its PersistentVolume may be there. Only
-// proof that there is none ends that (the sweep). One that is lost before
-// anybody is known to have had it is an attempt like any other that came to
-// nothing.
+// isServed reports whether a claim may have been given the volume: it was ready
+// once, and from that moment on its PersistentVolume may exist. Only the sweep
+// ends that, with proof that there is none. A volume that is lost before a
+// claim is known to have had it is a failed attempt like any other.
 func isServed(v *v1alpha1.Volume) bool {
 	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady ||
 		v.Status.Phase == v1alpha1.VolumeUnavailable
@@ -125,7 +124,7 @@ func isReady(v *v1alpha1.Volume) bool {
 	return meta.IsStatusConditionTrue(v.Status.Conditions, v1alpha1.ConditionReady)
 }
 
-// isRefused reports whether the attempt is over and the agent holds nothing of
+// isRefused reports whether the attempt is over, and the agent holds nothing of
 // it.
 func isRefused(v *v1alpha1.Volume) bool {
 	return v.Status.Phase == v1alpha1.VolumeRefused || v.Status.Phase == v1alpha1.VolumeLost ||

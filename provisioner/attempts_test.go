@@ -30,7 +30,7 @@ func TestPlanAttempt(t *testing.T) {
 	const pv = "pvc-1"
 	want := v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent, Capacity: resource.MustParse("1Gi")}
 	record := func(n int, change func(*v1alpha1.Volume)) v1alpha1.Volume {
-		v := *newRecord(pv, attemptID(pv, n), &want)
+		v := *newVolumeObject(pv, attemptID(pv, n), &want)
 		if change != nil {
 			change(&v)
 		}

@@ -13,8 +13,8 @@ import (
 
 // Volumes have no attributes that change. A claim that is to be made with a
 // VolumeAttributesClass is refused; one that is bound already may be given one
-// by anybody who may change it, and neither the API server nor a sidecar says
-// anything: so the expander, which sees every change of a claim, does.
+// by any user who may change it, and neither the API server nor a sidecar says
+// anything. The expander sees every change of a claim, so it emits an event.
 
 // toldAttributes remembers what claims were told, so that each is told once.
 type toldAttributes struct {

@@ -2,16 +2,17 @@ package provisioner
 
 import "sync"
 
-// broadcaster hands the newest value of a key to whoever waits for that key. It
-// is how a worker blocks on a watch instead of polling: informers publish,
-// workers subscribe before they read the cache, so nothing falls between.
+// broadcaster hands the newest value of a key to the workers that wait for that
+// key. A worker blocks on it instead of polling: informers publish, and a
+// worker subscribes before it reads the cache, so that it misses nothing in
+// between.
 type broadcaster[T any] struct {
 	mu      sync.Mutex
 	waiters map[string]map[*subscription[T]]struct{}
 }
 
-// subscription receives the newest value of its key; values that were not taken
-// in time are replaced, never queued.
+// subscription receives the newest value of its key. A value that is not taken
+// in time is replaced by the next one; values never queue up.
 type subscription[T any] struct {
 	C      <-chan T
 	c      chan T

@@ -16,9 +16,9 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// What an event leads to is found by an index of the cache, never by looking at
-// everything: a cluster has a hundred thousand of what is looked through here.
-// The functions are given what lies in the cache, which may be packed
+// An index of the cache finds what an event concerns; nothing here looks
+// through all objects of a kind, of which a cluster may have a hundred
+// thousand. The functions are given what lies in the cache, which may be packed
 // (cache_pack.go).
 
 const (
@@ -98,7 +98,7 @@ func indexOfLeadsTo(o client.Object) []string {
 	return nil
 }
 
-// pathKey is under which a PersistentVolume is indexed for the path it names.
+// pathKey is the key of a PersistentVolume for the path it names.
 func pathKey(path string) string { return "path " + path }
 
 // leadsElsewhere are the keys of a PersistentVolume in indexLeadsTo.

@@ -26,8 +26,9 @@ import (
 // bound, ready, and looked at again when they change, in weeks. As Go objects
 // the three of one volume take some eight kilobytes; a hundred thousand of them
 // do not fit into any limit one would give to a controller. So a quiet object
-// lies packed in the informer's store, in some hundred bytes, and is unpacked
-// by whoever reads it: nothing of it is left out, and a reader cannot tell.
+// lies packed in the informer's store, in some hundred bytes, and each reader
+// gets it unpacked: nothing of it is left out, and a reader cannot tell the
+// difference.
 //
 // What reads through the cache's client sees no difference: a copy of a packed
 // object is the whole one. Event handlers, predicates and indexes are given
@@ -81,11 +82,11 @@ var samplesWanted = 8
 // samplesSize is how large the dictionary gets at most, in bytes.
 const samplesSize = 32 << 10
 
-// restless lets objects through that do not lie packed in the cache.
+// restless admits objects that do not lie packed in the cache.
 var restless = predicate.NewPredicateFuncs(func(o client.Object) bool { return !isPacked(o) })
 
-// newsOfQuiet is restless, and lets the changes of quiet objects through as
-// well: all but what was quiet already when it was first seen.
+// newsOfQuiet admits what restless does, and the changes of quiet objects as
+// well: all except objects that were quiet already when they were first seen.
 var newsOfQuiet = predicate.Funcs{
 	CreateFunc: func(e event.CreateEvent) bool { return !isPacked(e.Object) || !e.IsInInitialList },
 }
@@ -166,8 +167,8 @@ func isQuietVolume(v *v1alpha1.Volume) bool {
 		!inTrouble(v)
 }
 
-// transform is for the cache: it drops what nobody reads of an object, and
-// packs a quiet one. It may be given what it returned.
+// transform is what the cache calls for each object: it drops managed fields,
+// and packs a quiet object. It may be given what it returned.
 func (c *codec) transform(obj any) (any, error) {
 	o, ok := obj.(client.Object)
 	if !ok {

@@ -48,7 +48,7 @@ func quietVolume(i int) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim
 		Capacity: size, StorageClassName: "quarry", ReclaimPolicy: corev1.PersistentVolumeReclaimDelete, Provisioner: v1alpha1.LocalProvisioner, MountOptions: []string{"noatime"},
 		Claim: &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, Labels: claim.Labels}}
 	params.Apply(&spec)
-	v := newRecord(pvName, pvName+"-1", &spec)
+	v := newVolumeObject(pvName, pvName+"-1", &spec)
 	v.UID, v.ResourceVersion, v.CreationTimestamp, v.ManagedFields, v.Generation = uid(), fmt.Sprint(2000000+i), now, fields, 2
 	v.Status = v1alpha1.VolumeStatus{Phase: v1alpha1.VolumeReady, Pool: "default", PoolUID: "5d0a2f7e-8a0b-4a5f-9d4c-0a1b2c3d4e5f", Backend: v1alpha1.BackendLoop, FSType: "ext4",
 		Path: "/volumes/" + pvName + "-1/mount/data", Capacity: &size, ObservedGeneration: 2,

@@ -10,10 +10,10 @@ import (
 // intern returns a string that lies in memory once, however many have it.
 func intern(s string) string { return unique.Make(s).Value() }
 
-// trimNode keeps of a node what is read here: who it is, whether it is ready,
-// and what keeps pods away. A kubelet writes a list of images into its node
-// that is longer than all of that. Nodes are never written, so nothing gets
-// lost.
+// trimNode keeps of a node what this package reads: its name and labels,
+// whether it is ready, and what keeps pods away. A kubelet writes a list of
+// images into its node that is longer than all of that. Nodes are never
+// written, so nothing gets lost.
 func trimNode(obj any) (any, error) {
 	node, ok := obj.(*corev1.Node)
 	if !ok {

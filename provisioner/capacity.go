@@ -39,9 +39,9 @@ import (
 // It is driven by the watches of nodes, pools, classes and agents, and writes
 // nothing without news. A change of room is news when it is one percent of the
 // node, or may decide over a claim that waits; a node's objects are then
-// written together, once a second at most (capacity_changes.go). After a refusal
-// they are written at once, as they are. It does not reserve: several claims
-// may race for the same room, and the agent decides.
+// written together, once a second at most (capacity_changes.go). After a
+// refusal they are written at once, as they are. It does not reserve: several
+// claims may race for the same room, and the agent decides.
 type capacityPublisher struct {
 	client    client.Client
 	live      client.Reader
@@ -54,7 +54,8 @@ type capacityPublisher struct {
 	queue atomic.Pointer[workQueue]
 
 	mu sync.Mutex
-	// By name: read live, and newer than the cache when that was done.
+	// fresh are Pools by name that were read live, and were newer than the
+	// cache then.
 	fresh     map[string]*v1alpha1.Pool
 	nodes     keylock.Set
 	published publishLog
@@ -63,7 +64,7 @@ type capacityPublisher struct {
 	// templateSize is the largest volume of nodes that do not exist yet, in
 	// bytes; 0: nothing is published for them.
 	templateSize int64
-	// leaveOff leaves the scheduler's look at capacity off.
+	// leaveOff keeps the scheduler from heeding capacity.
 	leaveOff bool
 
 	holds   map[string]*hold // by object, as far as this process made them
@@ -187,11 +188,11 @@ func newer(a, b *v1alpha1.Pool) bool {
 	return errX == nil && errY == nil && x > y
 }
 
-// publish makes a node's objects what they have to be, as far as that is news;
-// exact: as far as they are not that. A change that has to wait for its turn,
-// and what becomes something else by itself, come after the time that is
-// returned (0: there is neither). It is serialised by node, so that an older
-// state is never written over a newer one.
+// publish writes a node's objects as they have to be: those whose change is
+// worth a write or, with exact set, all that differ. It returns after what time
+// it is to be called again, for a change that has to wait for its turn or for a
+// hold that ends; 0: there is neither. Calls for one node exclude each other,
+// so that an older state is never written over a newer one.
 func (c *capacityPublisher) publish(
 	ctx context.Context,
 	name string,
@@ -301,7 +302,7 @@ func (c *capacityPublisher) create(
 }
 
 // together does the writes of one node side by side: its classes see the same
-// pools, and the scheduler asks for any of them.
+// pools, and the scheduler may ask for any of them.
 func together(writes []func() error) error {
 	var g errgroup.Group
 	g.SetLimit(8)
@@ -441,9 +442,9 @@ func isOurClass(class *storagev1.StorageClass) bool {
 }
 
 // switchOn has the scheduler heed the objects, once those of every node were
-// published: from then on a node without an object is passed by. Where it is to
-// be left off it is switched off. CSIDriver objects come with the chart; one
-// that is not there is not made.
+// published: from then on the scheduler passes by a node without an object.
+// With leaveOff set it has the scheduler ignore them. CSIDriver objects come
+// with the chart; one that is not there is not made.
 func (c *capacityPublisher) switchOn(ctx context.Context) error {
 	for _, name := range []string{v1alpha1.LocalProvisioner, v1alpha1.CSIDriver} {
 		var driver storagev1.CSIDriver

@@ -15,12 +15,12 @@ const (
 	// capacityEvery bounds how often a node's capacity is written while its
 	// room changes by itself.
 	capacityEvery = time.Second
-	// capacityStep is the part of a class's pools that has to come or go before
-	// a change is written that decides nothing.
+	// capacityStep is one over the share of a class's pools that has to come or
+	// go before a change is written that decides over no claim.
 	capacityStep = 100
 )
 
-// publishLog is what the publisher remembers of the nodes.
+// publishLog remembers what was published of each node, and when.
 type publishLog struct {
 	mu    sync.Mutex
 	nodes map[string]*toldNode
@@ -74,8 +74,8 @@ func (t *publishLog) forget(name string) {
 	delete(t.nodes, name)
 }
 
-// behind are the nodes of which something of the class is not published as it
-// is, as far as it matters.
+// behind returns the nodes whose published capacity of a class is not current,
+// where the difference matters.
 func (t *publishLog) behind(class string, matters func(published, now int64) bool) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

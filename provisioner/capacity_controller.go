@@ -31,7 +31,7 @@ type workQueue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 
 // agentChanged has a node published whose agent became ready or stopped being
 // so. The publisher does not watch the agents' pods itself: it could see a
-// pod's change before Agents does, and publish what was true before.
+// pod's change before agentWatch does, and publish what was true before.
 func (c *capacityPublisher) agentChanged(node string) {
 	if queue := c.queue.Load(); queue != nil {
 		(*queue).Add(requests(node)[0])

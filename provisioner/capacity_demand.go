@@ -16,8 +16,8 @@ import (
 )
 
 // needGrace is how long a claim has no node before it counts as waiting for
-// room. The scheduler finds a node that there is in far less; a claim that
-// waits that long makes every change matter that may decide over it.
+// room. Where there is a node, the scheduler finds it in far less time. Once a
+// claim waits that long, every change matters that may decide over it.
 const needGrace = 500 * time.Millisecond
 
 // demand knows what the scheduler looks for in vain: the sizes of the claims
@@ -110,9 +110,9 @@ func (n *demand) forget(uid types.UID) {
 	}
 }
 
-// decides reports whether it makes a difference to a waiting claim of the class
-// that the largest volume is of the one size and not of the other: one of them
-// fits in only one case, or the smallest would fit once more.
+// decides reports whether a change of the largest volume from a to b, or back,
+// makes a difference to the waiting claims of a class: either one of them fits
+// in only one of the two cases, or the smallest one would fit once more.
 func (n *demand) decides(class string, a, b int64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -127,7 +127,7 @@ func (n *demand) decides(class string, a, b int64) bool {
 	return next < len(sizes) && sizes[next] <= more || more-less >= sizes[0]
 }
 
-// look is see for what lies in the cache. A packed claim is bound.
+// look calls see with an object of the cache. A packed claim is bound.
 func (n *demand) look(o client.Object) {
 	if claim, ok := o.(*corev1.PersistentVolumeClaim); ok {
 		n.see(claim)

@@ -23,10 +23,9 @@ import (
 // The scheduler looks at each claim of a pod alone, and scores nodes the same
 // way each time. A node that has room for either claim and not for both, or one
 // that fails to make volumes, is chosen again as soon as it has refused, while
-// another node would do. So what a node refused although by its room it could
-// have taken it, it is not offered for some time: the largest volume that is
-// published for that node and class stays just below. Smaller claims of others
-// pass meanwhile.
+// another node would do. So a node is not offered for some time what it refused
+// although it had room for it: the largest volume that is published for that
+// node and class stays just below that size. Smaller claims pass meanwhile.
 
 const (
 	firstHold   = time.Minute
@@ -40,8 +39,8 @@ type nodeRefusal struct {
 	// Below is the smallest size, in bytes, that is of no use there: that of
 	// the smallest claim that has to be admitted together with the one refused.
 	Below int64
-	// Claim is whose end ends it, where room is what is missing. Nil: the node
-	// refuses whatever is asked of it, and that room comes changes nothing.
+	// Claim is the claim whose end ends the hold, where room is missing. Nil:
+	// the node refuses all that is asked of it, and more room changes nothing.
 	Claim *v1alpha1.ClaimReference
 }
 
@@ -51,7 +50,7 @@ type nodeRefusal struct {
 type hold struct {
 	Below int64     `json:"below"`
 	Until time.Time `json:"until"`
-	// For is how long it was made for. The next one is twice as long.
+	// For is how long the hold was made for. The next one is twice as long.
 	For time.Duration `json:"for"`
 	// Room is the largest volume when it was made. It ends when there is more.
 	Room      int64     `json:"room"`
@@ -91,7 +90,7 @@ func (h *hold) madeBefore(agent time.Time) bool {
 	return h.UID == "" && agent.After(h.Until.Add(-h.For))
 }
 
-// readySince is when a node's agent became ready; zero if nobody knows.
+// readySince is when a node's agent became ready; zero if that is not known.
 func (c *capacityPublisher) readySince(node string) time.Time {
 	if agents, ok := c.agents.(interface{ ReadySince(string) time.Time }); ok {
 		return agents.ReadySince(node)

@@ -8,8 +8,8 @@ import (
 // The cluster autoscaler asks whether a pod would fit on a node that does not
 // exist yet. Nothing is published for such a node, so the answer would be no,
 // and none would ever be made. Since 1.36 the nodes that it makes up carry a
-// label of their own, and whoever says how large a new node's pools are has one
-// more object for each class published for that label.
+// label of their own. Where an administrator says how large a new node's pools
+// are, one more object for each class is published for that label.
 
 const (
 	// templateNodes is the key, and the annotation, of those objects. No node

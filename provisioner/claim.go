@@ -13,8 +13,9 @@ import (
 )
 
 // checkClaim finds what a classic volume cannot give. The error is a
-// *claimError, or a *controller.IgnoredError where somebody else will serve the
-// claim; that one must reach the library as it is, because it asserts the type.
+// *claimError, or a *controller.IgnoredError where another provisioner serves
+// the claim; the latter must reach the library as it is, because the library
+// asserts its type.
 func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 	for _, mode := range claim.Spec.AccessModes {
 		// kubelet's local plugin lists ReadWriteOnce only, and nothing on one
@@ -43,9 +44,9 @@ func checkClaim(claim *corev1.PersistentVolumeClaim) error {
 	return checkSource(claim)
 }
 
-// largestVolume is the largest size that is taken from anybody, through
-// either door. Quantities have no limit, and Value() of one beyond 2^63-1
-// wraps around: 2^64+1 bytes would become a volume of one byte.
+// largestVolume is the largest size that either door accepts. Quantities have
+// no limit, and Value() of one beyond 2^63-1 wraps around: 2^64+1 bytes would
+// become a volume of one byte.
 var largestVolume = *resource.NewQuantity(1<<60, resource.BinarySI)
 
 func tooLarge(size resource.Quantity) bool { return size.Cmp(largestVolume) > 0 }

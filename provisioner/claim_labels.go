@@ -9,7 +9,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// referenceTo is what a record says of the claim it is for.
+// referenceTo is what a Volume says of the claim it is for.
 func referenceTo(claim *corev1.PersistentVolumeClaim) *v1alpha1.ClaimReference {
 	ref := &v1alpha1.ClaimReference{
 		Namespace: claim.Namespace,

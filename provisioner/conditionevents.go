@@ -15,11 +15,12 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// conditionReporter tells people what agents put into conditions: agents have
-// no right to emit events, and nobody watches conditions. An event goes to
-// where its reader looks: to the claim of a volume, to the Pool. It is emitted
-// when a condition turns, by the leader only; a new leader tells what is wrong
-// when it begins, since it may have turned while there was none.
+// conditionReporter emits events for what agents write into conditions: agents
+// have no right to emit events, and people read events, not conditions. An
+// event goes to where its reader looks: to the claim of a volume, to the Pool.
+// It is emitted when a condition turns, by the leader only; a new leader
+// reports what is wrong when it begins, since a condition may have turned while
+// there was no leader.
 type conditionReporter struct {
 	client client.Client
 	events events.EventRecorder
@@ -153,9 +154,9 @@ func (n *conditionReporter) pool(was, is *v1alpha1.Pool) {
 	}
 }
 
-// catchUp tells what is wrong at this moment, as if it had just turned. Paths
-// that changed the healer finds, which looks at every PersistentVolume when it
-// begins.
+// catchUp reports what is wrong at this moment, as if it had just turned. The
+// volumeRestorer finds paths that changed, since it looks at every
+// PersistentVolume when it begins.
 func (n *conditionReporter) catchUp(ctx context.Context) error {
 	var pools v1alpha1.PoolList
 	var volumes v1alpha1.VolumeList

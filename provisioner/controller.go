@@ -497,8 +497,8 @@ func addVanished(mgr manager.Manager, sweep *sweeper) error {
 	return nil
 }
 
-// watch connects the informers: who waits for a record or a node is woken by
-// them, and the library shares them.
+// watch connects the informers. They wake what waits for a Volume or a node,
+// and the library shares them.
 func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers, error) {
 	var in informers
 	for object, to := range map[client.Object]*toolscache.SharedIndexInformer{
@@ -582,6 +582,6 @@ func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers
 		}
 	}
 
-	c.volumes.onChange = waiting.recordChanged
+	c.volumes.onChange = waiting.volumeChanged
 	return in, nil
 }

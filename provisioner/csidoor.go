@@ -22,10 +22,9 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// CSI is the CSI front door: what package csi asks of whoever makes volumes,
-// over the records. It keeps nothing, so every replica serves it to the
-// sidecars beside it. What it shares with the classic front door it takes from
-// there.
+// CSI is the CSI front door: it makes volumes for package csi by way of Volume
+// objects. It keeps nothing that matters, so every replica serves it to the
+// sidecars beside it.
 type CSI struct {
 	*frontDoor
 	// refused are the nodes that refused a volume: no sidecar remembers them.
@@ -215,7 +214,7 @@ func parametersOf(wish *v1alpha1.VolumeSpec) parameters.Set {
 	}
 }
 
-// publishCapacity tells the scheduler what a node that refused still has,
+// publishCapacity publishes what a node that refused a volume still has,
 // before the sidecar asks it to choose again.
 func (c *CSI) publishCapacity(ctx context.Context, err error) {
 	refused, is := errors.AsType[*refusedError](err)
@@ -274,7 +273,7 @@ func (c *CSI) Get(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	return nil, &notFoundError{id}
 }
 
-// isCSI tells volumes that callers of this door know of.
+// isCSI reports whether callers of this door know of a volume.
 func isCSI(v *v1alpha1.Volume) bool {
 	return v.Spec.Provisioner == v1alpha1.CSIDriver && WasReady(v) &&
 		v.Spec.DesiredState == v1alpha1.DesiredPresent
@@ -292,7 +291,7 @@ func (c *CSI) List(ctx context.Context) ([]v1alpha1.Volume, error) {
 }
 
 // Expand asks for a size and waits until the volume's node has grown it, or
-// says that it can not. A smaller size than one that could not be had takes the
+// says that it cannot. A smaller size than one that could not be had takes that
 // wish back.
 func (c *CSI) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
 	v, err := c.expand(ctx, id, bytes)
@@ -409,7 +408,7 @@ func (c *CSI) claimTooLarge(ctx context.Context, v *v1alpha1.Volume) (resource.Q
 
 // Delete has a volume deleted, or trashed, and returns once its node confirmed.
 // A volume that does not exist is no error, unless its PersistentVolume does:
-// then the record was lost, and the data may be there.
+// then the Volume was lost, and the data may be there.
 func (c *CSI) Delete(ctx context.Context, id string) error { return explain(c.delete(ctx, id)) }
 
 func (c *CSI) delete(ctx context.Context, id string) error {
@@ -453,8 +452,8 @@ func (c *CSI) delete(ctx context.Context, id string) error {
 	case v.Spec.Provisioner != v1alpha1.CSIDriver:
 		return &notOursError{pvName, fmt.Sprintf("volume %s came in by %s", id, v.Spec.Provisioner)}
 	case pv != nil && pv.Status.Phase == corev1.VolumeBound:
-		// Whoever may write PersistentVolumes could otherwise have this one's
-		// volume deleted by naming it in another.
+		// A user who may write PersistentVolumes could otherwise have this
+		// one's volume deleted by naming it in another.
 		return &inUseError{id, v.Spec.NodeName, fmt.Sprintf(
 			"PersistentVolume %s is bound to a claim", pv.Name)}
 	case pv != nil && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain:

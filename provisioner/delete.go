@@ -116,10 +116,10 @@ func (l *localDoor) delete(
 // volume.
 const defaultDeleteWait = 10 * time.Second
 
-// forDeletion records the wish to delete, and returns the record that holds it.
+// forDeletion records the wish to delete, and returns the Volume that holds it.
 // A record that was lost is written again from the PersistentVolume, so that
 // the agent removes the data and does not just report it as orphaned. The cache
-// will do for a record that is there, since the wish is only written to the
+// will do for a Volume that is there, since the wish is only written to the
 // very state that was looked at; that it was lost is concluded from a live
 // read.
 func (r *volumeObjects) forDeletion(
@@ -134,7 +134,7 @@ func (r *volumeObjects) forDeletion(
 	}
 
 	if apierrors.IsNotFound(err) {
-		if v, err = recordFromPV(pv); err != nil {
+		if v, err = volumeFromPV(pv); err != nil {
 			return nil, err
 		}
 		v.Spec.DesiredState = wishToDelete(v)
@@ -162,9 +162,10 @@ func wishToDelete(v *v1alpha1.Volume) v1alpha1.DesiredState {
 	return v1alpha1.DesiredDeleted
 }
 
-// desire sets desiredState to Trashed or Deleted, of a volume that somebody was
-// given. Deleted is final and stays; but what was given up as one that nobody
-// was served from is marked as one that somebody was, who asks for it now.
+// desire sets desiredState to Trashed or Deleted, of a volume that a claim was
+// given. Deleted is final and stays. A volume that was given up as one that no
+// claim was served from is marked as published all the same, since its deletion
+// is asked for now.
 func (r *volumeObjects) desire(
 	ctx context.Context,
 	v *v1alpha1.Volume,
@@ -207,7 +208,7 @@ func (r *volumeObjects) desire(
 	}
 }
 
-// awaitGone waits until the agent has done what desiredState asks. The record
+// awaitGone waits until the agent has done what desiredState asks. The Volume
 // of what is deleted is the sweep's to remove, which sees the same change.
 func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error {
 	changes := r.changed.subscribe(v.Name)
@@ -269,16 +270,16 @@ func inUse(v *v1alpha1.Volume) (why string, busy bool) {
 	return "", false
 }
 
-// remove takes a record away whose agent confirmed that nothing is left. A
-// trashed volume keeps its record.
+// remove takes a Volume away whose agent confirmed that nothing is left. A
+// trashed volume keeps its Volume.
 func (r *volumeObjects) remove(ctx context.Context, v *v1alpha1.Volume) error {
 	if v.Status.Phase != v1alpha1.VolumeDeleted || v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		return nil
 	}
-	return r.removeRecord(ctx, v)
+	return r.removeObject(ctx, v)
 }
 
-func (r *volumeObjects) removeRecord(ctx context.Context, v *v1alpha1.Volume) error {
+func (r *volumeObjects) removeObject(ctx context.Context, v *v1alpha1.Volume) error {
 	err := r.client.Delete(ctx, v, client.Preconditions{
 		UID:             &v.UID,
 		ResourceVersion: &v.ResourceVersion,

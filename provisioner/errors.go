@@ -28,7 +28,8 @@ type refusedError struct {
 func (e *refusedError) Error() string  { return fmt.Sprintf("node %s: %s", e.Node, e.Message) }
 func (e *refusedError) Reason() string { return e.Code }
 
-// claimError is something a claim asks for that this provisioner does not give.
+// claimError says that a claim asks for something that this provisioner does
+// not give.
 type claimError struct {
 	Field   string
 	Message string
@@ -37,12 +38,12 @@ type claimError struct {
 func (e *claimError) Error() string  { return e.Field + ": " + e.Message }
 func (e *claimError) Reason() string { return v1alpha1.ReasonUnsupportedClaim }
 
-// agentNotReadyError: nobody on the node would do the work now.
+// agentNotReadyError says that no agent on the node would do the work now.
 type agentNotReadyError struct {
 	Node string
 	Why  string
-	// Recorded says that a record of the volume exists already, so that work
-	// may go on when the agent comes back.
+	// Recorded says that a Volume object exists already, so that work may go on
+	// when the agent comes back.
 	Recorded bool
 }
 
@@ -51,20 +52,21 @@ func (e *agentNotReadyError) Error() string {
 }
 func (e *agentNotReadyError) Reason() string { return v1alpha1.ReasonAgentNotReady }
 
-// nodeGoneError: the Node object does not exist (any more).
+// nodeGoneError says that the Node object does not exist (any more).
 type nodeGoneError struct{ Node string }
 
 func (e *nodeGoneError) Error() string  { return fmt.Sprintf("node %s does not exist", e.Node) }
 func (e *nodeGoneError) Reason() string { return v1alpha1.ReasonNodeGone }
 
-// noNodeError: no node can take the volume of a class with volumeBindingMode
-// Immediate.
+// noNodeError says that no node can take the volume of a class with
+// volumeBindingMode Immediate.
 type noNodeError struct{ Why string }
 
 func (e *noNodeError) Error() string  { return "no node can take the volume: " + e.Why }
 func (e *noNodeError) Reason() string { return v1alpha1.ReasonNoSuitableNode }
 
-// pendingError: the wish is recorded and its outcome is not known yet.
+// pendingError says that the wish is recorded, and its outcome is not known
+// yet.
 type pendingError struct {
 	Node string
 	Why  string
@@ -75,8 +77,8 @@ func (e *pendingError) Error() string {
 }
 func (e *pendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// growPendingError: the new size is recorded, and the volume does not have it
-// yet.
+// growPendingError says that the new size is recorded, and the volume does not
+// have it yet.
 type growPendingError struct {
 	Node string
 	Why  string
@@ -87,8 +89,8 @@ func (e *growPendingError) Error() string {
 }
 func (e *growPendingError) Reason() string { return v1alpha1.ReasonPending }
 
-// unavailableError: the volume exists, was published, and cannot be used now.
-// Its data is not touched.
+// unavailableError says that the volume exists, was published, and cannot be
+// used now. Its data is not touched.
 type unavailableError struct {
 	Node, Volume, Why string
 }
@@ -98,8 +100,8 @@ func (e *unavailableError) Error() string {
 }
 func (e *unavailableError) Reason() string { return v1alpha1.ReasonVolumeUnavailable }
 
-// claimGoneError: the claim was deleted, or another one has its name. Nobody
-// waits for the volume.
+// claimGoneError says that the claim was deleted, or that another one has its
+// name. No claim waits for the volume.
 type claimGoneError struct{ Namespace, Name string }
 
 func (e *claimGoneError) Error() string {
@@ -107,15 +109,15 @@ func (e *claimGoneError) Error() string {
 }
 func (e *claimGoneError) Reason() string { return v1alpha1.ReasonClaimGone }
 
-// existsError: the volume exists with other properties than those asked for
-// now.
+// existsError says that the volume exists with other properties than those
+// asked for now.
 type existsError struct{ Volume, Why string }
 
 func (e *existsError) Error() string  { return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why) }
 func (e *existsError) Reason() string { return v1alpha1.ReasonAlreadyExists }
 
-// notOursError: a PersistentVolume names a volume that it is not the
-// PersistentVolume of. Nothing was done.
+// notOursError says that a PersistentVolume names a volume that it does not
+// belong to. Nothing was done.
 type notOursError struct{ PV, Why string }
 
 func (e *notOursError) Error() string {
@@ -124,7 +126,8 @@ func (e *notOursError) Error() string {
 }
 func (e *notOursError) Reason() string { return v1alpha1.ReasonNotOurs }
 
-// inUseError: the volume is to go, and something on its node still uses it.
+// inUseError says that the volume is to go, and that something on its node
+// still uses it.
 type inUseError struct{ Volume, Node, Why string }
 
 func (e *inUseError) Error() string {
@@ -132,8 +135,8 @@ func (e *inUseError) Error() string {
 }
 func (e *inUseError) Reason() string { return v1alpha1.ReasonVolumeInUse }
 
-// deletePendingError: the wish to delete is recorded, and the agent has not
-// confirmed it yet.
+// deletePendingError says that the wish to delete is recorded, and that the
+// agent has not confirmed it yet.
 type deletePendingError struct{ Volume, Node, Why string }
 
 func (e *deletePendingError) Error() string {
@@ -221,7 +224,7 @@ var verdicts = map[string]verdict{
 		Hint: "it is deleted once nothing uses it any more"},
 	v1alpha1.ReasonDeletePending: {State: controller.ProvisioningInBackground,
 		Hint: "it goes on in the background"},
-	// Nothing is known about what the server did, but a record, if one was
+	// Nothing is known about what the server did, but a Volume, if one was
 	// written, is found again by the next try.
 	v1alpha1.ReasonAPIError: {State: controller.ProvisioningNoChange},
 }
@@ -231,7 +234,7 @@ var verdicts = map[string]verdict{
 var unknown = verdict{Reason: "InternalError", State: controller.ProvisioningInBackground}
 
 // judge says what follows from err. It never returns ProvisioningNoChange once
-// a record exists, because then work may go on in the background whatever the
+// a Volume exists, because then work may go on in the background whatever the
 // error was.
 func judge(err error) verdict {
 	r, is := errors.AsType[reasoner](err)

@@ -9,11 +9,11 @@ import (
 	"k8s.io/client-go/tools/events"
 )
 
-// eventRecorder makes sure that people read what was last said. The recorder
-// below takes two events of the same type, reason, action and object for one,
-// whatever their notes are, and goes on showing the first note: so the action
-// differs with the note. And the API server refuses an event whose note is too
-// long, of which nobody would hear.
+// eventRecorder makes sure that people read the newest note. The recorder below
+// takes two events of the same type, reason, action and object for one,
+// whatever their notes are, and goes on showing the first note; so the action
+// differs with the note here. And the API server refuses an event whose note is
+// too long, so that it would be lost; notes are cut here.
 type eventRecorder struct{ events.EventRecorder }
 
 // longestNote is in bytes (events.k8s.io/v1, Event.note).

@@ -166,8 +166,8 @@ func (e *expander) expand(
 	}
 }
 
-// infeasible says that a growth can not be had. Only another request, or room,
-// changes that.
+// infeasible reports that a growth cannot be had. Only another request, or
+// room, changes that.
 func (e *expander) infeasible(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
@@ -192,7 +192,7 @@ func (e *expander) infeasible(
 	return e.mark(ctx, claim, want, corev1.PersistentVolumeClaimControllerResizeInfeasible, why)
 }
 
-// failing says why a growth that goes on has not come to its end.
+// failing reports why a growth that goes on has not come to its end.
 func (e *expander) failing(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
@@ -243,8 +243,8 @@ func (e *expander) mark(
 	return e.write(ctx, claim, base)
 }
 
-// finish tells Kubernetes that the volume has grown: the PersistentVolume
-// first, then the claim, all at once.
+// finish writes the new size into the objects of Kubernetes: first into the
+// PersistentVolume, then into the claim, in one write.
 func (e *expander) finish(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
@@ -344,7 +344,7 @@ func dropCondition(
 	)
 }
 
-// addExpansion drives the expander by claims and by the records behind them.
+// addExpansion drives the expander by claims and by the Volumes behind them.
 func addExpansion(mgr manager.Manager, e *expander) error {
 	toClaim := handler.EnqueueRequestsFromMapFunc(
 		func(_ context.Context, o client.Object) []reconcile.Request {

@@ -13,7 +13,7 @@ import (
 )
 
 // frontDoor is what both front doors need: the cluster, the agents of its
-// nodes, and those who are told what a door does.
+// nodes, and where a door reports what it does.
 type frontDoor struct {
 	volumes *volumeObjects
 	// client reads claims, classes, nodes and pools from caches; live reads
@@ -28,7 +28,7 @@ type frontDoor struct {
 	metrics  *Metrics
 }
 
-// capacityNotifier tells the scheduler what still fits on a node.
+// capacityNotifier publishes for the scheduler what still fits on a node.
 type capacityNotifier interface {
 	// PublishNode reads the node's pools live and writes what changed before it
 	// returns; a second call writes nothing.

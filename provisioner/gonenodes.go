@@ -21,16 +21,16 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// goneNodeCleaner takes away what speaks of nodes that do not exist any more,
-// and of nothing that anybody could want: clusters whose nodes come and go
-// under names that never come back would gather it for ever.
+// goneNodeCleaner removes objects that speak of nodes that do not exist any
+// more, and of nothing that is still of use. Without it a cluster whose nodes
+// come and go under ever new names would gather such objects for ever.
 //
-// No data goes with it. A record that is removed here asked for a deletion that
-// nobody is there to do; should the node come back after all, its volume is
-// found on the disk, kept, and reported as an orphan. A Pool goes when no
-// record and no PersistentVolume speaks of its node: then there is nothing that
-// another disk in its place could be taken for. What is wanted, in the trash or
-// published and not deleted stays as long as people let it.
+// No data goes with them. A Volume object that is removed here asked for a
+// deletion that no agent is there to do. Should the node come back after all,
+// its volume is found on the disk, kept, and reported as an orphan. A Pool goes
+// when no record and no PersistentVolume speaks of its node: then there is
+// nothing that another disk in its place could be taken for. What is wanted, in
+// the trash or published and not deleted stays as long as people let it.
 type goneNodeCleaner struct {
 	client client.Client
 	live   client.Reader
@@ -87,17 +87,17 @@ func (g *goneNodeCleaner) Reconcile(
 		return reconcile.Result{}, err
 	}
 
-	if err := g.removeRecords(ctx, node); err != nil {
+	if err := g.removeVolumes(ctx, node); err != nil {
 		return reconcile.Result{}, err
 	}
 
 	return reconcile.Result{}, g.removePools(ctx, node)
 }
 
-// removeRecords removes the records of a node that ask for a deletion, of
+// removeVolumes removes the Volumes of a node that ask for a deletion, of
 // claims that do not exist any more: no other attempt is ever called like one
 // of them.
-func (g *goneNodeCleaner) removeRecords(ctx context.Context, node string) error {
+func (g *goneNodeCleaner) removeVolumes(ctx context.Context, node string) error {
 	var doomed v1alpha1.VolumeList
 	if err := g.client.List(ctx, &doomed, client.MatchingFields{indexDoomed: node}); err != nil {
 		return &apiError{"list the volumes of node " + node, err}
@@ -112,7 +112,7 @@ func (g *goneNodeCleaner) removeRecords(ctx context.Context, node string) error 
 		if wanted {
 			continue
 		}
-		if err := g.sweep.volumes.removeRecord(ctx, v); err != nil {
+		if err := g.sweep.volumes.removeObject(ctx, v); err != nil {
 			return err
 		}
 
@@ -204,7 +204,7 @@ func addGoneNodes(mgr manager.Manager, g *goneNodeCleaner) error {
 	err := builder.ControllerManagedBy(mgr).Named("gone-nodes").
 		For(&corev1.Node{}, builder.WithPredicates(gone)).
 		Watches(&v1alpha1.Pool{}, toNode(indexPool), builder.WithPredicates(created)).
-		Watches(&v1alpha1.Volume{}, toNode(nodeOfRecord), builder.WithPredicates(restless)).
+		Watches(&v1alpha1.Volume{}, toNode(nodeOfDoomed), builder.WithPredicates(restless)).
 		Watches(&corev1.PersistentVolume{}, toNode(indexPV), builder.WithPredicates(gone)).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: 1,
@@ -217,8 +217,8 @@ func addGoneNodes(mgr manager.Manager, g *goneNodeCleaner) error {
 	return nil
 }
 
-// nodeOfRecord is the node of a record that is to be deleted, or was.
-func nodeOfRecord(o client.Object) []string {
+// nodeOfDoomed is the node of a Volume that is to be deleted, or was.
+func nodeOfDoomed(o client.Object) []string {
 	if v, ok := whole[*v1alpha1.Volume](o); ok && v.Spec.DesiredState != v1alpha1.DesiredPresent {
 		return []string{v.Spec.NodeName}
 	}

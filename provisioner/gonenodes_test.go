@@ -23,7 +23,7 @@ func TestWhatSpeaksOfGoneNodesGoes(t *testing.T) {
 	record := func(name, node string, state v1alpha1.DesiredState, published bool, claim string) *v1alpha1.Volume {
 		spec := v1alpha1.VolumeSpec{NodeName: node, DesiredState: state, Published: published,
 			Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: claim, UID: types.UID(claim)}}
-		return newRecord("pvc-"+claim, name, &spec)
+		return newVolumeObject("pvc-"+claim, name, &spec)
 	}
 	pool := func(node string) *v1alpha1.Pool {
 		return &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default"}, Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default"}}

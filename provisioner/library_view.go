@@ -12,10 +12,9 @@ import (
 // into the stores of its informers, behind the watch's back: a PersistentVolume
 // that it made, without UID and status, and a claim that it handed back to the
 // scheduler, with the resourceVersion of before. Where the watch was faster,
-// such an object hides the newer one from everybody who shares the informer
-// until it changes once more, which may be never. So the library gets a store
-// of its own over the informer's, and the informer is only ever written by its
-// watch.
+// such an object hides the newer one from all that share the informer until it
+// changes once more, which may be never. So the library gets a store of its own
+// over the informer's, and the informer is only ever written by its watch.
 type libraryView struct {
 	cache.SharedIndexInformer
 	store *libraryStore

@@ -22,7 +22,7 @@ import (
 type localDoor struct {
 	*frontDoor
 	// deleteWait bounds how long a worker waits for an agent to delete; later
-	// the record's change wakes it.
+	// the Volume's change wakes it.
 	deleteWait time.Duration
 
 	waiting *waitingRoom
@@ -106,7 +106,8 @@ func (l *localDoor) wakeIfReadyNow(uid, node string, err error) {
 	}
 }
 
-// provision does it; node is the one it got to, also with an error.
+// provision does the work of Provision. It returns the node that it got to,
+// also with an error.
 func (l *localDoor) provision(
 	ctx context.Context,
 	o controller.ProvisionOptions,
@@ -114,8 +115,8 @@ func (l *localDoor) provision(
 	if gone, err := l.claimGone(ctx, o.PVC); err != nil {
 		return nil, "", err
 	} else if gone {
-		// Nobody waits for it: no event, no retry, but the half-made volume is
-		// given up.
+		// No claim waits for it: no event and no retry, but the half-made
+		// volume is given up.
 		if err := l.volumes.AbandonAll(ctx, o.PVName); err != nil {
 			return nil, "", err
 		}
@@ -271,8 +272,8 @@ func (l *localDoor) chooseNode(
 }
 
 // checkSelected reports what is wrong with the node that a claim names: it does
-// not exist, or the class does not allow it. Anybody who may make claims may
-// annotate them, so that the scheduler would not choose it proves nothing.
+// not exist, or the class does not allow it. The scheduler would not choose
+// such a node, but any user who may make claims may annotate them.
 func (l *localDoor) checkSelected(ctx context.Context, o controller.ProvisionOptions) error {
 	node := o.SelectedNode
 	if node.UID == "" { // the lister has not seen it

@@ -27,13 +27,13 @@ import (
 
 // nodeLossHandler lets the claims of StatefulSets start over, empty, on another
 // node when theirs is lost, for classes that ask for it (onNodeLoss) in
-// installations that allow it. What it does is what an administrator would do
-// by the runbook, in the same order, and nothing of it touches data: the old
-// PersistentVolume gets the policy Retain and stays, and so does the volume on
-// the lost disk, should it ever come back.
+// installations that allow it. It does what an administrator would do by the
+// runbook, in the same order, and touches no data: the old PersistentVolume
+// gets the policy Retain and stays, and so does the volume on the lost disk,
+// should that ever come back.
 //
-// Only claims that a StatefulSet's pod uses are helped: nobody would make
-// another claim of any other kind again.
+// It helps only claims that a StatefulSet's pod uses: a claim of any other kind
+// would not be made again.
 type nodeLossHandler struct {
 	client client.Client
 	live   client.Reader
@@ -461,9 +461,9 @@ func (n *nodeLossHandler) pods(
 	return using, owned, nil
 }
 
-// fromTemplate tells a claim of one of the StatefulSet's templates, which it
-// makes again, from one that its pods only name: its name is the volume's and
-// the pod's.
+// fromTemplate reports whether a claim is of one of the StatefulSet's
+// templates, so that it is made again, and not one that its pods only name. A
+// claim of a template is named after the volume and the pod.
 func fromTemplate(pod *corev1.Pod, claim string) bool {
 	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
 		return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim &&

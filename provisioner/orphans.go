@@ -21,7 +21,7 @@ import (
 )
 
 // orphanReporter reports volumes that were published and that no
-// PersistentVolume points at any more: somebody set the policy to Retain,
+// PersistentVolume points at any more: a person set the policy to Retain,
 // deleted the claim and then the PersistentVolume, the usual way to rescue
 // data. A label and an event say so; the data stays until a person decides
 // (kubectl quarry orphans). The same comes of a controller that died between

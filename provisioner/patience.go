@@ -8,9 +8,10 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// A worker is everybody's. It waits for a node while that node is at it, and
-// for seconds only where it is not: the record stays, its change wakes the
-// claim (wake.go), and the worker serves somebody else meanwhile.
+// Workers are shared by all claims. A worker waits for a node while that node
+// is making the volume, and for seconds only where it is not: the Volume object
+// stays, its change wakes the claim (wake.go), and the worker serves other
+// claims meanwhile.
 const (
 	// failurePatience is how long a worker waits for a volume that its node
 	// said it fails to make.
@@ -66,7 +67,7 @@ func (p *workerPatience) again() {
 	}
 }
 
-// lastHeard remembers when a node last answered any of its records. In a burst
+// lastHeard remembers when a node last answered any of its Volumes. In a burst
 // the last one waits for all others, and a node that works them off is not
 // waited for in vain.
 type lastHeard struct {
@@ -90,7 +91,7 @@ func (h *lastHeard) since(node string, t time.Time) bool {
 	return any && at.After(t)
 }
 
-// answered reports whether an agent has said something of a record between two
+// answered reports whether an agent has said something of a Volume between two
 // states of it.
 func answered(before, after *v1alpha1.Volume) bool {
 	return before.Status.Phase != after.Status.Phase ||

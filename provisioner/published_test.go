@@ -43,7 +43,7 @@ func newLife(t *testing.T, objects ...client.Object) *life {
 
 // recordOf is the record of a claim's volume, in a phase.
 func recordOf(claim string, phase v1alpha1.VolumePhase) *v1alpha1.Volume {
-	v := newRecord("pvc-"+claim, "pvc-"+claim+"-1", &v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent,
+	v := newVolumeObject("pvc-"+claim, "pvc-"+claim+"-1", &v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent,
 		Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: claim}})
 	v.UID, v.Status.Phase = "record of "+v.UID, phase
 	return v

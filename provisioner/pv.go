@@ -196,8 +196,8 @@ func TopologyNodeOf(pv *corev1.PersistentVolume) string {
 }
 
 // LeadsTo reports whether anything in a PersistentVolume leads to the volume:
-// as one of ours does, or one that somebody made by hand to have the data back,
-// by path or by handle. What something leads to is no orphan.
+// as one of ours does, or one that a person made by hand to have the data back,
+// by path or by handle. A volume that something leads to is no orphan.
 func LeadsTo(pv *corev1.PersistentVolume, v *v1alpha1.Volume) bool {
 	if o, ok := originOf(pv); ok && o.Volume == v.Name {
 		return true
@@ -214,16 +214,16 @@ func LeadsTo(pv *corev1.PersistentVolume, v *v1alpha1.Volume) bool {
 	return false
 }
 
-// recordFromPV is the record that a PersistentVolume was made from, as far as
+// volumeFromPV is the Volume that a PersistentVolume was made from, as far as
 // the PersistentVolume tells: all that is fixed at creation, so that the agent
 // finds its volume under it, and that it was published.
-func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
+func volumeFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 	o, ok := originOf(pv)
 	if !ok {
 		return nil, &notOursError{pv.Name, "it does not name a volume and a node of ours"}
 	}
-	// Without a record only the name ties a volume to its PersistentVolume. A
-	// forged one could otherwise have a record written for any volume that has
+	// Without a Volume only the name ties a volume to its PersistentVolume. A
+	// forged one could otherwise have a Volume written for any volume that has
 	// none, such as one that a person rescued, and then have it deleted.
 	if _, derived := attemptNumber(pv.Name, o.Volume); !derived {
 		return nil, &notOursError{
@@ -274,11 +274,11 @@ func recordFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 	}
 
 	p.Apply(&spec)
-	return newRecord(pv.Name, o.Volume, &spec), nil
+	return newVolumeObject(pv.Name, o.Volume, &spec), nil
 }
 
-// matches reports why a record is not the one behind a PersistentVolume, or "".
-// Whoever may write PersistentVolumes could otherwise have any volume of the
+// matches reports why a Volume is not the one behind a PersistentVolume, or "".
+// A user who may write PersistentVolumes could otherwise have any volume of the
 // cluster deleted by naming it.
 func matches(v *v1alpha1.Volume, pv *corev1.PersistentVolume, o origin) string {
 	var differences []string

@@ -29,7 +29,7 @@ func TestRecordFromPV(t *testing.T) {
 			require.NoError(t, err)
 			wish := wishOf(claim, &class, params)
 			wish.NodeName = "node"
-			v := newRecord("pvc-1", "pvc-1-1", &wish)
+			v := newVolumeObject("pvc-1", "pvc-1-1", &wish)
 			v.Status = v1alpha1.VolumeStatus{Path: "/volumes/pvc-1-1/mount/data", Pool: "fast"}
 			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", UID: "9", Labels: map[string]string{corev1.LabelHostname: "other"}}}
 			pv, err := localPV("pvc-1", v, node, map[string]string{"disk": "ssd"})
@@ -39,7 +39,7 @@ func TestRecordFromPV(t *testing.T) {
 			pv.Annotations[annProvisionedBy] = v1alpha1.LocalProvisioner
 			pv.Spec.StorageClassName = class.Name
 			pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "ns", Name: "data", UID: "1"}
-			back, err := recordFromPV(pv)
+			back, err := volumeFromPV(pv)
 			require.NoError(t, err)
 			require.True(t, sameWish(&back.Spec, &v.Spec), "%+v\n%+v", back.Spec, v.Spec)
 			require.Equal(t, v.Name, back.Name)
@@ -56,7 +56,7 @@ func TestRecordFromPV(t *testing.T) {
 			v.Spec.Provisioner, v.Spec.Parameters = v1alpha1.CSIDriver, nil
 			pv, err = PersistentVolumeOf("pvc-1", v, node, nil)
 			require.NoError(t, err)
-			back, err = recordFromPV(pv)
+			back, err = volumeFromPV(pv)
 			require.NoError(t, err)
 			require.True(t, sameWish(&back.Spec, &v.Spec), "%+v\n%+v", back.Spec, v.Spec)
 			require.Equal(t, v.Spec.Deletion, back.Spec.Deletion)
@@ -72,7 +72,7 @@ func TestRecordOfAdopted(t *testing.T) {
 			annProvisionedBy: v1alpha1.LocalProvisioner, v1alpha1.AnnotationVolume: "by-hand-1", v1alpha1.AnnotationNode: "node"}},
 		Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/volumes/old"}}},
 	}
-	v, err := recordFromPV(pv)
+	v, err := volumeFromPV(pv)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.Adoption{Path: "/volumes/old", Type: v1alpha1.AdoptDirectory}, v.Spec.Adopt)
 	v.Status.Path = "/volumes/by-hand-1/data"
@@ -81,7 +81,7 @@ func TestRecordOfAdopted(t *testing.T) {
 	require.Empty(t, matches(v, pv, o))
 	require.Empty(t, StalePath(v, pv), "the link leads to it")
 	pv.Spec.Local.Path = "/volumes/by-hand-1/data"
-	v, err = recordFromPV(pv)
+	v, err = volumeFromPV(pv)
 	require.NoError(t, err)
 	require.Nil(t, v.Spec.Adopt)
 }

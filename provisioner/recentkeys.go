@@ -2,14 +2,14 @@ package provisioner
 
 import "sync"
 
-// recentLimit is how many keys each half of a recent set holds. A key is
-// forgotten after twice as many newer ones at most.
+// recentLimit is how many keys each half of the set holds. A key is forgotten
+// after at most twice as many newer ones.
 const recentLimit = 8192
 
 // recentKeys is a set of keys that forgets the oldest ones. It spares work
-// whose outcome is known; nothing is wrong, only done once more, where a key
-// was forgotten or never known (by another process). The zero value is ready to
-// use.
+// whose outcome is known. Where a key was forgotten, or is known to another
+// process only, the work is done once more, which is harmless. The zero value
+// is ready to use.
 type recentKeys struct {
 	mu       sync.Mutex
 	new, old map[string]struct{}

@@ -15,9 +15,9 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// volumeRestorer keeps records true to their PersistentVolumes. Disk and
-// PersistentVolumes outlive the records: when the CRDs were deleted by hand, or
-// a record was, it is written again from the PersistentVolume, published and
+// volumeRestorer keeps Volumes true to their PersistentVolumes. Disk and
+// PersistentVolumes outlive the Volumes: when the CRDs were deleted by hand, or
+// a Volume was, it is written again from the PersistentVolume, published and
 // wanted, and the agent finds its volume under it. It is driven by the watches
 // of PersistentVolumes and of Volumes that vanish.
 type volumeRestorer struct {
@@ -25,7 +25,7 @@ type volumeRestorer struct {
 	live    client.Reader
 	events  events.EventRecorder
 	metrics *Metrics
-	// told is, by PersistentVolume, what was said of its path.
+	// told is what was said of the path of each PersistentVolume.
 	told sync.Map
 }
 
@@ -42,7 +42,7 @@ func (h *volumeRestorer) Reconcile(
 
 	o, ok := originOf(&pv)
 	if !ok || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" {
-		// The latter is being replaced, and its record with it (kubectl quarry
+		// The latter is being replaced, and its Volume with it (kubectl quarry
 		// recover).
 		return reconcile.Result{}, nil
 	}
@@ -51,7 +51,7 @@ func (h *volumeRestorer) Reconcile(
 	err := h.client.Get(ctx, client.ObjectKey{Name: o.Volume}, &v)
 	if apierrors.IsNotFound(err) {
 		if released(&pv) {
-			// Its record is gone, or will be; if it changes, so does the
+			// Its Volume is gone, or will be; if it changes, so does the
 			// PersistentVolume.
 			return reconcile.Result{}, nil
 		}
@@ -84,7 +84,7 @@ func (h *volumeRestorer) tellStale(
 	}
 }
 
-// restore writes a lost record again.
+// restore writes a lost Volume again.
 func (h *volumeRestorer) restore(
 	ctx context.Context,
 	cached *corev1.PersistentVolume,
@@ -99,7 +99,7 @@ func (h *volumeRestorer) restore(
 		return nil // it is being deleted, and so was the record: nothing was lost
 	}
 
-	v, err := recordFromPV(&pv)
+	v, err := volumeFromPV(&pv)
 	if err != nil {
 		h.events.Eventf(&pv, nil, corev1.EventTypeWarning, v1alpha1.EventRecordLost, "Heal",
 			"Volume %s has no record, and it cannot be written again: %v", o.Volume, err)
@@ -121,7 +121,7 @@ func (h *volumeRestorer) restore(
 	return nil
 }
 
-// released reports whether the PersistentVolume is Delete's to handle.
+// released reports whether a PersistentVolume and its volume are to be deleted.
 func released(pv *corev1.PersistentVolume) bool {
 	return pv.Status.Phase == corev1.VolumeReleased &&
 		pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
@@ -129,8 +129,8 @@ func released(pv *corev1.PersistentVolume) bool {
 
 // follow carries over what people may change on a PersistentVolume, so that the
 // disk knows it as well: the claim it is bound to and the reclaim policy. For a
-// new volume there is nothing to change, and nothing is written. That it is
-// published is written with whatever else is, or later by the sweep.
+// new volume there is nothing to change, and nothing is written. The mark that
+// it is published goes with such a change, or the sweep writes it later.
 func (h *volumeRestorer) follow(
 	ctx context.Context,
 	pv *corev1.PersistentVolume,

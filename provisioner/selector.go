@@ -19,8 +19,8 @@ import (
 // A claim's selector chooses among the pools of its node by their labels, and
 // its PersistentVolume gets those labels, so that it matches. The scheduler
 // does not know selectors of claims: where the node it chose has no such pool,
-// choosing again would find the same node again. So that is a final error, and
-// it names what would do.
+// choosing again would find the same node again. So the error is a final one,
+// and it names classes that would do.
 
 // selectPools narrows a wish to the pools that a claim's selector matches, or
 // says that its node has none: a *selectorError.
@@ -82,8 +82,8 @@ func narrow(wish *v1alpha1.VolumeSpec, selector *metav1.LabelSelector) {
 		}
 
 		slices.Sort(keys)
-		// As expressions, so that a key that both have contradicts instead of
-		// overwriting.
+		// As expressions, so that of a key that both have neither overwrites
+		// the other.
 		for _, key := range keys {
 			both.MatchExpressions = append(both.MatchExpressions, metav1.LabelSelectorRequirement{
 				Key:      key,
@@ -159,8 +159,8 @@ func (l *localDoor) classesThat(
 	return would, nil
 }
 
-// selectorError: the node of a claim has no pool that the claim's selector
-// matches.
+// selectorError says that the node of a claim has no pool that the claim's
+// selector matches.
 type selectorError struct {
 	Node, Selector string
 	// Classes are the StorageClasses whose nodes all have such a pool.

@@ -18,19 +18,20 @@ import (
 // how often it looks again.
 const defaultSweepGrace = time.Minute
 
-// publishAfter is how old a volume is before it is marked as published. Most of
-// what is made and deleted again in a burst never costs that write; what lives
-// is protected by more than its PersistentVolume from then on.
+// publishAfter is how old a volume is before it is marked as published. Most
+// volumes that are made and deleted again in a burst never cost that write. A
+// volume that lives is protected by more than its PersistentVolume from then
+// on.
 const publishAfter = 5 * time.Minute
 
-// sweeper ends what nobody else ends. Every record is looked at when it
-// changes, and an attempt that nobody was served from yet once more every
-// grace:
-//   - a record whose agent reported phase Deleted is removed, and only such a
+// sweeper ends what nothing else ends. It looks at every Volume when it
+// changes, and once more every grace period at an attempt that no claim was
+// served from yet:
+//   - a Volume whose agent reported phase Deleted is removed, and only such a
 //     one;
 //   - an attempt that was never published, and whose claim and PersistentVolume
 //     are absent by live reads, is given up. This is what a crash between
-//     writing the record and the PersistentVolume leaves when the claim is
+//     writing the Volume and the PersistentVolume leaves when the claim is
 //     deleted then;
 //   - a volume that has had its PersistentVolume for a while, or whose
 //     PersistentVolume vanished, is marked as published.
@@ -75,8 +76,8 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 
 	log.FromContext(ctx).Info(
 		"Giving up an attempt nobody wants any more", "volume", v.Name, "node", v.Spec.NodeName)
-	// The resource version of the copy that was judged goes with it: an attempt
-	// that was published meanwhile is refused, and looked at no more.
+	// The write is against the resource version that was judged: it fails for
+	// an attempt that was published meanwhile, which is then left alone.
 	if err := s.volumes.abandonUnwanted(ctx, &v); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -85,7 +86,7 @@ func (s *sweeper) Reconcile(ctx context.Context, req reconcile.Request) (reconci
 	return reconcile.Result{}, nil
 }
 
-// served looks after a volume that is in somebody's hands: its PersistentVolume
+// served looks after a volume that may be in use: its PersistentVolume
 // is there, by the cache, or it has none because it was not made for a claim.
 // It is marked as published once it is old enough; wait is how long that is
 // from now.
@@ -111,7 +112,7 @@ func (s *sweeper) served(
 }
 
 // vanished marks the volumes as published whose PersistentVolume was taken
-// away: what is left in them is a person's.
+// away: a person decides over the data that is left in them.
 func (s *sweeper) vanished(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pv corev1.PersistentVolume
 	if err := s.volumes.client.Get(ctx, req.NamespacedName, &pv); !apierrors.IsNotFound(err) {
@@ -152,7 +153,7 @@ func (r *volumeObjects) publish(ctx context.Context, v *v1alpha1.Volume) error {
 	return nil
 }
 
-// wanted reports whether anybody still waits for an attempt, by live reads.
+// wanted reports whether a claim still waits for an attempt, by live reads.
 func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
 	pvName := v.Labels[v1alpha1.LabelPVName]
 	if pvName == "" || v.Spec.Claim == nil {
@@ -162,8 +163,8 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 	var pv corev1.PersistentVolume
 	err := s.volumes.live.Get(ctx, client.ObjectKey{Name: pvName}, &pv)
 	if err == nil {
-		// Another attempt became the volume, or this one did and the healer
-		// publishes it.
+		// Another attempt became the volume, or this one did and the
+		// volumeRestorer publishes it.
 		o, ok := originOf(&pv)
 		return !ok || o.Volume == v.Name, nil
 	}

@@ -20,11 +20,11 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// unschedulableReporter says on a claim why the scheduler finds no node for it.
-// With capacity published, a claim that fits nowhere never gets a node and so
-// never reaches Provision; all a user would see is "did not have enough free
-// storage" on the pod. Only a claim that a pod waits for, and that no node at
-// all can take, gets the event.
+// unschedulableReporter emits an event on a claim that says why the scheduler
+// finds no node for it. With capacity published, a claim that fits nowhere
+// never gets a node and so never reaches Provision; all a user would see is
+// "did not have enough free storage" on the pod. Only a claim that a pod waits
+// for, and that no node at all can take, gets the event.
 type unschedulableReporter struct {
 	door    *frontDoor
 	now     func() time.Time
@@ -45,8 +45,8 @@ type advice struct {
 const (
 	reportAfter = 2 * time.Second // the scheduler's own time to choose
 	reportEvery = 30 * time.Second
-	// reportAgain is after how long the same is said once more: the API server
-	// keeps events for an hour.
+	// reportAgain is the time after which the same is said once more: the API
+	// server keeps events for an hour.
 	reportAgain = 30 * time.Minute
 )
 
@@ -110,7 +110,7 @@ func (a *unschedulableReporter) advise(
 	if err != nil || !waited {
 		return err
 	}
-	if text := explanation(none); a.news(claim, text) {
+	if text := explanation(none); a.isNew(claim, text) {
 		a.door.events.Eventf(
 			claim,
 			nil,
@@ -125,9 +125,8 @@ func (a *unschedulableReporter) advise(
 	return nil
 }
 
-// conditionReporter remembers an advice, and reports whether it is to be given
-// (again).
-func (a *unschedulableReporter) news(claim *corev1.PersistentVolumeClaim, text string) bool {
+// isNew remembers an advice, and reports whether it is to be given (again).
+func (a *unschedulableReporter) isNew(claim *corev1.PersistentVolumeClaim, text string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
@@ -150,7 +149,7 @@ func (a *unschedulableReporter) forget(claim types.NamespacedName) {
 	delete(a.said, claim)
 }
 
-// addUnschedulable drives the adviser by claims.
+// addUnschedulable drives the reporter by claims.
 func addUnschedulable(mgr manager.Manager, a *unschedulableReporter) error {
 	err := builder.ControllerManagedBy(mgr).
 		Named("advice").

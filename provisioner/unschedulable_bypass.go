@@ -13,9 +13,9 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// A pod with spec.nodeName goes past the scheduler, which is who chooses the
-// node of a claim: the claim waits for its first consumer for ever, and so does
-// the pod. Nobody says so but this.
+// A pod with spec.nodeName goes past the scheduler, but only the scheduler
+// chooses the node of a claim. The claim waits for its first consumer for ever,
+// and so does the pod. Nothing in Kubernetes says so, so this emits an event.
 
 const (
 	// bypassAfter is how long a claim waits before its namespace is searched
@@ -26,7 +26,8 @@ const (
 	bypassEvery = 5 * time.Minute
 )
 
-// bypasses are the pods that named their node themselves, as far as was looked.
+// bypasses remembers the pods that name their node themselves, by namespace,
+// and which claims were told.
 type bypasses struct {
 	mu    sync.Mutex
 	in    map[string]bypassed // by namespace
@@ -124,7 +125,7 @@ func (b *bypasses) look(
 	return found, nil
 }
 
-// tell reports whether a claim is to be told (again).
+// tell reports whether the event is to be emitted on a claim (again).
 func (b *bypasses) tell(claim types.UID, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

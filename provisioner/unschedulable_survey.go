@@ -16,9 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// surveyCache are looks at all nodes, and at the pods of a namespace that wait
-// for the scheduler, that many claims share: what is found counts for
-// surveyAge.
+// surveyCache holds what a look at all nodes, or at the pods of a namespace
+// that wait for the scheduler, found. Many claims share it for surveyAge.
 type surveyCache struct {
 	door *frontDoor
 	now  func() time.Time
@@ -48,8 +47,8 @@ type podSurvey struct {
 	claims map[string]bool
 }
 
-// room is the largest volume of a class that any node can take, and what is to
-// be said of a larger one.
+// room returns the size of the largest volume of a class that any node can
+// take, and the error that a larger one gets.
 func (s *surveyCache) room(
 	ctx context.Context,
 	class *storagev1.StorageClass,

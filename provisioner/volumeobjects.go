@@ -37,13 +37,13 @@ func indexOfPVName(o client.Object) []string {
 	return nil
 }
 
-// agentReadiness says whether the work on a node would be done now.
+// agentReadiness reports whether the work on a node would be done now.
 type agentReadiness interface {
 	// Ready reports it, and if it is not, why.
 	Ready(node string) (ready bool, why string)
 }
 
-// volumeObjects is the one way in which Volume records are made, waited for and
+// volumeObjects is the one way in which Volume objects are made, waited for and
 // given up. Both front doors use it, on every replica: it keeps no state, and
 // two of them working on one volume meet in the API server.
 type volumeObjects struct {
@@ -68,7 +68,7 @@ type volumeObjects struct {
 }
 
 // OnAdd, OnUpdate and OnDelete implement cache.ResourceEventHandler: register
-// Records on the informer of Volumes.
+// volumeObjects on the informer of Volumes.
 func (r *volumeObjects) OnAdd(obj any, first bool) {
 	if first && isPacked(obj) {
 		return // nobody waits for what is as it is to be since before this process was
@@ -150,7 +150,8 @@ func (r *volumeObjects) attempt(
 		return nil, &agentNotReadyError{Node: node, Why: why, Recorded: p.use != nil}
 	}
 
-	// Before the cache is read or written, so that nothing falls between.
+	// Before the cache is read or written, so that no change is missed in
+	// between.
 	changes := r.changed.subscribe(name)
 	defer changes.Close()
 
@@ -178,7 +179,7 @@ func (r *volumeObjects) attempt(
 	return v, nil
 }
 
-// Of lists the records of a PersistentVolume, from the cache.
+// Of lists the Volumes of a PersistentVolume, from the cache.
 func (r *volumeObjects) Of(ctx context.Context, pvName string) ([]v1alpha1.Volume, error) {
 	var list v1alpha1.VolumeList
 	if err := r.client.List(ctx, &list, client.MatchingFields{indexPVName: pvName}); err != nil {
@@ -187,11 +188,10 @@ func (r *volumeObjects) Of(ctx context.Context, pvName string) ([]v1alpha1.Volum
 	return list.Items, nil
 }
 
-// leaveToPerson takes records of other nodes that somebody may have been served
-// from out of the plan when their node is gone for good. They are neither used
-// nor given up here; nobody was served from them as far as the claim knows,
-// which is still unbound, so the claim can start over. The sweep, or a person,
-// ends them.
+// leaveToPerson takes Volumes out of the plan that are on other nodes, that may
+// have been served, and whose node is gone for good. They are neither used nor
+// given up here. The claim is still unbound, so as far as it knows it was not
+// served from them, and it can start over. The sweep, or a person, ends them.
 func (r *volumeObjects) leaveToPerson(
 	ctx context.Context,
 	existing []v1alpha1.Volume,
@@ -220,7 +220,7 @@ func (r *volumeObjects) leaveToPerson(
 	return existing, nil
 }
 
-// create writes the record of a new attempt. Nil, nil: somebody else was
+// create writes the Volume of a new attempt. Nil, nil: another replica was
 // faster, look again.
 func (r *volumeObjects) create(
 	ctx context.Context,
@@ -231,7 +231,7 @@ func (r *volumeObjects) create(
 		return nil, &claimError{"name", fmt.Sprintf("%q cannot be a volume's name", pvName)}
 	}
 
-	v := newRecord(pvName, name, wish)
+	v := newVolumeObject(pvName, name, wish)
 	v.Spec.DesiredState, v.Spec.Published = v1alpha1.DesiredPresent, false
 	err := r.client.Create(ctx, v)
 	switch {
@@ -249,8 +249,8 @@ func (r *volumeObjects) create(
 	return nil, &apiError{"create Volume " + name, err}
 }
 
-// newRecord is a Volume with the labels every record has.
-func newRecord(pvName, name string, spec *v1alpha1.VolumeSpec) *v1alpha1.Volume {
+// newVolumeObject is a Volume with the labels every Volume has.
+func newVolumeObject(pvName, name string, spec *v1alpha1.VolumeSpec) *v1alpha1.Volume {
 	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{
 		Name:   name,
 		Labels: map[string]string{v1alpha1.LabelPVName: pvName},
@@ -264,7 +264,7 @@ func newRecord(pvName, name string, spec *v1alpha1.VolumeSpec) *v1alpha1.Volume 
 	return v
 }
 
-// catchUp waits until the cache has seen a record that the API server already
+// catchUp waits until the cache has seen a Volume that the API server already
 // has.
 func (r *volumeObjects) catchUp(ctx context.Context, name string) error {
 	changes := r.changed.subscribe(name)
@@ -294,7 +294,7 @@ func (r *volumeObjects) catchUp(ctx context.Context, name string) error {
 	}
 }
 
-// resume goes on with a record that exists: its newest state, and the group its
+// resume goes on with a Volume that exists: its newest state, and the group its
 // claim belongs to now, which may have changed since (a claim of the same pod
 // was deleted).
 func (r *volumeObjects) resume(
@@ -406,9 +406,9 @@ func (r *volumeObjects) settle(
 	}
 }
 
-// Abandon gives up an attempt: its agent removes what it holds, and the record
+// Abandon gives up an attempt: its agent removes what it holds, and the Volume
 // stays as a tombstone until it has. A record that is gone, or given up
-// already, is fine. What somebody may have been served from, by now, is never
+// already, is fine. What a claim may have been served from, by now, is never
 // given up here: that is an *existsError, or a *pendingError where it became so
 // after v was read.
 func (r *volumeObjects) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
@@ -424,10 +424,10 @@ func (r *volumeObjects) Abandon(ctx context.Context, v *v1alpha1.Volume) error {
 	})
 }
 
-// abandonUnwanted gives up what nobody waits for, by live reads of the caller:
-// also what was ready, if no PersistentVolume leads to it. What was published
-// is an *existsError. Whatever is in the volume then proves the reads wrong, so
-// agents look.
+// abandonUnwanted gives up what no claim waits for, by live reads of the
+// caller: also what was ready, if no PersistentVolume leads to it. What was
+// published is an *existsError. If there is anything in the volume, the reads
+// were wrong, so the agent looks before it deletes.
 func (r *volumeObjects) abandonUnwanted(ctx context.Context, v *v1alpha1.Volume) error {
 	return r.abandon(ctx, v, func(now *v1alpha1.Volume) error {
 		if now.Spec.Published {
@@ -437,7 +437,7 @@ func (r *volumeObjects) abandonUnwanted(ctx context.Context, v *v1alpha1.Volume)
 	})
 }
 
-// abandon does it, where may returns nil for the state that is given up.
+// abandon gives up an attempt in a state for which may returns nil.
 func (r *volumeObjects) abandon(
 	ctx context.Context,
 	v *v1alpha1.Volume,
@@ -490,8 +490,8 @@ func (r *volumeObjects) abandon(
 }
 
 // led reports whether the PersistentVolume that an attempt was made for leads
-// to it, by a live read. What never was ready needs none: nobody writes a
-// PersistentVolume of it.
+// to it, by a live read. What never was ready needs no read: no
+// PersistentVolume is written of it.
 func (r *volumeObjects) led(ctx context.Context, v *v1alpha1.Volume) (bool, error) {
 	name := v.Labels[v1alpha1.LabelPVName]
 	if !WasReady(v) || name == "" {
@@ -508,12 +508,12 @@ func (r *volumeObjects) led(ctx context.Context, v *v1alpha1.Volume) (bool, erro
 	}
 
 	o, ours := originOf(&pv)
-	// One that is not ours is a person's, who knows what it leads to.
+	// One that is not ours was made by a person, who knows what it leads to.
 	return !ours || o.Volume == v.Name, nil
 }
 
-// AbandonAll gives up every attempt for a PersistentVolume that nobody was
-// served from, but for those on the nodes to keep.
+// AbandonAll gives up every attempt for a PersistentVolume that no claim was
+// served from, except those on the nodes to keep.
 func (r *volumeObjects) AbandonAll(ctx context.Context, pvName string, keep ...string) error {
 	existing, err := r.Of(ctx, pvName)
 	if err != nil {

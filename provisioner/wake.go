@@ -14,8 +14,8 @@ import (
 // waitingRoom holds the claims that could not be served and the
 // PersistentVolumes that could not be deleted yet, and wakes them when what
 // they wait for may have come. The library retries them in any case, with
-// growing delays; waking takes the delay away. Waking one too many costs a look
-// at the cache, so the conditions here are wide.
+// growing delays; waking takes the delay away. Waking one too many costs only a
+// look at the cache, so the conditions here are generous.
 //
 // The library offers no way to retry one object at once. But its handlers on
 // the informers do no more than put an object's key into its queue, so the
@@ -140,9 +140,9 @@ func (w *waiter) rested() {
 }
 
 // wakeClaims wakes those of some claims that a condition holds for, if the
-// cause may end their wait: now, or, where it may only help and the claim was
-// woken in vain often, once it has rested. The keys are gone through with the
-// lock held.
+// cause may end their wait. It wakes them now or, where the cause may only help
+// and a claim was often woken in vain, once that claim has rested. It goes
+// through the keys with the lock held.
 func (r *waitingRoom) wakeClaims(why cause, keys iter.Seq[string], may func(w waiter) bool) {
 	r.mu.Lock()
 	handler := r.claimHandler
@@ -210,7 +210,7 @@ func (r *waitingRoom) wakeVolumes(keys iter.Seq[string]) {
 	}
 }
 
-// always is the condition of those that were found for what happened.
+// always is the condition for waiters that an index found already.
 func always(waiter) bool { return true }
 
 // nodeChanged wakes all that wait for a node: its agent became ready, or the
@@ -244,12 +244,12 @@ func (r *waitingRoom) poolChanged(before, after *v1alpha1.Pool) {
 	)
 }
 
-// recordChanged wakes the claim or the PersistentVolume of a record that came
+// volumeChanged wakes the claim or the PersistentVolume of a Volume that came
 // to an end.
-func (r *waitingRoom) recordChanged(v *v1alpha1.Volume) {
+func (r *waitingRoom) volumeChanged(v *v1alpha1.Volume) {
 	if v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		if v.Spec.Claim != nil && (isReady(v) || isRefused(v)) && !v.Spec.Published {
-			r.wakeClaims(byRecord, one(string(v.Spec.Claim.UID)), func(w waiter) bool {
+			r.wakeClaims(byVolume, one(string(v.Spec.Claim.UID)), func(w waiter) bool {
 				// A refusal that the claim's own worker has seen is what made
 				// it wait: it must not wake it.
 				return isReady(v) || w.refused[v.Spec.NodeName] == 0

@@ -10,15 +10,16 @@ import (
 type cause int
 
 const (
-	byRecord cause = iota
+	byVolume cause = iota
 	byNode
 	byClass
 	byPool
 )
 
 // heardOf is what ends the wait for a reason. What is wrong with a class does
-// not change when a pool does: a claim that was woken by everything was tried
-// again and again for nothing. Reasons that are not here are woken by all.
+// not change when a pool does: a claim that every cause woke was tried again
+// and again for nothing. Every cause ends the wait for a reason that is not
+// listed.
 var heardOf = map[string][]cause{
 	v1alpha1.ReasonInvalidParameter:  {byClass},
 	v1alpha1.ReasonUnsupportedClaim:  {byClass, byNode},
@@ -30,11 +31,11 @@ var heardOf = map[string][]cause{
 	v1alpha1.ReasonVolumeUnavailable: {byNode},
 }
 
-// wakes reports whether a cause may end the wait for a reason. The record of a
+// wakes reports whether a cause may end the wait for a reason. The Volume of a
 // claim is always about that very claim.
 func (c cause) wakes(reason string) bool {
 	causes, known := heardOf[reason]
-	if !known || c == byRecord {
+	if !known || c == byVolume {
 		return true
 	}
 
@@ -51,7 +52,7 @@ func (c cause) wakes(reason string) bool {
 // something that may help: then it is tried at once, and as if it was new.
 func (c cause) certain(reason string) bool {
 	switch c {
-	case byRecord, byClass:
+	case byVolume, byClass:
 		return true
 	case byNode:
 		return reason == v1alpha1.ReasonAgentNotReady || reason == v1alpha1.ReasonNodeGone

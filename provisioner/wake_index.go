@@ -32,7 +32,7 @@ func (s *waiters) put(key string, w waiter) {
 	index(s.byClass, w.class, key)
 }
 
-// drop takes a waiter out; that it is not there is no error.
+// drop takes a waiter out. It is no error if it is not there.
 func (s *waiters) drop(key string) {
 	w, waits := s.all[key]
 	if !waits {

@@ -119,8 +119,8 @@ func TestWakingLooksAtThoseConcerned(t *testing.T) {
 		{"a node", func() { r.nodeChanged("n4") }, []string{"claim-n4", "anywhere", "pv-n4"}},
 		{"a pool", func() { r.poolChanged(nil, pool) }, []string{"claim-n7", "anywhere"}},
 		{"a class", func() { r.classChanged("of-n5") }, []string{"claim-n5"}},
-		{"a volume", func() { r.recordChanged(record) }, []string{"claim-n9"}},
-		{"a volume that is gone", func() { r.recordChanged(gone) }, []string{"pv-n3"}},
+		{"a volume", func() { r.volumeChanged(record) }, []string{"claim-n9"}},
+		{"a volume that is gone", func() { r.volumeChanged(gone) }, []string{"pv-n3"}},
 		{"a node where nobody waits", func() { r.nodeChanged("n99") }, []string{"anywhere"}},
 	} {
 		woken, r.claims.looked, r.volumes.looked = nil, 0, 0

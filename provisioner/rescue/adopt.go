@@ -39,7 +39,7 @@ type Adoption struct {
 	// Claim, if set, is the one that it is kept for.
 	Claim *v1alpha1.ClaimReference
 	// ReclaimPolicy is Retain where it is empty: data that was there before
-	// Quarry stays unless somebody says otherwise.
+	// Quarry stays unless a person says otherwise.
 	ReclaimPolicy corev1.PersistentVolumeReclaimPolicy
 }
 
@@ -136,9 +136,9 @@ func (a *Adoption) volume(name string) *v1alpha1.Volume {
 
 // Manifest is the Volume that starts an adoption. Data that is there is
 // published from the beginning: an attempt that was never published would be
-// given up, and deleted, when nobody waits for it. What may be made empty is
+// given up, and deleted, when no claim waits for it. What may be made empty is
 // not: agents make nothing empty in the place of what was published. It names
-// no claim until it is, so that nobody gives it up.
+// no claim until it is, so that the sweep does not give it up.
 func Manifest(v *v1alpha1.Volume) *v1alpha1.Volume {
 	v = v.DeepCopy()
 	if strings.HasSuffix(string(v.Spec.Adopt.Type), "OrCreate") {

@@ -16,9 +16,9 @@ const DefaultPatience = 2 * time.Minute
 // cache.
 type Rescuer struct {
 	Client client.WithWatch
-	// Say is told each thing that was done, in one line; nil: nobody is.
+	// Say is told each thing that was done, in one line. May be nil.
 	Say func(format string, args ...any)
-	// Patience bounds each wait for somebody else's work; 0: DefaultPatience.
+	// Patience bounds each wait for an agent or the binder; 0: DefaultPatience.
 	Patience time.Duration
 }
 

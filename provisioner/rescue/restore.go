@@ -24,7 +24,7 @@ func (r *Rescuer) Trashed(ctx context.Context) ([]v1alpha1.Volume, error) {
 	)
 }
 
-// Orphans lists the volumes that somebody may have used and that no
+// Orphans lists the volumes that may have been used and that no
 // PersistentVolume names. The label that the controller sets is a moment
 // behind; this is not.
 func (r *Rescuer) Orphans(ctx context.Context) ([]v1alpha1.Volume, error) {
@@ -80,7 +80,7 @@ func (r *Rescuer) awaited(ctx context.Context, v *v1alpha1.Volume) (bool, error)
 	return claim != nil && claim.UID == ref.UID && claim.Status.Phase == corev1.ClaimPending, err
 }
 
-// Deleting lists the volumes that somebody may have used and that are to go,
+// Deleting lists the volumes that may have been used and that are to go,
 // but have not gone yet: something uses them, or their agent is not there.
 func (r *Rescuer) Deleting(ctx context.Context) ([]v1alpha1.Volume, error) {
 	return r.volumes(ctx, func(v *v1alpha1.Volume) bool {
@@ -141,7 +141,7 @@ func (r *Rescuer) persistentVolumeOf(
 
 // RestoreOptions say how a volume comes back.
 type RestoreOptions struct {
-	// NoClaim leaves it to somebody else to make the claim; the
+	// NoClaim leaves it to others to make the claim; the
 	// PersistentVolume waits for it.
 	NoClaim bool
 	// Claim, if set, is another claim than the one the volume was made for. Its
@@ -234,7 +234,7 @@ func (r *Rescuer) mayRestore(ctx context.Context, v *v1alpha1.Volume) error {
 			"PersistentVolume %s exists, and it is not that of volume %s", pv.Name, v.Name)
 	case pv.DeletionTimestamp != nil,
 		v.Spec.DesiredState != v1alpha1.DesiredPresent && pv.Status.Phase == corev1.VolumeReleased:
-		// Whoever deletes it would have the volume trashed again.
+		// Its deletion would have the volume trashed again.
 		return fmt.Errorf(
 			"PersistentVolume %s is still being deleted; try again once it is gone", pv.Name)
 	case pv.Status.Phase == corev1.VolumeReleased || pv.Status.Phase == corev1.VolumeFailed:
@@ -265,7 +265,7 @@ func (r *Rescuer) desire(
 		ResourceVersion: v.ResourceVersion,
 	}}
 	changed := base.DeepCopy()
-	// Whoever decides over it knows of it.
+	// The person who decides over it knows of it.
 	changed.Spec.DesiredState, changed.Spec.Published = want, true
 	err := r.Client.Patch(
 		ctx,
