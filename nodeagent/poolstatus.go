@@ -94,7 +94,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (p *poolReporter) name(pool string) string { return v1alpha1.PoolObjectName(p.agent.opts.Node, pool) }
+func (p *poolReporter) name(pool string) string {
+	return v1alpha1.PoolObjectName(p.agent.opts.Node, pool)
+}
 
 // flush writes what changed of all pools, now.
 func (p *poolReporter) flush(ctx context.Context) {
