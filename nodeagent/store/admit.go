@@ -129,6 +129,20 @@ func (r *Request) wants(p *pool, node string) bool {
 	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(PoolLabels(node, &p.cfg)))
 }
 
+// choice is a pool that a request may be carved from.
+type choice struct {
+	alike int   // how many volumes of the request's spread group it has
+	room  int64 // how much more it could promise
+}
+
+// before reports whether it is taken rather than another one.
+func (c choice) before(other choice) bool {
+	if c.alike != other.alike {
+		return c.alike < other.alike
+	}
+	return c.room > other.room
+}
+
 // admitLocked chooses the pool with the fewest volumes of the request's spread group, and among those the one with the most room.
 // It is called with admission held.
 func (s *Store) admitLocked(r Request) (*Admission, error) {
@@ -138,7 +152,7 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 	var (
 		alike     = s.alikeLocked(r.Origin.SpreadGroup)
 		best      *Admission
-		bestRoom  int64
+		bestOf    choice
 		within    int64 // the capacity that best was found with
 		most      int64
 		refusal   error
@@ -173,8 +187,8 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 		if room < r.SizeBytes {
 			continue
 		}
-		if best == nil || len(alike[p]) < len(alike[best.pool]) || len(alike[p]) == len(alike[best.pool]) && room > bestRoom {
-			best, bestRoom, within = &Admission{req: r, pool: p, space: space, plan: how, store: s}, room, capacity
+		if this := (choice{alike: len(alike[p]), room: room}); best == nil || this.before(bestOf) {
+			best, bestOf, within = &Admission{req: r, pool: p, space: space, plan: how, store: s}, this, capacity
 		}
 	}
 	switch {

@@ -97,6 +97,12 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 			kept = append(kept, t)
 		}
 	}
+	return oldestEnough(kept, room, need, now)
+}
+
+// oldestEnough is as many of the entries, the oldest first, as have to go so that there is room for need bytes, and whether that
+// is enough; none if it is not. It orders what it is given.
+func oldestEnough(kept []*trashed, room, need int64, now time.Time) (oldest []*trashed, enough bool) {
 	// By the time that was seen to pass: the clock may have been wrong when something was deleted.
 	slices.SortFunc(kept, func(a, b *trashed) int {
 		if by := b.elapsed(now).Truncate(noteRetention) - a.elapsed(now).Truncate(noteRetention); by != 0 {

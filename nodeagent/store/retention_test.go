@@ -56,3 +56,39 @@ func TestLaterDeletionIsLater(t *testing.T) {
 	require.True(t, s.deletedNow("v").After(first.trash.DeletedAt))
 	require.False(t, s.deletedNow("another").After(time.Now()))
 }
+
+// TestOldestGoesFirst says which entries of the trash give way, and that none does where that is not enough.
+func TestOldestGoesFirst(t *testing.T) {
+	now := time.Now()
+	entry := func(id string, bytes int64, age time.Duration, deleted time.Time) *trashed {
+		return &trashed{id: id, rec: &record.Volume{Backend: record.BackendLoop, SizeBytes: bytes}, since: now.Add(-age),
+			trash: record.Trash{DeletedAt: deleted}}
+	}
+	young := entry("young", 10, time.Hour, now)
+	old := entry("old", 20, 3*time.Hour, now.AddDate(1, 0, 0)) // by a clock that was wrong
+	older := entry("older", 30, 3*time.Hour, now.AddDate(0, 0, -1))
+	cases := []struct {
+		name       string
+		room, need int64
+		want       []string
+		enough     bool
+	}{
+		{"there is room", 100, 100, nil, true},
+		{"one is enough", 0, 30, []string{"older"}, true},
+		{"two are", 0, 31, []string{"older", "old"}, true},
+		{"all are", 0, 60, []string{"older", "old", "young"}, true},
+		{"all are not", 0, 61, nil, false},
+		{"more was promised than there is", -10, 50, []string{"older", "old", "young"}, true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var ids []string
+			oldest, enough := oldestEnough([]*trashed{young, old, older}, c.room, c.need, now)
+			for _, v := range oldest {
+				ids = append(ids, v.id)
+			}
+			require.Equal(t, c.want, ids)
+			require.Equal(t, c.enough, enough)
+		})
+	}
+}
