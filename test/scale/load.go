@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -27,7 +28,7 @@ const (
 )
 
 // loader fills etcd with copies of objects that were made the usual way, so that every copy is what the API server
-// would have written: only names and UIDs differ. Written through the API server, a hundred thousand volumes would
+// would have written: only names, UIDs and ages differ. Written through the API server, a hundred thousand volumes would
 // take most of an hour; nothing that is measured depends on how they came to be there.
 type loader struct {
 	etcd   *clientv3.Client
@@ -42,6 +43,7 @@ type template struct {
 	text string // JSON
 	kind *kuberuntime.TypeMeta
 	uid  string
+	made string // when it was made, as it is written there
 }
 
 // protobufMagic begins what the API server stores of its own kinds.
@@ -70,18 +72,22 @@ func (l *loader) read(ctx context.Context, key string) (*template, error) {
 		t.kind = &kuberuntime.TypeMeta{APIVersion: kind.GroupVersion().String(), Kind: kind.Kind}
 	}
 	var meta struct {
-		Metadata struct{ UID string }
+		Metadata struct{ UID, CreationTimestamp string }
 	}
 	if err := json.Unmarshal([]byte(t.text), &meta); err != nil {
 		return nil, fmt.Errorf("decode %s: %w", key, err)
 	}
-	t.uid = meta.Metadata.UID
+	t.uid, t.made = meta.Metadata.UID, meta.Metadata.CreationTimestamp
 	return t, nil
 }
 
+// age is how old the copies are: a cluster's volumes were not all made a minute
+// ago, when controllers still look after them.
+const age = 24 * time.Hour
+
 // copy returns the object, and its key, with other names: old and new in turns.
 func (t *template) copy(names ...string) (key string, value []byte, err error) {
-	names = append(names, t.uid, uuid.NewString())
+	names = append(names, t.uid, uuid.NewString(), t.made, time.Now().Add(-age).UTC().Format(time.RFC3339))
 	replacer := strings.NewReplacer(names...)
 	key, text := replacer.Replace(t.key), replacer.Replace(t.text)
 	if t.kind == nil {

@@ -21,6 +21,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -210,8 +211,28 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Published and all: what comes after the claim is Bound is part of the volume too.
+	if err := r.markPublished(ctx); err != nil {
+		return err
+	}
 	return r.settle(ctx, leaderName, "agents")
+}
+
+// markPublished writes into the template's Volume what the controller writes when
+// it is some minutes old: nearly every volume of a cluster is.
+func (r *run) markPublished(ctx context.Context) error {
+	list, err := r.kube.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		name := list.Items[i].Annotations[v1alpha1.AnnotationVolume]
+		patch := []byte(`{"spec": {"published": true}}`)
+		err := r.kube.CoreV1().RESTClient().Patch(types.MergePatchType).AbsPath("/apis/"+v1alpha1.GroupVersion.String(), "volumes", name).Body(patch).Do(ctx).Error()
+		if err != nil {
+			return fmt.Errorf("mark Volume %s as published: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // makeTemplates makes the namespaces, the classes, and a node with its agent's pod.
