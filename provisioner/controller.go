@@ -449,9 +449,13 @@ func addLoops(mgr manager.Manager, heal *volumeRestorer, sweep *sweeper) error {
 			return nil
 		},
 	)
-	if err := builder.ControllerManagedBy(mgr).Named("heal").For(&corev1.PersistentVolume{}).
+	if err := builder.ControllerManagedBy(mgr).
+		Named("heal").
+		For(&corev1.PersistentVolume{}, builder.WithPredicates(newsOfQuiet)).
+		WatchesRawSource(eachQuiet(mgr, &corev1.PersistentVolume{}, heal)).
 		Watches(&v1alpha1.Volume{}, toPV, builder.WithPredicates(vanished)).
-		WithOptions(options).Complete(heal); err != nil {
+		WithOptions(options).
+		Complete(heal); err != nil {
 		return fmt.Errorf("set up the restoring of Volumes: %w", err)
 	}
 

@@ -67,6 +67,7 @@
 //	informers.go      handlers for informers
 //	cache_indexes.go  how an event finds what it concerns
 //	cache_pack.go     objects that rest lie packed in the caches
+//	cache_walk.go     a look at each of them when a loop starts
 //	cache_trim.go     what the caches keep of nodes and pods
 //
 // The rules it lives by: an intent is written down before anything acts on it,

@@ -2,6 +2,8 @@ package provisioner
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +122,67 @@ func testOrphan(t *testing.T, k *cluster) {
 		require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(&v), &v))
 		return differs(v.Labels[v1alpha1.LabelOrphaned], "")
 	})
+}
+
+// testFoundAtStart takes Volumes and PersistentVolumes away while no controller
+// runs. What is left of each pair rests packed in the caches of the next one: all
+// but the first of a kind, so there are some of each.
+func testFoundAtStart(t *testing.T, k *cluster) {
+	node := k.node("a")
+	k.agent(node, "10Gi")
+	class := k.class("wait", waitFirst, nil)
+	kill := k.start()
+	var lost, orphans []v1alpha1.Volume
+	var left []*corev1.PersistentVolume
+	for _, name := range []string{"lost-0", "lost-1", "lost-2", "rescued-0", "rescued-1", "rescued-2"} {
+		k.claim(name, class, "1Gi", node)
+		claim, pv := k.bound(name)
+		v := k.volumes(claim)[0]
+		base := v.DeepCopy()
+		v.Spec.Published = true
+		require.NoError(t, k.Patch(t.Context(), &v, client.MergeFrom(base)))
+		if strings.HasPrefix(name, "lost") {
+			lost = append(lost, v)
+			continue
+		}
+		orphans = append(orphans, v)
+		left = append(left, pv)
+	}
+	kill()
+
+	for i := range lost {
+		require.NoError(t, k.Delete(t.Context(), &lost[i]))
+		k.gone(&lost[i])
+	}
+	for i, pv := range left {
+		base := pv.DeepCopy()
+		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+		pv.Finalizers = nil
+		require.NoError(t, k.Patch(t.Context(), pv, client.MergeFrom(base)))
+		require.NoError(t, k.Delete(t.Context(), &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: k.namespace, Name: fmt.Sprint("rescued-", i)},
+		}))
+		require.NoError(t, k.Delete(t.Context(), pv))
+		k.gone(pv)
+	}
+
+	k.start(func(o *Options) { o.SweepGrace = 1 })
+	for i := range lost {
+		k.until("the Volume is back", func() string {
+			var v v1alpha1.Volume
+			if err := k.Get(t.Context(), client.ObjectKeyFromObject(&lost[i]), &v); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+	}
+	for i := range orphans {
+		k.until("the volume without a PersistentVolume is reported", func() string {
+			v := &orphans[i]
+			require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(v), v))
+			return differs(v.Labels[v1alpha1.LabelOrphaned], "true")
+		})
+	}
 }
 
 func testNodeLoss(t *testing.T, k *cluster) {

@@ -58,6 +58,7 @@ func TestKubernetes(t *testing.T) {
 		{"a claim's selector chooses the pool", testSelector},
 		{"a deleted volume's space is anybody's once it is scrubbed", testRecycle},
 		{"a rescued volume is reported and kept", testOrphan},
+		{"what was lost while nobody led is found at the start", testFoundAtStart},
 		{"a StatefulSet's claim starts over when its node is lost", testNodeLoss},
 		{"a forged PersistentVolume deletes nothing", testForged},
 		{"the CSI front door", testCSI},

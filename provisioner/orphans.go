@@ -213,7 +213,10 @@ func addOrphans(mgr manager.Manager, o *orphanReporter) error {
 			return out
 		},
 	)
-	err := builder.ControllerManagedBy(mgr).Named("orphans").For(&v1alpha1.Volume{}).
+	err := builder.ControllerManagedBy(mgr).
+		Named("orphans").
+		For(&v1alpha1.Volume{}, builder.WithPredicates(newsOfQuiet)).
+		WatchesRawSource(eachQuiet(mgr, &v1alpha1.Volume{}, o)).
 		// Of those seen first the Volumes are.
 		Watches(&corev1.PersistentVolume{}, toVolume, builder.WithPredicates(newsOfQuiet)).
 		WithOptions(controller.Options{

@@ -29,6 +29,7 @@ func newControllerCommand() *cobra.Command {
 				return err
 			}
 			limitMemory()
+			saveMemory()
 			config, err := kube.load()
 			if err != nil {
 				return err

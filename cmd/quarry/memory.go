@@ -26,8 +26,9 @@ func limitMemory() {
 }
 
 // saveMemory has the runtime collect garbage at half of the surplus it usually
-// allows itself, for a process that is on every node and seldom does anything.
-// GOGC, where it is set, is what counts.
+// allows itself: the agent is on every node and seldom does anything, and the
+// controller's memory is its caches, which are read once at the start and would
+// leave as much again unused. GOGC, where it is set, is what counts.
 func saveMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
