@@ -128,7 +128,7 @@ test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on 
 
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Books|Parallel|Group|Pressure|SameID' ./nodeagent/store ./internal/keylock
+	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Books|Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
 
 .PHONY: test-chart
 test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples

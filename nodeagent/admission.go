@@ -11,7 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/internal/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )

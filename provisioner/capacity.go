@@ -21,12 +21,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/keymutex"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/internal/keylock"
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
@@ -57,7 +57,7 @@ type capacityPublisher struct {
 	// fresh are Pools by name that were read live, and were newer than the
 	// cache then.
 	fresh     map[string]*v1alpha1.Pool
-	nodes     keylock.Set
+	nodes     keymutex.KeyMutex // nodes that share one wait for each other
 	published publishLog
 	demand    *demand
 
@@ -72,7 +72,7 @@ type capacityPublisher struct {
 }
 
 func newCapacityPublisher(c *capacityPublisher) *capacityPublisher {
-	c.demand = newDemand(c.claimWaits)
+	c.demand, c.nodes = newDemand(c.claimWaits), keymutex.NewHashed(64)
 	return c
 }
 
@@ -198,12 +198,8 @@ func (c *capacityPublisher) publish(
 	name string,
 	exact bool,
 ) (wait time.Duration, err error) {
-	unlock, err := c.nodes.Lock(ctx, name)
-	if err != nil {
-		return 0, err
-	}
-
-	defer unlock()
+	c.nodes.LockKey(name)
+	defer func() { _ = c.nodes.UnlockKey(name) }() // it is held, so there is no error
 
 	want, totals, err := c.wanted(ctx, name)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/quarry-storage/quarry/internal/nearest"
+	"github.com/quarry-storage/quarry/api/nearest"
 )
 
 // FieldError says what is wrong with one field.

@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/quarry-storage/quarry/internal/nearest"
+	"github.com/quarry-storage/quarry/api/nearest"
 )
 
 // OptionError is an option for mkfs that is not allowed, or that nobody knows.

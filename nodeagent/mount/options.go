@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/quarry-storage/quarry/internal/nearest"
+	"github.com/quarry-storage/quarry/api/nearest"
 )
 
 // Options are mount options that were checked. Get them from [DefaultOptions]

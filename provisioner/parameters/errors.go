@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/internal/nearest"
+	"github.com/quarry-storage/quarry/api/nearest"
 )
 
 // Error says that a StorageClass parameter cannot be served. It names the
