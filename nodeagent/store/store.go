@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 

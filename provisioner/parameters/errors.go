@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/api/nearest"
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
 // Error says that a StorageClass parameter cannot be served. It names the
