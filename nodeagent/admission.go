@@ -16,20 +16,23 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// The claims of one pod are provisioned one by one, by as many calls, but they are of use only together: the scheduler
-// decided for the node once, for all of them. So each Volume names all claims of its group, and the first one that finds
-// all of them here promises space to all of them in one step, or to none.
+// The claims of one pod are provisioned one by one, by as many calls, but they
+// are of use only together: the scheduler decided for the node once, for all of
+// them. So each Volume names all claims of its group, and the first one that
+// finds all of them here promises space to all of them in one step, or to none.
 
-// groupPatience is how long a volume waits for others of its group. What has not
-// come by then is of a pod that cannot be scheduled, or of a claim that cannot
-// be served, and may never come.
+// groupPatience is how long a volume waits for others of its group. What has
+// not come by then is of a pod that cannot be scheduled, or of a claim that
+// cannot be served, and may never come.
 const groupPatience = 5 * time.Second
 
-// waitingError says that other members of a volume's group have no Volume object yet.
+// waitingError says that other members of a volume's group have no Volume
+// object yet.
 type waitingError struct{ have, want int }
 
 func (e *waitingError) Error() string {
-	return fmt.Sprintf("%d of the %d volumes of the same pod are here; they are admitted together", e.have, e.want)
+	return fmt.Sprintf("%d of the %d volumes of the same pod are here; they are admitted together",
+		e.have, e.want)
 }
 
 // admit promises space to the volume, and to all of its group with it.
@@ -69,8 +72,9 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 	return a.groups.get(v.Name), nil
 }
 
-// members returns the Volumes of the volume's group that are here, its own first. As long as others may still come within
-// [groupPatience] that is an error. Those that were refused, or are to be removed, do not count.
+// members returns the Volumes of the volume's group that are here, its own
+// first. As long as others may still come within [groupPatience] that is an
+// error. Those that were refused, or are to be removed, do not count.
 func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Volume, error) {
 	members := []*v1alpha1.Volume{v}
 	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
@@ -140,8 +144,10 @@ func (a *Agent) ofClaims(ctx context.Context, claims []types.UID) (v1alpha1.Volu
 	return all, nil
 }
 
-// refuseOthers tells the other members of the group that the group was refused, so that none of them is made.
-func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []*v1alpha1.Volume, cause error) error {
+// refuseOthers tells the other members of the group that the group was refused,
+// so that none of them is made.
+func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []*v1alpha1.Volume,
+	cause error) error {
 	if _, refused := store.Reason(cause); !refused || len(members) == 1 {
 		return cause
 	}
@@ -157,7 +163,8 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 		status := m.Status.DeepCopy()
 		status.ObservedGeneration = m.Generation
 		group := &store.GroupError{Err: cause}
-		translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused, group.Error())
+		translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused,
+			group.Error())
 		if err := a.writeStatus(ctx, m, status); err != nil {
 			return err // all of it is tried again
 		}
@@ -198,7 +205,8 @@ func (g *groups) cancel(id string) {
 	delete(g.waiting, id)
 }
 
-// wait notes that a volume waits for the other members of its group, and returns how much longer it does.
+// wait notes that a volume waits for the other members of its group, and
+// returns how much longer it does.
 func (g *groups) wait(v *v1alpha1.Volume, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -26,7 +26,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// DefaultRecheckEvery is how often the sizes of directory volumes are looked at again.
+// DefaultRecheckEvery is how often the sizes of directory volumes are looked at
+// again.
 const DefaultRecheckEvery = store.DefaultRecheckEvery
 
 // Options are the agent's settings.
@@ -37,9 +38,11 @@ type Options struct {
 	Store *store.Store
 	// Config reaches the API server.
 	Config *rest.Config
-	// RecheckEvery is how often the sizes of directory volumes are looked at again. 0: 10 minutes.
+	// RecheckEvery is how often the sizes of directory volumes are looked at
+	// again. 0: 10 minutes.
 	RecheckEvery time.Duration
-	// MachineID tells this machine from another one under the same node name. Empty: the machine's own (machine-id(5)).
+	// MachineID tells this machine from another one under the same node name.
+	// Empty: the machine's own (machine-id(5)).
 	MachineID string
 	// Registry takes the metrics; nil: none are kept.
 	Registry prometheus.Registerer
@@ -61,11 +64,14 @@ type Agent struct {
 	groups groups
 	pools  *poolReporter
 	meter  *meter
-	// inUse are the volumes that could not be deleted because something uses them; a change of the node's mounts wakes them.
+	// inUse are the volumes that could not be deleted because something uses
+	// them; a change of the node's mounts wakes them.
 	inUse sync.Map
-	// untold are the volumes that were made and that no status has told of yet: the UIDs of their objects, by name.
+	// untold are the volumes that were made and that no status has told of yet:
+	// the UIDs of their objects, by name.
 	untold sync.Map
-	// growing are the volumes whose growth was refused for want of room; more room wakes them.
+	// growing are the volumes whose growth was refused for want of room; more
+	// room wakes them.
 	growing sync.Map
 	// failures counts the tries to make a volume that failed.
 	failures failures
@@ -78,10 +84,12 @@ type Agent struct {
 // NewScheme knows the kinds an agent deals with.
 func NewScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	return s, errors.Join(v1alpha1.AddToScheme(s), corev1.AddToScheme(s), coordinationv1.AddToScheme(s))
+	return s, errors.Join(v1alpha1.AddToScheme(s), corev1.AddToScheme(s),
+		coordinationv1.AddToScheme(s))
 }
 
-// mapper knows where the agent's kinds are in the API, so that nothing has to be discovered: an agent starts without the API server.
+// mapper knows where the agent's kinds are in the API, so that nothing has to
+// be discovered: an agent starts without the API server.
 func mapper() meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(nil)
 	for _, kind := range []string{"Volume", "Snapshot", "Pool"} {
@@ -109,20 +117,24 @@ func New(o Options) (*Agent, error) {
 	}
 	config := rest.CopyConfig(o.Config)
 	if config.QPS == 0 {
-		// The library's default of 5 a second would make a burst of volumes wait; the API server protects itself.
+		// The library's default of 5 a second would make a burst of volumes
+		// wait; the API server protects itself.
 		config.QPS, config.Burst = 100, 200
 	}
 	mine := cache.ByObject{Field: fields.OneTermEqualSelector("spec.nodeName", o.Node)}
 	kinds := mapper()
-	informers, err := cache.New(config, cache.Options{Scheme: scheme, Mapper: kinds, DefaultTransform: cache.TransformStripManagedFields(),
-		ByObject: map[client.Object]cache.ByObject{&v1alpha1.Volume{}: mine, &v1alpha1.Pool{}: mine}})
+	informers, err := cache.New(config, cache.Options{Scheme: scheme, Mapper: kinds,
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{&v1alpha1.Volume{}: mine,
+			&v1alpha1.Pool{}: mine}})
 	if err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
 	}
 	if err := informers.IndexField(context.Background(), &v1alpha1.Volume{}, indexClaim, indexOfClaim); err != nil {
 		return nil, fmt.Errorf("index Volumes by %s: %w", indexClaim, err)
 	}
-	cached, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds, Cache: &client.CacheOptions{Reader: informers}})
+	cached, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds,
+		Cache: &client.CacheOptions{Reader: informers}})
 	if err != nil {
 		return nil, fmt.Errorf("make the client: %w", err)
 	}
@@ -130,7 +142,8 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the client: %w", err)
 	}
-	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live, up: make(chan struct{}),
+	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live,
+		up:    make(chan struct{}),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, time.Minute))}
 	a.groups.admitted = map[string]*store.Admission{}
 	a.pools = newPoolReporter(a)
@@ -140,9 +153,11 @@ func New(o Options) (*Agent, error) {
 	return a, nil
 }
 
-// Run brings the node's volumes up and then serves the Volume objects until ctx ends.
+// Run brings the node's volumes up and then serves the Volume objects until ctx
+// ends.
 func (a *Agent) Run(ctx context.Context) error {
-	// The disk first: pools that are pools already. Whether a directory that is none may become one, the API server knows.
+	// The disk first: pools that are pools already. Whether a directory that is
+	// none may become one, the API server knows.
 	a.pools.askEarly(ctx)
 	a.store.Refresh(ctx)
 	close(a.up)
@@ -201,10 +216,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// Up is closed once the pools that are there were opened and their volumes brought up, API server or not.
+// Up is closed once the pools that are there were opened and their volumes
+// brought up, API server or not.
 func (a *Agent) Up() <-chan struct{} { return a.up }
 
-// Ready reports whether the agent serves Volume objects: its pod's readiness, by which the controller knows.
+// Ready reports whether the agent serves Volume objects: its pod's readiness,
+// by which the controller knows.
 func (a *Agent) Ready() bool { return a.ready.Load() }
 
 // Health serves /healthz and /readyz.

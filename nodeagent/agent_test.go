@@ -30,7 +30,8 @@ import (
 
 const gib = 1 << 30
 
-// bench is an agent with a real store on a real filesystem. Only the API server is none: its objects are in memory.
+// bench is an agent with a real store on a real filesystem. Only the API server
+// is none: its objects are in memory.
 type bench struct {
 	*Agent
 	t    *testing.T
@@ -52,7 +53,8 @@ func newBenchAt(t *testing.T, path string) *bench {
 	require.NoError(t, err)
 	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
 		WithIndex(&v1alpha1.Volume{}, indexClaim, indexOfClaim).
-		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem, UID: "cluster-1"}}).Build()}
+		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem,
+			UID: "cluster-1"}}).Build()}
 	b.start("")
 	t.Cleanup(func() {
 		for _, v := range b.store.List() {
@@ -63,15 +65,18 @@ func newBenchAt(t *testing.T, path string) *bench {
 	return b
 }
 
-// start is the start of an agent's process, on a machine of that identity. The one before is gone.
+// start is the start of an agent's process, on a machine of that identity. The
+// one before is gone.
 func (b *bench) start(machine string) {
 	b.t.Helper()
 	c, err := config.Default(b.pool)
 	require.NoError(b.t, err)
 	c.Pools[0].Reserve, err = config.ParseReserve("0%")
 	require.NoError(b.t, err)
-	disks := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: filepath.Join(b.t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
-	b.Agent = &Agent{opts: Options{Node: "node1", MachineID: machine}, log: slog.New(slog.DiscardHandler), store: disks, client: b.objects, live: b.objects,
+	disks := store.New(store.Options{Node: "node1", Pools: c.Pools,
+		DeviceDir: filepath.Join(b.t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
+	b.Agent = &Agent{opts: Options{Node: "node1", MachineID: machine},
+		log: slog.New(slog.DiscardHandler), store: disks, client: b.objects, live: b.objects,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())}
 	b.groups.admitted = map[string]*store.Admission{}
 	b.Agent.pools = newPoolReporter(b.Agent)
@@ -121,7 +126,8 @@ func (b *bench) poolNow() *v1alpha1.Pool {
 	return pool
 }
 
-// directory makes a Volume a plain directory, of which nothing has to be mounted.
+// directory makes a Volume a plain directory, of which nothing has to be
+// mounted.
 func directory(s *v1alpha1.VolumeSpec) {
 	s.Backend, s.Enforcement = v1alpha1.BackendDirectory, v1alpha1.EnforcementNone
 }
@@ -183,7 +189,8 @@ func TestAPublishedVolumeIsNeverMadeAnew(t *testing.T) {
 	require.Equal(t, v1alpha1.VolumeLost, s.Phase)
 	require.Empty(t, b.store.List())
 
-	// Of a pool that is not there nothing can be said, also not that the volume is gone.
+	// Of a pool that is not there nothing can be said, also not that the volume
+	// is gone.
 	b.want("pvc-2", 32<<20, func(s *v1alpha1.VolumeSpec) { s.Published, s.Pool = true, "elsewhere" })
 	require.Equal(t, v1alpha1.VolumeUnavailable, b.now("pvc-2").Phase)
 	b.change("pvc-2", func(s *v1alpha1.VolumeSpec) { s.DesiredState = v1alpha1.DesiredDeleted })
@@ -236,7 +243,8 @@ func TestGroupIsAdmittedWholeOrNotAtAll(t *testing.T) {
 	b.want("pvc-a-2", 100<<20, member("a"))
 	b.want("pvc-b-2", 100<<20, member("b"))
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-a-2").Phase)
-	require.EqualValues(t, 200<<20, b.store.Pools()[0].Promised, "the other one's space is promised too")
+	require.EqualValues(t, 200<<20, b.store.Pools()[0].Promised,
+		"the other one's space is promised too")
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-b-2").Phase)
 }
 
@@ -314,7 +322,8 @@ func TestWatchMountsTells(t *testing.T) {
 }
 
 // adopting makes a wish one for what is at a path of the bench's pool.
-func (b *bench) adopting(name string, kind v1alpha1.AdoptionType, change ...func(*v1alpha1.VolumeSpec)) func(*v1alpha1.VolumeSpec) {
+func (b *bench) adopting(name string, kind v1alpha1.AdoptionType,
+	change ...func(*v1alpha1.VolumeSpec)) func(*v1alpha1.VolumeSpec) {
 	return func(s *v1alpha1.VolumeSpec) {
 		s.Backend, s.Enforcement = v1alpha1.BackendAuto, v1alpha1.EnforcementNone
 		s.Adopt = &v1alpha1.Adoption{Path: filepath.Join(b.pool, name), Type: kind}
@@ -344,7 +353,8 @@ func TestAdoption(t *testing.T) {
 	// An image that is smaller than what is asked for grows by the usual way.
 	image := filepath.Join(b.pool, "disk.raw")
 	require.NoError(t, os.WriteFile(image, make([]byte, 8<<20), 0o600))
-	b.want("adopted-2", 16<<20, b.adopting("disk.raw", v1alpha1.AdoptFile, func(s *v1alpha1.VolumeSpec) { s.VolumeMode = corev1.PersistentVolumeBlock }))
+	b.want("adopted-2", 16<<20, b.adopting("disk.raw", v1alpha1.AdoptFile,
+		func(s *v1alpha1.VolumeSpec) { s.VolumeMode = corev1.PersistentVolumeBlock }))
 	s = b.now("adopted-2")
 	require.Equal(t, v1alpha1.VolumeReady, s.Phase, "%v", s.Conditions)
 	require.EqualValues(t, 16<<20, s.Capacity.Value())
@@ -367,7 +377,8 @@ func TestAdoption(t *testing.T) {
 	require.DirExists(t, filepath.Join(b.pool, "other"))
 }
 
-// TestAPublishedVolumeIsNeverAdoptedEmpty: who publishes a volume may have had data in it.
+// TestAPublishedVolumeIsNeverAdoptedEmpty: who publishes a volume may have had
+// data in it.
 func TestAPublishedVolumeIsNeverAdoptedEmpty(t *testing.T) {
 	b := newBench(t)
 	b.want("adopted-1", 32<<20, b.adopting("gone", v1alpha1.AdoptDirectoryOrCreate, published))

@@ -10,9 +10,9 @@ import (
 )
 
 // doubt returns why what was found of a volume may be a copy of it, or nil. The
-// volume was made on another pool than this was found on, and that one's disk is
-// away, or has it too: a backup, say, that was laid beside it. Somebody who moved
-// the volume left nothing where it was.
+// volume was made on another pool than this was found on, and that one's disk
+// is away, or has it too: a backup, say, that was laid beside it. Somebody who
+// moved the volume left nothing where it was.
 func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volume) error {
 	if v.Status.PoolUID == "" || found.PoolUID == v.Status.PoolUID {
 		return nil
@@ -25,17 +25,19 @@ func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volu
 			return a.pools.offline(ctx, &p)
 		}
 		if p.Broken[v.Name] != nil {
-			return &store.MismatchError{ID: v.Name, Detail: "pools " + found.Pool + " and " + p.Name +
-				" both have it, and it was made on " + p.Name + "; it is used again once only one of them has it"}
+			return &store.MismatchError{ID: v.Name,
+				Detail: "pools " + found.Pool + " and " + p.Name +
+					" both have it, and it was made on " + p.Name + "; it is used again once only one of them has it"}
 		}
 	}
 	return nil
 }
 
 // setDoubt says that a volume is not used, nor removed, as long as there is a
-// doubt. The error has it looked at again; a disk that comes back does that too.
+// doubt. The error has it looked at again; a disk that comes back does that
+// too.
 func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
-	if off := (*store.OfflineError)(nil); errors.As(doubt, &off) {
+	if _, ok := errors.AsType[*store.OfflineError](doubt); ok {
 		setOffline(status, doubt)
 		return nil
 	}

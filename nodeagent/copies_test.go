@@ -16,9 +16,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// TestACopyIsNotServedWhileTheVolumeIsAway starts an agent while a volume's disk
-// is away and another pool has a copy of it. The copy is neither served nor
-// deleted, also once the disk is back, until there is only one of the two.
+// TestACopyIsNotServedWhileTheVolumeIsAway starts an agent while a volume's
+// disk is away and another pool has a copy of it. The copy is neither served
+// nor deleted, also once the disk is back, until there is only one of the two.
 func TestACopyIsNotServedWhileTheVolumeIsAway(t *testing.T) {
 	b := newBench(t)
 	other := testroot.NewFilesystem(t, "ext4", gib)
@@ -38,7 +38,8 @@ func TestACopyIsNotServedWhileTheVolumeIsAway(t *testing.T) {
 	require.NoError(t, err)
 	second := c.Pools[0]
 	second.Name, second.Path = "second", other
-	b.store = store.New(store.Options{Node: "node1", Pools: append(c.Pools, second), DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
+	b.store = store.New(store.Options{Node: "node1", Pools: append(c.Pools, second),
+		DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
 	b.Agent.pools.askEarly(t.Context())
 	b.store.Refresh(t.Context())
 	require.NoError(t, b.Agent.pools.identify(t.Context()))

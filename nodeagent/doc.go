@@ -1,5 +1,5 @@
-// Package nodeagent does, on one node, what the Volume objects ask for, and says
-// what is there.
+// Package nodeagent does, on one node, what the Volume objects ask for, and
+// says what is there.
 //
 // It watches only the Volumes of its own node (a field selector on
 // spec.nodeName), keeps them on disk through package store, and writes their
@@ -11,10 +11,10 @@
 // brought up before the API server is asked for anything, so that a node that
 // boots while the control plane is down has its volumes.
 //
-// Nothing but spec.desiredState makes it remove data. A Volume that is gone from
-// the API, or is being deleted there, leaves the volume on disk as it was; it is
-// counted as an orphan until the controller writes the object again or a person
-// decides.
+// Nothing but spec.desiredState makes it remove data. A Volume that is gone
+// from the API, or is being deleted there, leaves the volume on disk as it was;
+// it is counted as an orphan until the controller writes the object again or a
+// person decides.
 //
 // The process:
 //

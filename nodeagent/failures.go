@@ -26,8 +26,8 @@ type failures struct {
 // is, has no other node to go to.
 func (f *failures) giveUp(v *v1alpha1.Volume, err error, disks *store.Store) bool {
 	_, there := disks.Get(v.Name)
-	var missing *store.NotFoundError
-	if v.Spec.Adopt != nil || err == nil || !errors.As(there, &missing) {
+	_, missing := errors.AsType[*store.NotFoundError](there)
+	if v.Spec.Adopt != nil || err == nil || !missing {
 		return false
 	}
 

@@ -17,7 +17,8 @@ import (
 func TestFailuresHaveABound(t *testing.T) {
 	disks := store.New(store.Options{Node: "node1", Log: slog.New(slog.DiscardHandler)})
 	fresh := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1"}}
-	adopted := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-2"}, Spec: v1alpha1.VolumeSpec{Adopt: &v1alpha1.Adoption{}}}
+	adopted := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-2"},
+		Spec: v1alpha1.VolumeSpec{Adopt: &v1alpha1.Adoption{}}}
 	noLoop := errors.New("open /dev/loop-control: no such file or directory")
 
 	var f failures

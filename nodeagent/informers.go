@@ -46,11 +46,14 @@ func (a *Agent) watch(ctx context.Context) error {
 	return nil
 }
 
-// updated looks at a Volume that changed. Where only its status did, that is this agent's own word, and there is nothing to do
-// unless the disk says something else by now.
+// updated looks at a Volume that changed. Where only its status did, that is
+// this agent's own word, and there is nothing to do unless the disk says
+// something else by now.
 func (a *Agent) updated(before, after *v1alpha1.Volume) {
-	asked := before.UID != after.UID || before.Generation != after.Generation || before.ResourceVersion == after.ResourceVersion ||
-		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() || !labels.Equals(before.Labels, after.Labels)
+	asked := before.UID != after.UID || before.Generation != after.Generation ||
+		before.ResourceVersion == after.ResourceVersion ||
+		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero() ||
+		!labels.Equals(before.Labels, after.Labels)
 	if asked || a.moved(after, a.inTrash) {
 		a.enqueue(after)
 	}

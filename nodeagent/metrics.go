@@ -10,7 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// meter is what Prometheus sees of the agent. What the store knows is read when it is scraped.
+// meter is what Prometheus sees of the agent. What the store knows is read when
+// it is scraped.
 type meter struct {
 	store     *store.Store
 	durations *prometheus.HistogramVec
@@ -24,21 +25,27 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 		return prometheus.NewDesc("quarry_"+name, help, labels, nil)
 	}
 	m := &meter{
-		store:       s,
-		unavailable: desc("volumes_unavailable", "Volumes that are on the node's disks and can not be used, by the reason of their condition Ready.", "reason"),
+		store: s,
+		unavailable: desc("volumes_unavailable",
+			"Volumes that are on the node's disks and can not be used, by the reason of their condition Ready.", "reason"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "quarry_agent_operation_duration_seconds", Help: "How long the agent worked on a Volume that changed its phase, by the phase it came to.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}, []string{"phase"}),
-		online:     desc("pool_online", "1 when the pool's disk is there and is the pool's.", "pool"),
-		capacity:   desc("pool_capacity_bytes", "What the pool may promise altogether.", "pool"),
-		promised:   desc("pool_promised_bytes", "What is promised to volumes and trash on the pool's filesystem.", "pool"),
-		available:  desc("pool_available_bytes", "What can still be promised.", "pool"),
-		volumes:    desc("pool_volumes", "Volumes in the pool.", "pool"),
-		trashed:    desc("pool_trash_entries", "Deleted volumes whose space is not free yet.", "pool"),
-		oldestLook: desc("pool_recheck_age_seconds", "How long ago a volume of the pool that is held by a quota was looked at whole, of all the longest: for so long at the most a file can be charged to the wrong volume.", "pool"),
+		online: desc("pool_online", "1 when the pool's disk is there and is the pool's.",
+			"pool"),
+		capacity: desc("pool_capacity_bytes", "What the pool may promise altogether.", "pool"),
+		promised: desc("pool_promised_bytes",
+			"What is promised to volumes and trash on the pool's filesystem.", "pool"),
+		available: desc("pool_available_bytes", "What can still be promised.", "pool"),
+		volumes:   desc("pool_volumes", "Volumes in the pool.", "pool"),
+		trashed: desc("pool_trash_entries", "Deleted volumes whose space is not free yet.",
+			"pool"),
+		oldestLook: desc("pool_recheck_age_seconds",
+			"How long ago a volume of the pool that is held by a quota was looked at whole, of all the longest: for so long at the most a file can be charged to the wrong volume.", "pool"),
 		freedBytes: desc("trash_freed_bytes_total", "Bytes of images freed in the background."),
-		freedFiles: desc("trash_freed_files_total", "Files, directories and subvolumes freed in the background."),
+		freedFiles: desc("trash_freed_files_total",
+			"Files, directories and subvolumes freed in the background."),
 	}
 	if registry == nil {
 		return m, nil
@@ -51,7 +58,8 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 	return m, nil
 }
 
-// observe records how long a change of phase took. A look that changed nothing is not news.
+// observe records how long a change of phase took. A look that changed nothing
+// is not news.
 func (m *meter) observe(before, after v1alpha1.VolumePhase, took time.Duration) {
 	if before != after {
 		m.durations.WithLabelValues(string(after)).Observe(took.Seconds())

@@ -12,16 +12,19 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// The store says why a disk can not be used. What only the cluster knows of it is added here: that another machine had the
-// pool, and what an administrator can do.
+// The store says why a disk cannot be used. What only the cluster knows of it
+// is added here: that another machine had the pool, and what an administrator
+// can do.
 
-// foreignDisk is what was found on a disk of another cluster. It does not change while nobody here touches it.
+// foreignDisk is what was found on a disk of another cluster. It does not
+// change while nobody here touches it.
 type foreignDisk struct {
 	offline string // the store's words, by which another disk is noticed
 	found   string
 }
 
-// isForeign tells whether a disk of another cluster is in the pool's place, or was when that was last written down.
+// isForeign reports whether a disk of another cluster is in the pool's place,
+// or was when that was last written down.
 func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 	if pool.Offline == nil {
 		return false
@@ -36,8 +39,10 @@ func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 	return ready != nil && ready.Reason == store.OfflineForeign
 }
 
-// offline says why a pool is offline. A pool whose disk is missing on another machine than the one that last had it is Rebuilt:
-// the node's name is the same, and nothing else. Its volumes are not there for the disk to come back by itself.
+// offline says why a pool is offline. A pool whose disk is missing on another
+// machine than the one that last had it is Rebuilt: the node's name is the
+// same, and nothing else. Its volumes are not there for the disk to come back
+// by itself.
 func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.OfflineError {
 	off, machine := pool.Offline, p.agent.opts.MachineID
 	if machine == "" || off.Reason != store.OfflineMissing && off.Reason != store.OfflineNoMountpoint {
@@ -55,8 +60,10 @@ func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.Off
 			"mount the disk if it still exists, else delete the Pool object %s and a new pool is made", object.Spec.UID, off.Err, object.Name)}
 }
 
-// foreignOffline adds what is on a disk of another cluster, and what can be done. It is called with mu held.
-func (p *poolReporter) foreignOffline(pool *store.Pool, off *store.OfflineError) *store.OfflineError {
+// foreignOffline adds what is on a disk of another cluster, and what can be
+// done. It is called with mu held.
+func (p *poolReporter) foreignOffline(pool *store.Pool,
+	off *store.OfflineError) *store.OfflineError {
 	disk, foreign := p.foreign[pool.Name]
 	switch {
 	case !foreign:
@@ -78,8 +85,9 @@ func (p *poolReporter) foreignOffline(pool *store.Pool, off *store.OfflineError)
 // found says what is on a disk.
 func found(path string) string {
 	in, err := store.Inspect(path)
+	_, offline := errors.AsType[*store.OfflineError](err)
 	switch {
-	case errors.As(err, new(*store.OfflineError)):
+	case offline:
 		return "which can not be read"
 	case err != nil:
 		return fmt.Sprintf("not all of which can be read (%v)", err)

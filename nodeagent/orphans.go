@@ -10,9 +10,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// suspects are the volumes on disk that perhaps no Volume object speaks of: those
-// that came or changed since they were looked at, and those whose object went. A
-// report looks at these instead of at all volumes of the node.
+// suspects are the volumes on disk that perhaps no Volume object speaks of:
+// those that came or changed since they were looked at, and those whose object
+// went. A report looks at these instead of at all volumes of the node.
 type suspects struct {
 	feed *store.Feed
 
@@ -59,8 +59,9 @@ func (p *poolReporter) suspects() map[string]uint64 {
 	return maps.Clone(p.strangers.ids)
 }
 
-// orphans are the pool's volumes that no Volume object speaks of. moved is the node where the disk was made, if that is another
-// one and there are volumes among them that came with it.
+// orphans are the pool's volumes that no Volume object speaks of. moved is the
+// node where the disk was made, if that is another one and there are volumes
+// among them that came with it.
 func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []string, moved string) {
 	for id, number := range p.suspects() {
 		v, err := p.agent.store.Get(id)

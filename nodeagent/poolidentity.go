@@ -14,8 +14,10 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// askEarly asks the API server which cluster this is before any disk is touched: that of another cluster must not be. An API
-// server that does not answer keeps nobody's volumes down; then the disks count, and trash is not freed until it answers.
+// askEarly asks the API server which cluster this is before any disk is
+// touched: that of another cluster must not be. An API server that does not
+// answer keeps nobody's volumes down; then the disks count, and trash is not
+// freed until it answers.
 func (p *poolReporter) askEarly(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, earlyWait)
 	defer cancel()
@@ -28,7 +30,8 @@ func (p *poolReporter) askEarly(ctx context.Context) {
 		p.agent.log.WarnContext(ctx, "ask the API server which disks are this node's", "error", err)
 	}
 	for _, pool := range p.agent.store.Pools() {
-		p.agent.store.Expect(pool.Name, store.Expectation{UID: known[pool.Name].UID, ClusterID: p.clusterID})
+		p.agent.store.Expect(pool.Name, store.Expectation{UID: known[pool.Name].UID,
+			ClusterID: p.clusterID})
 	}
 }
 
@@ -41,8 +44,10 @@ func (p *poolReporter) ask(ctx context.Context) error {
 	return nil
 }
 
-// identify learns from the API server what each pool's identity must be, and lets new pools be made. It is done once the
-// objects of the node are known: a pool that has a Pool object with an identity is never made again somewhere else.
+// identify learns from the API server what each pool's identity must be, and
+// lets new pools be made. It is done once the objects of the node are known: a
+// pool that has a Pool object with an identity is never made again somewhere
+// else.
 func (p *poolReporter) identify(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,9 +79,11 @@ func (p *poolReporter) identify(ctx context.Context) error {
 	return nil
 }
 
-// expect tells the store what is known of a pool by its object (nil: there is none), and returns whether that is news; it takes
-// effect at the next Refresh. made: the object was made just now, since a person had deleted it or it never was: then nobody
-// remembers the pool, the disk that is in its place now counts, and where none is a pool may be made.
+// expect tells the store what is known of a pool by its object (nil: there is
+// none), and returns whether that is news; it takes effect at the next Refresh.
+// made: the object was made just now, since a person had deleted it or it never
+// was: then nobody remembers the pool, the disk that is in its place now
+// counts, and where none is a pool may be made.
 func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool) bool {
 	e := store.Expectation{UID: pool.UID, ClusterID: p.clusterID}
 	forgotten := made || object == nil
@@ -93,7 +100,8 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 	case pool.Offline != nil && (forgotten || foreign):
 		e.UID = ""
 	}
-	// Where a disk of another cluster was, its mount point may be empty for a while; nothing is made there unasked.
+	// Where a disk of another cluster was, its mount point may be empty for a
+	// while; nothing is made there unasked.
 	e.MayCreate = !foreign && (forgotten || object.Spec.UID == "")
 	if object != nil {
 		e.TakeOver = object.Spec.TakeOver
@@ -107,8 +115,10 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 	return true
 }
 
-// Identities returns what the node's Pool objects say the pools' identities are, by pool.
-func Identities(ctx context.Context, reader client.Reader, node string) (map[string]store.Expectation, error) {
+// Identities returns what the node's Pool objects say the pools' identities
+// are, by pool.
+func Identities(ctx context.Context, reader client.Reader,
+	node string) (map[string]store.Expectation, error) {
 	var list v1alpha1.PoolList
 	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
 		return nil, fmt.Errorf("list the pools of %s: %w", node, err)

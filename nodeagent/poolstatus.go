@@ -21,20 +21,26 @@ import (
 )
 
 const (
-	// reportAfter is how long a change waits for what comes with it, so that a report does not compete with the volume it
-	// follows from, and reportEvery bounds how often Pool objects are written while volumes come and go. Together they
-	// are how old the room that is published can be. Before a refusal it is reported at once.
+	// reportAfter is how long a change waits for what comes with it, so that a
+	// report does not compete with the volume it follows from, and reportEvery
+	// bounds how often Pool objects are written while volumes come and go.
+	// Together they are how old the room that is published can be. Before a
+	// refusal it is reported at once.
 	reportAfter = 100 * time.Millisecond
 	reportEvery = 900 * time.Millisecond
-	// roomStep is what the room of a pool is rounded down to, so that an object is not written for a few blocks' sake.
+	// roomStep is what the room of a pool is rounded down to, so that an object
+	// is not written for a few blocks' sake.
 	roomStep = 1 << 20
-	// identifyRetry is how long to wait before the API server is asked again who this cluster is.
+	// identifyRetry is how long to wait before the API server is asked again
+	// who this cluster is.
 	identifyRetry = time.Second
-	// earlyWait is how long a start waits for the API server before the disks are brought up without it.
+	// earlyWait is how long a start waits for the API server before the disks
+	// are brought up without it.
 	earlyWait = 3 * time.Second
 )
 
-// poolReporter keeps the Pool objects of the node: made once, written when there is news.
+// poolReporter keeps the Pool objects of the node: made once, written when
+// there is news.
 type poolReporter struct {
 	agent *Agent
 	wake  chan struct{}
@@ -43,9 +49,11 @@ type poolReporter struct {
 	clusterID string
 	// told is what the store was told last of each pool.
 	told map[string]store.Expectation
-	// foreign are the pools in whose place a disk of another cluster is, or was when it was last looked at, with what is on it.
+	// foreign are the pools in whose place a disk of another cluster is, or was
+	// when it was last looked at, with what is on it.
 	foreign map[string]foreignDisk
-	// elsewhere are the pools that another node had last; twins, by pool, the other Pool objects with its identity.
+	// elsewhere are the pools that another node had last; twins, by pool, the
+	// other Pool objects with its identity.
 	elsewhere map[string]elsewhere
 	twins     map[string]string
 	// strangers may be volumes that no object speaks of.
@@ -53,7 +61,8 @@ type poolReporter struct {
 }
 
 func newPoolReporter(a *Agent) *poolReporter {
-	return &poolReporter{agent: a, wake: make(chan struct{}, 1), told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{},
+	return &poolReporter{agent: a, wake: make(chan struct{}, 1),
+		told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{},
 		elsewhere: map[string]elsewhere{}, strangers: suspects{feed: a.store.Feed()}}
 }
 
@@ -125,8 +134,9 @@ func (p *poolReporter) flushLocked(ctx context.Context) {
 	}
 }
 
-// retire says of the node's Pool objects that no pool of the configuration has that there is no room in them: what they said
-// last would bring volumes here for ever. Only people delete them, for they remember which disk was there.
+// retire says of the node's Pool objects that no pool of the configuration has
+// that there is no room in them: what they said last would bring volumes here
+// for ever. Only people delete them, for they remember which disk was there.
 func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) error {
 	var list v1alpha1.PoolList
 	if err := p.agent.client.List(ctx, &list); err != nil {
@@ -139,7 +149,8 @@ func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) e
 		}
 		status := object.Status.DeepCopy()
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
-		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, store.OfflineNotConfigured,
+		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse,
+			store.OfflineNotConfigured,
 			"the agent's configuration has no such pool; delete this object when its volumes are not needed any more")
 		if err := p.write(ctx, object, status); err != nil {
 			return err
@@ -171,7 +182,8 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 }
 
 // write writes a Pool object's status if it is not what it was.
-func (p *poolReporter) write(ctx context.Context, object *v1alpha1.Pool, status *v1alpha1.PoolStatus) error {
+func (p *poolReporter) write(ctx context.Context, object *v1alpha1.Pool,
+	status *v1alpha1.PoolStatus) error {
 	if equality.Semantic.DeepEqual(&object.Status, status) {
 		return nil
 	}
@@ -183,15 +195,18 @@ func (p *poolReporter) write(ctx context.Context, object *v1alpha1.Pool, status 
 	return nil
 }
 
-// fetch returns the Pool object, which it makes where there is none. A pool that is offline has no identity to be remembered.
-func (p *poolReporter) fetch(ctx context.Context, pool *store.Pool) (object *v1alpha1.Pool, made bool, err error) {
+// fetch returns the Pool object, which it makes where there is none. A pool
+// that is offline has no identity to be remembered.
+func (p *poolReporter) fetch(ctx context.Context, pool *store.Pool) (object *v1alpha1.Pool,
+	made bool, err error) {
 	a := p.agent
 	object = &v1alpha1.Pool{}
 	err = a.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object)
 	if apierrors.IsNotFound(err) {
 		object = &v1alpha1.Pool{
-			ObjectMeta: metav1.ObjectMeta{Name: p.name(pool.Name), Labels: store.PoolLabels(a.opts.Node, &pool.Pool)},
-			Spec:       v1alpha1.PoolSpec{NodeName: a.opts.Node, Pool: pool.Name},
+			ObjectMeta: metav1.ObjectMeta{Name: p.name(pool.Name),
+				Labels: store.PoolLabels(a.opts.Node, &pool.Pool)},
+			Spec: v1alpha1.PoolSpec{NodeName: a.opts.Node, Pool: pool.Name},
 		}
 		if pool.Offline == nil {
 			object.Spec.UID = pool.UID
@@ -207,8 +222,10 @@ func (p *poolReporter) fetch(ctx context.Context, pool *store.Pool) (object *v1a
 	return object, made, nil
 }
 
-// update brings the Pool object's labels up to date, and lets it remember the identity of a pool that it knew none of.
-func (p *poolReporter) update(ctx context.Context, pool *store.Pool, object *v1alpha1.Pool) (*v1alpha1.Pool, error) {
+// update brings the Pool object's labels up to date, and lets it remember the
+// identity of a pool that it knew none of.
+func (p *poolReporter) update(ctx context.Context, pool *store.Pool,
+	object *v1alpha1.Pool) (*v1alpha1.Pool, error) {
 	changed := object.DeepCopy()
 	changed.Labels = store.PoolLabels(p.agent.opts.Node, &pool.Pool)
 	if changed.Spec.UID == "" && pool.Offline == nil {
@@ -223,13 +240,15 @@ func (p *poolReporter) update(ctx context.Context, pool *store.Pool, object *v1a
 	return changed, nil
 }
 
-func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v1alpha1.PoolStatus) {
+func (p *poolReporter) describe(ctx context.Context, pool *store.Pool,
+	status *v1alpha1.PoolStatus) {
 	status.Path = pool.Path
 	p.setTwins(pool.Name, status)
 	if pool.Offline != nil {
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
 		offline := p.elsewhereOffline(pool, p.foreignOffline(pool, p.offline(ctx, pool)))
-		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, offline.Reason, offline.Err.Error())
+		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse, offline.Reason,
+			offline.Err.Error())
 		return
 	}
 	if p.agent.opts.MachineID != "" {
@@ -237,15 +256,18 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 	}
 	f := pool.Features
 	status.Filesystem, status.FilesystemID = f.Filesystem, pool.FilesystemID
-	status.Features = v1alpha1.PoolFeatures{ProjectQuota: f.ProjectQuota, SimpleQuota: f.SimpleQuota, Reflink: f.Reflink, DirectIO: f.DirectIO, QuotactlFD: f.QuotactlFD}
+	status.Features = v1alpha1.PoolFeatures{ProjectQuota: f.ProjectQuota,
+		SimpleQuota: f.SimpleQuota, Reflink: f.Reflink, DirectIO: f.DirectIO, QuotactlFD: f.QuotactlFD}
 	status.Capacity, status.Promised = quantity(pool.Capacity), quantity(pool.Promised)
 	status.Available = quantity(pool.Available / roomStep * roomStep)
-	// What trash would give way to counts for one volume, so that the scheduler sends it here and the trash is freed.
+	// What trash would give way to counts for one volume, so that the scheduler
+	// sends it here and the trash is freed.
 	status.MaximumVolumeSize = quantity((pool.Available + pool.Purgeable) / roomStep * roomStep)
 	status.Volumes = int32(pool.Volumes)
 	orphans, moved := p.orphans(ctx, pool)
 	status.Orphaned = int32(len(orphans))
-	setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, f.NoQuotaBecause)
+	setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady,
+		f.NoQuotaBecause)
 	what := append(orphans, slices.Sorted(maps.Keys(pool.Broken))...)
 	if len(what) == 0 {
 		meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionOrphans)
@@ -265,8 +287,13 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool, status *v
 		"on disk, kept, and no Volume object speaks of: "+strings.Join(what, ", ")+more+from)
 }
 
-func setPoolCondition(status *v1alpha1.PoolStatus, kind string, truth metav1.ConditionStatus, reason, message string) {
-	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: kind, Status: truth, Reason: reason, Message: message})
+func setPoolCondition(status *v1alpha1.PoolStatus, kind string, truth metav1.ConditionStatus,
+	reason, message string) {
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: kind, Status: truth,
+		Reason: reason, Message: message})
 }
 
-func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
+func quantity(bytes int64) *resource.Quantity {
+	return resource.NewQuantity(bytes,
+		resource.BinarySI)
+}

@@ -40,25 +40,28 @@ func newDisk(t *testing.T) disk {
 func (d disk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
 func (d disk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
 
-// fill makes a pool of the disk as another node or cluster would, with a volume in it and one in its trash. It returns the
-// pool's identity.
+// fill makes a pool of the disk as another node or cluster would, with a volume
+// in it and one in its trash. It returns the pool's identity.
 func (d disk) fill(t *testing.T, node, cluster string) string {
 	t.Helper()
 	c, err := config.Default(d.at)
 	require.NoError(t, err)
 	c.Pools[0].Reserve, err = config.ParseReserve("0%") // however full the machine's disk is
 	require.NoError(t, err)
-	s := store.New(store.Options{Node: node, Pools: c.Pools, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	s := store.New(store.Options{Node: node, Pools: c.Pools, DeviceDir: t.TempDir(),
+		Log: slog.New(slog.DiscardHandler)})
 	s.Expect("default", store.Expectation{MayCreate: true, ClusterID: cluster})
 	s.Refresh(t.Context())
 	for _, id := range []string{"pvc-1", "pvc-2"} {
-		adm, err := s.Admit(t.Context(), store.Request{ID: id, SizeBytes: 1 << 20, Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, Origin: record.Origin{Node: node}})
+		adm, err := s.Admit(t.Context(), store.Request{ID: id, SizeBytes: 1 << 20,
+			Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, Origin: record.Origin{Node: node}})
 		require.NoError(t, err)
 		v, err := s.Create(t.Context(), adm[0])
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(v.Path, "file"), []byte("precious"), 0o644))
 	}
-	require.NoError(t, s.Delete(t.Context(), "pvc-2", record.Deletion{OnDelete: "trash", RetentionSeconds: 3600}))
+	require.NoError(t, s.Delete(t.Context(), "pvc-2", record.Deletion{OnDelete: "trash",
+		RetentionSeconds: 3600}))
 	return s.Pools()[0].UID
 }
 
@@ -75,7 +78,8 @@ func tree(t *testing.T, path string) string {
 	return testroot.Run(t, "find", path, "-printf", "%p %s %T@ %C@\n")
 }
 
-// TestDiskOfAnotherCluster is recognised, not touched unasked, and taken over when its cluster is named.
+// TestDiskOfAnotherCluster is recognised, not touched unasked, and taken over
+// when its cluster is named.
 func TestDiskOfAnotherCluster(t *testing.T) {
 	d := newDisk(t)
 	uid := d.fill(t, "node7", "cluster-0")
@@ -132,17 +136,20 @@ func TestDiskOfAnotherCluster(t *testing.T) {
 	require.FileExists(t, filepath.Join(s.Path, "file"))
 }
 
-// TestStartWithoutTheAPIServer brings up what is on the disks. Nothing is freed before it is known whose they are.
+// TestStartWithoutTheAPIServer brings up what is on the disks. Nothing is freed
+// before it is known whose they are.
 func TestStartWithoutTheAPIServer(t *testing.T) {
 	d := newDisk(t)
 	uid := d.fill(t, "node1", "cluster-1")
 	c, err := config.Default(d.at)
 	require.NoError(t, err)
-	disks := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	disks := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: t.TempDir(),
+		Log: slog.New(slog.DiscardHandler)})
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, nobody.Close())
-	a, err := New(Options{Node: "node1", Store: disks, Config: &rest.Config{Host: "http://" + nobody.Addr().String()}, Log: slog.New(slog.DiscardHandler)})
+	a, err := New(Options{Node: "node1", Store: disks,
+		Config: &rest.Config{Host: "http://" + nobody.Addr().String()}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -158,7 +165,8 @@ func TestStartWithoutTheAPIServer(t *testing.T) {
 	require.Len(t, disks.Trash(), 1)
 }
 
-// TestForeignDiskGivenUp: without the disk, and with nobody who remembers it, a new pool is made.
+// TestForeignDiskGivenUp: without the disk, and with nobody who remembers it, a
+// new pool is made.
 func TestForeignDiskGivenUp(t *testing.T) {
 	d := newDisk(t)
 	d.fill(t, "node1", "cluster-0")
@@ -175,7 +183,8 @@ func TestForeignDiskGivenUp(t *testing.T) {
 	require.Equal(t, b.store.Pools()[0].UID, pool.Spec.UID)
 }
 
-// TestDiskOfAnotherNode comes online, and its volumes are this node's as soon as their objects say so.
+// TestDiskOfAnotherNode comes online, and its volumes are this node's as soon
+// as their objects say so.
 func TestDiskOfAnotherNode(t *testing.T) {
 	d := newDisk(t)
 	uid := d.fill(t, "node7", "cluster-1")
@@ -200,14 +209,16 @@ func TestDiskOfAnotherNode(t *testing.T) {
 	why, _ = condition(pool, v1alpha1.ConditionOrphans)
 	require.Empty(t, why)
 	// One that is an orphan later was this node's own.
-	require.NoError(t, b.client.Delete(t.Context(), &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1"}}))
+	require.NoError(t, b.client.Delete(t.Context(),
+		&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1"}}))
 	require.NoError(t, b.reconcile(t.Context(), "pvc-1")) // as the queue has it, when the watch says so
 	_, message = condition(b.poolNow(), v1alpha1.ConditionOrphans)
 	require.Contains(t, message, "pvc-1")
 	require.NotContains(t, message, "node7")
 }
 
-// TestRebuiltNode has another machine under its name: without the disk its volumes are lost, and nothing empty is served.
+// TestRebuiltNode has another machine under its name: without the disk its
+// volumes are lost, and nothing empty is served.
 func TestRebuiltNode(t *testing.T) {
 	first, second := strings.Repeat("1", 32), strings.Repeat("2", 32)
 	d := newDisk(t)
@@ -267,7 +278,8 @@ func TestRebuiltNode(t *testing.T) {
 	require.Empty(t, b.store.List())
 }
 
-// TestPoolGivenUp: the Pool object of a missing disk is deleted under the same agent.
+// TestPoolGivenUp: the Pool object of a missing disk is deleted under the same
+// agent.
 func TestPoolGivenUp(t *testing.T) {
 	d := newDisk(t)
 	b := newBenchAt(t, d.at)
@@ -286,7 +298,8 @@ func TestPoolGivenUp(t *testing.T) {
 	require.Equal(t, v1alpha1.VolumeLost, b.now("pvc-1").Phase)
 }
 
-// TestTheDiskFollowsTheRecord when what the record says changes after the volume was made.
+// TestTheDiskFollowsTheRecord when what the record says changes after the
+// volume was made.
 func TestTheDiskFollowsTheRecord(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 1<<20, directory, func(s *v1alpha1.VolumeSpec) {
@@ -303,9 +316,11 @@ func TestTheDiskFollowsTheRecord(t *testing.T) {
 	require.Equal(t, "a", onDisk().ClaimUID)
 	require.Equal(t, "default/db", onDisk().SpreadGroup)
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) {
-		s.Claim = &v1alpha1.ClaimReference{Namespace: "default", Name: "data", UID: "b", Labels: map[string]string{"app": "db"}}
+		s.Claim = &v1alpha1.ClaimReference{Namespace: "default", Name: "data", UID: "b",
+			Labels: map[string]string{"app": "db"}}
 		s.ReclaimPolicy = "Retain"
-		s.Deletion = v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeleteTrash, TrashRetention: &metav1.Duration{Duration: 3e9}}
+		s.Deletion = v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeleteTrash,
+			TrashRetention: &metav1.Duration{Duration: 3e9}}
 		s.Attributes = map[string]string{"readIOPS": "100"}
 		s.Parameters = map[string]string{"onDelete": "trash"}
 	})
@@ -335,13 +350,15 @@ func TestRefusedGrowthIsTriedAgain(t *testing.T) {
 	}
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Capacity = resource.MustParse("800Mi") })
 	s := b.now("pvc-1")
-	require.Equal(t, v1alpha1.ReasonResizeInfeasible, meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionResized).Reason)
+	require.Equal(t, v1alpha1.ReasonResizeInfeasible, meta.FindStatusCondition(s.Conditions,
+		v1alpha1.ConditionResized).Reason)
 	require.Equal(t, v1alpha1.VolumeReady, s.Phase)
 	b.requeueMoved(t.Context())
 	require.Zero(t, b.queue.Len(), "there is no room yet")
 
 	require.NoError(t, b.store.Delete(t.Context(), "pvc-2", record.Deletion{}))
-	require.NoError(t, b.client.Delete(t.Context(), &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-2"}}))
+	require.NoError(t, b.client.Delete(t.Context(),
+		&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-2"}}))
 	require.NoError(t, b.store.Drain(t.Context()))
 	b.requeueMoved(t.Context())
 	require.Equal(t, 1, b.queue.Len())
@@ -351,9 +368,11 @@ func TestRefusedGrowthIsTriedAgain(t *testing.T) {
 
 	// Lowering the request recovers as well.
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Capacity = resource.MustParse("1Ti") })
-	require.True(t, meta.IsStatusConditionFalse(b.now("pvc-1").Conditions, v1alpha1.ConditionResized))
+	require.True(t, meta.IsStatusConditionFalse(b.now("pvc-1").Conditions,
+		v1alpha1.ConditionResized))
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Capacity = resource.MustParse("800Mi") })
-	require.True(t, meta.IsStatusConditionTrue(b.now("pvc-1").Conditions, v1alpha1.ConditionResized))
+	require.True(t, meta.IsStatusConditionTrue(b.now("pvc-1").Conditions,
+		v1alpha1.ConditionResized))
 }
 
 // TestMachineID takes what machine-id(5) allows.

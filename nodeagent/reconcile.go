@@ -17,13 +17,15 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// reconcile brings one volume from what there is to what is wanted, and says so in its status. It can be called at any time
-// and any number of times. An error means that it has to be called again.
+// reconcile brings one volume from what there is to what is wanted, and says so
+// in its status. It can be called at any time and any number of times. An error
+// means that it has to be called again.
 func (a *Agent) reconcile(ctx context.Context, name string) error {
 	v := &v1alpha1.Volume{}
 	if err := a.client.Get(ctx, client.ObjectKey{Name: name}, v); err != nil {
 		if apierrors.IsNotFound(err) {
-			// No object is no wish. What was promised and never begun is let go; what is on disk stays, as an orphan.
+			// No object is no wish. What was promised and never begun is let
+			// go; what is on disk stays, as an orphan.
 			a.groups.cancel(name)
 			a.failures.forget(name)
 			a.inUse.Delete(name)
@@ -53,16 +55,20 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 }
 
 // writeStatus writes only news.
-func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume,
+	status *v1alpha1.VolumeStatus) error {
 	if !isNews(&v.Status, status) {
 		return nil
 	}
 	changed := v.DeepCopy()
 	changed.Status = *status
 	uid, untold := a.untold.LoadAndDelete(v.Name)
-	// What was decided is about this very object as it was read: names are used again, and a late word about a former object
-	// must not be said of the present one. On a conflict the cache is behind, and the volume is looked at again.
-	err := a.client.Status().Patch(ctx, changed, client.MergeFromWithOptions(v, client.MergeFromWithOptimisticLock{}))
+	// What was decided is about this very object as it was read: names are used
+	// again, and a late word about a former object must not be said of the
+	// present one. On a conflict the cache is behind, and the volume is looked
+	// at again.
+	err := a.client.Status().Patch(ctx, changed, client.MergeFromWithOptions(v,
+		client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -75,8 +81,10 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume, status *v1a
 	return nil
 }
 
-// isNews reports whether a status says what the one that is written does not. Of a volume that is Ready and that nothing is
-// wrong with, it is none that a newer spec was seen: nobody waits for that (what was waited for is in the status).
+// isNews reports whether a status says what the one that is written does not.
+// Of a volume that is Ready and that nothing is wrong with, it is none that a
+// newer spec was seen: nobody waits for that (what was waited for is in the
+// status).
 func isNews(written, now *v1alpha1.VolumeStatus) bool {
 	if !isWell(written) || !isWell(now) {
 		return !equality.Semantic.DeepEqual(written, now)
@@ -91,17 +99,20 @@ func isNews(written, now *v1alpha1.VolumeStatus) bool {
 	return !equality.Semantic.DeepEqual(written, now)
 }
 
-// isWell reports whether a status asks nothing of anybody: Ready, all of its size in force, and no wish is open.
+// isWell reports whether a status asks nothing of anybody: Ready, all of its
+// size in force, and no wish is open.
 func isWell(s *v1alpha1.VolumeStatus) bool {
-	return s.Phase == v1alpha1.VolumeReady && !meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionInUse) &&
+	return s.Phase == v1alpha1.VolumeReady && !meta.IsStatusConditionTrue(s.Conditions,
+		v1alpha1.ConditionInUse) &&
 		!meta.IsStatusConditionFalse(s.Conditions, v1alpha1.ConditionResized)
 }
 
 // present makes the volume, or brings up the one that is there.
-func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
+	status *v1alpha1.VolumeStatus) error {
 	a.inUse.Delete(v.Name)
 	found, err := a.store.Find(ctx, v.Name)
-	var missing *store.NotFoundError
+	missing, isMissing := errors.AsType[*store.NotFoundError](err)
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
@@ -109,13 +120,14 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 			return setDoubt(status, doubt)
 		}
 		return a.keep(ctx, v, status)
-	case !errors.As(err, &missing) && wasReady(v):
+	case !isMissing && wasReady(v):
 		// It is on its disk, and not to be read: that is not lost.
 		reason, _ := store.Reason(err)
 		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	case status.Phase == v1alpha1.VolumeRefused:
-		// Final for this attempt: the controller has been told, and makes another.
+		// Final for this attempt: the controller has been told, and makes
+		// another.
 		a.groups.cancel(v.Name)
 		return nil
 	case status.Phase == v1alpha1.VolumeTrashed || a.inTrash(v.Name):
@@ -123,14 +135,17 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 			setOffline(status, offline)
 			return nil
 		}
-		if _, err := a.store.Restore(ctx, v.Name); err != nil && !errors.As(err, &missing) {
-			translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed, err.Error())
+		_, err := a.store.Restore(ctx, v.Name)
+		if _, gone := errors.AsType[*store.NotFoundError](err); err != nil && !gone {
+			translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed,
+				err.Error())
 			return err
 		} else if err == nil {
 			status.ExpiresAt = nil
 			return a.keep(ctx, v, status)
 		}
-		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its space was freed before it was wanted back")
+		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost,
+			"its space was freed before it was wanted back")
 		return nil
 	case wasReady(v) && !stillToAdopt(v):
 		return a.absent(ctx, v, status, missing)
@@ -138,41 +153,51 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume, status *v1alpha
 	return a.create(ctx, v, status)
 }
 
-// wasReady tells a volume that somebody may have data in. It is never made anew, empty.
+// wasReady reports whether a volume is one that somebody may have data in. It
+// is never made anew, empty.
 func wasReady(v *v1alpha1.Volume) bool {
-	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady || v.Status.Phase == v1alpha1.VolumeUnavailable || v.Status.Phase == v1alpha1.VolumeLost
+	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady ||
+		v.Status.Phase == v1alpha1.VolumeUnavailable || v.Status.Phase == v1alpha1.VolumeLost
 }
 
-// stillToAdopt tells a volume that is to be made of data that is on the node already, and never was here yet. Somebody may
-// write it with published set, for the PersistentVolume of the data is there before the volume is. That does no harm: a
-// published volume is only ever made of what is at its path (translate.RequestOf), and never empty. Once it was Ready its data is in
-// its pool, and what is at the path then is not it.
+// stillToAdopt reports whether a volume is to be made of data that is on the
+// node already, and never was here yet. Somebody may write it with published
+// set, for the PersistentVolume of the data is there before the volume is. That
+// does no harm: a published volume is only ever made of what is at its path
+// (translate.RequestOf), and never empty. Once it was Ready its data is in its
+// pool, and what is at the path then is not it.
 func stillToAdopt(v *v1alpha1.Volume) bool {
 	fresh := v.Status.Phase == "" || v.Status.Phase == v1alpha1.VolumePending
 	return v.Spec.Adopt != nil && fresh && v.Status.Path == "" && v.Status.PoolUID == ""
 }
 
-// absent says why a volume that was there once is not, after the disks were looked at.
-func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, missing *store.NotFoundError) error {
+// absent says why a volume that was there once is not, after the disks were
+// looked at.
+func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus,
+	missing *store.NotFoundError) error {
 	if offline := a.unseen(ctx, v, missing); offline != nil {
 		setOffline(status, offline)
 		return nil
 	}
-	translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, "its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
+	translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost,
+		"its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
 	return nil
 }
 
-// setOffline says that the volume's pool can not be looked at: its disk may come back, unless the node was rebuilt.
+// setOffline says that the volume's pool cannot be looked at: its disk may
+// come back, unless the node was rebuilt.
 func setOffline(status *v1alpha1.VolumeStatus, offline error) {
-	var off *store.OfflineError
-	if errors.As(offline, &off) && off.Reason == store.OfflineRebuilt {
+	off, ok := errors.AsType[*store.OfflineError](offline)
+	if ok && off.Reason == store.OfflineRebuilt {
 		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, offline.Error())
 		return
 	}
-	translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline, offline.Error())
+	translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline,
+		offline.Error())
 }
 
-// offline returns why a pool that may hold the volume can not be looked at, or nil.
+// offline returns why a pool that may hold the volume cannot be looked at, or
+// nil.
 func (a *Agent) offline(ctx context.Context, v *v1alpha1.Volume) error {
 	pool := v.Status.Pool
 	if pool == "" {
@@ -195,17 +220,19 @@ func (a *Agent) offline(ctx context.Context, v *v1alpha1.Volume) error {
 	return nil
 }
 
-// unseen returns why a pool that may hold the volume could not be looked at when the volume was looked for, or can not be now.
-// A nil missing is one that was not looked for.
-func (a *Agent) unseen(ctx context.Context, v *v1alpha1.Volume, missing *store.NotFoundError) error {
+// unseen returns why a pool that may hold the volume could not be looked at
+// when the volume was looked for, or cannot be now. A nil missing is one that
+// was not looked for.
+func (a *Agent) unseen(ctx context.Context, v *v1alpha1.Volume,
+	missing *store.NotFoundError) error {
 	if offline := a.offline(ctx, v); offline != nil || missing == nil {
 		return offline
 	}
 	return mayHold(v, missing.Unseen)
 }
 
-// mayHold returns the first of the pools that the volume may be on, or nil. One that was made is on the pool that its status
-// names.
+// mayHold returns the first of the pools that the volume may be on, or nil. One
+// that was made is on the pool that its status names.
 func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
 	pool := v.Status.Pool
 	if pool == "" {
@@ -220,11 +247,12 @@ func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
 }
 
 // create makes a volume that is not there.
-func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus) error {
+func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
+	status *v1alpha1.VolumeStatus) error {
 	adm, err := a.admit(ctx, v)
-	var waiting *waitingError
-	if errors.As(err, &waiting) {
-		translate.SetReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup, waiting.Error())
+	if waiting, ok := errors.AsType[*waitingError](err); ok {
+		translate.SetReady(status, v1alpha1.VolumePending, v1alpha1.ReasonWaitingForGroup,
+			waiting.Error())
 		return nil
 	}
 	var there store.Volume
@@ -242,8 +270,9 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		return a.serve(ctx, v, status, there) // it is up already
 	}
 	reason, refused := store.Reason(err)
-	if kept := (*store.KeptError)(nil); errors.As(err, &kept) && v.Spec.Adopt == nil {
-		// It is on this disk and on no other: from now on it is looked for here.
+	if _, kept := errors.AsType[*store.KeptError](err); kept && v.Spec.Adopt == nil {
+		// It is on this disk and on no other: from now on it is looked for
+		// here.
 		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	}
@@ -260,11 +289,13 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		a.store.Glance(ctx) // what failed on the disk is looked at, and told below
 	}
 	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
-		// No other node or pool has the data: it waits for its disk, whose return wakes it.
+		// No other node or pool has the data: it waits for its disk, whose
+		// return wakes it.
 		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return nil
 	}
-	// The controller reads the pools after a refusal, so they are written first.
+	// The controller reads the pools after a refusal, so they are written
+	// first.
 	a.pools.flush(ctx)
 	translate.SetReady(status, v1alpha1.VolumeRefused, reason, err.Error())
 	return nil
@@ -285,8 +316,10 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 }
 
 // serve grows a volume that is up if that is wanted, and describes it.
-func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there store.Volume) error {
-	// The record follows the object (G7). A volume whose disk does not take it is of use all the same.
+func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus,
+	there store.Volume) error {
+	// The record follows the object (G7). A volume whose disk does not take it
+	// is of use all the same.
 	originErr := a.store.Describe(ctx, v.Name, translate.OriginOf(v))
 	growErr := a.grow(ctx, v, status, &there)
 	translate.SetPlace(status, &there, a.store.FilesystemOf(there.Pool))
@@ -297,40 +330,47 @@ func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.
 	return errors.Join(originErr, growErr)
 }
 
-// setEnforced says when a size is not in force. A volume that never had a problem has no such condition.
+// setEnforced says when a size is not in force. A volume that never had a
+// problem has no such condition.
 func setEnforced(status *v1alpha1.VolumeStatus, err error) {
-	var lost *store.EnforcementError
-	if errors.As(err, &lost) {
-		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse, lost.Reason, lost.Error())
+	if lost, ok := errors.AsType[*store.EnforcementError](err); ok {
+		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse,
+			lost.Reason, lost.Error())
 	} else if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionEnforced) != nil {
-		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionTrue, v1alpha1.ReasonEnforced, "")
+		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionTrue,
+			v1alpha1.ReasonEnforced, "")
 	}
 }
 
 // grow raises the volume's size where the spec asks for more than there is.
-func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, there *store.Volume) error {
+func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.VolumeStatus,
+	there *store.Volume) error {
 	a.growing.Delete(v.Name)
 	want := v.Spec.Capacity.Value()
 	if want <= there.SizeBytes && there.GrowingTo == 0 {
 		if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionResized) != nil {
-			translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+			translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue,
+				v1alpha1.ReasonResized, "")
 		}
 		return nil
 	}
 	grown, err := a.store.Grow(ctx, v.Name, want)
-	var full *store.CapacityError
+	_, full := errors.AsType[*store.CapacityError](err)
 	switch {
 	case err == nil:
 		*there = grown
-		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue, v1alpha1.ReasonResized, "")
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionTrue,
+			v1alpha1.ReasonResized, "")
 		return nil
-	case errors.As(err, &full):
+	case full:
 		a.growing.Store(v.Name, true) // more room wakes it
 		a.pools.flush(ctx)
-		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, err.Error())
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse,
+			v1alpha1.ReasonResizeInfeasible, err.Error())
 		return nil
 	default:
-		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizing, err.Error())
+		translate.SetCondition(status, v1alpha1.ConditionResized, metav1.ConditionFalse,
+			v1alpha1.ReasonResizing, err.Error())
 		return err
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// An attempt is given up because nobody was served from it. If there is something in it, that was wrong.
+// An attempt is given up because nobody was served from it. If there is
+// something in it, that was wrong.
 func TestWhatWasGivenUpIsDeletedOnlyIfNothingIsInIt(t *testing.T) {
 	b := newBench(t)
 	giveUp := func(name string) {
@@ -52,7 +53,8 @@ func TestWhatWasGivenUpIsDeletedOnlyIfNothingIsInIt(t *testing.T) {
 			giveUp("full-" + kind)
 			s = b.now("full-" + kind)
 			require.NotEqual(t, v1alpha1.VolumeDeleted, s.Phase)
-			require.Equal(t, v1alpha1.ReasonNotEmpty, meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionInUse).Reason)
+			require.Equal(t, v1alpha1.ReasonNotEmpty, meta.FindStatusCondition(s.Conditions,
+				v1alpha1.ConditionInUse).Reason)
 			_, err := b.store.Get("full-" + kind)
 			require.NoError(t, err)
 
@@ -62,8 +64,9 @@ func TestWhatWasGivenUpIsDeletedOnlyIfNothingIsInIt(t *testing.T) {
 	}
 }
 
-// Where no status told of a volume nobody can have been served from it, and an attempt of which something is left, as a copy
-// has from its source, is ended by itself.
+// Where no status told of a volume nobody can have been served from it, and an
+// attempt of which something is left, as a copy has from its source, is ended
+// by itself.
 func TestWhatWasNeverToldOfGoes(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 32<<20, directory)
@@ -80,12 +83,14 @@ func TestWhatWasNeverToldOfGoes(t *testing.T) {
 	require.True(t, b.Agent.mayBeServed(v))
 }
 
-// A retention that somebody asked for is not ended by an attempt that is given up.
+// A retention that somebody asked for is not ended by an attempt that is given
+// up.
 func TestWhatWasGivenUpStaysInTheTrash(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 32<<20, directory)
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-1").Phase)
-	require.NoError(t, b.store.Delete(t.Context(), "pvc-1", record.Deletion{OnDelete: "trash", RetentionSeconds: 3600}))
+	require.NoError(t, b.store.Delete(t.Context(), "pvc-1", record.Deletion{OnDelete: "trash",
+		RetentionSeconds: 3600}))
 	v := b.object("pvc-1")
 	v.Annotations = map[string]string{v1alpha1.AnnotationGivenUp: "nobody was served from it"}
 	v.Spec.DesiredState = v1alpha1.DesiredDeleted
@@ -95,7 +100,8 @@ func TestWhatWasGivenUpStaysInTheTrash(t *testing.T) {
 	require.Positive(t, b.store.Trash()[0].Remaining)
 }
 
-// Nobody waits for the word that a newer spec was seen, where nothing about the volume is to be said.
+// Nobody waits for the word that a newer spec was seen, where nothing about the
+// volume is to be said.
 func TestASeenGenerationIsNoNews(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 32<<20, directory)
@@ -109,7 +115,8 @@ func TestASeenGenerationIsNoNews(t *testing.T) {
 	b.now("pvc-1")
 	require.Equal(t, before, b.version("pvc-1"), "a status was written")
 
-	// A refused growth is an answer to one wish, and the next one waits for another.
+	// A refused growth is an answer to one wish, and the next one waits for
+	// another.
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Capacity.Set(1 << 50) })
 	s := b.now("pvc-1")
 	require.True(t, meta.IsStatusConditionFalse(s.Conditions, v1alpha1.ConditionResized), "%+v", s)

@@ -15,8 +15,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// followMoved looks at the Volumes that something changed for on the disks, and at
-// those whose growth waits for room; at all of them only where a pool came or went.
+// followMoved looks at the Volumes that something changed for on the disks, and
+// at those whose growth waits for room; at all of them only where a pool came
+// or went.
 func (a *Agent) followMoved(ctx context.Context, feed *store.Feed) {
 	ids, all := feed.Take()
 	if all {
@@ -58,10 +59,12 @@ func (a *Agent) volumeObject(ctx context.Context, id string) (*v1alpha1.Volume, 
 // waitsForRoom reports whether a volume is to grow, and does not fit.
 func waitsForRoom(v *v1alpha1.Volume) bool {
 	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
-	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible
+	return c != nil && c.Status == metav1.ConditionFalse &&
+		c.Reason == v1alpha1.ReasonResizeInfeasible
 }
 
-// followStore reports what changed on the disks: pools' room, volumes that became available or not, trash that was freed.
+// followStore reports what changed on the disks: pools' room, volumes that
+// became available or not, trash that was freed.
 func (a *Agent) followStore(ctx context.Context) {
 	feed := a.store.Feed()
 	for {
@@ -76,7 +79,8 @@ func (a *Agent) followStore(ctx context.Context) {
 	}
 }
 
-// recheck brings up now and then what failed to come up, and grows what there may be room for.
+// recheck brings up now and then what failed to come up, and grows what there
+// may be room for.
 func (a *Agent) recheck(ctx context.Context) {
 	ticker := time.NewTicker(a.opts.RecheckEvery)
 	defer ticker.Stop()
@@ -99,7 +103,8 @@ func (a *Agent) recheck(ctx context.Context) {
 	}
 }
 
-// requeueMoved puts into the queue the Volumes whose status does not say what the store says.
+// requeueMoved puts into the queue the Volumes whose status does not say what
+// the store says.
 func (a *Agent) requeueMoved(ctx context.Context) {
 	var list v1alpha1.VolumeList
 	if !a.ready.Load() {
@@ -127,7 +132,8 @@ func (a *Agent) moved(v *v1alpha1.Volume, inTrash func(id string) bool) bool {
 	available := err == nil && there.Unavailable == nil
 	switch v.Status.Phase {
 	case v1alpha1.VolumeReady:
-		return !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions, there.NotEnforced)
+		return !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions,
+			there.NotEnforced)
 	case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
 		return available || err != nil || there.Adopting != "" // the latter waits for us to finish it
 	case v1alpha1.VolumePending: // an adoption waits for its pool
@@ -159,8 +165,7 @@ func isEnforcedNews(conditions []metav1.Condition, found error) bool {
 	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionEnforced); c != nil && c.Status == metav1.ConditionFalse {
 		said = c.Reason
 	}
-	var lost *store.EnforcementError
-	if errors.As(found, &lost) {
+	if lost, ok := errors.AsType[*store.EnforcementError](found); ok {
 		reason = lost.Reason
 	}
 	return said != reason

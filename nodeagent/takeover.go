@@ -57,7 +57,8 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 	has, err := p.hasIt(ctx, pool.Name, off, time.Since(at.since) > silence)
 	switch {
 	case err != nil:
-		at.because = fmt.Sprintf("it could not be found out whether that node has it still (%v)", err)
+		at.because = fmt.Sprintf("it could not be found out whether that node has it still (%v)",
+			err)
 	case has != "":
 		at.because = has
 	default:
@@ -71,7 +72,8 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 
 // hasIt says which other node has the pool with the identity, as the cluster's
 // objects tell; empty: none.
-func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.OfflineError, patient bool) (string, error) {
+func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.OfflineError,
+	patient bool) (string, error) {
 	a := p.agent
 	var pools v1alpha1.PoolList
 	if err := a.live.List(ctx, &pools); err != nil {
@@ -84,7 +86,8 @@ func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.Offlin
 		if other.Spec.NodeName == a.opts.Node {
 			continue
 		}
-		said = said || other.Spec.NodeName == off.Holder.Node && (other.Spec.UID == off.UID || hasAnother(other, name))
+		said = said || other.Spec.NodeName == off.Holder.Node &&
+			(other.Spec.UID == off.UID || hasAnother(other, name))
 		if other.Spec.UID != off.UID || !hasDisk(other) {
 			continue
 		}
@@ -101,7 +104,8 @@ func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.Offlin
 	}
 	lives, err := p.nodeExists(ctx, off.Holder.Node)
 	if lives && err == nil {
-		return fmt.Sprintf("node %s is there and has not said yet whether it has it", off.Holder.Node), nil
+		return fmt.Sprintf("node %s is there and has not said yet whether it has it",
+			off.Holder.Node), nil
 	}
 	return "", err
 }
@@ -111,25 +115,29 @@ func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.Offlin
 // has been told to take what it found.
 func hasAnother(pool *v1alpha1.Pool, name string) bool {
 	ready := meta.FindStatusCondition(pool.Status.Conditions, v1alpha1.ConditionReady)
-	return pool.Spec.Pool == name && pool.Spec.UID != "" && ready != nil && ready.Status == metav1.ConditionTrue
+	return pool.Spec.Pool == name && pool.Spec.UID != "" && ready != nil &&
+		ready.Status == metav1.ConditionTrue
 }
 
-// hasDisk tells a pool whose disk was in its place when its node was last
-// heard, whatever state it was in.
+// hasDisk reports whether the pool's disk was in its place when its node was
+// last heard, whatever state it was in.
 func hasDisk(pool *v1alpha1.Pool) bool {
 	ready := meta.FindStatusCondition(pool.Status.Conditions, v1alpha1.ConditionReady)
 	if ready == nil || ready.Status == metav1.ConditionTrue {
 		return true
 	}
-	return !slices.Contains([]string{store.OfflineMissing, store.OfflineSwapped, store.OfflineNoMountpoint, store.OfflineForeign,
-		store.OfflineRebuilt, store.OfflineNotConfigured, store.OfflineInUseElsewhere}, ready.Reason)
+	return !slices.Contains([]string{store.OfflineMissing, store.OfflineSwapped,
+		store.OfflineNoMountpoint, store.OfflineForeign,
+		store.OfflineRebuilt, store.OfflineNotConfigured, store.OfflineInUseElsewhere},
+		ready.Reason)
 }
 
 // nodeExists reports whether the cluster has a node of that name: its Lease
 // goes with the Node object. An agent may not read nodes.
 func (p *poolReporter) nodeExists(ctx context.Context, node string) (bool, error) {
 	var lease coordinationv1.Lease
-	err := p.agent.live.Get(ctx, client.ObjectKey{Namespace: corev1.NamespaceNodeLease, Name: node}, &lease)
+	err := p.agent.live.Get(ctx, client.ObjectKey{Namespace: corev1.NamespaceNodeLease, Name: node},
+		&lease)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
@@ -140,12 +148,14 @@ func (p *poolReporter) nodeExists(ctx context.Context, node string) (bool, error
 }
 
 // elsewhereOffline adds to a pool that another node had why it is not taken.
-func (p *poolReporter) elsewhereOffline(pool *store.Pool, off *store.OfflineError) *store.OfflineError {
+func (p *poolReporter) elsewhereOffline(pool *store.Pool,
+	off *store.OfflineError) *store.OfflineError {
 	at, asked := p.elsewhere[pool.Name]
 	if !asked || off.Reason != store.OfflineInUseElsewhere || at.because == "" {
 		return off
 	}
-	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason, UID: off.UID, Holder: off.Holder, Err: fmt.Errorf("%w: %s", off.Err, at.because)}
+	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason, UID: off.UID, Holder: off.Holder,
+		Err: fmt.Errorf("%w: %s", off.Err, at.because)}
 }
 
 // lookForTwins finds out which pools of this node another node's Pool objects
@@ -183,6 +193,7 @@ func (p *poolReporter) setTwins(pool string, status *v1alpha1.PoolStatus) {
 		meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionSharedIdentity)
 		return
 	}
-	setPoolCondition(status, v1alpha1.ConditionSharedIdentity, metav1.ConditionTrue, v1alpha1.ConditionSharedIdentity,
+	setPoolCondition(status, v1alpha1.ConditionSharedIdentity, metav1.ConditionTrue,
+		v1alpha1.ConditionSharedIdentity,
 		"its identity is also that of "+twins+": one disk that two nodes see, a copy of it, or an object that was left when the disk moved; delete the Pool object whose disk it is not")
 }

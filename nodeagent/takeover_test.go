@@ -24,7 +24,8 @@ func (b *bench) node(name string) *coordinationv1.Lease {
 // poolOf makes another node's Pool object, in a state as that node reports it.
 func (b *bench) poolOf(node, uid, reason string) *v1alpha1.Pool {
 	b.t.Helper()
-	pool := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default"}, Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default", UID: uid}}
+	pool := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default"},
+		Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default", UID: uid}}
 	require.NoError(b.t, b.objects.Create(b.t.Context(), pool))
 	b.says(pool, reason)
 	return pool
@@ -40,8 +41,8 @@ func (b *bench) says(pool *v1alpha1.Pool, reason string) {
 	require.NoError(b.t, b.objects.Status().Update(b.t.Context(), pool))
 }
 
-// TestDiskThatAnotherNodeHas is not touched while that node has it, as far as is
-// known, and used once it has it no more.
+// TestDiskThatAnotherNodeHas is not touched while that node has it, as far as
+// is known, and used once it has it no more.
 func TestDiskThatAnotherNodeHas(t *testing.T) {
 	for name, goes := range map[string]func(b *bench, lease *coordinationv1.Lease, pool *v1alpha1.Pool){
 		"its Node is deleted": func(b *bench, lease *coordinationv1.Lease, _ *v1alpha1.Pool) {

@@ -60,15 +60,16 @@ func TestWhatCannotBeReadIsNotLost(t *testing.T) {
 	require.FileExists(t, filepath.Join(s.Path, "file"))
 }
 
-// TestTrashOfADiskThatIsAway wants a volume back from the trash of a pool that is
-// offline: it is not lost.
+// TestTrashOfADiskThatIsAway wants a volume back from the trash of a pool that
+// is offline: it is not lost.
 func TestTrashOfADiskThatIsAway(t *testing.T) {
 	b := newBench(t)
 	b.want("pvc-1", 32<<20, directory)
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-1").Phase)
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) {
 		s.DesiredState = v1alpha1.DesiredTrashed
-		s.Deletion = v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeleteTrash, TrashRetention: &metav1.Duration{Duration: 3600e9}}
+		s.Deletion = v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeleteTrash,
+			TrashRetention: &metav1.Duration{Duration: 3600e9}}
 	})
 	require.Equal(t, v1alpha1.VolumeTrashed, b.now("pvc-1").Phase)
 
@@ -99,7 +100,8 @@ func TestALateWordIsNotSaidOfAnotherObject(t *testing.T) {
 	b.change("pvc-1", func(s *v1alpha1.VolumeSpec) { s.Published = true }) // so that it has another version
 
 	status := former.Status.DeepCopy()
-	translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonInsufficientCapacity, "said of the former one")
+	translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonInsufficientCapacity,
+		"said of the former one")
 	err := b.writeStatus(t.Context(), former, status)
 	require.True(t, apierrors.IsConflict(err), "%v", err)
 	require.Empty(t, b.get("pvc-1").Status.Phase)

@@ -1,4 +1,5 @@
-// Command kubectl-quarry is the kubectl plugin `kubectl quarry`: what an administrator does with volumes by hand.
+// Command kubectl-quarry is the kubectl plugin `kubectl quarry`: what an
+// administrator does with volumes by hand.
 package main
 
 import (
@@ -19,7 +20,8 @@ import (
 var version = "dev"
 
 func main() {
-	// The commands say what they do; what the libraries log would stand between.
+	// The commands say what they do; what the libraries log would stand
+	// between.
 	ctrllog.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -42,12 +42,16 @@ func newAgentCommand() *cobra.Command {
 	o.kube.flag(cmd)
 	o.csi.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration: pools and what is particular to nodes")
+	f.StringVar(&o.config, "config", "/etc/quarry/agent.yaml",
+		"the agents' configuration: pools and what is particular to nodes")
 	f.StringVar(&o.node, "node-name", "", "the name of the node")
-	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "kubelet's root directory: a pool on the same filesystem keeps 20% free by default")
-	f.StringVar(&o.healthAddress, "health-address", ":8081", "where /healthz and /readyz are served")
+	f.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet",
+		"kubelet's root directory: a pool on the same filesystem keeps 20% free by default")
+	f.StringVar(&o.healthAddress, "health-address", ":8081",
+		"where /healthz and /readyz are served")
 	f.StringVar(&o.metricsAddrs, "metrics-address", ":8080", "where /metrics is served")
-	f.DurationVar(&o.recheckEvery, "recheck-interval", nodeagent.DefaultRecheckEvery, "how often it is looked whether the sizes of directory volumes are still in force")
+	f.DurationVar(&o.recheckEvery, "recheck-interval", nodeagent.DefaultRecheckEvery,
+		"how often it is looked whether the sizes of directory volumes are still in force")
 	if err := cmd.MarkFlagRequired("node-name"); err != nil {
 		panic(err) // the flag is defined above
 	}
@@ -75,11 +79,14 @@ func (o *agentFlags) run(ctx context.Context) error {
 		return err
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	machine := nodeagent.MachineID(log)
-	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node), HeavyJobs: c.HeavyJobs,
+	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node),
+		HeavyJobs:    c.HeavyJobs,
 		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, KubeletDir: o.kubeletDir, Log: log})
-	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks, Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log,
+	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks,
+		Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log,
 		Serving: func() {
 			if _, err := unmapStart(); err != nil {
 				log.Debug("let go of the pages that only the start needed", "error", err)

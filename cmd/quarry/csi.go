@@ -18,7 +18,8 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// serveController serves the CSI controller service to the sidecars beside this replica, until ctx ends.
+// serveController serves the CSI controller service to the sidecars beside this
+// replica, until ctx ends.
 func serveController(ctx context.Context, endpoint string, door *provisioner.CSI) error {
 	server := &csi.Server{
 		Identity:   &csi.Identity{Version: version},
@@ -36,15 +37,19 @@ type csiNode struct {
 
 func (o *csiNode) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.endpoint, "csi-endpoint", "", "the unix socket that the CSI node service is served at (empty: it is not)")
-	f.StringVar(&o.registrationDir, "registration-dir", "", "kubelet's directory plugins_registry, where the node service is made known (empty: it is not)")
+	f.StringVar(&o.endpoint, "csi-endpoint", "",
+		"the unix socket that the CSI node service is served at (empty: it is not)")
+	f.StringVar(&o.registrationDir, "registration-dir", "",
+		"kubelet's directory plugins_registry, where the node service is made known (empty: it is not)")
 	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline CSI volumes that pods ask for")
-	f.Int64Var(&o.maxVolumes, "csi-max-volumes", 0, "how many CSI volumes may be published on the node (0: no limit)")
+	f.Int64Var(&o.maxVolumes, "csi-max-volumes", 0,
+		"how many CSI volumes may be published on the node (0: no limit)")
 }
 
-// serve serves the node service, and kubelet's registration of it, once the volumes are up, until ctx ends. It needs no API
-// server.
-func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up <-chan struct{}, log *slog.Logger) error {
+// serve serves the node service, and kubelet's registration of it, once the
+// volumes are up, until ctx ends. It needs no API server.
+func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up <-chan struct{},
+	log *slog.Logger) error {
 	if o.endpoint == "" {
 		return nil
 	}
@@ -63,8 +68,9 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 	}
 	server := &csi.Server{
 		Identity: &csi.Identity{Version: version},
-		Node:     &csi.Node{Name: node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: parameters.Apply},
-		Log:      log,
+		Node: &csi.Node{Name: node, Volumes: publisher, MaxVolumes: o.maxVolumes,
+			Parameters: parameters.Apply},
+		Log: log,
 	}
 	if o.inline {
 		server.Node.Inline = &publish.Inline{Store: disks}
@@ -77,7 +83,8 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	if o.registrationDir != "" {
 		registrar := &registration.Server{Driver: v1alpha1.CSIDriver, Endpoint: path, Log: log}
-		socket, err := csi.Listen(filepath.Join(o.registrationDir, registration.SocketName(v1alpha1.CSIDriver)))
+		socket, err := csi.Listen(filepath.Join(o.registrationDir,
+			registration.SocketName(v1alpha1.CSIDriver)))
 		if err != nil {
 			listener.Close()
 			return err

@@ -30,10 +30,13 @@ type disks struct {
 
 func (d *disks) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&d.config, "config", "/etc/quarry/agent.yaml", "the agents' configuration, which names the pools")
-	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"), "the name of the node, where its pools differ from the others'")
+	f.StringVar(&d.config, "config", "/etc/quarry/agent.yaml",
+		"the agents' configuration, which names the pools")
+	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"),
+		"the name of the node, where its pools differ from the others'")
 	f.Lookup("node-name").DefValue = "$NODE_NAME"
-	f.StringArrayVar(&d.paths, "pool", nil, "a pool's path, instead of those of the configuration (repeatable)")
+	f.StringArrayVar(&d.paths, "pool", nil,
+		"a pool's path, instead of those of the configuration (repeatable)")
 	f.StringVarP(&d.output, "output", "o", "table", "table or json")
 }
 
@@ -109,7 +112,8 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 	fmt.Fprintln(table, "POOL\tVOLUME\tBACKEND\tSIZE\tFILESYSTEM\tCLAIM\tSTATE")
 	for _, p := range pools {
 		for _, v := range p.Volumes {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, v.ID, v.Backend, bytesText(v.SizeBytes), orDash(v.FSType), claimText(&v.Volume), "volume")
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, v.ID, v.Backend,
+				bytesText(v.SizeBytes), orDash(v.FSType), claimText(&v.Volume), "volume")
 		}
 		for _, t := range p.Trash {
 			state := "being freed"
@@ -120,7 +124,8 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 				fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, t.Entry, state)
 				continue
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, t.Volume.ID, t.Volume.Backend, bytesText(t.Volume.SizeBytes), orDash(t.Volume.FSType), claimText(t.Volume), state)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, t.Volume.ID,
+				t.Volume.Backend, bytesText(t.Volume.SizeBytes), orDash(t.Volume.FSType), claimText(t.Volume), state)
 		}
 		for _, name := range p.Unfinished {
 			fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, name, "unfinished")
@@ -209,8 +214,10 @@ the column REPAIR says beforehand what that would do.`,
 	}
 	d.flags(cmd)
 	kube.flag(cmd)
-	cmd.Flags().BoolVar(&repair, "repair", false, "do what the column REPAIR says; it loses no data")
-	cmd.Flags().BoolVar(&cluster, "cluster", false, "compare with the cluster's objects too (implied by --kubeconfig)")
+	cmd.Flags().BoolVar(&repair, "repair", false,
+		"do what the column REPAIR says; it loses no data")
+	cmd.Flags().BoolVar(&cluster, "cluster", false,
+		"compare with the cluster's objects too (implied by --kubeconfig)")
 	return cmd
 }
 
@@ -222,7 +229,8 @@ func objectReader(config *rest.Config) (client.Reader, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-func verify(ctx context.Context, node string, pools []config.Pool, reader client.Reader) ([]store.Finding, error) {
+func verify(ctx context.Context, node string, pools []config.Pool,
+	reader client.Reader) ([]store.Finding, error) {
 	var expect map[string]store.Expectation
 	var err error
 	if reader != nil {

@@ -1,4 +1,5 @@
-// Command quarry is all of Quarry in one binary: the controller, the agent of a node, and the tools that look at a node's disks.
+// Command quarry is all of Quarry in one binary: the controller, the agent of a
+// node, and the tools that look at a node's disks.
 package main
 
 import (
@@ -45,7 +46,8 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 		Version: version,
 	}
-	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(), newStandaloneCommand(),
+	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(),
+		newStandaloneCommand(),
 		admin.NewRecover("quarry"), admin.NewCheckAdoption())
 	return root
 }
@@ -54,10 +56,12 @@ func newRootCommand() *cobra.Command {
 type logging struct{ level string }
 
 func (l *logging) flag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&l.level, "log-level", "info", "what is logged: debug, info, warn or error")
+	cmd.Flags().StringVar(&l.level, "log-level", "info",
+		"what is logged: debug, info, warn or error")
 }
 
-// setUp sends what Quarry and the libraries log to standard error, as JSON, and returns the logger.
+// setUp sends what Quarry and the libraries log to standard error, as JSON, and
+// returns the logger.
 func (l *logging) setUp() (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(l.level)); err != nil {
@@ -75,7 +79,8 @@ func (l *logging) setUp() (*slog.Logger, error) {
 type kubeconfig struct{ path string }
 
 func (k *kubeconfig) flag(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&k.path, "kubeconfig", "", "how to reach the API server; empty: as a pod of the cluster, or as kubectl does")
+	cmd.Flags().StringVar(&k.path, "kubeconfig", "",
+		"how to reach the API server; empty: as a pod of the cluster, or as kubectl does")
 }
 
 func (k *kubeconfig) load() (*rest.Config, error) {

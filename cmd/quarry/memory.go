@@ -8,9 +8,9 @@ import (
 	"strconv"
 )
 
-// memoryShare is how much of the container's limit the Go runtime may use before
-// it collects garbage more often instead of growing: the rest is for what is not
-// Go's, and for a moment's surplus.
+// memoryShare is how much of the container's limit the Go runtime may use
+// before it collects garbage more often instead of growing: the rest is for
+// what is not Go's, and for a moment's surplus.
 const memoryShare = 0.9
 
 // limitMemory makes the runtime heed the memory limit of the container that the
@@ -35,10 +35,10 @@ func saveMemory() {
 	}
 }
 
-// containerLimit is the memory limit of the process's control group (version 2) in
-// bytes, 0 if there is none or it cannot be told. membership is the file in /proc
-// that names the group, root where control groups are mounted: a container sees
-// its own group as the root, or its whole path below the host's.
+// containerLimit is the memory limit of the process's control group (version 2)
+// in bytes, 0 if there is none or it cannot be told. membership is the file in
+// /proc that names the group, root where control groups are mounted: a
+// container sees its own group as the root, or its whole path below the host's.
 func containerLimit(membership, root string) int64 {
 	group := "/"
 	if text, err := os.ReadFile(membership); err == nil {

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unmapStart lets go of the pages of the program's own file that are mapped, most
-// of which only its start has touched: they would be resident for ever on a node
-// that is not short of memory. What is needed again is mapped again when it is
-// touched, from the page cache; nothing is evicted from that, since other processes
-// run the same file. It returns how many bytes were resident.
+// unmapStart lets go of the pages of the program's own file that are mapped,
+// most of which only its start has touched: they would be resident for ever on
+// a node that is not short of memory. What is needed again is mapped again when
+// it is touched, from the page cache; nothing is evicted from that, since other
+// processes run the same file. It returns how many bytes were resident.
 func unmapStart() (bytes int64, err error) {
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -47,9 +47,10 @@ type area struct {
 	resident   int64 // bytes
 }
 
-// cleanAreas finds in a text of the form of /proc/PID/smaps where a file is mapped
-// without the right to write and without a page that is not the file's any more:
-// such a page (of a program that was relocated) would not come back as it was.
+// cleanAreas finds in a text of the form of /proc/PID/smaps where a file is
+// mapped without the right to write and without a page that is not the file's
+// any more: such a page (of a program that was relocated) would not come back
+// as it was.
 func cleanAreas(smaps, file string) ([]area, error) {
 	var found []area
 	var now *area

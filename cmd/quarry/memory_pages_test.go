@@ -37,14 +37,17 @@ Anonymous:             0 kB
 `
 	found, err := cleanAreas(smaps, "/bin/a program")
 	require.NoError(t, err)
-	require.Equal(t, []area{{0x400000, 0x2100000, 100 << 10}, {0x2100000, 0x4000000, 64 << 10}}, found)
+	require.Equal(t, []area{{0x400000, 0x2100000, 100 << 10}, {0x2100000, 0x4000000, 64 << 10}},
+		found)
 
-	_, err = cleanAreas("0400000:0500000 r-xp 0 fe:00 123 /bin/a\nRss: 1 kB\nAnonymous: 0 kB\n", "/bin/a")
+	_, err = cleanAreas("0400000:0500000 r-xp 0 fe:00 123 /bin/a\nRss: 1 kB\nAnonymous: 0 kB\n",
+		"/bin/a")
 	require.Error(t, err)
 }
 
-// TestUnmapStart: a process goes on when the pages of its file were unmapped, with
-// fewer of them. It is a process of its own, whose pages nobody else touches.
+// TestUnmapStart: a process goes on when the pages of its file were unmapped,
+// with fewer of them. It is a process of its own, whose pages nobody else
+// touches.
 func TestUnmapStart(t *testing.T) {
 	const inside = "QUARRY_TEST_UNMAP"
 	if os.Getenv(inside) == "" {

@@ -19,12 +19,16 @@ func TestContainerLimit(t *testing.T) {
 		limits     map[string]string
 		want       int64
 	}{
-		"a container that sees its own group as the root": {"0::/\n", map[string]string{"": "536870912\n"}, 536870912},
-		"no limit":                            {"0::/\n", map[string]string{"": "max\n"}, 0},
-		"no control groups":                   {"", nil, 0},
-		"the host's path, the pod's is lower": {"0::/kubepods/pod1/c\n", map[string]string{"kubepods/pod1/c": "max\n", "kubepods/pod1": "100\n", "kubepods": "4096\n"}, 100},
-		"version 1 beside version 2":          {"3:memory:/x\n0::/y\n", map[string]string{"y": "77\n", "x": "1\n"}, 77},
-		"not a number":                        {"0::/\n", map[string]string{"": "many\n"}, 0},
+		"a container that sees its own group as the root": {"0::/\n",
+			map[string]string{"": "536870912\n"}, 536870912},
+		"no limit":          {"0::/\n", map[string]string{"": "max\n"}, 0},
+		"no control groups": {"", nil, 0},
+		"the host's path, the pod's is lower": {"0::/kubepods/pod1/c\n",
+			map[string]string{"kubepods/pod1/c": "max\n", "kubepods/pod1": "100\n",
+				"kubepods": "4096\n"}, 100},
+		"version 1 beside version 2": {"3:memory:/x\n0::/y\n",
+			map[string]string{"y": "77\n", "x": "1\n"}, 77},
+		"not a number": {"0::/\n", map[string]string{"": "many\n"}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -29,7 +29,8 @@ import (
 
 var update = flag.Bool("update", false, "write docs/reference instead of comparing with it")
 
-// TestReferenceIsCurrent compares docs/reference with what the program says of itself. `make generate` writes it.
+// TestReferenceIsCurrent compares docs/reference with what the program says of
+// itself. `make generate` writes it.
 func TestReferenceIsCurrent(t *testing.T) {
 	for name, text := range map[string]string{
 		"commands.md": commandsReference(), "metrics.md": metricsReference(t), "options.md": optionsReference(), "reasons.md": reasonsReference(t),
@@ -99,7 +100,8 @@ type family struct{ name, labels, help string }
 
 func metricsReference(t *testing.T) string {
 	agent := prometheus.NewRegistry()
-	_, err := nodeagent.New(nodeagent.Options{Node: "node", Config: &rest.Config{}, Registry: agent, Store: store.New(store.Options{})})
+	_, err := nodeagent.New(nodeagent.Options{Node: "node", Config: &rest.Config{}, Registry: agent,
+		Store: store.New(store.Options{})})
 	require.NoError(t, err)
 	controller := prometheus.NewRegistry()
 	_, err = provisioner.NewMetrics(controller)
@@ -118,13 +120,15 @@ func metricsReference(t *testing.T) string {
 	return b.String()
 }
 
-// families describes what a registry would collect, also metrics that have no value yet.
+// families describes what a registry would collect, also metrics that have no
+// value yet.
 func families(r *prometheus.Registry) []family {
 	descriptions := make(chan *prometheus.Desc, 1000)
 	go func() { r.Describe(descriptions); close(descriptions) }()
 	var out []family
 	for d := range descriptions {
-		// Desc has no accessors; its text is Desc{fqName: "...", help: "...", ..., variableLabels: {...}}.
+		// Desc has no accessors; its text is Desc{fqName: "...", help: "...",
+		// ..., variableLabels: {...}}.
 		text := d.String()
 		out = append(out, family{name: between(text, `fqName: "`, `"`), help: between(text, `help: "`, `", `), labels: between(text, "variableLabels: {", "}")})
 	}
@@ -169,7 +173,8 @@ func reasonsReference(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("# Reasons\n\nOf conditions and events. Generated from the program (`make generate`). None is ever renamed.\n")
 	for _, from := range []struct{ file, prefix string }{
-		{"../../api/v1alpha1/reasons.go", "Reason"}, {"../../api/v1alpha1/events.go", "Event"}, {"../../nodeagent/store/pool.go", "Offline"},
+		{"../../api/v1alpha1/reasons.go", "Reason"}, {"../../api/v1alpha1/events.go",
+			"Event"}, {"../../nodeagent/store/pool.go", "Offline"},
 	} {
 		file, err := parser.ParseFile(token.NewFileSet(), from.file, nil, parser.ParseComments)
 		require.NoError(t, err)
@@ -182,8 +187,9 @@ func reasonsReference(t *testing.T) string {
 	return b.String()
 }
 
-// describeReasons makes a table of the constants of one block whose names begin with the prefix. Each has a comment of its own,
-// above it or behind it, or shares that of the one above.
+// describeReasons makes a table of the constants of one block whose names begin
+// with the prefix. Each has a comment of its own, above it or behind it, or
+// shares that of the one above.
 func describeReasons(b *strings.Builder, group *ast.GenDecl, prefix string) {
 	var rows []string
 	meaning := ""
@@ -203,6 +209,8 @@ func describeReasons(b *strings.Builder, group *ast.GenDecl, prefix string) {
 		rows = append(rows, fmt.Sprintf("| `%s` | %s |", strings.Trim(literal.Value, `"`), meaning))
 	}
 	if len(rows) > 0 {
-		fmt.Fprintf(b, "\n%s\n\n| reason | meaning |\n|---|---|\n%s\n", strings.TrimSpace(strings.ReplaceAll(group.Doc.Text(), "\n", " ")), strings.Join(rows, "\n"))
+		fmt.Fprintf(b, "\n%s\n\n| reason | meaning |\n|---|---|\n%s\n",
+			strings.TrimSpace(strings.ReplaceAll(group.Doc.Text(), "\n", " ")), strings.Join(rows,
+				"\n"))
 	}
 }

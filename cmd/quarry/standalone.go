@@ -22,7 +22,8 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 )
 
-// lookAgain is how often the pools' disks are looked at, when one may have come or gone.
+// lookAgain is how often the pools' disks are looked at, when one may have come
+// or gone.
 const lookAgain = 5 * time.Second
 
 type standaloneFlags struct {
@@ -51,19 +52,31 @@ func newStandaloneCommand() *cobra.Command {
 	o.logs.flag(cmd)
 	host, _ := os.Hostname()
 	f := cmd.Flags()
-	f.StringArrayVar(&o.pools, "pool", nil, "a directory that volumes are carved out of, or name=directory; may be repeated")
-	f.StringVar(&o.endpoint, "endpoint", "unix:///run/quarry/csi.sock", "the unix socket that is served")
-	f.StringVar(&o.node, "node-id", strings.ToLower(host), "what this machine is called: the CSI node id")
+	f.StringArrayVar(&o.pools, "pool", nil,
+		"a directory that volumes are carved out of, or name=directory; may be repeated")
+	f.StringVar(&o.endpoint, "endpoint", "unix:///run/quarry/csi.sock",
+		"the unix socket that is served")
+	f.StringVar(&o.node, "node-id", strings.ToLower(host),
+		"what this machine is called: the CSI node id")
 	f.Lookup("node-id").DefValue = "the host's name"
-	f.StringVar(&o.filesystem, "default-filesystem", config.DefaultFilesystem, "what is made in images when nobody says: ext4, xfs or btrfs")
-	f.StringVar(&o.reserve, "reserve", config.DefaultReserve, "what of each pool's filesystem is never promised: a percentage or a size")
-	f.StringVar(&o.overcommit, "overcommit", config.DefaultOvercommit, "how many times over the rest may be promised")
-	f.BoolVar(&o.enableQuota, "enable-quota", false, "switch simple quotas on where a pool is on a btrfs that has none")
-	f.BoolVar(&o.requireMountpoint, "require-mountpoint", false, "use a pool only while something is mounted at its path: for disks of their own")
-	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline volumes that pods ask for at publish")
-	f.BoolVar(&o.takeOver, "take-over", false, "use pools that another machine used last: their disks were moved here, and no other machine has them any more")
-	f.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes may be published here (0: no limit)")
-	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir, "where links to the devices of Block volumes are made; must be emptied at boot")
+	f.StringVar(&o.filesystem, "default-filesystem", config.DefaultFilesystem,
+		"what is made in images when nobody says: ext4, xfs or btrfs")
+	f.StringVar(&o.reserve, "reserve", config.DefaultReserve,
+		"what of each pool's filesystem is never promised: a percentage or a size")
+	f.StringVar(&o.overcommit, "overcommit", config.DefaultOvercommit,
+		"how many times over the rest may be promised")
+	f.BoolVar(&o.enableQuota, "enable-quota", false,
+		"switch simple quotas on where a pool is on a btrfs that has none")
+	f.BoolVar(&o.requireMountpoint, "require-mountpoint", false,
+		"use a pool only while something is mounted at its path: for disks of their own")
+	f.BoolVar(&o.inline, "inline-volumes", false,
+		"make the inline volumes that pods ask for at publish")
+	f.BoolVar(&o.takeOver, "take-over", false,
+		"use pools that another machine used last: their disks were moved here, and no other machine has them any more")
+	f.Int64Var(&o.maxVolumes, "max-volumes", 0,
+		"how many volumes may be published here (0: no limit)")
+	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir,
+		"where links to the devices of Block volumes are made; must be emptied at boot")
 	if err := cmd.MarkFlagRequired("pool"); err != nil {
 		panic(err) // the flag is defined above
 	}
@@ -76,7 +89,8 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 		return err
 	}
 	if errs := validation.IsValidLabelValue(o.node); o.node == "" || len(errs) > 0 {
-		return fmt.Errorf("--node-id %q: %s", o.node, strings.Join(append(errs, "it is the value of a topology"), "; "))
+		return fmt.Errorf("--node-id %q: %s", o.node,
+			strings.Join(append(errs, "it is the value of a topology"), "; "))
 	}
 	if !filesystem.Type(o.filesystem).Valid() {
 		return fmt.Errorf("--default-filesystem %q is none of %v", o.filesystem, filesystem.Types())
@@ -89,7 +103,8 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	disks := store.New(store.Options{Node: o.node, MachineID: nodeagent.MachineID(log), Pools: pools, ByClaimIndex: true,
+	disks := store.New(store.Options{Node: o.node, MachineID: nodeagent.MachineID(log),
+		Pools: pools, ByClaimIndex: true,
 		Log: log, DeviceDir: o.deviceDir, LockDir: store.LockDir})
 	takeFrom := ""
 	if o.takeOver {
@@ -106,10 +121,13 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	}
 	volumes := &standalone.Volumes{Store: disks, Node: o.node}
 	server := &csi.Server{
-		Identity:   &csi.Identity{Version: version, Ready: func(context.Context) error { return anyOnline(disks) }},
-		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes, Parameters: parameters.Apply},
-		Node:       &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes, Parameters: parameters.Apply},
-		Log:        log,
+		Identity: &csi.Identity{Version: version,
+			Ready: func(context.Context) error { return anyOnline(disks) }},
+		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes,
+			Parameters: parameters.Apply},
+		Node: &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes,
+			Parameters: parameters.Apply},
+		Log: log,
 	}
 	if o.inline {
 		server.Node.Inline = &publish.Inline{Store: disks}
@@ -139,7 +157,8 @@ func (o *standaloneFlags) config() ([]config.Pool, error) {
 		if !named {
 			name, path = "default", text
 		}
-		// One at a time, so that the checks of the configuration file hold here too.
+		// One at a time, so that the checks of the configuration file hold here
+		// too.
 		c, err := config.Default(path)
 		if err != nil {
 			return nil, fmt.Errorf("--pool %s: %w", text, err)
@@ -150,7 +169,8 @@ func (o *standaloneFlags) config() ([]config.Pool, error) {
 		}
 		for _, other := range pools {
 			if other.Name == name || other.Path == p.Path {
-				return nil, fmt.Errorf("--pool %s: there is pool %s=%s already", text, other.Name, other.Path)
+				return nil, fmt.Errorf("--pool %s: there is pool %s=%s already", text, other.Name,
+					other.Path)
 			}
 		}
 		p.Name, p.Reserve, p.Overcommit, p.DefaultFilesystem = name, reserve, overcommit, o.filesystem

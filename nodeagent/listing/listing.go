@@ -1,8 +1,10 @@
-// Package listing puts what is written on a node's disks into the words of `quarry ls -o json`. It needs no agent and no
-// cluster, reads only, and shows disks of other nodes and clusters like any other: whoever brings a cluster back
-// (`quarry recover`) knows of each volume what is here, and no more.
+// Package listing puts what is written on a node's disks into the words of
+// `quarry ls -o json`. It needs no agent and no cluster, reads only, and shows
+// disks of other nodes and clusters like any other: whoever brings a cluster
+// back (`quarry recover`) knows of each volume what is here, and no more.
 //
-// The JSON is stable: fields are added, and what is there keeps its name and its meaning.
+// The JSON is stable: fields are added, and what is there keeps its name and
+// its meaning.
 package listing
 
 import (
@@ -17,7 +19,8 @@ import (
 
 // PoolListing is what there is at the path of a pool.
 type PoolListing struct {
-	// Name is the pool's name in the configuration, which its Pool object is named by. Where it was made it may have had another.
+	// Name is the pool's name in the configuration, which its Pool object is
+	// named by. Where it was made it may have had another.
 	Name string `json:"name"`
 	Path string `json:"path"`
 	// Labels are those of the configuration.
@@ -25,36 +28,44 @@ type PoolListing struct {
 	// UID and ClusterID are the same as in Identity.
 	UID       string `json:"uid"`
 	ClusterID string `json:"clusterID,omitempty"`
-	// Identity is what pool.json says: also where the pool was made, and under which name. Nil where there is no pool to be read.
+	// Identity is what pool.json says: also where the pool was made, and under
+	// which name. Nil where there is no pool to be read.
 	Identity *record.Pool    `json:"identity,omitempty"`
 	Volumes  []VolumeListing `json:"volumes"`
 	Trash    []TrashListing  `json:"trash,omitempty"`
-	// Unfinished are volumes that are being made at this moment, or that a crash left; they never were volumes.
+	// Unfinished are volumes that are being made at this moment, or that a
+	// crash left; they never were volumes.
 	Unfinished []string `json:"unfinished,omitempty"`
-	// Broken says by name which directories can not be read as volumes or as trash, and why.
+	// Broken says by name which directories cannot be read as volumes or as
+	// trash, and why.
 	Broken map[string]string `json:"broken,omitempty"`
-	// Error says why the pool could not be read, and Reason the same in one word, as in the condition Ready of its Pool object.
+	// Error says why the pool could not be read, and Reason the same in one
+	// word, as in the condition Ready of its Pool object.
 	Error  string `json:"error,omitempty"`
 	Reason string `json:"reason,omitempty"`
 }
 
-// VolumeListing is a volume: its record, and the path that a local PersistentVolume of it has.
+// VolumeListing is a volume: its record, and the path that a local
+// PersistentVolume of it has.
 type VolumeListing struct {
 	record.Volume
 	Path string `json:"path"`
 }
 
-// TrashListing is a deleted volume: what deleting it was to mean, and since when.
+// TrashListing is a deleted volume: what deleting it was to mean, and since
+// when.
 type TrashListing struct {
 	Entry string `json:"entry"`
 	record.Trash
-	// RemainingSeconds is how long it is still kept; 0: its space is being freed, and there is no way back.
+	// RemainingSeconds is how long it is still kept; 0: its space is being
+	// freed, and there is no way back.
 	RemainingSeconds int64 `json:"remainingSeconds"`
 	// Volume is nil for an attempt that never became a volume.
 	Volume *record.Volume `json:"volume,omitempty"`
 }
 
-// Read reads the pools, each by itself: what can not be read of one is in its Error and keeps nothing back of the others.
+// Read reads the pools, each by itself: what cannot be read of one is in its
+// Error and keeps nothing back of the others.
 func Read(pools []config.Pool) []PoolListing {
 	out := make([]PoolListing, 0, len(pools))
 	for i := range pools {
@@ -68,8 +79,7 @@ func read(p *config.Pool) PoolListing {
 	in, err := store.Inspect(p.Path)
 	if err != nil {
 		l.Error = err.Error()
-		var offline *store.OfflineError
-		if errors.As(err, &offline) {
+		if offline, ok := errors.AsType[*store.OfflineError](err); ok {
 			l.Error, l.Reason = offline.Err.Error(), offline.Reason
 		}
 	}
@@ -81,7 +91,8 @@ func read(p *config.Pool) PoolListing {
 		l.Volumes = append(l.Volumes, VolumeListing{Volume: v.Volume, Path: v.Path})
 	}
 	for _, t := range in.Trash {
-		l.Trash = append(l.Trash, TrashListing{Entry: t.Entry, Trash: t.Trash, Volume: t.Volume, RemainingSeconds: seconds(t.Remaining)})
+		l.Trash = append(l.Trash, TrashListing{Entry: t.Entry, Trash: t.Trash, Volume: t.Volume,
+			RemainingSeconds: seconds(t.Remaining)})
 	}
 	for name, err := range in.Broken {
 		if l.Broken == nil {
@@ -92,5 +103,6 @@ func read(p *config.Pool) PoolListing {
 	return l
 }
 
-// seconds rounds up: what is kept for half a second more is not being freed yet.
+// seconds rounds up: what is kept for half a second more is not being freed
+// yet.
 func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }

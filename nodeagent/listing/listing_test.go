@@ -16,7 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// poolAt makes a pool at a path, as cluster's, with a volume and another one in the trash.
+// poolAt makes a pool at a path, as cluster's, with a volume and another one in
+// the trash.
 func poolAt(t *testing.T, name, cluster string) config.Pool {
 	t.Helper()
 	testroot.RequireRoot(t)
@@ -25,27 +26,33 @@ func poolAt(t *testing.T, name, cluster string) config.Pool {
 	c.Pools[0].Reserve, err = config.ParseReserve("0%") // however full the machine's disk is
 	require.NoError(t, err)
 	p := c.Pools[0]
-	s := store.New(store.Options{Node: "node1", Pools: []config.Pool{p}, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	s := store.New(store.Options{Node: "node1", Pools: []config.Pool{p}, DeviceDir: t.TempDir(),
+		Log: slog.New(slog.DiscardHandler)})
 	s.Expect(p.Name, store.Expectation{MayCreate: true, ClusterID: cluster})
 	s.Refresh(t.Context())
 	for _, id := range []string{"pvc-1", "pvc-2"} {
-		adm, err := s.Admit(t.Context(), store.Request{ID: id, Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 1 << 20,
-			Origin: record.Origin{Node: "node1", ClaimNamespace: "default", ClaimName: id, StorageClass: "fast", Parameters: map[string]string{"pool": "default"}}})
+		adm, err := s.Admit(t.Context(), store.Request{ID: id, Backend: record.BackendDirectory,
+			Enforcement: record.EnforcementNone, SizeBytes: 1 << 20,
+			Origin: record.Origin{Node: "node1", ClaimNamespace: "default", ClaimName: id,
+				StorageClass: "fast", Parameters: map[string]string{"pool": "default"}}})
 		require.NoError(t, err)
 		_, err = s.Create(t.Context(), adm[0])
 		require.NoError(t, err)
 	}
-	require.NoError(t, s.Delete(t.Context(), "pvc-2", record.Deletion{OnDelete: "trash", RetentionSeconds: 3600, Scrub: "zero"}))
+	require.NoError(t, s.Delete(t.Context(), "pvc-2", record.Deletion{OnDelete: "trash",
+		RetentionSeconds: 3600, Scrub: "zero"}))
 	p.Name = name // as another node's configuration may call it
 	return p
 }
 
-// TestEveryPoolIsListed reads pools of two clusters and one that is not there: each is listed by itself.
+// TestEveryPoolIsListed reads pools of two clusters and one that is not there:
+// each is listed by itself.
 func TestEveryPoolIsListed(t *testing.T) {
 	mine, foreign := poolAt(t, "fast", "cluster-1"), poolAt(t, "slow", "cluster-2")
 	missing := config.Pool{Name: "gone", Path: filepath.Join(t.TempDir(), "no")}
 	broken := poolAt(t, "broken", "cluster-1")
-	require.NoError(t, os.WriteFile(filepath.Join(broken.Path, record.MetaDir, record.PoolFile), []byte("{"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(broken.Path, record.MetaDir, record.PoolFile),
+		[]byte("{"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(mine.Path, "pvc-3"), nil, 0o600))
 
 	listed := Read([]config.Pool{missing, mine, broken, foreign})
@@ -89,8 +96,9 @@ func TestEveryPoolIsListed(t *testing.T) {
 func TestNamesAreStable(t *testing.T) {
 	text, err := json.Marshal(PoolListing{
 		Name: "n", Path: "p", Labels: map[string]string{"l": "l"}, UID: "u", ClusterID: "c", Identity: &record.Pool{UID: "u", ClusterID: "c", Node: "node", Name: "was"},
-		Volumes:    []VolumeListing{{Volume: record.Volume{ID: "v"}, Path: "vp"}},
-		Trash:      []TrashListing{{Entry: "e", RemainingSeconds: 1, Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash"}}, Volume: &record.Volume{ID: "t"}}},
+		Volumes: []VolumeListing{{Volume: record.Volume{ID: "v"}, Path: "vp"}},
+		Trash: []TrashListing{{Entry: "e", RemainingSeconds: 1,
+			Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash"}}, Volume: &record.Volume{ID: "t"}}},
 		Unfinished: []string{"f"}, Broken: map[string]string{"b": "why"}, Error: "err", Reason: "Missing",
 	})
 	require.NoError(t, err)

@@ -19,9 +19,10 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// isPublished tells whether the target shows the volume already, as asked for. Anything else that is mounted there is an
-// error, and is not touched.
-func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target, source *os.File, want options) (bool, error) {
+// isPublished reports whether the target shows the volume already, as asked
+// for. Anything else that is mounted there is an error, and is not touched.
+func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target, source *os.File,
+	want options) (bool, error) {
 	there, err := t.mounted()
 	if errors.Is(err, mount.ErrNotMountpoint) || errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -31,7 +32,8 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 	}
 	defer there.Close()
 	otherwise := func(have string) error {
-		return translate.Errorf(v1alpha1.ReasonPublishedOtherwise, "volume %s is published at %s already, %s", v.ID, t.path, have)
+		return translate.Errorf(v1alpha1.ReasonPublishedOtherwise,
+			"volume %s is published at %s already, %s", v.ID, t.path, have)
 	}
 	same, err := isSame(there, source)
 	if err != nil {
@@ -45,7 +47,8 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 		if mine {
 			return false, otherwise("as another device: read-only, or not")
 		}
-		return false, translate.Errorf(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s", v.ID, t.path)
+		return false, translate.Errorf(v1alpha1.ReasonTargetTaken,
+			"something else than volume %s is mounted at %s", v.ID, t.path)
 	}
 	if v.VolumeMode == record.ModeBlock {
 		return true, nil
@@ -67,7 +70,8 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 	return true, nil
 }
 
-// publishedAt lists the paths, of this mount namespace, where the volume is seen; its own place is none of them.
+// publishedAt lists the paths, of this mount namespace, where the volume is
+// seen; its own place is none of them.
 func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string, error) {
 	source, err := p.Store.Open(ctx, v.ID)
 	if err != nil {
@@ -92,15 +96,18 @@ func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string,
 	return paths, nil
 }
 
-// boundAt lists where a directory or device node is mounted, in this mount namespace.
+// boundAt lists where a directory or device node is mounted, in this mount
+// namespace.
 func boundAt(f *os.File) ([]string, error) {
 	place, err := mount.PlaceOf(f)
 	if err != nil {
-		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w",
+			f.Name(), err)
 	}
 	all, err := mount.MountedBelow("/")
 	if err != nil {
-		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", f.Name(), err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w",
+			f.Name(), err)
 	}
 	var paths []string
 	for _, m := range all {
@@ -117,16 +124,19 @@ func deviceBoundAt(dev loop.Device) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w", dev.Path, err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w",
+			dev.Path, err)
 	}
 	defer f.Close()
 	return boundAt(f)
 }
 
 // checkPublished returns nil when path shows the volume.
-func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source *os.File, path string) error {
+func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source *os.File,
+	path string) error {
 	no := func(err error) error {
-		return translate.Errorf(v1alpha1.ReasonNotPublished, "volume %s is not published at %s: %w", v.ID, path, err)
+		return translate.Errorf(v1alpha1.ReasonNotPublished, "volume %s is not published at %s: %w",
+			v.ID, path, err)
 	}
 	f, err := mount.Open(path)
 	if err != nil {
@@ -145,8 +155,9 @@ func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source 
 	return no(errors.New("something else is"))
 }
 
-// isOf tells whether f, the root of a mount, shows the volume id. Where it is not what can be opened now (its disk is gone, or is
-// mounted anew; it was deleted), what the kernel remembers of the mount's origin decides.
+// isOf reports whether f, the root of a mount, shows the volume id. Where it is
+// not what can be opened now (its disk is gone, or is mounted anew; it was
+// deleted), what the kernel remembers of the mount's origin decides.
 func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, error) {
 	if v, err := p.Store.Get(id); err == nil {
 		if source, err := p.Store.Open(ctx, id); err == nil {
@@ -163,7 +174,8 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 					return is, err
 				}
 			}
-			// It may be the volume as it was: a pool can come back on another device under a running pod.
+			// It may be the volume as it was: a pool can come back on another
+			// device under a running pod.
 		}
 	}
 	if record.CheckID(id) != nil {
@@ -176,7 +188,8 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 	return wasOf(info, id), nil
 }
 
-// isReadOnlyOf tells whether f is a node of one of the volume's read-only devices.
+// isReadOnlyOf reports whether f is a node of one of the volume's read-only
+// devices.
 func (p *Publisher) isReadOnlyOf(ctx context.Context, id string, f *os.File) (bool, error) {
 	number, err := mount.BlockDevice(f)
 	if errors.Is(err, unix.ENOTBLK) {
@@ -189,8 +202,9 @@ func (p *Publisher) isReadOnlyOf(ctx context.Context, id string, f *os.File) (bo
 	return slices.ContainsFunc(devices, func(d loop.Device) bool { return d.Dev == number }), err
 }
 
-// wasOf reads from a mount what it was made of: a directory <pool>/<id>/data, a filesystem on a loop device over
-// <pool>/<id>/image, or the node of such a device. A deleted volume has <id>@<time> in the place of its id.
+// wasOf reads from a mount what it was made of: a directory <pool>/<id>/data, a
+// filesystem on a loop device over <pool>/<id>/image, or the node of such a
+// device. A deleted volume has <id>@<time> in the place of its id.
 func wasOf(m mount.Info, id string) bool {
 	if names(m.Root, id) && (strings.Contains(m.Root, "/"+record.DataDir)) {
 		return true
@@ -219,7 +233,8 @@ func wasOf(m mount.Info, id string) bool {
 	return false
 }
 
-// names tells whether one element of a path is the id, or the id in the trash.
+// names reports whether one element of a path is the id, or the id in the
+// trash.
 func names(path, id string) bool {
 	return slices.ContainsFunc(strings.Split(path, "/"), func(element string) bool {
 		return element == id || strings.HasPrefix(element, id+"@")

@@ -16,11 +16,13 @@ import (
 // Inline makes and removes volumes that live and die with one pod.
 type Inline struct{ Store *store.Store }
 
-// Make makes the volume, or confirms the one that is there. The spec's attributes are kept on disk.
+// Make makes the volume, or confirms the one that is there. The spec's
+// attributes are kept on disk.
 func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) error {
 	if v, err := i.Store.Find(ctx, id); err == nil {
 		if !translate.IsInline(&v.Volume) {
-			return translate.Errorf(v1alpha1.ReasonAlreadyExists, "volume %s exists, and is not an inline one", id)
+			return translate.Errorf(v1alpha1.ReasonAlreadyExists,
+				"volume %s exists, and is not an inline one", id)
 		}
 		_, err := i.Store.Activate(ctx, id)
 		return translate.WithReason(err)
@@ -28,7 +30,8 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 	attributes := map[string]string{translate.InlineAttribute: "true"}
 	maps.Copy(attributes, spec.Attributes)
 	spec.Attributes = attributes
-	request, err := translate.RequestOf(&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: spec})
+	request, err := translate.RequestOf(&v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: id},
+		Spec: spec})
 	if err != nil {
 		return translate.WithReason(err)
 	}
@@ -39,19 +42,20 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 	return translate.WithReason(err)
 }
 
-// Remove deletes the volume if it is an inline one. Its space is freed at once, whatever its parameters say of trash: nobody
-// could ask for it back.
+// Remove deletes the volume if it is an inline one. Its space is freed at once,
+// whatever its parameters say of trash: nobody could ask for it back.
 func (i *Inline) Remove(ctx context.Context, id string) error {
 	v, err := i.Store.Find(ctx, id)
-	var missing *store.NotFoundError
-	if errors.As(err, &missing) && len(missing.Unseen) > 0 {
+	missing, isMissing := errors.AsType[*store.NotFoundError](err)
+	if isMissing && len(missing.Unseen) > 0 {
 		return translate.WithReason(&store.UnseenError{ID: id, Unseen: missing.Unseen})
 	}
-	if errors.As(err, &missing) || err == nil && !translate.IsInline(&v.Volume) {
+	if isMissing || err == nil && !translate.IsInline(&v.Volume) {
 		return nil
 	}
 	if err == nil {
-		err = i.Store.Delete(ctx, id, record.Deletion{OnDelete: string(v1alpha1.OnDeletePurge), Scrub: v.Origin.Deletion.Scrub})
+		err = i.Store.Delete(ctx, id, record.Deletion{OnDelete: string(v1alpha1.OnDeletePurge),
+			Scrub: v.Origin.Deletion.Scrub})
 	}
 	return translate.WithReason(err)
 }

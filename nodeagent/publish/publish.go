@@ -18,11 +18,13 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// Publisher publishes the volumes of one store. Two operations on one volume at a time are not kept apart here; the front
-// door does that. Errors have a reason (*translate.Error).
+// Publisher publishes the volumes of one store. Two operations on one volume at
+// a time are not kept apart here; the front door does that. Errors have a
+// reason (*translate.Error).
 type Publisher struct{ Store *store.Store }
 
-// Stage brings the volume up, proves that it is what its record says, and describes it. A second call confirms it.
+// Stage brings the volume up, proves that it is what its record says, and
+// describes it. A second call confirms it.
 func (p *Publisher) Stage(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	v, err := p.Store.Activate(ctx, id)
 	if err != nil {
@@ -34,7 +36,7 @@ func (p *Publisher) Stage(ctx context.Context, id string) (*v1alpha1.Volume, err
 // Expand makes the volume at least that many bytes large and describes it.
 func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
 	v, err := p.Store.Grow(ctx, id, bytes)
-	if full := (*store.CapacityError)(nil); errors.As(err, &full) {
+	if _, full := errors.AsType[*store.CapacityError](err); full {
 		return nil, &translate.Error{Code: v1alpha1.ReasonResizeInfeasible, Err: err}
 	}
 	if err != nil {
@@ -43,12 +45,16 @@ func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alph
 	return translate.VolumeOnDisk(&v, p.Store.FilesystemOf(v.Pool)), nil
 }
 
-// Publish makes the volume's data visible at target, which is made where it is missing: a directory, or for a Block volume
-// a file over which the device node is bound. Its parent must be there. flags are words of mount(8); those of a filesystem
-// must be what the volume is mounted with, or, where it is a directory of the pool's own filesystem, have no effect.
+// Publish makes the volume's data visible at target, which is made where it is
+// missing: a directory, or for a Block volume a file over which the device node
+// is bound. Its parent must be there. flags are words of mount(8); those of a
+// filesystem must be what the volume is mounted with, or, where it is a
+// directory of the pool's own filesystem, have no effect.
 //
-// The same again confirms it. With alone set, another publish of the volume elsewhere is an error.
-func (p *Publisher) Publish(ctx context.Context, id, target string, flags []string, alone bool) (err error) {
+// The same again confirms it. With alone set, another publish of the volume
+// elsewhere is an error.
+func (p *Publisher) Publish(ctx context.Context, id, target string, flags []string,
+	alone bool) (err error) {
 	v, err := p.Store.Find(ctx, id)
 	if err != nil {
 		return translate.WithReason(err)
@@ -82,7 +88,8 @@ func (p *Publisher) Publish(ctx context.Context, id, target string, flags []stri
 			return err
 		}
 		if len(elsewhere) > 0 {
-			return translate.Errorf(v1alpha1.ReasonPublishedElsewhere, "volume %s is published at %s, and its access mode allows one place", id, elsewhere[0])
+			return translate.Errorf(v1alpha1.ReasonPublishedElsewhere,
+				"volume %s is published at %s, and its access mode allows one place", id, elsewhere[0])
 		}
 	}
 	return t.bind(ctx, source, opts)
@@ -94,7 +101,8 @@ type options struct {
 	readOnly, noExec bool
 }
 
-// optionsOf reads mount flags, and refuses those that would have to be in force and are not.
+// optionsOf reads mount flags, and refuses those that would have to be in force
+// and are not.
 func optionsOf(v *store.Volume, flags []string) (options, error) {
 	bind, others := mount.BindFlags(flags)
 	o := options{BindOptions: bind, readOnly: bind.ReadOnly}
@@ -105,7 +113,8 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 	}
 	if v.VolumeMode == record.ModeBlock {
 		if len(others) > 0 || o.noExec {
-			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions, "volume %s is a block device, which takes no mount flags: %q", v.ID, flags)
+			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions,
+				"volume %s is a block device, which takes no mount flags: %q", v.ID, flags)
 		}
 		// The device refuses to be written; its node stays as it is.
 		o.BindOptions = mount.BindOptions{}
@@ -117,15 +126,18 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 	}
 	for _, flag := range others {
 		if !slices.Contains(v.MountOptions, flag) {
-			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions, "volume %s was not made with the mount option %q, and is not mounted anew", v.ID, flag)
+			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions,
+				"volume %s was not made with the mount option %q, and is not mounted anew", v.ID, flag)
 		}
 	}
 	return o, nil
 }
 
-// source opens what is to be bound, proven to be the volume. cleanup is called with the outcome: it takes away what was made
-// for a bind that did not come about.
-func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) (f *os.File, cleanup func(context.Context, error) error, err error) {
+// source opens what is to be bound, proven to be the volume. cleanup is called
+// with the outcome: it takes away what was made for a bind that did not come
+// about.
+func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) (f *os.File,
+	cleanup func(context.Context, error) error, err error) {
 	none := func(context.Context, error) error { return nil }
 	f, err = p.Store.Open(ctx, v.ID)
 	if err != nil {
@@ -166,8 +178,9 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 	return node, cleanup, nil
 }
 
-// Unpublish takes the volume away from target and removes target. It is content when nothing is mounted there, and then
-// leaves what there is alone if no volume has the id; a mount that is not this volume's stays, and is an error.
+// Unpublish takes the volume away from target and removes target. It is content
+// when nothing is mounted there, and then leaves what there is alone if no
+// volume has the id; a mount that is not this volume's stays, and is an error.
 func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 	t, err := openTarget(target)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -193,7 +206,8 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 			return err
 		}
 		if !mine {
-			return translate.Errorf(v1alpha1.ReasonTargetTaken, "something else than volume %s is mounted at %s and stays there", id, target)
+			return translate.Errorf(v1alpha1.ReasonTargetTaken,
+				"something else than volume %s is mounted at %s and stays there", id, target)
 		}
 		if err := t.unmount(ctx); err != nil {
 			return err
@@ -208,8 +222,9 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 	return p.sweep(ctx, id)
 }
 
-// Statfs tells how full the volume is, as statfs(2) would of a filesystem of its size. Files is 0 where nothing counts
-// inodes. path has to be a place where the volume is published.
+// Statfs tells how full the volume is, as statfs(2) would of a filesystem of
+// its size. Files is 0 where nothing counts inodes. path has to be a place
+// where the volume is published.
 func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t, error) {
 	var st unix.Statfs_t
 	v, err := p.Store.Find(ctx, id)

@@ -10,7 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// readOnlyDevices are the read-only devices over a Block volume's device; none where the volume is not up.
+// readOnlyDevices are the read-only devices over a Block volume's device; none
+// where the volume is not up.
 func (p *Publisher) readOnlyDevices(ctx context.Context, id string) ([]loop.Device, error) {
 	dev, err := p.Store.Device(ctx, id)
 	if err != nil {
@@ -18,12 +19,14 @@ func (p *Publisher) readOnlyDevices(ctx context.Context, id string) ([]loop.Devi
 	}
 	devices, err := loop.ReadOnlyOver(dev)
 	if err != nil {
-		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find the read-only devices of volume %s: %w", id, err)
+		return nil, translate.Errorf(v1alpha1.ReasonFailed,
+			"find the read-only devices of volume %s: %w", id, err)
 	}
 	return devices, nil
 }
 
-// sweep takes the volume's read-only devices away that are published nowhere any more.
+// sweep takes the volume's read-only devices away that are published nowhere
+// any more.
 func (p *Publisher) sweep(ctx context.Context, id string) error {
 	v, err := p.Store.Get(id)
 	if err != nil || v.VolumeMode != record.ModeBlock {
@@ -41,8 +44,10 @@ func (p *Publisher) sweep(ctx context.Context, id string) error {
 	return nil
 }
 
-// Sweep takes away every read-only device of the store's volumes that is published nowhere: what a crash left between making
-// one and binding it. It is called at the program's start, once the volumes are up and before anything is published.
+// Sweep takes away every read-only device of the store's volumes that is
+// published nowhere: what a crash left between making one and binding it. It is
+// called at the program's start, once the volumes are up and before anything is
+// published.
 func (p *Publisher) Sweep(ctx context.Context) error {
 	var errs []error
 	for _, v := range p.Store.List() {
@@ -60,8 +65,9 @@ func (p *Publisher) detachUnused(ctx context.Context, ro loop.Device) error {
 		return loop.Pin(ro) // a process before this one published it
 	}
 	err = loop.DetachReadOnly(ctx, ro)
-	if busy := (*loop.BusyError)(nil); errors.As(err, &busy) {
-		return translate.Errorf(v1alpha1.ReasonTargetBusy, "a device that was published read-only is still in use: %w", err)
+	if _, busy := errors.AsType[*loop.BusyError](err); busy {
+		return translate.Errorf(v1alpha1.ReasonTargetBusy,
+			"a device that was published read-only is still in use: %w", err)
 	}
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "take a read-only device away: %w", err)

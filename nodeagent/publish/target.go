@@ -22,35 +22,42 @@ const (
 	targetFileMode = 0o600
 )
 
-// target is a path to publish at: an entry of a directory that is held open. The directories above it are the caller's, and
-// may be reached over links (kubelet's root directory is one on some systems); the entry itself is never followed.
+// target is a path to publish at: an entry of a directory that is held open.
+// The directories above it are the caller's, and may be reached over links
+// (kubelet's root directory is one on some systems); the entry itself is never
+// followed.
 type target struct {
 	path   string
 	name   string
 	parent *os.File
 }
 
-// openTarget opens the directory that path lies in. If there is none the error is an fs.ErrNotExist.
+// openTarget opens the directory that path lies in. If there is none the error
+// is an fs.ErrNotExist.
 func openTarget(path string) (*target, error) {
 	parent, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, translate.Errorf(v1alpha1.ReasonInvalidTarget, "the directory that %s is to be in: %w", path, err)
+		return nil, translate.Errorf(v1alpha1.ReasonInvalidTarget,
+			"the directory that %s is to be in: %w", path, err)
 	}
 	return &target{path: path, name: filepath.Base(path), parent: parent}, nil
 }
 
 func (t *target) Close() error { return t.parent.Close() }
 
-// open opens what is at the target: the topmost mount, where something is mounted.
+// open opens what is at the target: the topmost mount, where something is
+// mounted.
 func (t *target) open() (*os.File, error) {
-	fd, err := unix.Openat(int(t.parent.Fd()), t.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(t.parent.Fd()), t.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC,
+		0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: t.path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), t.path), nil
 }
 
-// mounted opens what is mounted at the target. The error wraps mount.ErrNotMountpoint when that is nothing.
+// mounted opens what is mounted at the target. The error wraps
+// mount.ErrNotMountpoint when that is nothing.
 func (t *target) mounted() (*os.File, error) {
 	f, err := t.open()
 	if err != nil {
@@ -63,8 +70,10 @@ func (t *target) mounted() (*os.File, error) {
 	return f, nil
 }
 
-// ensure makes what a mount of source needs at the target, and refuses what is there and is not that: a link, a file for a
-// directory, or anything with content, which the mount would hide. made is true when it was not there before.
+// ensure makes what a mount of source needs at the target, and refuses what is
+// there and is not that: a link, a file for a directory, or anything with
+// content, which the mount would hide. made is true when it was not there
+// before.
 func (t *target) ensure(source *os.File) (made bool, err error) {
 	var src unix.Stat_t
 	if err := unix.Fstat(int(source.Fd()), &src); err != nil {
@@ -75,7 +84,8 @@ func (t *target) ensure(source *os.File) (made bool, err error) {
 		err = unix.Mkdirat(int(t.parent.Fd()), t.name, targetDirMode)
 	} else {
 		var fd int
-		fd, err = unix.Openat(int(t.parent.Fd()), t.name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, targetFileMode)
+		fd, err = unix.Openat(int(t.parent.Fd()), t.name,
+			unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, targetFileMode)
 		if err == nil {
 			err = unix.Close(fd)
 		}
@@ -91,7 +101,8 @@ func (t *target) ensure(source *os.File) (made bool, err error) {
 
 func (t *target) checkEmpty(dir bool) error {
 	refuse := func(what string) error {
-		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is %s; it was left as it is", t.path, what)
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is %s; it was left as it is",
+			t.path, what)
 	}
 	f, err := t.open()
 	if err != nil {
@@ -135,7 +146,8 @@ func kindOf(mode os.FileMode) string {
 	return mode.Type().String()
 }
 
-// bind mounts source at the target and proves that it is what is seen there then. After an error nothing is left.
+// bind mounts source at the target and proves that it is what is seen there
+// then. After an error nothing is left.
 func (t *target) bind(ctx context.Context, source *os.File, opts options) (err error) {
 	made, err := t.ensure(source)
 	if err != nil {
@@ -163,7 +175,8 @@ func (t *target) bind(ctx context.Context, source *os.File, opts options) (err e
 			return nil
 		}
 	}
-	return errors.Join(translate.Errorf(v1alpha1.ReasonFailed, "what is seen at %s is not what was mounted there: %w", t.path, err), t.unmount(ctx))
+	return errors.Join(translate.Errorf(v1alpha1.ReasonFailed,
+		"what is seen at %s is not what was mounted there: %w", t.path, err), t.unmount(ctx))
 }
 
 // unmount takes the topmost mount away.
@@ -171,9 +184,11 @@ func (t *target) unmount(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", t.parent.Fd(), t.name), unix.UMOUNT_NOFOLLOW)
+	err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", t.parent.Fd(), t.name),
+		unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
-		return translate.Errorf(v1alpha1.ReasonTargetBusy, "something still uses %s: %w", t.path, err)
+		return translate.Errorf(v1alpha1.ReasonTargetBusy, "something still uses %s: %w", t.path,
+			err)
 	}
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "unmount %s: %w", t.path, err)
@@ -181,7 +196,8 @@ func (t *target) unmount(ctx context.Context) error {
 	return nil
 }
 
-// remove removes the directory or file at the target, unless it has content, which is not ours. Nothing there is fine.
+// remove removes the directory or file at the target, unless it has content,
+// which is not ours. Nothing there is fine.
 func (t *target) remove() error {
 	f, err := t.open()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -200,19 +216,22 @@ func (t *target) remove() error {
 	case st.IsDir():
 		flags = unix.AT_REMOVEDIR
 	case !st.Mode().IsRegular() || st.Size() > 0:
-		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is %s, or has content; it was left as it is", t.path, kindOf(st.Mode()))
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget,
+			"%s is %s, or has content; it was left as it is", t.path, kindOf(st.Mode()))
 	}
 	err = unix.Unlinkat(int(t.parent.Fd()), t.name, flags)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.ENOTEMPTY):
-		return translate.Errorf(v1alpha1.ReasonInvalidTarget, "%s is not empty; it was left as it is", t.path)
+		return translate.Errorf(v1alpha1.ReasonInvalidTarget,
+			"%s is not empty; it was left as it is", t.path)
 	}
 	return translate.Errorf(v1alpha1.ReasonFailed, "remove %s: %w", t.path, err)
 }
 
-// isSame tells whether two descriptors are of one directory, or of nodes of one block device.
+// isSame reports whether two descriptors are of one directory, or of nodes of
+// one block device.
 func isSame(a, b *os.File) (bool, error) {
 	var x, y unix.Stat_t
 	if err := unix.Fstat(int(a.Fd()), &x); err != nil {

@@ -1,5 +1,6 @@
-// Package standalone is the controller side of one machine without a cluster: volumes are wished for and made in one call,
-// and the records on disk are the only ones. Package csi declares what it needs of it (Volumes, Catalogue).
+// Package standalone is the controller side of one machine without a cluster:
+// volumes are wished for and made in one call, and the records on disk are the
+// only ones. Package csi declares what it needs of it (Volumes, Catalogue).
 package standalone
 
 import (
@@ -23,18 +24,22 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// Volumes makes, lists and deletes the volumes of one store. Errors have a reason (*translate.Error).
+// Volumes makes, lists and deletes the volumes of one store. Errors have a
+// reason (*translate.Error).
 type Volumes struct {
 	Store *store.Store
 	// Node is what this machine is called.
 	Node string
 }
 
-// Ensure makes the volume called name, and returns it ready to be used. A second call with the same wish returns the volume
-// that is there, whatever its size; with another wish it is an error.
-func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec, nodes []string) (*v1alpha1.Volume, error) {
+// Ensure makes the volume called name, and returns it ready to be used. A
+// second call with the same wish returns the volume that is there, whatever its
+// size; with another wish it is an error.
+func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
+	nodes []string) (*v1alpha1.Volume, error) {
 	if len(nodes) > 0 && !slices.Contains(nodes, s.Node) {
-		return nil, translate.Errorf(v1alpha1.ReasonNoSuitableNode, "this is node %s, which is none of those asked for", s.Node)
+		return nil, translate.Errorf(v1alpha1.ReasonNoSuitableNode,
+			"this is node %s, which is none of those asked for", s.Node)
 	}
 	wish.NodeName = s.Node
 	digest, err := digestOf(wish)
@@ -42,8 +47,7 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		return nil, err
 	}
 	_, err = s.Store.Find(ctx, name)
-	var missing *store.NotFoundError
-	if errors.As(err, &missing) {
+	if _, missing := errors.AsType[*store.NotFoundError](err); missing {
 		err = s.create(ctx, name, wish, digest)
 	}
 	if err != nil {
@@ -54,14 +58,17 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		return nil, translate.WithReason(err)
 	}
 	if v.Origin.Wish != digest {
-		return nil, translate.Errorf(v1alpha1.ReasonAlreadyExists, "volume %s exists, and was made with other parameters than those given now", name)
+		return nil, translate.Errorf(v1alpha1.ReasonAlreadyExists,
+			"volume %s exists, and was made with other parameters than those given now", name)
 	}
 	return s.describe(&v), nil
 }
 
-func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec, digest string) error {
+func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
+	digest string) error {
 	request, err := translate.RequestOf(&v1alpha1.Volume{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
+		ObjectMeta: metav1.ObjectMeta{Name: name,
+			Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
 	})
 	if err != nil {
 		return translate.WithReason(err)
@@ -71,7 +78,7 @@ func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeS
 	if err == nil {
 		_, err = s.Store.Create(ctx, admitted[0])
 	}
-	if offline := (*store.OfflineError)(nil); errors.As(err, &offline) {
+	if _, offline := errors.AsType[*store.OfflineError](err); offline {
 		return &translate.Error{Code: v1alpha1.ReasonPoolOffline, Err: err} // there is no volume that would be unavailable
 	}
 	return translate.WithReason(err)
@@ -89,16 +96,16 @@ func digestOf(wish v1alpha1.VolumeSpec) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// Delete takes the volume away as its deletion policy says. One that does not exist is no error, but that is said only when
-// every pool could be looked at.
+// Delete takes the volume away as its deletion policy says. One that does not
+// exist is no error, but that is said only when every pool could be looked at.
 func (s *Volumes) Delete(ctx context.Context, id string) error {
 	if record.CheckID(id) != nil {
 		return nil // no volume was ever called that
 	}
 	v, err := s.Store.Find(ctx, id)
-	var missing *store.NotFoundError
-	if errors.As(err, &missing) {
-		// It may be in the trash, and not durably so; nothing there is hurried. Where a pool could not be looked at this says so.
+	if _, missing := errors.AsType[*store.NotFoundError](err); missing {
+		// It may be in the trash, and not durably so; nothing there is hurried.
+		// Where a pool could not be looked at this says so.
 		return translate.WithReason(s.Store.Delete(ctx, id, record.Deletion{OnDelete: "trash"}))
 	}
 	if err != nil {
@@ -107,14 +114,15 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 	return translate.WithReason(s.delete(ctx, id, v.Origin.Deletion))
 }
 
-// delete tries again for a moment where the volume's device is held: whoever lists block devices (udev, losetup) has each
-// open for an instant, and only who stays is a user.
+// delete tries again for a moment where the volume's device is held: whoever
+// lists block devices (udev, losetup) has each open for an instant, and only
+// who stays is a user.
 func (s *Volumes) delete(ctx context.Context, id string, how record.Deletion) error {
 	const tries = 20
 	for try := 1; ; try++ {
 		err := s.Store.Delete(ctx, id, how)
-		inUse := (*store.InUseError)(nil)
-		if !errors.As(err, &inUse) || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == tries {
+		inUse, isInUse := errors.AsType[*store.InUseError](err)
+		if !isInUse || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == tries {
 			return err
 		}
 		select {
@@ -156,9 +164,10 @@ func (s *Volumes) describe(v *store.Volume) *v1alpha1.Volume {
 	return out
 }
 
-// Room returns how much can still be promised to volumes such as wish, and the largest one, in bytes. Pools on one
-// filesystem share its room.
-func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec) (available, largest int64, err error) {
+// Room returns how much can still be promised to volumes such as wish, and the
+// largest one, in bytes. Pools on one filesystem share its room.
+func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec) (available,
+	largest int64, err error) {
 	if node != "" && node != s.Node {
 		return 0, 0, nil
 	}
@@ -171,7 +180,8 @@ func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec)
 	shared := map[string]int64{}
 	for _, p := range s.Store.Pools() {
 		enforces := p.Features.ProjectQuota || p.Features.SimpleQuota
-		needs := wish.Backend == v1alpha1.BackendDirectory && wish.Enforcement != v1alpha1.EnforcementNone
+		needs := wish.Backend == v1alpha1.BackendDirectory &&
+			wish.Enforcement != v1alpha1.EnforcementNone
 		if p.Offline != nil || wish.Pool != "" && p.Name != wish.Pool || !selector.Matches(labels.Set(p.Labels)) || needs && !enforces {
 			continue
 		}

@@ -17,15 +17,16 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// TestVolumeSurvivesTheDisk makes volumes of every shape and reads from the disk
-// what they were asked to be.
+// TestVolumeSurvivesTheDisk makes volumes of every shape and reads from the
+// disk what they were asked to be.
 func TestVolumeSurvivesTheDisk(t *testing.T) {
 	testroot.RequireRoot(t)
 	c, err := config.Default(testroot.NewFilesystem(t, "ext4", 1<<30))
 	require.NoError(t, err)
 	c.Pools[0].Reserve, err = config.ParseReserve("0%")
 	require.NoError(t, err)
-	s := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	s := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: t.TempDir(),
+		Log: slog.New(slog.DiscardHandler)})
 	s.Expect(c.Pools[0].Name, store.Expectation{MayCreate: true, ClusterID: "cluster"})
 	s.Refresh(t.Context())
 	owner, group := int64(1000), int64(2000)
@@ -48,14 +49,17 @@ func TestVolumeSurvivesTheDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := &v1alpha1.Volume{
-				ObjectMeta: metav1.ObjectMeta{Name: "pvc-" + name, Labels: map[string]string{v1alpha1.LabelPVName: "pv-" + name}},
+				ObjectMeta: metav1.ObjectMeta{Name: "pvc-" + name,
+					Labels: map[string]string{v1alpha1.LabelPVName: "pv-" + name}},
 				Spec: v1alpha1.VolumeSpec{
 					NodeName: "node1", DesiredState: v1alpha1.DesiredPresent, Published: true,
 					Enforcement: v1alpha1.EnforcementQuota, Allocation: v1alpha1.AllocationThick, VolumeMode: corev1.PersistentVolumeFilesystem,
 					AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Capacity: *resource.NewQuantity(32<<20, resource.BinarySI),
-					Claim:            &v1alpha1.ClaimReference{Namespace: "shop", Name: name, UID: "uid", Labels: map[string]string{"app": "db"}},
+					Claim: &v1alpha1.ClaimReference{Namespace: "shop", Name: name,
+						UID: "uid", Labels: map[string]string{"app": "db"}},
 					StorageClassName: "fast", ReclaimPolicy: corev1.PersistentVolumeReclaimDelete, Provisioner: v1alpha1.LocalProvisioner,
-					Deletion: v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeletePurge, Scrub: v1alpha1.ScrubNone},
+					Deletion: v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeletePurge,
+						Scrub: v1alpha1.ScrubNone},
 				},
 			}
 			change(&v.Spec)

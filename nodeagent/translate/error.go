@@ -27,8 +27,8 @@ func Errorf(reason, format string, args ...any) error {
 	return &Error{Code: reason, Err: fmt.Errorf(format, args...)}
 }
 
-// WithReason gives an error of the store about a volume that is there, or should
-// be, its reason. Nil stays nil, and an [Error] as it is.
+// WithReason gives an error of the store about a volume that is there, or
+// should be, its reason. Nil stays nil, and an [Error] as it is.
 func WithReason(err error) error {
 	switch {
 	case err == nil || is[*Error](err):

@@ -56,7 +56,8 @@ func SetReady(status *v1alpha1.VolumeStatus, phase v1alpha1.VolumePhase, reason,
 }
 
 // SetCondition sets a condition, of the generation that the status answers.
-func SetCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.ConditionStatus, reason, message string) {
+func SetCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.ConditionStatus, reason,
+	message string) {
 	const longest = 32 << 10 // of a condition's message, as the API has it
 	if len(message) > longest {
 		message = message[:longest]

@@ -42,7 +42,8 @@ func fill(t *testing.T, v reflect.Value, path string, fixed map[string]any) {
 		}
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		v.SetMapIndex(reflect.ValueOf(path).Convert(v.Type().Key()), reflect.ValueOf("value").Convert(v.Type().Elem()))
+		v.SetMapIndex(reflect.ValueOf(path).Convert(v.Type().Key()),
+			reflect.ValueOf("value").Convert(v.Type().Elem()))
 	case reflect.String:
 		v.SetString(path)
 	case reflect.Bool:
@@ -56,8 +57,8 @@ func fill(t *testing.T, v reflect.Value, path string, fixed map[string]any) {
 	}
 }
 
-// TestVolumeSurvivesTheRecord fills every field of a Volume's spec and looks for
-// it after the way to a record and back.
+// TestVolumeSurvivesTheRecord fills every field of a Volume's spec and looks
+// for it after the way to a record and back.
 func TestVolumeSurvivesTheRecord(t *testing.T) {
 	notKept := []string{
 		"Pool",         // the record is in it
@@ -65,7 +66,8 @@ func TestVolumeSurvivesTheRecord(t *testing.T) {
 		"Admission",    // of that moment
 		"Adopt",        // relative to the pool: TestAdoptionComesBack
 	}
-	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1", Labels: map[string]string{v1alpha1.LabelPVName: "pv"}}}
+	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1",
+		Labels: map[string]string{v1alpha1.LabelPVName: "pv"}}}
 	fill(t, reflect.ValueOf(&v.Spec).Elem(), "", map[string]any{
 		".PoolSelector":            &metav1.LabelSelector{MatchLabels: map[string]string{"disk": "fast"}},
 		".DesiredState":            v1alpha1.DesiredPresent,
@@ -84,7 +86,8 @@ func TestVolumeSurvivesTheRecord(t *testing.T) {
 		name := from.Type().Field(i).Name
 		field := to.FieldByName(name)
 		if !field.IsValid() {
-			require.Contains(t, []string{"Pool", "PoolSelector", "Adopt", "found"}, name, "the record has no such field")
+			require.Contains(t, []string{"Pool", "PoolSelector", "Adopt", "found"}, name,
+				"the record has no such field")
 			continue
 		}
 		field.Set(from.Field(i))
@@ -138,10 +141,11 @@ func TestRecordSurvivesTheVolume(t *testing.T) {
 	require.Equal(t, r.GrowingTo, VolumeOf(r).Spec.Capacity.Value())
 }
 
-// TestEmptyRecord is of a volume that nothing is said of: what the API has where
-// nothing is said is said.
+// TestEmptyRecord is of a volume that nothing is said of: what the API has
+// where nothing is said is said.
 func TestEmptyRecord(t *testing.T) {
-	v := VolumeOf(&record.Volume{ID: "a", Backend: record.BackendDirectory, Mode: store.DefaultMode})
+	v := VolumeOf(&record.Volume{ID: "a", Backend: record.BackendDirectory,
+		Mode: store.DefaultMode})
 	require.Equal(t, v1alpha1.VolumeSpec{
 		DesiredState: v1alpha1.DesiredPresent,
 		Published:    true,
@@ -150,7 +154,8 @@ func TestEmptyRecord(t *testing.T) {
 		VolumeMode:   corev1.PersistentVolumeFilesystem,
 		Allocation:   v1alpha1.AllocationThick,
 		Capacity:     *resource.NewQuantity(0, resource.BinarySI),
-		Deletion:     v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeletePurge, Scrub: v1alpha1.ScrubNone},
+		Deletion: v1alpha1.DeletionPolicy{OnDelete: v1alpha1.OnDeletePurge,
+			Scrub: v1alpha1.ScrubNone},
 	}, v.Spec)
 	require.NotContains(t, v.Labels, v1alpha1.LabelPVName)
 }
@@ -175,12 +180,14 @@ func TestAdoptionComesBack(t *testing.T) {
 	r := &record.Volume{Backend: record.BackendDirectory}
 	require.Nil(t, AdoptionOf(r, "/volumes"))
 	r.AdoptedFrom = "old/data"
-	require.Equal(t, &v1alpha1.Adoption{Path: "/volumes/old/data", Type: v1alpha1.AdoptDirectory}, AdoptionOf(r, "/volumes"))
+	require.Equal(t, &v1alpha1.Adoption{Path: "/volumes/old/data", Type: v1alpha1.AdoptDirectory},
+		AdoptionOf(r, "/volumes"))
 	r.Backend = record.BackendLoop
 	require.Equal(t, v1alpha1.AdoptFile, AdoptionOf(r, "/volumes").Type)
 
 	// What was published is never made empty.
-	v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{Adopt: &v1alpha1.Adoption{Path: "/volumes/old", Type: v1alpha1.AdoptDirectoryOrCreate}}}
+	v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{Adopt: &v1alpha1.Adoption{Path: "/volumes/old",
+		Type: v1alpha1.AdoptDirectoryOrCreate}}}
 	for published, want := range map[bool]string{false: "DirectoryOrCreate", true: "Directory"} {
 		v.Spec.Published = published
 		request, err := RequestOf(v)

@@ -68,17 +68,25 @@ Without --pv a new PersistentVolume is made, for the claim given by --claim or f
 	f.StringVar(&o.adoption.PV, "pv", "", "a PersistentVolume made by hand that is handed over")
 	f.StringVar(&o.adoption.Node, "node", "", "the node that has the data")
 	f.StringVar(&o.adoption.Path, "path", "", "where the data is on the node")
-	f.StringVar(&o.kind, "type", string(v1alpha1.AdoptDirectory), "what is there, as hostPath volumes say it: Directory, DirectoryOrCreate, File or FileOrCreate")
-	f.StringVar(&o.adoption.Name, "name", "", "the name of the PersistentVolume that is made (default: after the node and the path)")
+	f.StringVar(&o.kind, "type", string(v1alpha1.AdoptDirectory),
+		"what is there, as hostPath volumes say it: Directory, DirectoryOrCreate, File or FileOrCreate")
+	f.StringVar(&o.adoption.Name, "name", "",
+		"the name of the PersistentVolume that is made (default: after the node and the path)")
 	f.StringVar(&o.adoption.Class, "class", "", "its StorageClass")
-	f.StringVar(&o.size, "size", "", "what the volume is limited to (default: the PersistentVolume's or the image's size)")
-	f.StringVar(&o.enforcement, "enforcement", string(v1alpha1.EnforcementQuota), "quota: the size is enforced; none: it is not")
-	f.StringVar(&o.mode, "volume-mode", string(corev1.PersistentVolumeFilesystem), "Filesystem or Block")
-	f.StringVar(&o.claim, "claim", "", "NAMESPACE/NAME of the claim that it is kept for (default: any)")
-	f.StringVar(&o.policy, "reclaim-policy", string(corev1.PersistentVolumeReclaimRetain), "Retain or Delete")
+	f.StringVar(&o.size, "size", "",
+		"what the volume is limited to (default: the PersistentVolume's or the image's size)")
+	f.StringVar(&o.enforcement, "enforcement", string(v1alpha1.EnforcementQuota),
+		"quota: the size is enforced; none: it is not")
+	f.StringVar(&o.mode, "volume-mode", string(corev1.PersistentVolumeFilesystem),
+		"Filesystem or Block")
+	f.StringVar(&o.claim, "claim", "",
+		"NAMESPACE/NAME of the claim that it is kept for (default: any)")
+	f.StringVar(&o.policy, "reclaim-policy", string(corev1.PersistentVolumeReclaimRetain),
+		"Retain or Delete")
 	f.BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
 	f.BoolVar(&o.yes, "yes", false, "do not ask")
-	f.DurationVar(&o.timeout, "timeout", rescue.DefaultPatience, "how long to wait for the node's agent, and for the claim to be bound")
+	f.DurationVar(&o.timeout, "timeout", rescue.DefaultPatience,
+		"how long to wait for the node's agent, and for the claim to be bound")
 	return cmd
 }
 
@@ -99,7 +107,8 @@ func (o *adopting) run(cmd *cobra.Command) error {
 		return err
 	}
 	if begun != nil && begun.Status.Phase != v1alpha1.VolumeRefused {
-		fmt.Fprintf(cmd.OutOrStdout(), "Volume %s was adopted from %s already (%s).\n", v.Name, v.Spec.Adopt.Path, begun.Status.Phase)
+		fmt.Fprintf(cmd.OutOrStdout(), "Volume %s was adopted from %s already (%s).\n", v.Name,
+			v.Spec.Adopt.Path, begun.Status.Phase)
 		if o.dryRun {
 			return nil
 		}
@@ -166,7 +175,8 @@ func (o *adopting) parse(cmd *cobra.Command) (err error) {
 }
 
 // check asks the agent of the node what is at the path.
-func (o *adopting) check(ctx context.Context, r *rescue.Rescuer, v *v1alpha1.Volume) (*store.AdoptionReport, error) {
+func (o *adopting) check(ctx context.Context, r *rescue.Rescuer,
+	v *v1alpha1.Volume) (*store.AdoptionReport, error) {
 	pods, err := o.in.pods(ctx, r.Client)
 	if err != nil {
 		return nil, err
@@ -176,7 +186,8 @@ func (o *adopting) check(ctx context.Context, r *rescue.Rescuer, v *v1alpha1.Vol
 		return nil, fmt.Errorf("no agent runs on node %s", v.Spec.NodeName)
 	}
 	a := v.Spec.Adopt
-	out, err := run(ctx, o.to.config, pod, "adopt", "--check", "-o=json", "--path="+a.Path, "--type="+string(a.Type),
+	out, err := run(ctx, o.to.config, pod, "adopt", "--check", "-o=json", "--path="+a.Path,
+		"--type="+string(a.Type),
 		"--volume-mode="+string(v.Spec.VolumeMode), "--enforcement="+string(v.Spec.Enforcement))
 	if err != nil {
 		return nil, err
@@ -193,7 +204,8 @@ func (o *adopting) announce(w io.Writer, v *v1alpha1.Volume, report *store.Adopt
 	s, pv := &v.Spec, v.Labels[v1alpha1.LabelPVName]
 	fmt.Fprintln(w, "What will be seen:")
 	if report.Found != store.FoundNothing {
-		fmt.Fprintf(w, "  on the node: %s becomes a link to %s; running pods notice nothing\n", s.Adopt.Path, strings.ReplaceAll(report.Link, "<id>", v.Name))
+		fmt.Fprintf(w, "  on the node: %s becomes a link to %s; running pods notice nothing\n",
+			s.Adopt.Path, strings.ReplaceAll(report.Link, "<id>", v.Name))
 	}
 	if s.Enforcement == v1alpha1.EnforcementNone {
 		fmt.Fprintf(w, "  its size: %s, which nothing enforces\n", s.Capacity.String())
@@ -235,7 +247,8 @@ func (o *adopting) manifest(w io.Writer, v *v1alpha1.Volume, node *corev1.Node) 
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\nNothing was changed. This makes the volume, applied with kubectl:\n---\n%s", text)
+	fmt.Fprintf(w, "\nNothing was changed. This makes the volume, applied with kubectl:\n---\n%s",
+		text)
 	fmt.Fprintln(w, "---")
 	if o.adoption.PV == "" {
 		fmt.Fprintln(w, "Once it is Ready, the same command without --dry-run makes its PersistentVolume.")

@@ -40,8 +40,10 @@ type agents struct {
 }
 
 func (a *agents) flags(f *pflag.FlagSet) {
-	f.StringVar(&a.namespace, "quarry-namespace", "", "the namespace Quarry is installed in (default: wherever its agents are)")
-	f.StringVar(&a.selector, "agent-selector", "app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
+	f.StringVar(&a.namespace, "quarry-namespace", "",
+		"the namespace Quarry is installed in (default: wherever its agents are)")
+	f.StringVar(&a.selector, "agent-selector",
+		"app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
 }
 
 // pods are the agents' pods by node; the running ones where there are several.
@@ -73,8 +75,10 @@ func isReady(pod *corev1.Pod) bool {
 	})
 }
 
-// run runs the program in a pod and returns what it printed. The error has what it printed to standard error.
-func run(ctx context.Context, config *rest.Config, pod *corev1.Pod, args ...string) ([]byte, error) {
+// run runs the program in a pod and returns what it printed. The error has what
+// it printed to standard error.
+func run(ctx context.Context, config *rest.Config, pod *corev1.Pod, args ...string) ([]byte,
+	error) {
 	if pod.Status.Phase != corev1.PodRunning {
 		return nil, fmt.Errorf("agent %s/%s is %s", pod.Namespace, pod.Name, pod.Status.Phase)
 	}
@@ -85,8 +89,11 @@ func run(ctx context.Context, config *rest.Config, pod *corev1.Pod, args ...stri
 		return nil, err
 	}
 	url := core.RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: append([]string{program}, args...), Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
-	// Websockets first, SPDY where the API server or a proxy before it does not know them, as kubectl does.
+		VersionedParams(&corev1.PodExecOptions{Container: container,
+			Command: append([]string{program}, args...), Stdout: true, Stderr: true},
+			scheme.ParameterCodec).URL()
+	// Websockets first, SPDY where the API server or a proxy before it does not
+	// know them, as kubectl does.
 	websocket, err := remotecommand.NewWebSocketExecutor(config, "GET", url.String())
 	if err != nil {
 		return nil, err
@@ -106,14 +113,16 @@ func run(ctx context.Context, config *rest.Config, pod *corev1.Pod, args ...stri
 		if text := strings.TrimSpace(complaint.String()); text != "" {
 			err = fmt.Errorf("%w: %s", err, text)
 		}
-		return out.Bytes(), fmt.Errorf("%s %s in pod %s/%s: %w", program, strings.Join(args, " "), pod.Namespace, pod.Name, err)
+		return out.Bytes(), fmt.Errorf("%s %s in pod %s/%s: %w", program, strings.Join(args, " "),
+			pod.Namespace, pod.Name, err)
 	}
 	return out.Bytes(), nil
 }
 
-// disks reads the disks of all nodes that have an agent, and says of which it could not, and why. A node that has pools and
-// no agent is one of those.
-func (a *agents) disks(ctx context.Context, config *rest.Config, reader client.Reader) (found []nodeListing, unread map[string]string, err error) {
+// disks reads the disks of all nodes that have an agent, and says of which it
+// could not, and why. A node that has pools and no agent is one of those.
+func (a *agents) disks(ctx context.Context, config *rest.Config,
+	reader client.Reader) (found []nodeListing, unread map[string]string, err error) {
 	pods, err := a.pods(ctx, reader)
 	if err != nil {
 		return nil, nil, err

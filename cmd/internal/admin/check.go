@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// NewCheckAdoption is `quarry adopt --check`, which runs on the node itself, in its agent's pod.
+// NewCheckAdoption is `quarry adopt --check`, which runs on the node itself, in
+// its agent's pod.
 func NewCheckAdoption() *cobra.Command {
 	var (
 		o                           output
@@ -48,7 +49,8 @@ report says that.`,
 			if err != nil {
 				return err
 			}
-			report, err := store.CheckAdoption(cmd.Context(), c.PoolsOf(node), dir, kind, mode, enforcement)
+			report, err := store.CheckAdoption(cmd.Context(), c.PoolsOf(node), dir, kind, mode,
+				enforcement)
 			if err != nil {
 				return err
 			}
@@ -65,11 +67,14 @@ report says that.`,
 	o.flags(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&check, "check", false, "look only; required")
-	f.StringVar(&file, "config", "/etc/quarry/agent.yaml", "the agents' configuration, which names the pools")
-	f.StringVar(&node, "node-name", os.Getenv("NODE_NAME"), "the name of the node, where its pools differ from the others'")
+	f.StringVar(&file, "config", "/etc/quarry/agent.yaml",
+		"the agents' configuration, which names the pools")
+	f.StringVar(&node, "node-name", os.Getenv("NODE_NAME"),
+		"the name of the node, where its pools differ from the others'")
 	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringVar(&dir, "path", "", "the path to look at")
-	f.StringVar(&kind, "type", string(v1alpha1.AdoptDirectory), "what is there: Directory, DirectoryOrCreate, File or FileOrCreate")
+	f.StringVar(&kind, "type", string(v1alpha1.AdoptDirectory),
+		"what is there: Directory, DirectoryOrCreate, File or FileOrCreate")
 	f.StringVar(&mode, "volume-mode", defaultMode, "Filesystem or Block")
 	f.StringVar(&enforcement, "enforcement", defaultEnforce, "quota, strict or none")
 	if err := cmd.MarkFlagRequired("path"); err != nil {
@@ -88,13 +93,15 @@ func printReport(w io.Writer, r *store.AdoptionReport) {
 		if r.Partly {
 			more = "more than "
 		}
-		fmt.Fprintf(w, "%s: a directory with %s%d files and directories, %s, in pool %s (%s).\n", r.Path, more, r.Files, sizeText(r.UsedBytes), r.Pool, r.Directory)
+		fmt.Fprintf(w, "%s: a directory with %s%d files and directories, %s, in pool %s (%s).\n",
+			r.Path, more, r.Files, sizeText(r.UsedBytes), r.Pool, r.Directory)
 	case store.FoundImage:
 		holds := "no filesystem"
 		if r.Filesystem != "" {
 			holds = "filesystem " + r.Filesystem
 		}
-		fmt.Fprintf(w, "%s: a file of %s (%s on disk) with %s, in pool %s (%s).\n", r.Path, sizeText(r.SizeBytes), sizeText(r.UsedBytes), holds, r.Pool, r.Directory)
+		fmt.Fprintf(w, "%s: a file of %s (%s on disk) with %s, in pool %s (%s).\n", r.Path,
+			sizeText(r.SizeBytes), sizeText(r.UsedBytes), holds, r.Pool, r.Directory)
 	}
 	if len(r.Mounts) > 0 {
 		fmt.Fprintf(w, "It is in use now, which may go on: %s\n", strings.Join(r.Mounts, ", "))

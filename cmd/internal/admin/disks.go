@@ -21,18 +21,21 @@ type nodeListing struct {
 	pools []listing.PoolListing
 }
 
-// disksOf puts what the agents printed into the words of the API. Volumes that live and die with one pod are left out: no
-// object ever speaks of them.
+// disksOf puts what the agents printed into the words of the API. Volumes that
+// live and die with one pod are left out: no object ever speaks of them.
 func disksOf(nodes []nodeListing) []rescue.Disk {
 	var out []rescue.Disk
 	for _, n := range nodes {
 		for i := range n.pools {
 			p := &n.pools[i]
-			d := rescue.Disk{Node: n.node, Pool: p.Name, Path: p.Path, UID: p.UID, ClusterID: p.ClusterID, Error: p.Error,
-				Missing: slices.Contains([]string{store.OfflineMissing, store.OfflineNoMountpoint, store.OfflineUninitialized}, p.Reason)}
+			d := rescue.Disk{Node: n.node, Pool: p.Name, Path: p.Path, UID: p.UID,
+				ClusterID: p.ClusterID, Error: p.Error,
+				Missing: slices.Contains([]string{store.OfflineMissing, store.OfflineNoMountpoint,
+					store.OfflineUninitialized}, p.Reason)}
 			for j := range p.Volumes {
 				if v := &p.Volumes[j]; !translate.IsInline(&v.Volume) {
-					d.Volumes = append(d.Volumes, rescue.Found{Volume: volumeOf(n.node, p, &v.Volume, v.Path)})
+					d.Volumes = append(d.Volumes, rescue.Found{Volume: volumeOf(n.node, p,
+						&v.Volume, v.Path)})
 				}
 			}
 			for j := range p.Trash {
@@ -43,7 +46,8 @@ func disksOf(nodes []nodeListing) []rescue.Disk {
 				v := volumeOf(n.node, p, t.Volume, "")
 				v.Spec.DesiredState = v1alpha1.DesiredTrashed
 				v.Spec.Deletion = translate.DeletionPolicyOf(t.Deletion)
-				d.Volumes = append(d.Volumes, rescue.Found{Volume: v, InTrash: true, Remaining: time.Duration(t.RemainingSeconds) * time.Second})
+				d.Volumes = append(d.Volumes, rescue.Found{Volume: v, InTrash: true,
+					Remaining: time.Duration(t.RemainingSeconds) * time.Second})
 			}
 			out = append(out, d)
 		}
@@ -54,7 +58,8 @@ func disksOf(nodes []nodeListing) []rescue.Disk {
 // volumeOf is the Volume that a record on disk stands for, on the node where
 // the disk is now. What its class said counts, where the record has that, else
 // what was carved.
-func volumeOf(node string, p *listing.PoolListing, r *record.Volume, dataPath string) *v1alpha1.Volume {
+func volumeOf(node string, p *listing.PoolListing, r *record.Volume,
+	dataPath string) *v1alpha1.Volume {
 	v := translate.VolumeOf(r)
 	v.Spec.NodeName = node
 	v.Spec.Adopt = translate.AdoptionOf(r, p.Path)

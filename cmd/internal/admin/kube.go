@@ -12,7 +12,8 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
 
-// cluster are the flags by which kubectl chooses a cluster and a user, under kubectl's names.
+// cluster are the flags by which kubectl chooses a cluster and a user, under
+// kubectl's names.
 type cluster struct {
 	kubeconfig string
 	overrides  clientcmd.ConfigOverrides
@@ -21,7 +22,8 @@ type cluster struct {
 }
 
 func (c *cluster) flags(f *pflag.FlagSet) {
-	f.StringVar(&c.kubeconfig, "kubeconfig", "", "the kubeconfig file (default: $KUBECONFIG, or ~/.kube/config)")
+	f.StringVar(&c.kubeconfig, "kubeconfig", "",
+		"the kubeconfig file (default: $KUBECONFIG, or ~/.kube/config)")
 	f.StringVar(&c.overrides.CurrentContext, "context", "", "the kubeconfig's context to use")
 	f.StringVar(&c.overrides.Context.Cluster, "cluster", "", "the kubeconfig's cluster to use")
 	f.StringVar(&c.overrides.Context.AuthInfo, "user", "", "the kubeconfig's user to use")
@@ -32,7 +34,8 @@ func (c *cluster) flags(f *pflag.FlagSet) {
 func (c *cluster) rescuer() (*rescue.Rescuer, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = c.kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &c.overrides).ClientConfig()
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
+		&c.overrides).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}

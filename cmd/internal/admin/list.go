@@ -10,7 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
 
-// volumeList is a command that lists volumes: which ones, what is said when there are none, and what stands in the last column.
+// volumeList is a command that lists volumes: which ones, what is said when
+// there are none, and what stands in the last column.
 type volumeList struct {
 	which  func(*rescue.Rescuer, context.Context) ([]v1alpha1.Volume, error)
 	none   string
@@ -55,6 +56,7 @@ func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 	}
 	to.flags(cmd.Flags())
 	o.flags(cmd.Flags())
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only volumes of this namespace's claims")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
+		"only volumes of this namespace's claims")
 	return cmd
 }

@@ -74,11 +74,13 @@ volume goes as soon as it is free.`,
 			if err != nil {
 				return err
 			}
-			return deleteOne(cmd, r, append(all, going...), args[0], "an orphan: a PersistentVolume names it, or it does not exist", yes, timeout)
+			return deleteOne(cmd, r, append(all, going...), args[0],
+				"an orphan: a PersistentVolume names it, or it does not exist", yes, timeout)
 		},
 	}
 	to.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience, "how long to wait for the node's agent")
+	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience,
+		"how long to wait for the node's agent")
 	return cmd
 }

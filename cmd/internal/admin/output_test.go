@@ -40,8 +40,10 @@ func TestParseClaim(t *testing.T) {
 func TestPlanIsPrinted(t *testing.T) {
 	var b bytes.Buffer
 	steps := []rescue.Step{
-		{Verb: rescue.Refused, Object: "volume/v1", Node: "a", Claim: "shop/data", Why: "pods\nhold it"},
-		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved", Sees: "the claim is Lost for some seconds"},
+		{Verb: rescue.Refused, Object: "volume/v1", Node: "a", Claim: "shop/data",
+			Why: "pods\nhold it"},
+		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved",
+			Sees: "the claim is Lost for some seconds"},
 	}
 	require.NoError(t, printPlan(&b, &rescue.Snapshot{ClusterID: "c"}, steps))
 	require.Contains(t, b.String(), "refused  volume/v1  a     shop/data  pods hold it\n")

@@ -4,7 +4,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// NewPlugin is `kubectl quarry`. kubectl runs any program called kubectl-quarry that it finds in PATH.
+// NewPlugin is `kubectl quarry`. kubectl runs any program called kubectl-quarry
+// that it finds in PATH.
 func NewPlugin(version string) *cobra.Command {
 	root := &cobra.Command{
 		Use:         "kubectl-quarry",
@@ -21,7 +22,8 @@ func NewPlugin(version string) *cobra.Command {
 
 // parent is a command that only holds others.
 func parent(use, short, long string, children ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(children...)
 	return cmd
 }

@@ -88,10 +88,14 @@ It ends with status 1 if a disk could not be read, if something was refused or i
 	f := cmd.Flags()
 	f.BoolVar(&apply, "apply", false, "do what the plan says")
 	f.BoolVar(&options.Claims, "claims", false, "make claims again that are gone")
-	f.StringSliceVarP(&options.Namespaces, "namespace", "n", nil, "only volumes of claims in these namespaces")
-	f.StringVar(&options.TakeOver, "take-over", "", "the id of another cluster whose disks are to belong to this one")
-	f.StringSliceVar(&options.Only, "only", nil, "only these volumes; decides which of several of one PersistentVolume is meant")
-	f.DurationVar(&timeout, "timeout", rescue.DefaultPatience, "how long to wait for an agent, or for a claim to be bound, in each step")
+	f.StringSliceVarP(&options.Namespaces, "namespace", "n", nil,
+		"only volumes of claims in these namespaces")
+	f.StringVar(&options.TakeOver, "take-over", "",
+		"the id of another cluster whose disks are to belong to this one")
+	f.StringSliceVar(&options.Only, "only", nil,
+		"only these volumes; decides which of several of one PersistentVolume is meant")
+	f.DurationVar(&timeout, "timeout", rescue.DefaultPatience,
+		"how long to wait for an agent, or for a claim to be bound, in each step")
 	return cmd
 }
 
@@ -115,7 +119,8 @@ func undecided(steps []rescue.Step) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d of the lines above need a person (%s, %s, %s)", n, rescue.Unread, rescue.Conflict, rescue.Refused)
+	return fmt.Errorf("%d of the lines above need a person (%s, %s, %s)", n, rescue.Unread,
+		rescue.Conflict, rescue.Refused)
 }
 
 func printPlan(w io.Writer, s *rescue.Snapshot, steps []rescue.Step) error {
@@ -138,7 +143,8 @@ func printPlan(w io.Writer, s *rescue.Snapshot, steps []rescue.Step) error {
 	rows := [][]string{{"STEP", "OBJECT", "NODE", "CLAIM", "WHY"}}
 	for i := range steps {
 		step := &steps[i]
-		rows = append(rows, []string{string(step.Verb), step.Object, step.Node, step.Claim, step.Why})
+		rows = append(rows, []string{string(step.Verb), step.Object, step.Node, step.Claim,
+			step.Why})
 	}
 	if err := table(w, rows...); err != nil {
 		return err

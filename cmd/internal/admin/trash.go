@@ -69,13 +69,16 @@ type restoring struct {
 func (o *restoring) flags(f *pflag.FlagSet) {
 	o.to.flags(f)
 	f.StringVar(&o.claim, "claim", "", "NAMESPACE/NAME of another claim to bring it back for")
-	f.BoolVar(&o.noClaim, "no-claim", false, "do not make the claim; the PersistentVolume waits for it")
-	f.BoolVar(&o.any, "available", false, "offer the volume to any claim that fits, not to the old one")
-	f.DurationVar(&o.timeout, "timeout", rescue.DefaultPatience, "how long to wait for the node's agent, and for the claim to be bound")
+	f.BoolVar(&o.noClaim, "no-claim", false,
+		"do not make the claim; the PersistentVolume waits for it")
+	f.BoolVar(&o.any, "available", false,
+		"offer the volume to any claim that fits, not to the old one")
+	f.DurationVar(&o.timeout, "timeout", rescue.DefaultPatience,
+		"how long to wait for the node's agent, and for the claim to be bound")
 }
 
-// run restores a volume. from is the state in which the command expects it; Present is fine as well, since an earlier run
-// may have come as far.
+// run restores a volume. from is the state in which the command expects it;
+// Present is fine as well, since an earlier run may have come as far.
 func (o *restoring) run(cmd *cobra.Command, id string, from v1alpha1.DesiredState) error {
 	if o.claim != "" && o.any {
 		return errors.New("--claim and --available exclude each other")
@@ -102,7 +105,8 @@ func (o *restoring) run(cmd *cobra.Command, id string, from v1alpha1.DesiredStat
 	return r.Restore(cmd.Context(), id, options)
 }
 
-// notInTrash keeps the commands for orphans away from volumes that somebody deleted.
+// notInTrash keeps the commands for orphans away from volumes that somebody
+// deleted.
 func notInTrash(cmd *cobra.Command, r *rescue.Rescuer, id string) error {
 	all, err := r.Trashed(cmd.Context())
 	if err != nil {
@@ -141,12 +145,14 @@ func newTrashPurge() *cobra.Command {
 	}
 	to.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience, "how long to wait for the node's agent")
+	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience,
+		"how long to wait for the node's agent")
 	return cmd
 }
 
 // deleteOne deletes one of the listed volumes for good, once that is confirmed.
-func deleteOne(cmd *cobra.Command, r *rescue.Rescuer, listed []v1alpha1.Volume, id, where string, yes bool, timeout time.Duration) error {
+func deleteOne(cmd *cobra.Command, r *rescue.Rescuer, listed []v1alpha1.Volume, id, where string,
+	yes bool, timeout time.Duration) error {
 	for i := range listed {
 		v := &listed[i]
 		if v.Name != id {
