@@ -37,9 +37,6 @@ type Admission struct {
 
 var admissions atomic.Int64
 
-// admissionMark is in the ledger's keys of admissions. No id has it.
-const admissionMark = "#"
-
 // Cancel takes the promise back. A second call, and one after Create, does nothing.
 func (a *Admission) Cancel() {
 	if a.pool != nil && a.space.ledger.Release(a.key) {

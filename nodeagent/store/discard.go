@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -128,6 +126,3 @@ func (s *Store) deletedNow(id string) time.Time {
 	}
 	return at
 }
-
-// isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

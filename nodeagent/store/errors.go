@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -259,3 +261,6 @@ type NotEmptyError struct {
 }
 
 func (e *NotEmptyError) Error() string { return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why) }
+
+// isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

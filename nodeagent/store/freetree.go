@@ -22,12 +22,6 @@ import (
 // freeStep is how many bytes of a file are given back at once, so that one deletion never holds up the filesystem's journal for long.
 const freeStep = 256 << 20
 
-// Words of the class's parameter scrub.
-const (
-	scrubZero    = "zero"
-	scrubDiscard = "discard"
-)
-
 // freeImage shrinks the image from its end, step by step, and unlinks it.
 func (f *freer) freeImage(ctx context.Context, entry *beneath.Dir, scrub string) error {
 	image, err := entry.OpenFile(record.ImageFile, unix.O_RDWR|unix.O_NONBLOCK, 0)

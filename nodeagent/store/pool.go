@@ -474,3 +474,6 @@ func (p *pool) gone() error {
 	}
 	return &OfflineError{Pool: p.name(), Reason: OfflineMissing, Err: errors.New("its disk went away while it was read")}
 }
+
+// admissionMark is in the ledger's keys of admissions. No id has it.
+const admissionMark = "#"

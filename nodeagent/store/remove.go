@@ -16,10 +16,11 @@ import (
 // One that can not be read is a *MismatchError and stays. That there is none is said after a look at the disks of all pools; when
 // not all of them could be looked at it is an *UnseenError, and the caller may know whether the volume can be there.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
-	return s.delete(ctx, id, how, false)
+	return s.lockAndDelete(ctx, id, how, false)
 }
 
-func (s *Store) delete(ctx context.Context, id string, how record.Deletion, onlyUntouched bool) error {
+// lockAndDelete is Delete; with onlyUntouched it is DeleteUntouched.
+func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletion, onlyUntouched bool) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}

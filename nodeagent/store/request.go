@@ -208,3 +208,9 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 			"the pool's filesystem (%s) does not enforce sizes of directories (%s); use backend loop or auto, or enforcement none", f.Filesystem, f.NoQuotaBecause))
 	}
 }
+
+// Words of the class's parameter scrub.
+const (
+	scrubZero    = "zero"
+	scrubDiscard = "discard"
+)

@@ -18,7 +18,7 @@ import (
 // the trash by somebody's wish stays there as well. It is decided with the volume's lock held, about whatever is found on any
 // disk, and that nobody uses the volume is looked at after it.
 func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
-	return s.delete(ctx, id, how, true)
+	return s.lockAndDelete(ctx, id, how, true)
 }
 
 // mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be looked at is an error, and nothing is known of it. It is
