@@ -161,8 +161,10 @@ func isQuietClaim(claim *corev1.PersistentVolumeClaim) bool {
 // isQuietVolume reports whether a volume is what it is to be, in use or ready
 // to be.
 func isQuietVolume(v *v1alpha1.Volume) bool {
-	return v.DeletionTimestamp == nil && v.Spec.Published && v.Spec.DesiredState == v1alpha1.DesiredPresent &&
-		v.Status.Phase == v1alpha1.VolumeReady && isReady(v) &&
+	return v.DeletionTimestamp == nil && v.Spec.Published &&
+		v.Spec.DesiredState == v1alpha1.DesiredPresent &&
+		v.Status.Phase == v1alpha1.VolumeReady &&
+		isReady(v) &&
 		v.Labels[v1alpha1.LabelOrphaned] == "" &&
 		!inTrouble(v)
 }

@@ -276,7 +276,8 @@ func (c *capacityPublisher) change(
 	old, wish *storagev1.CSIStorageCapacity,
 ) error {
 	changed := old.DeepCopy()
-	changed.Capacity, changed.MaximumVolumeSize, changed.OwnerReferences = wish.Capacity, wish.MaximumVolumeSize, wish.OwnerReferences
+	changed.Capacity, changed.MaximumVolumeSize = wish.Capacity, wish.MaximumVolumeSize
+	changed.OwnerReferences = wish.OwnerReferences
 	if text := wish.Annotations[v1alpha1.AnnotationHold]; text != "" {
 		metav1.SetMetaDataAnnotation(&changed.ObjectMeta, v1alpha1.AnnotationHold, text)
 	} else {

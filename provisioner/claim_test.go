@@ -3,11 +3,12 @@ package provisioner
 import (
 	"testing"
 
-	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
+
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
 func TestCheckClaim(t *testing.T) {

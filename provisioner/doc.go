@@ -62,9 +62,10 @@
 // And the process:
 //
 //	controller.go     all of it wired together, under one leader election
+//	options.go        its settings, and those of the manager
 //	library.go        the external-provisioner library, and its options
 //	library_view.go   the caches as the library may have them
-//	informers.go      handlers for informers
+//	informers.go      the informers, connected with what waits for them
 //	cache_indexes.go  how an event finds what it concerns
 //	cache_pack.go     objects that rest lie packed in the caches
 //	cache_walk.go     a look at each of them when a loop starts

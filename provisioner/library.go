@@ -7,7 +7,6 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v10/controller"
@@ -22,12 +21,6 @@ const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 2 * time.Minute
 )
-
-// informers are what the library watches, shared with everything else in the
-// process.
-type informers struct {
-	claims, volumes, classes, nodes cache.SharedIndexInformer
-}
 
 // runLibrary runs the external-provisioner library until ctx ends. It must be
 // called once, by the leader.

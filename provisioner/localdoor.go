@@ -299,6 +299,7 @@ func (l *localDoor) checkSelected(ctx context.Context, o controller.ProvisionOpt
 			),
 		}
 	}
+
 	return nil
 }
 

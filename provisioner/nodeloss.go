@@ -362,60 +362,91 @@ func (n *nodeLossHandler) startOver(
 
 	// First the data: nothing that happens from here on may end in its
 	// deletion.
-	var pv corev1.PersistentVolume
-	if err := n.live.Get(ctx, client.ObjectKeyFromObject(cached), &pv); err != nil {
-		return 0, client.IgnoreNotFound(err)
+	pv, err := n.keepData(ctx, cached, &claim)
+	if pv == nil || err != nil {
+		return 0, err
+	}
+
+	if claim.DeletionTimestamp == nil {
+		if err := n.giveUpClaim(ctx, &claim, pv, node, why); err != nil {
+			return 0, err
+		}
+	}
+
+	if err := n.removePods(ctx, pods, node, why); err != nil {
+		return 0, err
+	}
+
+	return lossRetry, nil
+}
+
+// keepData sets policy Retain on the PersistentVolume of a claim, and returns
+// it; nil if it is not the claim's any more.
+func (n *nodeLossHandler) keepData(
+	ctx context.Context,
+	cached *corev1.PersistentVolume,
+	claim *corev1.PersistentVolumeClaim,
+) (*corev1.PersistentVolume, error) {
+	pv := &corev1.PersistentVolume{}
+	if err := n.live.Get(ctx, client.ObjectKeyFromObject(cached), pv); err != nil {
+		return nil, client.IgnoreNotFound(err)
 	}
 	if pv.UID != cached.UID || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" ||
 		pv.Spec.ClaimRef == nil ||
 		pv.Spec.ClaimRef.UID != claim.UID {
-		return 0, nil
+		return nil, nil
 	}
 
-	if pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
-		base := pv.DeepCopy()
-		pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
-		if err := n.client.Patch(ctx, &pv,
-			client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
-			return 0, &apiError{"set PersistentVolume " + pv.Name + " to Retain", err}
-		}
+	if pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRetain {
+		return pv, nil
 	}
 
-	if claim.DeletionTimestamp == nil {
-		n.events.Eventf(
-			&claim,
-			nil,
-			corev1.EventTypeWarning,
-			v1alpha1.EventStartingOver,
-			"NodeLoss",
-			"%s, and the class says onNodeLoss: the claim is deleted so that its StatefulSet "+
-				"makes it again, empty, on another node; PersistentVolume %s keeps the old data",
-			why,
-			pv.Name,
-		)
-		n.events.Eventf(
-			&pv,
-			nil,
-			corev1.EventTypeWarning,
-			v1alpha1.EventNodeLost,
-			"NodeLoss",
-			"%s; claim %s/%s starts over elsewhere, and the data stays: the policy is Retain now",
-			why,
-			claim.Namespace,
-			claim.Name,
-		)
-		if err := n.client.Delete(ctx, &claim,
-			client.Preconditions{UID: &claim.UID}); client.IgnoreNotFound(err) != nil {
-			return 0, &apiError{"delete claim " + claim.Namespace + "/" + claim.Name, err}
-		}
-
-		n.metrics.startedOver.Inc()
-		log.FromContext(ctx).Info(
-			"A claim starts over elsewhere", "claim", claim.Namespace+"/"+claim.Name, "node", node, "persistentVolume", pv.Name)
+	base := pv.DeepCopy()
+	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	patch := client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})
+	if err := n.client.Patch(ctx, pv, patch); err != nil {
+		return nil, &apiError{"set PersistentVolume " + pv.Name + " to Retain", err}
 	}
 
-	// The claim goes once no pod is on the lost node any more; nobody there can
-	// confirm that of its pods.
+	return pv, nil
+}
+
+// giveUpClaim deletes a claim, so that its StatefulSet makes it again, and says
+// so on the claim and on its PersistentVolume.
+func (n *nodeLossHandler) giveUpClaim(
+	ctx context.Context,
+	claim *corev1.PersistentVolumeClaim,
+	pv *corev1.PersistentVolume,
+	node, why string,
+) error {
+	n.events.Eventf(claim, nil, corev1.EventTypeWarning, v1alpha1.EventStartingOver, "NodeLoss",
+		"%s, and the class says onNodeLoss: the claim is deleted so that its StatefulSet "+
+			"makes it again, empty, on another node; PersistentVolume %s keeps the old data",
+		why, pv.Name)
+	n.events.Eventf(pv, nil, corev1.EventTypeWarning, v1alpha1.EventNodeLost, "NodeLoss",
+		"%s; claim %s/%s starts over elsewhere, and the data stays: the policy is Retain now",
+		why, claim.Namespace, claim.Name)
+
+	err := n.client.Delete(ctx, claim, client.Preconditions{UID: &claim.UID})
+	if client.IgnoreNotFound(err) != nil {
+		return &apiError{"delete claim " + claim.Namespace + "/" + claim.Name, err}
+	}
+
+	n.metrics.startedOver.Inc()
+	log.FromContext(ctx).Info("A claim starts over elsewhere",
+		"claim", claim.Namespace+"/"+claim.Name,
+		"node", node,
+		"persistentVolume", pv.Name)
+	return nil
+}
+
+// removePods removes those of a claim's pods that are on a lost node. The claim
+// goes once no pod is there any more, and no kubelet there can confirm that.
+func (n *nodeLossHandler) removePods(
+	ctx context.Context,
+	pods []corev1.Pod,
+	node, why string,
+) error {
 	for i := range pods {
 		pod := &pods[i]
 		if pod.Spec.NodeName != node {
@@ -431,11 +462,10 @@ func (n *nodeLossHandler) startOver(
 			client.Preconditions{UID: &pod.UID},
 		)
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			return 0, &apiError{"delete pod " + pod.Namespace + "/" + pod.Name, err}
+			return &apiError{"delete pod " + pod.Namespace + "/" + pod.Name, err}
 		}
 	}
-
-	return lossRetry, nil
+	return nil
 }
 
 // pods are those that use the claim; owned reports whether a StatefulSet's is
@@ -529,7 +559,8 @@ var (
 		before, wasNode := e.ObjectOld.(*corev1.Node)
 		after, isNode := e.ObjectNew.(*corev1.Node)
 		return wasNode && isNode &&
-			(isNodeReady(before) != isNodeReady(after) || before.UID != after.UID || isOutOfService(before) != isOutOfService(after))
+			(isNodeReady(before) != isNodeReady(after) || before.UID != after.UID ||
+				isOutOfService(before) != isOutOfService(after))
 	}}
 	// pvTurned lets PersistentVolumes through that come to be bound.
 	pvTurned = predicate.Funcs{

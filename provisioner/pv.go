@@ -159,7 +159,8 @@ func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
 			pv,
 		)
 	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
-		o.Provisioner, o.Volume, o.Node = v1alpha1.LocalProvisioner, facts[v1alpha1.AnnotationVolume], facts[v1alpha1.AnnotationNode]
+		o.Provisioner = v1alpha1.LocalProvisioner
+		o.Volume, o.Node = facts[v1alpha1.AnnotationVolume], facts[v1alpha1.AnnotationNode]
 	default:
 		return origin{}, false
 	}

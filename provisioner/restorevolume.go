@@ -4,12 +4,20 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -185,4 +193,45 @@ func sameClaim(a, b *v1alpha1.ClaimReference) bool {
 		return a == b
 	}
 	return a.UID == b.UID && a.Namespace == b.Namespace && a.Name == b.Name
+}
+
+// addRestore drives the volumeRestorer by PersistentVolumes, and by Volumes
+// that vanish.
+func addRestore(mgr manager.Manager, heal *volumeRestorer) error {
+	vanished := predicate.Funcs{
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		UpdateFunc:  func(event.UpdateEvent) bool { return false },
+		GenericFunc: func(event.GenericEvent) bool { return false },
+	}
+	toPV := handler.EnqueueRequestsFromMapFunc(
+		func(_ context.Context, o client.Object) []reconcile.Request {
+			return requests(o.GetLabels()[v1alpha1.LabelPVName])
+		},
+	)
+
+	err := builder.ControllerManagedBy(mgr).
+		Named("heal").
+		For(&corev1.PersistentVolume{}, builder.WithPredicates(newsOfQuiet)).
+		WatchesRawSource(eachQuiet(mgr, &corev1.PersistentVolume{}, heal)).
+		Watches(&v1alpha1.Volume{}, toPV, builder.WithPredicates(vanished)).
+		WithOptions(steadyTries(4)).
+		Complete(heal)
+	if err != nil {
+		return fmt.Errorf("set up the restoring of Volumes: %w", err)
+	}
+
+	return nil
+}
+
+// steadyTries are the options of a controller whose tries never get far apart:
+// a missing CRD fails all of them, and it may come back any minute.
+func steadyTries(workers int) controller.Options {
+	return controller.Options{
+		MaxConcurrentReconciles: workers,
+		SkipNameValidation:      new(true),
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](
+			100*time.Millisecond,
+			15*time.Second,
+		),
+	}
 }

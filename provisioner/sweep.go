@@ -7,8 +7,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -191,4 +195,35 @@ func (s *sweeper) wanted(ctx context.Context, v *v1alpha1.Volume) (bool, error) 
 
 	// Bound to something else, it never comes back to this attempt.
 	return claim.Spec.VolumeName == "" || claim.Spec.VolumeName == pvName, nil
+}
+
+// addSweep drives the sweeper by Volumes, and by PersistentVolumes that are
+// removed.
+func addSweep(mgr manager.Manager, sweep *sweeper) error {
+	// The sweep has nothing to do with what is published and wanted. It removes
+	// the Volumes of a burst of deletions, so it has many workers.
+	err := builder.ControllerManagedBy(mgr).
+		Named("sweep").
+		For(&v1alpha1.Volume{}, builder.WithPredicates(restless)).
+		WithOptions(steadyTries(16)).
+		Complete(sweep)
+	if err != nil {
+		return fmt.Errorf("set up the sweep: %w", err)
+	}
+
+	removed := predicate.Funcs{
+		CreateFunc:  func(event.CreateEvent) bool { return false },
+		UpdateFunc:  func(event.UpdateEvent) bool { return false },
+		GenericFunc: func(event.GenericEvent) bool { return false },
+	}
+	err = builder.ControllerManagedBy(mgr).
+		Named("vanished").
+		For(&corev1.PersistentVolume{}, builder.WithPredicates(removed)).
+		WithOptions(steadyTries(1)).
+		Complete(reconcile.Func(sweep.vanished))
+	if err != nil {
+		return fmt.Errorf("set up the watch of PersistentVolumes that vanish: %w", err)
+	}
+
+	return nil
 }

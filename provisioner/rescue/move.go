@@ -62,26 +62,8 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 	}
 
 	if pv != nil {
-		switch policy := policyOf(pv); policy {
-		case corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain:
-			v.Spec.ReclaimPolicy = policy
-		}
-		if ref := pv.Spec.ClaimRef; ref != nil {
-			next := &v1alpha1.ClaimReference{
-				Namespace: ref.Namespace,
-				Name:      ref.Name,
-				UID:       ref.UID,
-			}
-			if c := v.Spec.Claim; c != nil && c.Namespace == ref.Namespace && c.Name == ref.Name {
-				next.Labels, next.LabelsLeftOut = c.Labels, c.LabelsLeftOut
-			}
-			v.Spec.Claim = next
-		}
-		if pv.Status.Phase == corev1.VolumeReleased &&
-			policyOf(pv) == corev1.PersistentVolumeReclaimDelete {
-			return fmt.Errorf(
-				"PersistentVolume %s is released, and its volume is to be deleted; set its "+
-					"policy to Retain to keep the volume", pv.Name)
+		if err := takeOn(v, pv); err != nil {
+			return err
 		}
 	}
 
@@ -118,12 +100,43 @@ func (r *Rescuer) move(ctx context.Context, found *v1alpha1.Volume) error {
 			return err
 		}
 	}
-	if _, err = r.persistentVolume(ctx, ready, v.Spec.ReclaimPolicy,
-		released); err != nil || released != nil || ready.Spec.Claim == nil {
+
+	_, err = r.persistentVolume(ctx, ready, v.Spec.ReclaimPolicy, released)
+	if err != nil || released != nil || ready.Spec.Claim == nil {
 		return err
 	}
 
 	return r.awaitBound(ctx, ready.Spec.Claim, ready.Labels[v1alpha1.LabelPVName])
+}
+
+// takeOn has a Volume say of its policy and its claim what its PersistentVolume
+// does. One that is to be deleted is an error.
+func takeOn(v *v1alpha1.Volume, pv *corev1.PersistentVolume) error {
+	switch policy := policyOf(pv); policy {
+	case corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain:
+		v.Spec.ReclaimPolicy = policy
+	}
+
+	if ref := pv.Spec.ClaimRef; ref != nil {
+		next := &v1alpha1.ClaimReference{
+			Namespace: ref.Namespace,
+			Name:      ref.Name,
+			UID:       ref.UID,
+		}
+		if c := v.Spec.Claim; c != nil && c.Namespace == ref.Namespace && c.Name == ref.Name {
+			next.Labels, next.LabelsLeftOut = c.Labels, c.LabelsLeftOut
+		}
+		v.Spec.Claim = next
+	}
+
+	if pv.Status.Phase == corev1.VolumeReleased &&
+		policyOf(pv) == corev1.PersistentVolumeReclaimDelete {
+		return fmt.Errorf(
+			"PersistentVolume %s is released, and its volume is to be deleted; set its "+
+				"policy to Retain to keep the volume", pv.Name)
+	}
+
+	return nil
 }
 
 // retain sets policy Retain on a PersistentVolume that is going to be replaced,
