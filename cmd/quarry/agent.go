@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,12 +64,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	}
 	limitMemory()
 	saveMemory()
-	file, err := os.Open(o.config)
-	if err != nil {
-		return err
-	}
-	c, err := config.Load(file)
-	file.Close()
+	c, err := config.LoadFile(o.config)
 	if err != nil {
 		return err
 	}

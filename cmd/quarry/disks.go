@@ -2,19 +2,21 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
-	"text/tabwriter"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/listing"
@@ -24,8 +26,9 @@ import (
 
 // disks are the flags of commands that look at a node's pools without an agent.
 type disks struct {
-	config, node, output string
-	paths                []string
+	config, node string
+	paths        []string
+	output       show.Output
 }
 
 func (d *disks) flags(cmd *cobra.Command) {
@@ -37,14 +40,11 @@ func (d *disks) flags(cmd *cobra.Command) {
 	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringArrayVar(&d.paths, "pool", nil,
 		"a pool's path, instead of those of the configuration (repeatable)")
-	f.StringVarP(&d.output, "output", "o", "table", "table or json")
+	d.output.Flags(f)
 }
 
 // pools returns the pools to look at.
 func (d *disks) pools() ([]config.Pool, error) {
-	if d.output != "table" && d.output != "json" {
-		return nil, fmt.Errorf("--output %q is neither table nor json", d.output)
-	}
 	if len(d.paths) > 0 {
 		var pools []config.Pool
 		for _, path := range d.paths {
@@ -57,12 +57,10 @@ func (d *disks) pools() ([]config.Pool, error) {
 		}
 		return pools, nil
 	}
-	file, err := os.Open(d.config)
-	if err != nil {
+	c, err := config.LoadFile(d.config)
+	if _, unopened := errors.AsType[*fs.PathError](err); unopened {
 		return nil, fmt.Errorf("%w (name pools by --pool where there is no configuration)", err)
 	}
-	defer file.Close()
-	c, err := config.Load(file)
 	if err != nil {
 		return nil, err
 	}
@@ -84,15 +82,17 @@ the configuration, its "identity" (UID, cluster, and where it was made), the rec
 no failure of the command.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := d.output.IsJSON()
+			if err != nil {
+				return err
+			}
 			pools, err := d.pools()
 			if err != nil {
 				return err
 			}
 			found := listing.Read(pools)
-			if d.output == "json" {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(found)
+			if asJSON {
+				return show.JSON(cmd.OutOrStdout(), found)
 			}
 			errs := []error{printListing(cmd.OutOrStdout(), found)}
 			for _, p := range found {
@@ -107,13 +107,20 @@ no failure of the command.`,
 	return cmd
 }
 
+// printListing prints a line for each thing that is in a pool.
 func printListing(w io.Writer, pools []listing.PoolListing) error {
-	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(table, "POOL\tVOLUME\tBACKEND\tSIZE\tFILESYSTEM\tCLAIM\tSTATE")
-	for _, p := range pools {
-		for _, v := range p.Volumes {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, v.ID, v.Backend,
-				bytesText(v.SizeBytes), orDash(v.FSType), claimText(&v.Volume), "volume")
+	rows := [][]string{{"POOL", "VOLUME", "BACKEND", "SIZE", "FILESYSTEM", "CLAIM", "STATE"}}
+	volume := func(p *listing.PoolListing, v *record.Volume, state string) {
+		rows = append(rows,
+			[]string{p.Path, v.ID, v.Backend, show.Size(v.SizeBytes), v.FSType, claimText(v), state})
+	}
+	other := func(p *listing.PoolListing, name, state string) {
+		rows = append(rows, []string{p.Path, name, "", "", "", "", state})
+	}
+	for i := range pools {
+		p := &pools[i]
+		for j := range p.Volumes {
+			volume(p, &p.Volumes[j].Volume, "volume")
 		}
 		for _, t := range p.Trash {
 			state := "being freed"
@@ -121,38 +128,29 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 				state = fmt.Sprintf("trash, kept for %ds more", t.RemainingSeconds)
 			}
 			if t.Volume == nil {
-				fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, t.Entry, state)
-				continue
+				other(p, t.Entry, state)
+			} else {
+				volume(p, t.Volume, state)
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Path, t.Volume.ID,
-				t.Volume.Backend, bytesText(t.Volume.SizeBytes), orDash(t.Volume.FSType), claimText(t.Volume), state)
 		}
 		for _, name := range p.Unfinished {
-			fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, name, "unfinished")
+			other(p, name, "unfinished")
 		}
-		for name, problem := range p.Broken {
-			fmt.Fprintf(table, "%s\t%s\t-\t-\t-\t-\t%s\n", p.Path, name, problem)
+		for _, name := range slices.Sorted(maps.Keys(p.Broken)) {
+			other(p, name, p.Broken[name])
 		}
 	}
-	return table.Flush()
+	return show.Table(w, rows...)
 }
 
+// claimText is the claim that a volume is for, or what an orchestrator without
+// claims called it.
 func claimText(v *record.Volume) string {
 	if v.Origin.ClaimName == "" {
-		return orDash(v.Origin.Attributes[v1alpha1.AttributeName]) // what an orchestrator called it
+		return v.Origin.Attributes[v1alpha1.AttributeName]
 	}
 	return v.Origin.ClaimNamespace + "/" + v.Origin.ClaimName
 }
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// bytesText prints whole mebibytes, the unit volumes are usually made in.
-func bytesText(n int64) string { return fmt.Sprintf("%dMi", n>>20) }
 
 func newVerifyCommand() *cobra.Command {
 	var (
@@ -169,6 +167,10 @@ It prints what does not hold and ends with status 1 if there is anything worse t
 the column REPAIR says beforehand what that would do.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := d.output.IsJSON()
+			if err != nil {
+				return err
+			}
 			pools, err := d.pools()
 			if err != nil {
 				return err
@@ -188,7 +190,7 @@ the column REPAIR says beforehand what that would do.`,
 				return err
 			}
 			write := store.WriteFindings
-			if d.output == "json" {
+			if asJSON {
 				write = store.WriteFindingsJSON
 			}
 			if err := write(cmd.OutOrStdout(), findings); err != nil {

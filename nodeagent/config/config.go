@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 )
 
@@ -93,6 +94,16 @@ func Load(r io.Reader) (*Config, error) {
 		return nil, fmt.Errorf("the agent's configuration: %w", err)
 	}
 	return c, nil
+}
+
+// LoadFile is Load of the file at path.
+func LoadFile(path string) (*Config, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return Load(file)
 }
 
 // PoolsOf returns the pools of the node: its own list if it has one, else the common one.

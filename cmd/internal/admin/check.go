@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
@@ -18,7 +19,7 @@ import (
 // its agent's pod.
 func NewCheckAdoption() *cobra.Command {
 	var (
-		o                           output
+		o                           show.Output
 		file, node, dir, kind       string
 		mode, enforcement           string
 		check                       bool
@@ -33,19 +34,14 @@ It is what ` + "`kubectl quarry adopt`" + ` asks the node's agent. It ends with 
 report says that.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := o.json()
+			asJSON, err := o.IsJSON()
 			if err != nil {
 				return err
 			}
 			if !check {
 				return errCheck
 			}
-			in, err := os.Open(file)
-			if err != nil {
-				return err
-			}
-			c, err := config.Load(in)
-			in.Close()
+			c, err := config.LoadFile(file)
 			if err != nil {
 				return err
 			}
@@ -55,7 +51,7 @@ report says that.`,
 				return err
 			}
 			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), report)
+				return show.JSON(cmd.OutOrStdout(), report)
 			}
 			printReport(cmd.OutOrStdout(), &report)
 			if len(report.Problems) > 0 {
@@ -64,7 +60,7 @@ report says that.`,
 			return nil
 		},
 	}
-	o.flags(cmd.Flags())
+	o.Flags(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&check, "check", false, "look only; required")
 	f.StringVar(&file, "config", "/etc/quarry/agent.yaml",
@@ -94,14 +90,14 @@ func printReport(w io.Writer, r *store.AdoptionReport) {
 			more = "more than "
 		}
 		fmt.Fprintf(w, "%s: a directory with %s%d files and directories, %s, in pool %s (%s).\n",
-			r.Path, more, r.Files, sizeText(r.UsedBytes), r.Pool, r.Directory)
+			r.Path, more, r.Files, show.Size(r.UsedBytes), r.Pool, r.Directory)
 	case store.FoundImage:
 		holds := "no filesystem"
 		if r.Filesystem != "" {
 			holds = "filesystem " + r.Filesystem
 		}
 		fmt.Fprintf(w, "%s: a file of %s (%s on disk) with %s, in pool %s (%s).\n", r.Path,
-			sizeText(r.SizeBytes), sizeText(r.UsedBytes), holds, r.Pool, r.Directory)
+			show.Size(r.SizeBytes), show.Size(r.UsedBytes), holds, r.Pool, r.Directory)
 	}
 	if len(r.Mounts) > 0 {
 		fmt.Fprintf(w, "It is in use now, which may go on: %s\n", strings.Join(r.Mounts, ", "))
@@ -109,12 +105,4 @@ func printReport(w io.Writer, r *store.AdoptionReport) {
 	for _, problem := range r.Problems {
 		fmt.Fprintf(w, "Problem: %s\n", problem)
 	}
-}
-
-// sizeText is a number of bytes in mebibytes, or in bytes where that says more.
-func sizeText(n int64) string {
-	if n < 10<<20 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	return fmt.Sprintf("%dMi", n>>20)
 }

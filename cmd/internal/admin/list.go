@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
 
@@ -23,12 +24,12 @@ type volumeList struct {
 func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 	var (
 		to        cluster
-		o         output
+		o         show.Output
 		namespace string
 	)
 	cmd.Use, cmd.Aliases, cmd.Args = "list", []string{"ls"}, cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		asJSON, err := o.json()
+		asJSON, err := o.IsJSON()
 		if err != nil {
 			return err
 		}
@@ -42,7 +43,7 @@ func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 		}
 		all = inNamespace(all, namespace)
 		if asJSON {
-			return writeJSON(cmd.OutOrStdout(), all)
+			return show.JSON(cmd.OutOrStdout(), all)
 		}
 		if len(all) == 0 {
 			fmt.Fprintln(cmd.ErrOrStderr(), l.none)
@@ -52,10 +53,10 @@ func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 		for i := range all {
 			rows = append(rows, volumeRow(&all[i], string(all[i].Status.Phase), l.cell(&all[i])))
 		}
-		return table(cmd.OutOrStdout(), rows...)
+		return show.Table(cmd.OutOrStdout(), rows...)
 	}
 	to.flags(cmd.Flags())
-	o.flags(cmd.Flags())
+	o.Flags(cmd.Flags())
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"only volumes of this namespace's claims")
 	return cmd

@@ -2,57 +2,16 @@ package admin
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
-
-// output is the flag of commands that list.
-type output struct{ format string }
-
-func (o *output) flags(f *pflag.FlagSet) {
-	f.StringVarP(&o.format, "output", "o", "table", "table or json")
-}
-
-func (o *output) json() (bool, error) {
-	switch o.format {
-	case "table":
-		return false, nil
-	case "json":
-		return true, nil
-	}
-	return false, fmt.Errorf("--output %q is neither table nor json", o.format)
-}
-
-func writeJSON(w io.Writer, what any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(what)
-}
-
-// table prints rows of cells in columns.
-func table(w io.Writer, rows ...[]string) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	for _, row := range rows {
-		for i, cell := range row {
-			if row[i] = strings.ReplaceAll(cell, "\n", " "); row[i] == "" {
-				row[i] = "-"
-			}
-		}
-		fmt.Fprintln(t, strings.Join(row, "\t"))
-	}
-	return t.Flush()
-}
 
 // sayTo has a rescuer tell what it does on the command's output.
 func sayTo(cmd *cobra.Command, r *rescue.Rescuer) {

@@ -38,19 +38,34 @@ func TestParseClaim(t *testing.T) {
 }
 
 func TestPlanIsPrinted(t *testing.T) {
-	var b bytes.Buffer
+	snapshot := &rescue.Snapshot{ClusterID: "c", Disks: []rescue.Disk{
+		{Node: "a", Volumes: []rescue.Found{{}, {InTrash: true}}}, {Node: "b", Volumes: []rescue.Found{{}}},
+	}}
 	steps := []rescue.Step{
-		{Verb: rescue.Refused, Object: "volume/v1", Node: "a", Claim: "shop/data",
-			Why: "pods\nhold it"},
-		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved",
-			Sees: "the claim is Lost for some seconds"},
+		{Verb: rescue.Refused, Object: "volume/v1", Node: "a", Claim: "shop/data", Why: "pods\nhold it"},
+		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved", Sees: "the claim is Lost for some seconds"},
 	}
-	require.NoError(t, printPlan(&b, &rescue.Snapshot{ClusterID: "c"}, steps))
-	require.Contains(t, b.String(), "refused  volume/v1  a     shop/data  pods hold it\n")
-	require.Contains(t, b.String(), "volume/v2: the claim is Lost for some seconds\n")
+	var b bytes.Buffer
+	require.NoError(t, printPlan(&b, snapshot, steps))
+	require.Equal(t, `Pools read: 2, on 2 nodes; volumes: 2, and 1 in the trash. This is cluster c.
+
+STEP     OBJECT     NODE  CLAIM      WHY
+refused  volume/v1  a     shop/data  pods hold it
+move     volume/v2  b     -          its disk moved
+
+What will be seen of it:
+  volume/v2: the claim is Lost for some seconds
+`, b.String())
 	require.Equal(t, 1, changes(steps))
 	require.ErrorContains(t, undecided(steps), "1 of the lines")
 	require.NoError(t, undecided(steps[1:]))
+
+	b.Reset()
+	require.NoError(t, printPlan(&b, snapshot, nil))
+	require.Equal(t, `Pools read: 2, on 2 nodes; volumes: 2, and 1 in the trash. This is cluster c.
+
+The cluster's objects say what is on disk. There is nothing to do.
+`, b.String())
 }
 
 func TestLeft(t *testing.T) {

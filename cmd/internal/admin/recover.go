@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 	"github.com/quarry-storage/quarry/provisioner/rescue"
 )
 
@@ -15,7 +16,7 @@ func NewRecover(caller string) *cobra.Command {
 	var (
 		to      cluster
 		in      agents
-		o       output
+		o       show.Output
 		options rescue.Options
 		apply   bool
 		timeout time.Duration
@@ -44,7 +45,7 @@ It ends with status 1 if a disk could not be read, if something was refused or i
   %[1]s recover --apply --take-over 6d0f1c1e-3b1c-4a53-9a55-30e7a0a6f6a2`, caller),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			asJSON, err := o.json()
+			asJSON, err := o.IsJSON()
 			if err != nil {
 				return err
 			}
@@ -62,7 +63,7 @@ It ends with status 1 if a disk could not be read, if something was refused or i
 			}
 			steps := rescue.Plan(snapshot, options)
 			if asJSON {
-				err = writeJSON(cmd.OutOrStdout(), steps)
+				err = show.JSON(cmd.OutOrStdout(), steps)
 			} else {
 				err = printPlan(cmd.OutOrStdout(), snapshot, steps)
 			}
@@ -84,7 +85,7 @@ It ends with status 1 if a disk could not be read, if something was refused or i
 	}
 	to.flags(cmd.Flags())
 	in.flags(cmd.Flags())
-	o.flags(cmd.Flags())
+	o.Flags(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&apply, "apply", false, "do what the plan says")
 	f.BoolVar(&options.Claims, "claims", false, "make claims again that are gone")
@@ -146,7 +147,7 @@ func printPlan(w io.Writer, s *rescue.Snapshot, steps []rescue.Step) error {
 		rows = append(rows, []string{string(step.Verb), step.Object, step.Node, step.Claim,
 			step.Why})
 	}
-	if err := table(w, rows...); err != nil {
+	if err := show.Table(w, rows...); err != nil {
 		return err
 	}
 	for i, first := 0, true; i < len(steps); i++ {
