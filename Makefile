@@ -57,14 +57,21 @@ clean: ## Remove what was built
 ##### Check
 
 .PHONY: lint
-lint: $(BIN)/staticcheck ## gofmt, go vet and staticcheck over all modules
+lint: $(BIN)/staticcheck $(BIN)/revive $(BIN)/misspell ## gofmt, go vet, staticcheck, revive and misspell over all modules
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	@set -e; for m in $(MODULES); do echo "lint $$m"; (cd $$m && go vet ./... && $(BIN)/staticcheck ./...); done
+	@$(BIN)/revive -config test/dev/revive.toml -exclude test/... ./...
+	@cd test && $(BIN)/revive -config dev/revive.toml ./...
+	@git ls-files --cached --others --exclude-standard '*.go' '*.md' | grep -v ^docs/reference/ | xargs $(BIN)/misspell -error
 
 # What a developer runs, pinned in a module of its own.
 $(BIN)/staticcheck: test/dev/go.mod test/dev/go.sum
 	go -C test/dev build -o $@ honnef.co/go/tools/cmd/staticcheck
+$(BIN)/revive: test/dev/go.mod test/dev/go.sum
+	go -C test/dev build -o $@ github.com/mgechev/revive
+$(BIN)/misspell: test/dev/go.mod test/dev/go.sum
+	go -C test/dev build -o $@ github.com/golangci/misspell/cmd/misspell
 
 .PHONY: verify-generate
 verify-generate: ## Check that what is generated is what is committed
@@ -89,7 +96,7 @@ endef
 test: root ## Everything: lint, unit, root, image, chart, other kernels, a real Kubernetes (needs root)
 	$(call stage,set-up: packages and the programs of the testbed,test-setup,the lines above say what is missing; a second run goes on where this one stopped)
 	$(call stage,the same set-up on a machine that has nothing,test-fresh FRESH=bookworm,the lines above say which program no target installs)
-	$(call stage,gofmt go vet staticcheck,lint,the lines above say where)
+	$(call stage,gofmt go vet and linters,lint,the lines above say where)
 	$(call stage,generated files,verify-generate,commit what make generate writes)
 	$(call stage,tests that need no root,test-unit,add GOTESTFLAGS="-run NAME" for one test)
 	$(call stage,tests on this kernel,test-root,losetup -l and findmnt show what a test left behind)
@@ -126,9 +133,12 @@ test-unit: $(BIN)/gotestsum ## Tests that need no root
 test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
 	$(GOTEST) $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
 
+# The store's tests in which goroutines meet; a test of cmd/quarry says when one is
+# missing here.
+STORE_RACES := Books|Parallel|Group|Pressure|SameID
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run 'Books|Parallel|Group|Pressure|SameID' ./nodeagent/store ./nodeagent/keylock
+	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run '$(STORE_RACES)' ./nodeagent/store ./nodeagent/keylock
 
 .PHONY: test-chart
 test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples

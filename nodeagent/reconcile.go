@@ -153,7 +153,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 	return a.create(ctx, v, status)
 }
 
-// wasReady reports whether a volume is one that somebody may have data in. It
+// wasReady reports whether somebody may have data in a volume. It
 // is never made anew, empty.
 func wasReady(v *v1alpha1.Volume) bool {
 	return v.Spec.Published || v.Status.Phase == v1alpha1.VolumeReady ||
