@@ -23,6 +23,14 @@ func (e *DamagedError) Error() string {
 	return fmt.Sprintf("the filesystem on %s is damaged, and repairing it by itself is not safe: %s", e.Device, e.Output)
 }
 
+// CheckOptions are how a filesystem is checked.
+type CheckOptions struct {
+	// Before is called when a repair is about to begin, for the caller to remember that; an error keeps it from beginning.
+	Before func() error
+	// Memory is what a repair may take, in bytes; 0: what the process has left.
+	Memory uint64
+}
+
 // Check makes a filesystem fit to be mounted, and reports whether something was
 // repaired. The device must not be in use, and is open for reading and writing,
 // without O_EXCL.
@@ -40,9 +48,8 @@ func (e *DamagedError) Error() string {
 // volumes' service. Then, and when something ends it, the error is a
 // [*DamagedError] too: it would end the same way each time.
 //
-// before is called when a repair is about to begin, for the caller to remember
-// that; an error keeps it from beginning. Nil: nothing is called.
-func Check(ctx context.Context, device *os.File, before func() error) (repaired bool, err error) {
+// Each of the options can be left out.
+func Check(ctx context.Context, device *os.File, opts CheckOptions) (repaired bool, err error) {
 	info, err := Identify(device)
 	var corrupt *CorruptError
 	if errors.As(err, &corrupt) {
@@ -58,31 +65,35 @@ func Check(ctx context.Context, device *os.File, before func() error) (repaired 
 		return false, fmt.Errorf("check %s: wait for the repair of another: %w", device.Name(), err)
 	}
 	defer repairing.Release(1)
-	if before != nil {
-		if err := before(); err != nil {
+	if opts.Before != nil {
+		if err := opts.Before(); err != nil {
 			return false, fmt.Errorf("check %s: %w", device.Name(), err)
 		}
 	}
 	cmd := exec.CommandContext(ctx, "e2fsck", "-p", "/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{device}
 	var exit *exec.ExitError
-	room := memoryForRepair()
+	room := opts.Memory
+	if room == 0 {
+		room = memoryForRepair()
+	}
 	out, err := runWithin(cmd, room)
 	if err != nil && !errors.As(err, &exit) {
 		return false, fmt.Errorf("check %s: %w", device.Name(), errors.Join(err, ctx.Err()))
 	}
 	// Exit status of e2fsck(8), a sum of bits.
-	const corrected, reboot, uncorrected = 1, 2, 4
+	const corrected, reboot, uncorrected, operational = 1, 2, 4, 8
+	const notLoaded = 127 // of the C library, before it begins
 	switch code := cmd.ProcessState.ExitCode(); {
 	case code == 0:
 		return false, nil
 	case code > 0 && code&^(corrected|reboot) == 0:
 		_ = unix.Fadvise(int(device.Fd()), 0, headBytes, unix.FADV_DONTNEED)
 		return true, nil
+	case ctx.Err() == nil && (code < 0 || code == notLoaded || code&operational != 0 && isOutOfMemory(out)):
+		return false, &DamagedError{Device: device.Name(), Output: fmt.Sprintf("e2fsck did not come to its end within %d MiB of memory (%v: %s); give the agent more, or run it by hand", room>>20, err, out), Unfinished: true}
 	case code > 0 && code&uncorrected != 0:
 		return false, &DamagedError{Device: device.Name(), Output: out}
-	case ctx.Err() == nil && (code < 0 || isOutOfMemory(out)):
-		return false, &DamagedError{Device: device.Name(), Output: fmt.Sprintf("e2fsck did not come to its end within %d MiB of memory (%v: %s); give the agent more, or run it by hand", room>>20, err, out), Unfinished: true}
 	default:
 		return false, fmt.Errorf("check %s: e2fsck: %w: %s", device.Name(), errors.Join(err, ctx.Err()), out)
 	}

@@ -95,7 +95,7 @@ func TestCheckAfterPowerCut(t *testing.T) {
 			require.NoError(t, err)
 			defer image.Close()
 			t.Cleanup(func() { testroot.DetachAll(t, left) })
-			repaired, err := filesystem.Check(t.Context(), image, nil)
+			repaired, err := filesystem.Check(t.Context(), image, filesystem.CheckOptions{})
 			require.NoError(t, err)
 			require.False(t, repaired)
 			again := mountDevice(t, newDevice(t, image, 4096))
@@ -122,16 +122,16 @@ func TestCheckExt4WithErrors(t *testing.T) {
 	}
 	t.Run("repairable", func(t *testing.T) {
 		image := newDamaged(t, "set_super_value free_blocks_count 1")
-		repaired, err := filesystem.Check(t.Context(), image, nil)
+		repaired, err := filesystem.Check(t.Context(), image, filesystem.CheckOptions{})
 		require.NoError(t, err)
 		require.True(t, repaired)
-		repaired, err = filesystem.Check(t.Context(), image, nil)
+		repaired, err = filesystem.Check(t.Context(), image, filesystem.CheckOptions{})
 		require.NoError(t, err)
 		require.False(t, repaired)
 	})
 	t.Run("not repairable", func(t *testing.T) {
 		image := newDamaged(t, "clri <2>") // the root directory
-		_, err := filesystem.Check(t.Context(), image, nil)
+		_, err := filesystem.Check(t.Context(), image, filesystem.CheckOptions{})
 		var damaged *filesystem.DamagedError
 		require.ErrorAs(t, err, &damaged)
 		require.NotEmpty(t, damaged.Output)

@@ -68,7 +68,7 @@ func TestIdentifyCorrupt(t *testing.T) {
 			var corrupt *filesystem.CorruptError
 			require.ErrorAs(t, err, &corrupt)
 			require.Equal(t, fstype, corrupt.Type)
-			_, err = filesystem.Check(t.Context(), image, nil)
+			_, err = filesystem.Check(t.Context(), image, filesystem.CheckOptions{})
 			var damaged *filesystem.DamagedError
 			require.ErrorAs(t, err, &damaged)
 

@@ -71,7 +71,7 @@ func TestMake(t *testing.T) {
 					require.Equal(t, info.UUID+"\n", testroot.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", device.Name()))
 					target := mountDevice(t, device)
 					require.NoError(t, os.WriteFile(target+"/file", []byte("x"), 0o600))
-					repaired, err := filesystem.Check(t.Context(), device, nil)
+					repaired, err := filesystem.Check(t.Context(), device, filesystem.CheckOptions{})
 					require.NoError(t, err)
 					require.False(t, repaired)
 				})

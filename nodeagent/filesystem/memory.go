@@ -3,9 +3,11 @@ package filesystem
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
@@ -76,8 +78,41 @@ func limitMemory(pid int, bytes uint64) error {
 	return nil
 }
 
-// isOutOfMemory tells what e2fsck says when it is refused memory.
+// stackForRepair is the room that each thread of a repair gets for its stack, in bytes. e2fsck reads bitmaps in a thread for each
+// processor of the machine, and the C library reserves the limit of the stack, 8 MiB, for each: on large machines that is more than a
+// repair may take, and it ends before it has begun.
+const stackForRepair = 512 << 10
+
+// lowering keeps the limit of the stack from being lowered twice.
+var lowering sync.Mutex
+
+// startWithLittleStack starts a process with that limit of the stack. A process reads it when it begins, before it could be set
+// from outside, so it is set for ourselves meanwhile; our own threads' stacks have nothing to do with it, and whatever else is started at
+// this moment has enough of it too.
+func startWithLittleStack(cmd *exec.Cmd) error {
+	lowering.Lock()
+	defer lowering.Unlock()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_STACK, &before); err != nil {
+		return fmt.Errorf("read the limit of the stack: %w", err)
+	}
+	if before.Cur > stackForRepair {
+		if err := unix.Setrlimit(unix.RLIMIT_STACK, &unix.Rlimit{Cur: stackForRepair, Max: before.Max}); err != nil {
+			return fmt.Errorf("limit the stack: %w", err)
+		}
+		defer unix.Setrlimit(unix.RLIMIT_STACK, &before) //nolint:errcheck // up to what it was is always allowed
+	}
+	return cmd.Start()
+}
+
+// isOutOfMemory tells what e2fsck says when it is refused memory, which each part of it does in words of its own; and that a
+// filesystem has no block or inode left is another thing.
 func isOutOfMemory(output string) bool {
 	lower := strings.ToLower(output)
-	return strings.Contains(lower, "allocat") && strings.Contains(lower, "memory")
+	for _, words := range []string{"resource temporarily unavailable", "trying to initialize program"} { // a thread (EAGAIN); as it starts
+		if strings.Contains(lower, words) {
+			return true
+		}
+	}
+	return strings.Contains(lower, "allocat") && !strings.Contains(lower, "in ext2 filesystem")
 }

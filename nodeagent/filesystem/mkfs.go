@@ -171,8 +171,10 @@ func runWithin(cmd *exec.Cmd, memory uint64) (string, error) {
 	var out bytes.Buffer
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Start()
-	if err == nil && memory != 0 {
+	var err error
+	if memory == 0 {
+		err = cmd.Start()
+	} else if err = startWithLittleStack(cmd); err == nil {
 		err = limitMemory(cmd.Process.Pid, memory)
 	}
 	if err == nil {

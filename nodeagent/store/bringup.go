@@ -205,7 +205,8 @@ func (s *Store) check(ctx context.Context, v *volume, dir *beneath.Dir, dev loop
 	if err != nil {
 		return false, err
 	}
-	repaired, err = filesystem.Check(ctx, device, func() error { return s.beginRepair(ctx, v, dir, n) })
+	repaired, err = filesystem.Check(ctx, device, filesystem.CheckOptions{
+		Before: func() error { return s.beginRepair(ctx, v, dir, n) }, Memory: s.repairMemory.Load()})
 	var damaged *filesystem.DamagedError
 	if n.Attempts > 0 && !(errors.As(err, &damaged) && damaged.Unfinished) {
 		// Also when this process is about to end: that is no repair that failed.

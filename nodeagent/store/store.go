@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -82,6 +83,8 @@ type Store struct {
 	// questions are asked of filesystems that may not answer.
 	questions questions
 	watcher   watcher
+	// repairMemory is what one repair may take, in bytes; 0, but for tests: what this process has left.
+	repairMemory atomic.Uint64
 
 	mu      sync.Mutex
 	volumes map[string]*volume
