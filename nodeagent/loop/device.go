@@ -58,6 +58,8 @@ type Device struct {
 
 const (
 	sysBlock = "/sys/block"
+	// Files of a device's directory there.
+	backingFile, autoclear = "loop/backing_file", "loop/autoclear"
 	// Fixed numbers, Documentation/admin-guide/devices.txt.
 	controlMajor, controlMinor = 10, 237
 )
@@ -96,7 +98,7 @@ func inspectOpen(number int, f *os.File) (Device, error) {
 		Autoclear: info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
 		Discard:   discard != 0,
 	}
-	if path, err := os.ReadFile(sysfs(number, "loop/backing_file")); err == nil {
+	if path, err := os.ReadFile(sysfs(number, backingFile)); err == nil {
 		d.BackingPath = strings.TrimSuffix(string(path), "\n")
 		d.Deleted = isDeleted(d.BackingPath, d.Backing)
 	}
@@ -181,20 +183,11 @@ func sysfs(number int, name string) string {
 	return filepath.Join(sysBlock, "loop"+strconv.Itoa(number), name)
 }
 
-// readNumber reads a file in sysfs that holds one number. There is one such file
-// for each device of the machine in a scan, so this is done in three system calls
-// where os.ReadFile takes nine.
+// readNumber reads a file in sysfs that holds one number.
 func readNumber(number int, name string) (uint64, error) {
-	path := sysfs(number, name)
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	text, err := readText(sysfs(number, name))
 	if err != nil {
-		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+		return 0, err
 	}
-	defer unix.Close(fd)
-	var content [32]byte
-	n, err := unix.Read(fd, content[:])
-	if err != nil {
-		return 0, &os.PathError{Op: "read", Path: path, Err: err}
-	}
-	return strconv.ParseUint(strings.TrimSpace(string(content[:n])), 10, 64)
+	return strconv.ParseUint(text, 10, 64)
 }

@@ -164,7 +164,7 @@ func deadBeneath(err error) bool {
 // device. That there is no image is not remembered: the kernel gives out the new
 // number first and attaches the image after that.
 func identify(number int, before identity) (identity, error) {
-	sequence, err := readNumber(number, "diskseq")
+	sequence, err := sequenceOf(number)
 	if err != nil && !vanished(err) {
 		return identity{}, err
 	}
@@ -172,7 +172,7 @@ func identify(number int, before identity) (identity, error) {
 		return before, nil
 	}
 	// Spares us from opening devices that have no image.
-	if _, err := os.Stat(sysfs(number, "loop/backing_file")); err != nil {
+	if _, err := os.Stat(sysfs(number, backingFile)); err != nil {
 		return identity{}, errUnbound
 	}
 	f, err := openNode(number, unix.O_RDONLY)
@@ -185,4 +185,13 @@ func identify(number int, before identity) (identity, error) {
 		return identity{}, err
 	}
 	return identity{number: number, sequence: sequence, backing: backingOf(info), rdevice: info.Rdevice}, nil
+}
+
+func sequenceOf(number int) (uint64, error) {
+	if p := pinned(number); p != nil {
+		if sequence, err := p.sequence(); err == nil {
+			return sequence, nil
+		}
+	}
+	return readNumber(number, "diskseq")
 }

@@ -21,7 +21,7 @@ type Seen struct {
 }
 
 // Look returns what is beneath the machine's loop devices, by image. It costs a few reads of sysfs for each device, and opens
-// only those that it has not seen before.
+// only those that it has not seen before. None of that waits for a disk.
 func Look() (map[Backing][]Seen, error) {
 	scanned, err := theScans.scan()
 	if err != nil {
@@ -30,16 +30,13 @@ func Look() (map[Backing][]Seen, error) {
 	table := make(map[Backing][]Seen, len(scanned))
 	for _, is := range scanned {
 		seen := Seen{Number: is.number, Backing: is.backing}
-		path, err := readText(sysfs(is.number, "loop/backing_file"))
+		path, err := readNow(is.number, backingFile)
+		var mark string
+		if err == nil {
+			mark, err = readNow(is.number, autoclear)
+		}
 		if vanished(err) {
 			continue // detached since
-		}
-		if err != nil {
-			return nil, fmt.Errorf("look at loop%d: %w", is.number, err)
-		}
-		mark, err := readText(sysfs(is.number, "loop/autoclear"))
-		if vanished(err) {
-			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("look at loop%d: %w", is.number, err)
@@ -48,6 +45,16 @@ func Look() (map[Backing][]Seen, error) {
 		table[is.backing] = append(table[is.backing], seen)
 	}
 	return table, nil
+}
+
+// readNow reads a file of a device, through what is open of it where it is kept open.
+func readNow(number int, name string) (string, error) {
+	if p := pinned(number); p != nil {
+		if text, err := p.read(name); err == nil {
+			return text, nil
+		}
+	}
+	return readText(sysfs(number, name))
 }
 
 // NumberOf returns the number of the loop device that a path of /dev names.

@@ -137,17 +137,37 @@ func (q *questions) take(id string, mine *question) bool {
 	}
 }
 
-// answers asks the filesystem at path, a mount's root, whether it is alive, without writing to it.
-func answers(path string) error {
+// longerThanAny is a name that no file of any filesystem here can have.
+var longerThanAny = strings.Repeat("x", unix.NAME_MAX+1)
+
+// answers asks a filesystem, whose root is open (O_PATH), whether it is alive, without writing to it.
+//
+// Nothing in sysfs, procfs, statfs(2) or statmount(2) tells that a filesystem is frozen, and FIFREEZE, which says EBUSY then, would
+// freeze the one that is not. What a frozen one does is to hold whoever is about to write. So something is begun that cannot be:
+// the kernel waits for the filesystem to take writes (mnt_want_write in filename_create of fs/namei.c) before the filesystem is asked for
+// the name, which is refused for its length before any block is looked at. That writes nothing, asks no disk, takes microseconds, and
+// hangs as long as a freeze lasts and for nothing else. What it says does not matter: it has come back.
+func answers(root int) error {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
-		return &os.PathError{Op: "statx", Path: path, Err: err}
+	if err := unix.Statx(root, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
+		return os.NewSyscallError("statx", err)
 	}
 	var fs unix.Statfs_t
-	if err := unix.Statfs(path, &fs); err != nil {
-		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	if err := unix.Fstatfs(root, &fs); err != nil {
+		return os.NewSyscallError("statfs", err)
 	}
+	_ = unix.Mkdirat(root, longerThanAny, 0)
 	return nil
+}
+
+// answersAt is answers for the filesystem that is mounted at path.
+func answersAt(path string) error {
+	root, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(root)
+	return answers(root)
 }
 
 // takesWrites proves that the filesystem whose root is open takes writes: a frozen one and one that was shut down answer every
@@ -191,7 +211,7 @@ func (s *Store) wellnessLocked(ctx context.Context, rec *record.Volume, root *os
 	}
 	own := os.NewFile(uintptr(fd), root.Name())
 	return diagnose(rec, s.questions.ask(ctx, rec.ID, func() error {
-		if err := answers(procFD(own) + "/."); err != nil || !write || wantsReadOnly(rec) {
+		if err := answers(int(own.Fd())); err != nil || !write || wantsReadOnly(rec) {
 			return err
 		}
 		return takesWrites(own)

@@ -8,12 +8,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
@@ -53,7 +50,8 @@ type watcher struct {
 	// slots are each pool's: one whose disk hangs keeps no other's volumes from being brought up.
 	slots map[*pool]chan struct{}
 	// again asks for a look before its time.
-	again chan struct{}
+	again   chan struct{}
+	hanging hanging
 }
 
 // repair is what the watcher does about one volume.
@@ -168,6 +166,7 @@ func (s *Store) lookAtAll(ctx context.Context, all bool) error {
 func (s *Store) inSight() (images, directories []seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	images = make([]seen, 0, len(s.volumes))
 	online := map[*pool]bool{}
 	for _, p := range s.pools {
 		online[p] = p.online()
@@ -266,63 +265,6 @@ func (s *Store) lookAtDevices(ctx context.Context, images []seen, wrong map[*vol
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// lookAtFilesystems asks the volumes' filesystems whether they are alive. One that does not answer holds up the others for
-// answerWithin, once: it is not asked again before it has answered, and others on its pool, which may hang, not in this look.
-func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[*volume]string) {
-	var asked []*seen
-	for n := range images {
-		if i := &images[n]; i.up != nil && i.up.mounted != nil && wrong[i.v] == "" {
-			asked = append(asked, i)
-		}
-	}
-	for len(asked) > 0 && ctx.Err() == nil {
-		done := s.askInTurn(ctx, asked, wrong)
-		hung := asked[done-1].v.pool
-		asked = slices.DeleteFunc(slices.Clone(asked[done:]), func(i *seen) bool { return i.v.pool == hung })
-	}
-}
-
-// askInTurn asks filesystems one after the other, until one does not answer, and returns how many it is done with. They are
-// asked in one goroutine and not in one each: those of a healthy node answer in microseconds.
-func (s *Store) askInTurn(ctx context.Context, asked []*seen, wrong map[*volume]string) (done int) {
-	type reply struct {
-		n   int
-		err error
-	}
-	replies := make(chan reply, len(asked))
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		for n, i := range asked {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			err := s.questions.hold(i.rec.ID, func() error { return answers(i.up.mounted.Mountpoint) })
-			replies <- reply{n, err}
-		}
-	}()
-	timer := time.NewTimer(s.questions.patience())
-	defer timer.Stop()
-	for done < len(asked) {
-		select {
-		case <-ctx.Done():
-			return len(asked)
-		case r := <-replies:
-			if sick := diagnose(&asked[r.n].rec, r.err); sick != nil && !errors.Is(r.err, unix.ENOENT) {
-				wrong[asked[r.n].v] = sick.Detail
-			}
-			done = r.n + 1
-			timer.Reset(s.questions.patience())
-		case <-timer.C:
-			wrong[asked[done].v] = diagnose(&asked[done].rec, errNoAnswer).Detail
-			return done + 1
-		}
-	}
-	return done
 }
 
 // lookAtLimits looks whether the limits of directory volumes are in force, and has those put back that are not.

@@ -60,7 +60,11 @@ var sections = []struct {
 	{"io", (*bench).io},
 	{"delete", (*bench).deletion},
 	{"footprint", (*bench).footprint},
+	{"look", (*bench).look},
 }
+
+// alone are the sections that need no cluster.
+var alone = []string{"look"}
 
 // Section is what one measurement found.
 type Section struct {
@@ -100,10 +104,12 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	b := &bench{Config: c}
-	if err := b.up(ctx); err != nil {
-		return errors.Join(err, testbed.Down(context.WithoutCancel(ctx), c.Log))
+	if slices.ContainsFunc(chosen, func(name string) bool { return !slices.Contains(alone, name) }) {
+		if err := b.up(ctx); err != nil {
+			return errors.Join(err, testbed.Down(context.WithoutCancel(ctx), c.Log))
+		}
+		defer func() { err = errors.Join(err, b.cluster.Down(context.WithoutCancel(ctx))) }()
 	}
-	defer func() { err = errors.Join(err, b.cluster.Down(context.WithoutCancel(ctx))) }()
 	for _, section := range sections {
 		if !slices.Contains(chosen, section.name) {
 			continue

@@ -34,7 +34,7 @@ func run(ctx context.Context) error {
 	if len(os.Args) == 3 && os.Args[1] == "floor" {
 		return floor(ctx, os.Args[2])
 	}
-	only := flag.String("bench", "", "what to measure, with commas: bind, peers, pods, io, delete, footprint (default: everything)")
+	only := flag.String("bench", "", "what to measure, with commas: bind, peers, pods, io, delete, footprint, look (default: everything)")
 	rounds := flag.Int("rounds", 9, "how often each single thing is measured")
 	repository := flag.String("repository", "..", "the root of the checkout")
 	flag.Parse()
