@@ -106,6 +106,7 @@
 //	device.go         the loop device and the mount over an image: what is there, taking it away
 //	links.go          links to the devices of Block volumes
 //	alive.go          does a filesystem answer, and take writes?
+//	asking.go         asks the filesystems of all volumes in a look, none behind one that hangs
 //	look.go           looking at every volume that is up, mending what can be mended
 //	recheck.go        is the size still in force?
 //	keep.go           rechecking all in turn
