@@ -172,7 +172,8 @@ func TestCapacity(t *testing.T) {
 		none, _ = get(&spec.GetCapacityRequest{AccessibleTopology: &spec.Topology{Segments: topology}})
 		require.Zero(t, none)
 	}
-	d.create(t, "pvc-1", gib, block(multiWriter), nil)
+	// While a pool is away a volume is only made for a wish that it cannot be on.
+	d.create(t, "pvc-1", gib, block(multiWriter), map[string]string{"pool": "b"})
 	after, _ := get(&spec.GetCapacityRequest{})
 	require.InDelta(t, available-gib, after, 16*mib)
 }

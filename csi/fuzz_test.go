@@ -108,7 +108,7 @@ func FuzzValidateVolumeCapabilities(f *testing.F) {
 		_, err := q.ValidateVolumeCapabilities(ctx, &spec.ValidateVolumeCapabilitiesRequest{VolumeId: id, VolumeContext: map[string]string{text: text},
 			VolumeCapabilities: []*spec.VolumeCapability{capability(1, 1, text)}, Parameters: map[string]string{text: text}})
 		return err
-	}, codes.InvalidArgument, codes.NotFound)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
 
 func FuzzControllerGetVolume(f *testing.F) {
@@ -116,7 +116,7 @@ func FuzzControllerGetVolume(f *testing.F) {
 	fuzzID(f, q, func(ctx context.Context, id, _ string) error {
 		_, err := q.ControllerGetVolume(ctx, &spec.ControllerGetVolumeRequest{VolumeId: id})
 		return err
-	}, codes.InvalidArgument, codes.NotFound)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
 
 func FuzzControllerExpandVolume(f *testing.F) {
@@ -128,7 +128,7 @@ func FuzzControllerExpandVolume(f *testing.F) {
 		_, err := q.ControllerExpandVolume(context.Background(), &spec.ControllerExpandVolumeRequest{VolumeId: id,
 			CapacityRange: &spec.CapacityRange{RequiredBytes: required, LimitBytes: limit}})
 		if !unsent(err) {
-			q.check(t, err, codes.InvalidArgument, codes.NotFound, codes.OutOfRange)
+			q.check(t, err, codes.InvalidArgument, codes.NotFound, codes.Unavailable, codes.OutOfRange)
 		}
 	})
 }
@@ -167,7 +167,7 @@ func FuzzNodeStageVolume(f *testing.F) {
 		_, err := q.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: path, VolumeCapability: capability(1, 1, ""),
 			VolumeContext: map[string]string{path: id}})
 		return err
-	}, codes.InvalidArgument, codes.NotFound)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
 
 func FuzzNodeUnstageVolume(f *testing.F) {
@@ -184,7 +184,7 @@ func FuzzNodePublishVolume(f *testing.F) {
 		_, err := q.NodePublishVolume(ctx, &spec.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: "/staging", TargetPath: path,
 			VolumeCapability: capability(1, 1, ""), VolumeContext: map[string]string{"csi.storage.k8s.io/ephemeral": id}})
 		return err
-	}, codes.InvalidArgument, codes.NotFound, codes.FailedPrecondition)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable, codes.FailedPrecondition)
 }
 
 func FuzzNodeUnpublishVolume(f *testing.F) {
@@ -200,7 +200,7 @@ func FuzzNodeGetVolumeStats(f *testing.F) {
 	fuzzID(f, q, func(ctx context.Context, id, path string) error {
 		_, err := q.NodeGetVolumeStats(ctx, &spec.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: path})
 		return err
-	}, codes.InvalidArgument, codes.NotFound)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
 
 func FuzzNodeExpandVolume(f *testing.F) {
@@ -209,10 +209,11 @@ func FuzzNodeExpandVolume(f *testing.F) {
 		_, err := q.NodeExpandVolume(ctx, &spec.NodeExpandVolumeRequest{VolumeId: id, VolumePath: path,
 			CapacityRange: &spec.CapacityRange{RequiredBytes: int64(len(id)), LimitBytes: int64(len(path))}})
 		return err
-	}, codes.InvalidArgument, codes.NotFound, codes.OutOfRange)
+	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable, codes.OutOfRange)
 }
 
-// fuzzID fuzzes a call that takes an id and one more string, a path mostly.
+// fuzzID fuzzes a call that takes an id and one more string, a path mostly. The pool is offline, so of a good id nobody can say that
+// its volume is not there.
 func fuzzID(f *testing.F, q *quiet, call func(ctx context.Context, id, text string) error, allowed ...codes.Code) {
 	for i, s := range hostile {
 		f.Add(s, hostile[len(hostile)-1-i])

@@ -45,3 +45,23 @@ func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
 	translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, doubt.Error())
 	return doubt
 }
+
+// wasMoved reports whether what a pool has of a volume, whose record names
+// another pool, is the volume all the same, for it is wanted and the cluster
+// knows more than the disk: that it is there (it was brought back from that very
+// disk), or that it was made on a pool of this node that is there without it. Of
+// a volume that is to be deleted a copy is never taken.
+func (a *Agent) wasMoved(v *v1alpha1.Volume, copied *store.CopyError) bool {
+	if v.Status.PoolUID == copied.PoolUID {
+		return true
+	}
+	if v.Status.PoolUID != copied.Of {
+		return false
+	}
+	for _, p := range a.store.Pools() {
+		if p.UID == copied.Of {
+			return p.Offline == nil
+		}
+	}
+	return false
+}

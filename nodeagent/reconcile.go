@@ -113,11 +113,20 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 	a.inUse.Delete(v.Name)
 	found, err := a.store.Find(ctx, v.Name)
 	missing, isMissing := errors.AsType[*store.NotFoundError](err)
+	copied, isCopy := errors.AsType[*store.CopyError](err)
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
 		if doubt := a.doubt(ctx, v, &found); doubt != nil {
 			return setDoubt(status, doubt)
+		}
+		return a.keep(ctx, v, status)
+	case isCopy && wasReady(v):
+		if !a.wasMoved(v, copied) {
+			return setDoubt(status, err)
+		}
+		if err := a.store.TakeCopy(ctx, v.Name); err != nil {
+			return setDoubt(status, err)
 		}
 		return a.keep(ctx, v, status)
 	case !isMissing && wasReady(v):

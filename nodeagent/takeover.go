@@ -24,8 +24,9 @@ import (
 // that it has the disk no more, is believed; one that is silent is not.
 
 const (
-	// askAgain is how often it is asked about a disk that another node had.
-	askAgain = 30 * time.Second
+	// askFirst is after how long it is asked again about a disk that another
+	// node had; then after ever longer times, up to askLast.
+	askFirst, askLast = 30 * time.Second, 2 * time.Minute
 	// silence is how long a node that lives may take to say that a pool is its
 	// own: it says so within seconds of making one.
 	silence = 2 * time.Minute
@@ -37,6 +38,26 @@ type elsewhere struct {
 	since    time.Time
 	because  string // why it is not taken
 	takeFrom string // whom it may be taken from
+
+	wait  time.Duration // after which it is asked again, since
+	asked time.Time
+	timer *time.Timer
+}
+
+// again is after how long it is to be asked again, now that it was asked. What
+// else made somebody ask in between does not count.
+func (e *elsewhere) again(now time.Time) time.Duration {
+	since := now.Sub(e.asked)
+	switch {
+	case e.wait == 0:
+		e.wait = askFirst
+	case since >= e.wait:
+		e.wait = min(2*e.wait, askLast)
+	default:
+		return e.wait - since
+	}
+	e.asked = now
+	return e.wait
 }
 
 // askElsewhere finds out whether the pool that another node had last may be
@@ -44,12 +65,15 @@ type elsewhere struct {
 func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 	off := pool.Offline
 	if off == nil || off.Reason != store.OfflineInUseElsewhere {
+		former := p.elsewhere[pool.Name]
+		former.stop()
 		if off == nil {
 			delete(p.elsewhere, pool.Name)
 		}
 		return
 	}
 	at := p.elsewhere[pool.Name]
+	at.stop()
 	if about := off.UID + " of " + off.Holder.String(); at.pool != about {
 		at = elsewhere{pool: about, since: time.Now()}
 	}
@@ -64,9 +88,15 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 	default:
 		at.takeFrom = off.Holder.String()
 	}
-	p.elsewhere[pool.Name] = at
 	if at.takeFrom == "" {
-		time.AfterFunc(askAgain, p.poke)
+		at.timer = time.AfterFunc(at.again(time.Now()), p.poke) // one, whoever asked
+	}
+	p.elsewhere[pool.Name] = at
+}
+
+func (e *elsewhere) stop() {
+	if e.timer != nil {
+		e.timer.Stop()
 	}
 }
 

@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -100,4 +101,46 @@ func TestPoolsWithOneIdentity(t *testing.T) {
 	b.Agent.pools.lookForTwins(t.Context())
 	why, _ := condition(b.poolNow(), v1alpha1.ConditionSharedIdentity)
 	require.Empty(t, why)
+}
+
+// TestAskingAgainTakesEverLonger: with each time that nothing came of it, and not
+// for what made somebody ask in between.
+func TestAskingAgainTakesEverLonger(t *testing.T) {
+	var e elsewhere
+	now := time.Now()
+	require.Equal(t, askFirst, e.again(now))
+	now = now.Add(askFirst / 3)
+	require.Equal(t, askFirst-askFirst/3, e.again(now), "the time that is left")
+	for _, want := range []time.Duration{2 * askFirst, askLast, askLast} {
+		now = e.asked.Add(e.wait)
+		require.Equal(t, want, e.again(now))
+	}
+}
+
+// TestOneTimerForADiskElsewhere reports a pool many times while another node has
+// its disk: that leaves one timer, and none once it is this node's.
+func TestOneTimerForADiskElsewhere(t *testing.T) {
+	testroot.RequireRoot(t)
+	d := disk{at: t.TempDir()}
+	uid := d.fill(t, "node7", "cluster-1")
+	b := newBenchAt(t, t.TempDir())
+	lease, _ := b.node("node7"), b.poolOf("node7", uid, v1alpha1.ReasonReady)
+	b.pool = d.at
+	require.NoError(t, b.objects.Delete(t.Context(), &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "node1.default"}}))
+	b.start("machine-1")
+	var before *time.Timer
+	for range 5 {
+		b.poolNow()
+		at := b.Agent.pools.elsewhere["default"]
+		require.Equal(t, askFirst, at.wait, "nobody waited")
+		if before != nil {
+			require.False(t, before.Stop(), "it still runs")
+		}
+		before = at.timer
+	}
+	require.NoError(t, b.objects.Delete(t.Context(), lease))
+	b.poolNow()
+	b.poolNow()
+	require.False(t, before.Stop(), "it still runs")
+	require.Empty(t, b.Agent.pools.elsewhere)
 }

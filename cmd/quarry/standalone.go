@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -72,7 +73,8 @@ func newStandaloneCommand() *cobra.Command {
 	f.BoolVar(&o.inline, "inline-volumes", false,
 		"make the inline volumes that pods ask for at publish")
 	f.BoolVar(&o.takeOver, "take-over", false,
-		"use pools that another machine used last: their disks were moved here, and no other machine has them any more")
+		"use pools that another machine used last, and volumes that were copied here from a pool "+
+			"that this machine does not have: they were moved here, and no other machine has them any more")
 	f.Int64Var(&o.maxVolumes, "max-volumes", 0,
 		"how many volumes may be published here (0: no limit)")
 	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir,
@@ -115,6 +117,9 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	}
 	disks.Refresh(ctx)
 	log.InfoContext(ctx, "volumes are up", "node", o.node, "volumes", len(disks.List()))
+	if o.takeOver {
+		takeCopies(ctx, disks, log)
+	}
 	publisher := &publish.Publisher{Store: disks}
 	if err := publisher.Sweep(ctx); err != nil {
 		log.WarnContext(ctx, "take away what a crash left", "error", err)
@@ -139,6 +144,25 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	group.Go(func() error { return disks.Watch(ctx) })
 	group.Go(func() error { return refreshEvery(ctx, disks, lookAgain) })
 	return group.Wait()
+}
+
+// takeCopies makes volumes of what was copied here from pools that are not here.
+func takeCopies(ctx context.Context, s *store.Store, log *slog.Logger) {
+	for _, p := range s.Pools() {
+		for name, why := range p.Broken {
+			var copied *store.CopyError
+			if !errors.As(why, &copied) || copied.ID != name {
+				continue
+			}
+			if err := s.TakeCopy(ctx, name); err != nil {
+				log.WarnContext(ctx, "take a copy for the volume", "pool", p.Name, "volume", name, "error", err)
+				continue
+			}
+			if _, err := s.Activate(ctx, name); err != nil {
+				log.WarnContext(ctx, "bring up what was a copy", "pool", p.Name, "volume", name, "error", err)
+			}
+		}
+	}
 }
 
 // config is what the flags say of the pools.

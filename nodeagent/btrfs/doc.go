@@ -8,6 +8,7 @@
 //	quota.go      which kind of quotas, and are they in force? Proven by doing
 //	group.go      level-1 groups: the limit of a volume
 //	stray.go      subvolumes that are charged to the wrong volume
+//	charged.go    which subvolumes are charged to a volume, some at a time
 //	forgotten.go  quotas that were switched off and on again
 //	nocow.go      files that are overwritten in place
 //

@@ -22,24 +22,19 @@ type Stray struct {
 // missed, or be named though it is charged rightly: look again.
 func Strays(fs *os.File, id uint64, group uint32) ([]Stray, error) {
 	var strays []Stray
-	for left := []uint64{id}; len(left) > 0; {
-		last := left[len(left)-1]
-		left = left[:len(left)-1]
-		s, err := strayOf(fs, last, group)
-		if err != nil {
-			return nil, err
+	at := Cursor{}
+	for {
+		s, found, err := at.within(fs, id, group)
+		if err != nil || !found {
+			return strays, err
 		}
-		if s.Outside || len(s.Elsewhere) > 0 {
+		if s.isStray() {
 			strays = append(strays, s)
 		}
-		nested, err := Nested(fs, last)
-		if err != nil {
-			return nil, err
-		}
-		left = append(left, nested...)
 	}
-	return strays, nil
 }
+
+func (s *Stray) isStray() bool { return s.Outside || len(s.Elsewhere) > 0 }
 
 // strayOf looks at the relations by the child: a group that took the subvolume
 // in is found wherever it is.
@@ -101,22 +96,17 @@ func isGone(fs *os.File, subvolume uint64) bool {
 // inside the subvolume id: what they hold is charged to a volume that it is not
 // in.
 func Foreign(fs *os.File, id uint64, group uint32) ([]uint64, error) {
-	g, _, err := GetGroup(fs, group)
-	if err != nil {
-		return nil, err
-	}
 	var foreign []uint64
-	up := newWayUp(fs, id)
-	for _, m := range g.Members {
-		where, err := up.from(m)
-		if err != nil {
-			return nil, err
+	at, up := Cursor{}, newWayUp(fs, id)
+	for {
+		m, where, found, err := at.member(up, group)
+		if err != nil || !found {
+			return foreign, err
 		}
 		if where == elsewhere {
 			foreign = append(foreign, m)
 		}
 	}
-	return foreign, nil
 }
 
 // Expel takes a subvolume out of the group 1/group. A second call changes

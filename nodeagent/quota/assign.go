@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,14 +124,15 @@ func (r *Report) stray(in inode, attr fsxattr) {
 // Return is Check for a slice of time, and gives each inode that is not in the
 // volume's project back to it at once, by the descriptor it was found with: what
 // it costs is the look. Changed counts all of them, Strays names the first. It
-// can be repeated after a crash at any point.
+// can be repeated after a crash at any point; the journal keeps what an inode
+// loses for a moment. Without one an immutable inode is left as it is.
 //
 // Directories more than 4096 levels down are looked at and not entered: a tenant
 // can make a million of them.
 //
 // The slice begins when the walk is back at the cursor, and is as long as that
 // took if it is shorter.
-func Return(ctx context.Context, tree *os.File, id uint32, at *Cursor, slice time.Duration) (Report, error) {
+func Return(ctx context.Context, tree *os.File, id uint32, at *Cursor, slice time.Duration, journal Journal) (Report, error) {
 	return walk(ctx, tree, at, bound{time: slice, depth: returnDepth}, func(in inode, count *Report) error {
 		attr, err := getFSXattr(in.fd)
 		if err != nil {
@@ -142,16 +142,21 @@ func Return(ctx context.Context, tree *os.File, id uint32, at *Cursor, slice tim
 			return nil
 		}
 		count.stray(in, attr)
-		return in.takeBack(id, count)
+		return in.takeBack(id, count, journal)
 	})
 }
 
 // takeBack is assign for an inode that may have been made immutable, which keeps
 // its project id as well: the flag is off for the moment of the change.
-func (in inode) takeBack(id uint32, count *Report) error {
+func (in inode) takeBack(id uint32, count *Report, journal Journal) error {
 	_, err := setProject(in.fd, id, in.isDir())
 	if errors.Is(err, unix.EPERM) && isImmutable(in.fd) {
-		if err = withoutFlags(in.fd, func() error { _, err := setProject(in.fd, id, in.isDir()); return err }); err != nil {
+		if journal == nil {
+			count.Immutable++
+			return nil
+		}
+		err = withoutFlags(in.fd, journal, func() error { _, err := setProject(in.fd, id, in.isDir()); return err })
+		if errors.Is(err, errFlagsStay) {
 			count.Immutable++
 			return nil
 		}
@@ -161,26 +166,6 @@ func (in inode) takeBack(id uint32, count *Report) error {
 	}
 	count.Changed++
 	return nil
-}
-
-// withoutFlags calls do while the inode is neither immutable nor append-only.
-func withoutFlags(fd int, do func() error) error {
-	attr, err := getFSXattr(fd)
-	if err != nil {
-		return err
-	}
-	const both = xflagImmutable | xflagAppend
-	flags := attr.XFlags & both
-	attr.XFlags &^= both
-	if err := ioctl(fd, fsIocFSSetXattr, unsafe.Pointer(&attr)); err != nil {
-		return err
-	}
-	err = do()
-	if attr, e := getFSXattr(fd); e == nil {
-		attr.XFlags |= flags
-		err = errors.Join(err, ioctl(fd, fsIocFSSetXattr, unsafe.Pointer(&attr)))
-	}
-	return err
 }
 
 func (in inode) isDir() bool { return in.stat.Mode&unix.S_IFMT == unix.S_IFDIR }

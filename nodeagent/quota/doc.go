@@ -13,6 +13,7 @@
 //	ids.go      one id per volume, proven free before use
 //	walk.go     a walk in a hostile tree with one descriptor
 //	assign.go   give a tree that exists already its id; find what left it
+//	flags.go    files that may not be changed, for the moment they are
 //
 // Everything works on descriptors, never on path strings: a path may lead to
 // another mount, another mount namespace's idea of it, or through a tenant's

@@ -142,8 +142,11 @@ func TestReturn(t *testing.T) {
 		require.GreaterOrEqual(t, others.Bytes, uint64(2<<20), "another volume pays")
 
 		var at Cursor
-		r, err := Return(t.Context(), volume, testID, &at, time.Hour)
+		var journal pages
+		r, err := Return(t.Context(), volume, testID, &at, time.Hour, &journal)
 		require.NoError(t, err)
+		require.Len(t, journal.noted, 1)
+		require.Equal(t, 1, journal.forgotten)
 		require.True(t, at.Done())
 		require.Len(t, r.Strays, 4)
 		require.EqualValues(t, 4, r.Changed+r.Immutable)
@@ -155,7 +158,7 @@ func TestReturn(t *testing.T) {
 		_, own, err := GetLimits(fs, testID)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, own.Bytes, uint64(4<<20))
-		r, err = Return(t.Context(), volume, testID, new(Cursor), time.Hour)
+		r, err = Return(t.Context(), volume, testID, new(Cursor), time.Hour, &journal)
 		require.NoError(t, err)
 		require.Empty(t, r.Strays)
 		require.Zero(t, r.Changed)

@@ -39,7 +39,7 @@ func TestReturnInSlices(t *testing.T) {
 	slices := 0
 	for ; !at.Done(); slices++ {
 		require.Less(t, slices, 10_000, "it ends")
-		r, err := Return(t.Context(), tree, testID, &at, time.Nanosecond)
+		r, err := Return(t.Context(), tree, testID, &at, time.Nanosecond, nil)
 		require.NoError(t, err)
 		require.Equal(t, int(r.Changed), len(r.Strays))
 		found += r.Changed
@@ -54,7 +54,7 @@ func TestReturnInSlices(t *testing.T) {
 		require.Equal(t, testID, id)
 		require.Equal(t, path == deep, inherit)
 	}
-	r, err := Return(t.Context(), tree, testID, new(Cursor), time.Hour)
+	r, err := Return(t.Context(), tree, testID, new(Cursor), time.Hour, nil)
 	require.NoError(t, err)
 	require.Zero(t, r.Changed)
 }
@@ -71,7 +71,7 @@ func TestReturnNamesAFew(t *testing.T) {
 	}
 	require.NoError(t, SetProject(tree, testID, true))
 	var at Cursor
-	r, err := Return(t.Context(), tree, testID, &at, time.Hour)
+	r, err := Return(t.Context(), tree, testID, &at, time.Hour, nil)
 	require.NoError(t, err)
 	require.True(t, at.Done())
 	require.Len(t, r.Strays, maxStrays)
@@ -102,7 +102,7 @@ func TestReturnInADeepTree(t *testing.T) {
 	var cursor Cursor
 	var sum Report
 	for !cursor.Done() {
-		r, err := Return(t.Context(), tree, testID, &cursor, time.Hour)
+		r, err := Return(t.Context(), tree, testID, &cursor, time.Hour, nil)
 		require.NoError(t, err)
 		require.LessOrEqual(t, len(cursor.frames), returnDepth)
 		sum.TooDeep += r.TooDeep

@@ -8,6 +8,9 @@ import (
 // VolumeFile is the name of a volume's record in its directory.
 const VolumeFile = "volume.json"
 
+// FlagsFile is beside it for the moment in which a file in the volume is not immutable so that it can be charged to the volume.
+const FlagsFile = "flags.json"
+
 // Backends and filesystem modes as they stand in records. They are the words of the API, kept apart from it so that the
 // format on disk does not change with an API version.
 const (
@@ -43,6 +46,8 @@ const (
 type Volume struct {
 	ID        string    `json:"id"`
 	CreatedAt time.Time `json:"createdAt"`
+	// PoolUID is the identity of the pool that the volume is on: what names another one is a copy. Versions before 0.2 wrote none.
+	PoolUID string `json:"poolUID,omitempty"`
 
 	// What was carved. SizeBytes is the size in force; GrowingTo, when not 0, a size that is being gone to: after a crash the
 	// growth is carried on.

@@ -47,8 +47,10 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		return nil, err
 	}
 	_, err = s.Store.Find(ctx, name)
-	if _, missing := errors.AsType[*store.NotFoundError](err); missing {
-		err = s.create(ctx, name, wish, digest)
+	if missing, is := errors.AsType[*store.NotFoundError](err); is {
+		if err = s.away(name, &wish, missing.Unseen); err == nil {
+			err = s.create(ctx, name, wish, digest)
+		}
 	}
 	if err != nil {
 		return nil, translate.WithReason(err)
@@ -64,8 +66,41 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 	return s.describe(&v), nil
 }
 
-func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
-	digest string) error {
+// away returns an error where the volume may be on a pool that could not be looked at: it was made from this wish before, say,
+// and its disk is away. Another one, empty, would be in its place then.
+func (s *Volumes) away(name string, wish *v1alpha1.VolumeSpec, unseen []*store.OfflineError) error {
+	selector, err := selectorOf(wish)
+	if err != nil {
+		return err
+	}
+	for _, p := range s.Store.Pools() {
+		may := wish.Pool == "" || wish.Pool == p.Name
+		if !may || !selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) {
+			continue // nothing was ever carved from it for such a wish
+		}
+		for _, off := range unseen {
+			// A second name of a directory that was looked at hides nothing.
+			if off.Pool == p.Name && off.Reason != store.OfflineDuplicate {
+				return translate.Errorf(v1alpha1.ReasonVolumeUnavailable, "volume %s may be on a pool that can not be looked at, and is not made anew "+
+					"(take the pool out of the configuration if its disk is gone for good): %w", name, off)
+			}
+		}
+	}
+	return nil
+}
+
+func selectorOf(wish *v1alpha1.VolumeSpec) (labels.Selector, error) {
+	if wish.PoolSelector == nil {
+		return labels.Everything(), nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(wish.PoolSelector)
+	if err != nil {
+		return nil, translate.Errorf(v1alpha1.ReasonInvalidParameter, "poolSelector: %w", err)
+	}
+	return selector, nil
+}
+
+func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec, digest string) error {
 	request, err := translate.RequestOf(&v1alpha1.Volume{
 		ObjectMeta: metav1.ObjectMeta{Name: name,
 			Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
@@ -171,18 +206,15 @@ func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec)
 	if node != "" && node != s.Node {
 		return 0, 0, nil
 	}
-	selector := labels.Everything()
-	if wish.PoolSelector != nil {
-		if selector, err = metav1.LabelSelectorAsSelector(wish.PoolSelector); err != nil {
-			return 0, 0, translate.Errorf(v1alpha1.ReasonInvalidParameter, "poolSelector: %w", err)
-		}
+	selector, err := selectorOf(&wish)
+	if err != nil {
+		return 0, 0, err
 	}
 	shared := map[string]int64{}
 	for _, p := range s.Store.Pools() {
 		enforces := p.Features.ProjectQuota || p.Features.SimpleQuota
-		needs := wish.Backend == v1alpha1.BackendDirectory &&
-			wish.Enforcement != v1alpha1.EnforcementNone
-		if p.Offline != nil || wish.Pool != "" && p.Name != wish.Pool || !selector.Matches(labels.Set(p.Labels)) || needs && !enforces {
+		needs := wish.Backend == v1alpha1.BackendDirectory && wish.Enforcement != v1alpha1.EnforcementNone
+		if p.Offline != nil || wish.Pool != "" && p.Name != wish.Pool || !selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) || needs && !enforces {
 			continue
 		}
 		shared[p.FilesystemID] = max(shared[p.FilesystemID], p.Available)

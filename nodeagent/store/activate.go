@@ -21,12 +21,12 @@ func (s *Store) Activate(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	defer unlock()
-	v, err := s.seekLocked(ctx, id)
+	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return Volume{}, fmt.Errorf("activate volume %s: %w", id, err)
 	}
 	if v == nil {
-		return Volume{}, &NotFoundError{ID: id}
+		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
 	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, err

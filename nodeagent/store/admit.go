@@ -66,7 +66,7 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 	}
 	maxAge, patience := measuredAge, time.Now().Add(freedWait)
 	for try := 1; ; try++ {
-		// Before the lock is taken, so that nobody waits for a disk under it. What fails here fails again below.
+		// Before the lock is taken, so that nobody waits for a disk under it.
 		s.measurePools(maxAge, requests)
 		admitted, err := s.admitAll(requests)
 		var full *CapacityError
@@ -172,7 +172,7 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 			refusal = err
 			continue
 		}
-		capacity, err := s.capacity(p, space, time.Hour) // measured just now
+		capacity, err := s.lastCapacity(p, space) // measured just now, and nothing is measured with the lock held
 		if err != nil {
 			offline = err
 			continue

@@ -196,7 +196,7 @@ func TestSameIDInTwoPools(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "pool1", v.Pool)
 	require.Len(t, n.store.Pools()[1].Broken, 1)
-	require.True(t, contains(n.store.Verify(t.Context()), "another pool has"))
+	require.True(t, contains(n.store.Verify(t.Context()), "is a copy"))
 	require.NoError(t, n.store.Delete(t.Context(), r.ID, purge))
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.FileExists(t, filepath.Join(b, r.ID, "data/mark"))

@@ -49,7 +49,7 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root, di
 
 // noteAdoption writes down how far an adoption is.
 func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
-	next := v.rec
+	next := v.next()
 	next.Adopting = phase
 	if err := writeVolume(dir, &next); err != nil {
 		return err

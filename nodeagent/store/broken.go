@@ -150,8 +150,20 @@ func unreadable(id string, p *pool, cause error) error {
 	return fmt.Errorf("the record of volume %s in pool %s cannot be read: %w", id, p.name(), cause)
 }
 
-func (s *Store) isBroken(p *pool, name string) bool {
+func (s *Store) isBroken(p *pool, name string) bool { return s.brokenCause(p, name) != nil }
+
+func (s *Store) brokenCause(p *pool, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.broken[p.key(name)] != nil
+	return s.broken[p.key(name)]
+}
+
+// inTrash says of an entry of the trash that it cannot be read, and what can be
+// done. An error of the disk stays one.
+func inTrash(entry string, cause error) error {
+	err := fmt.Errorf("its entry %s in the trash cannot be read, and is kept (to have it freed rename it to %s%s): %w", entry, entry, freeingSuffix, cause)
+	if isUnreadable(cause) {
+		return &record.UnreadableError{Reason: err.Error()}
+	}
+	return err
 }

@@ -36,7 +36,9 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	unreadable := errors.As(err, &mismatch)
 	if err != nil && !(unreadable && a.req.adopts()) { // adopting says more: it may be the very directory
 		a.Cancel()
-		if unreadable {
+		if copied := (*CopyError)(nil); errors.As(err, &copied) {
+			err = &ConflictError{ID: id, Detail: copied.detail()}
+		} else if unreadable {
 			err = &ConflictError{ID: id, Detail: "its directory is not a volume that can be read: " + mismatch.Detail}
 		}
 		return Volume{}, err
@@ -45,6 +47,10 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		a.Cancel()
 		if v.rec.VolumeMode != a.req.VolumeMode {
 			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
+		}
+		// The call that made it may have ended before that was durable.
+		if err := v.pool.with(func(r *root) error { return r.Sync() }); err != nil {
+			return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s: %w", id, err)}
 		}
 		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, &KeptError{Err: err}
@@ -60,6 +66,10 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		build = s.adoptLocked
 	}
 	v, err = build(ctx, a)
+	if err != nil && v != nil && !a.req.adopts() {
+		s.notifyOf(id)
+		return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)}
+	}
 	if err != nil {
 		a.Cancel()
 		var full *CapacityError
@@ -132,8 +142,9 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 		delete(s.builds, a.req.ID)
 		s.mu.Unlock()
 	}()
+	stays := false
 	defer func() {
-		if err != nil {
+		if err != nil && !stays {
 			// The caller's context may be what ended the work; clearing away must not end with it.
 			if e := s.scrapLocked(context.WithoutCancel(ctx), a.pool, r, tmp, a.req.ID); e != nil {
 				s.freer.sweepAgain.Store(true)
@@ -156,7 +167,7 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	if err != nil {
 		return nil, err
 	}
-	if err := b.commit(); err != nil {
+	if stays, err = b.commit(); err != nil && !stays {
 		return nil, err
 	}
 	v := &volume{id: b.rec.ID, pool: a.pool, rec: *b.rec, unavailable: errNotUp, poolUID: a.pool.uid()}
@@ -169,13 +180,13 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
 	a.space.own(key, b.rec)
-	return v, nil
+	return v, err
 }
 
 func newRecord(a *Admission) *record.Volume {
 	r := &a.req
 	rec := &record.Volume{
-		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second),
+		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second), PoolUID: a.pool.uid(),
 		Backend: a.plan.backend, Enforcement: r.Enforcement, VolumeMode: r.VolumeMode,
 		SizeBytes: r.SizeBytes, Source: r.Source, Origin: r.Origin,
 		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
@@ -200,16 +211,17 @@ func (b *building) writeRecord() error {
 	return writeVolume(b.dir, b.rec)
 }
 
-// commit renames the volume, with its record, into place. After the rename it is there, whole.
-func (b *building) commit() error {
+// commit renames the volume, with its record, into place. After the rename it is there, whole. There reports whether it is, or may
+// be: also after an error, where what was done could not be taken back.
+func (b *building) commit() (there bool, err error) {
 	if err := b.store.fault("commit"); err != nil {
-		return err
+		return false, err
 	}
 	if !b.adm.fate.state.CompareAndSwap(stillBuilt, committed) {
-		return errAbandoned
+		return false, errAbandoned
 	}
 	if err := b.tmp.Rename(b.rec.ID, b.root.Dir, b.rec.ID); err != nil {
-		return err
+		return false, err
 	}
 	if err := b.store.fault("sync commit"); err != nil {
 		return b.uncommit(err)
@@ -217,15 +229,16 @@ func (b *building) commit() error {
 	if err := errors.Join(b.root.Sync(), b.tmp.Sync()); err != nil {
 		return b.uncommit(err)
 	}
-	return nil
+	return true, nil
 }
 
-// uncommit takes back a commit that may not be durable, so that "an error" means "not there".
-func (b *building) uncommit(cause error) error {
+// uncommit takes back a commit that may not be durable, so that "an error" means "not there". Where the disk does not take that
+// either, the volume is there as far as anybody can say.
+func (b *building) uncommit(cause error) (there bool, err error) {
 	if err := b.root.Rename(b.rec.ID, b.tmp, b.rec.ID); err != nil {
-		return errors.Join(cause, err)
+		return true, errors.Join(cause, fmt.Errorf("take it back: %w", err))
 	}
-	return cause
+	return false, cause
 }
 
 // chownRoot gives the root directory of what the user sees its owner and permissions.

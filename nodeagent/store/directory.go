@@ -169,6 +169,9 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 	defer data.Close()
 	switch rec.QuotaKind {
 	case record.QuotaProject:
+		if err := putBackFlags(r, dir); err != nil {
+			return false, err
+		}
 		id, inherit, err := quota.GetProject(data.File())
 		if err != nil {
 			return false, err

@@ -100,6 +100,7 @@
 //	sweep.go          what a crash left
 //	seek.go           looking for volumes that came without us
 //	broken.go         directories that cannot be read as volumes
+//	copy.go           directories that are a copy of a volume, and not the volume
 //	activate.go       bringing a volume up, taking it down
 //	bringup.go        bringing up an image
 //	repair.go         how often its filesystem was repaired
@@ -125,6 +126,7 @@
 //	slice.go          freeing the trash's space in the background, in turns
 //	free.go           freeing one entry
 //	freetree.go       freeing what a tenant left
+//	flags.go          notes of files that are not immutable for a moment
 //
 // Does everything hold:
 //

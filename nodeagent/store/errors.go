@@ -90,6 +90,16 @@ func (e *OfflineError) notThere() bool {
 	return false
 }
 
+// barred tells a pool that nothing may be done on, however it looks: who goes to a disk that hangs does not come back, and what
+// another process has, or another name of it, is not ours. A look alone ends that.
+func (e *OfflineError) barred() bool {
+	switch e.Reason {
+	case OfflineHung, OfflineInUse, OfflineDuplicate:
+		return true
+	}
+	return false
+}
+
 func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: %v", e.Pool, e.Err) }
 func (e *OfflineError) Unwrap() error { return e.Err }
 
@@ -100,7 +110,12 @@ type NotFoundError struct {
 	Unseen []*OfflineError
 }
 
-func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no volume %s", e.ID) }
+func (e *NotFoundError) Error() string {
+	if len(e.Unseen) > 0 {
+		return fmt.Sprintf("there is no volume %s on the pools that can be looked at, and not all can: %v", e.ID, e.Unseen[0])
+	}
+	return fmt.Sprintf("there is no volume %s", e.ID)
+}
 
 // UnseenError says that a volume is on no disk that could be looked at, and that
 // not all could be: whether it is gone is not known.

@@ -30,12 +30,12 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 		return Volume{}, err
 	}
 	defer unlock()
-	v, err := s.seekLocked(ctx, id)
+	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s: %w", id, err)
 	}
 	if v == nil {
-		return Volume{}, &NotFoundError{ID: id}
+		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
 	if size <= 0 || size > 1<<62 {
 		return Volume{}, refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a volume can have", size)
@@ -74,7 +74,7 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	}
 	defer dir.Close()
 
-	next := v.rec
+	next := v.next()
 	next.GrowingTo = size
 	if err := s.fault("grow: note"); err != nil {
 		v.pool.promise(space, key, former)
@@ -150,7 +150,7 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 		return cause
 	}
 	defer dir.Close()
-	next := v.rec
+	next := v.next()
 	next.GrowingTo = 0
 	if next.Backend == record.BackendLoop {
 		st, err := dir.Stat(record.ImageFile)

@@ -78,56 +78,79 @@ func (u *underWay) longest() time.Duration {
 type glance struct {
 	since time.Time
 	done  chan struct{}
-	// late: somebody waited for it in vain.
-	late bool
 }
 
-// glanceAllLocked looks at every pool, each in a goroutine, and waits for those that
-// are in time. It is called with refreshing held.
-func (s *Store) glanceAllLocked(ctx context.Context) {
-	wait := time.NewTimer(s.patience.look)
-	defer wait.Stop()
-	timedOut := false
-	for _, p := range s.pools {
-		if p.glance == nil {
-			p.glance = &glance{since: time.Now(), done: make(chan struct{})}
-			done := p.glance.done
-			s.background.Go(func() { s.glanceAt(context.WithoutCancel(ctx), p, done) })
+// glanceAll looks at every pool, each in a goroutine, and waits for those that
+// are in time. Several may call it at once: of each pool there is one look, and
+// what one that began earlier may have missed is looked at again.
+func (s *Store) glanceAll(ctx context.Context) {
+	until := time.Now().Add(s.patience.look)
+	looks := make([]*glance, len(s.pools))
+	var again []*pool
+	for i, p := range s.pools {
+		g, joined, first := s.glanceOf(ctx, p)
+		if first {
+			// The first time in their order: of two names of one directory it is always the same that is a pool.
+			s.await(g, until)
 		}
-		if p.lookedAt || timedOut {
-			continue
-		}
-		// The first time in their order: of two names of one directory it is always the same that is a pool.
-		p.lookedAt = true
-		select {
-		case <-p.glance.done:
-		case <-wait.C:
-			timedOut = true
+		if looks[i] = g; joined {
+			again = append(again, p)
 		}
 	}
-	for _, p := range s.pools {
-		if !p.glance.late && !timedOut {
-			select {
-			case <-p.glance.done:
-			case <-wait.C:
-				timedOut = true
-			}
-		}
-		select {
-		case <-p.glance.done:
-			p.glance = nil
+	for i, p := range s.pools {
+		if s.await(looks[i], until) {
 			continue
-		default:
 		}
-		p.glance.late = true
-		if since := time.Since(p.glance.since); since > s.patience.hang {
+		if since := time.Since(looks[i].since); since > s.patience.hang {
 			s.hung(ctx, p, since)
 		}
 	}
+	looks = looks[:0]
+	for _, p := range again {
+		g, _, _ := s.glanceOf(ctx, p)
+		looks = append(looks, g)
+	}
+	for _, g := range looks {
+		s.await(g, until)
+	}
+}
+
+// glanceOf returns the look at a pool, a new one if none is under way that it
+// joins, and whether it is the first.
+func (s *Store) glanceOf(ctx context.Context, p *pool) (g *glance, joined, first bool) {
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	if p.glance != nil {
+		return p.glance, true, !p.lookedAt
+	}
+	g = &glance{since: time.Now(), done: make(chan struct{})}
+	p.glance = g
+	s.background.Go(func() { s.glanceAt(context.WithoutCancel(ctx), p, g.done) })
+	return g, false, !p.lookedAt
+}
+
+// await waits for a look that is in time, and reports whether it has ended.
+func (s *Store) await(g *glance, until time.Time) bool {
+	intime := g.since.Add(s.patience.look)
+	if intime.Before(until) {
+		until = intime
+	}
+	wait := time.NewTimer(time.Until(until))
+	defer wait.Stop()
+	select {
+	case <-g.done:
+	case <-wait.C:
+	}
+	return isClosed(g.done)
 }
 
 func (s *Store) glanceAt(ctx context.Context, p *pool, done chan struct{}) {
-	defer close(done)
+	defer func() {
+		s.refreshing.Lock()
+		defer s.refreshing.Unlock()
+		p.glance, p.lookedAt = nil, true
+		close(done)
+	}()
 	before := p.offlineText()
 	_ = s.fault("look at " + p.name()) // nothing is changed that could fail
 	if p.ops.longest() > s.patience.doubt {
@@ -219,4 +242,13 @@ func (s *Store) ask(p *pool, read func(*root) error) error {
 
 func (p *pool) late() error {
 	return &OfflineError{Pool: p.name(), Reason: OfflineHung, Err: errors.New("its disk takes long to answer")}
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }

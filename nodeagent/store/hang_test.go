@@ -278,3 +278,71 @@ func TestSearchDoesNotWaitForADiskThatHangs(t *testing.T) {
 	require.Empty(t, missing.Unseen)
 	n.mustCreate(Request{ID: "stuck-1", Pool: "pool2", Enforcement: record.EnforcementNone, SizeBytes: mib})
 }
+
+// TestALookIsNotWaitedForByOthers holds up a volume that comes up at a start:
+// that waits for it, and another look does not wait for the start.
+func TestALookIsNotWaitedForByOthers(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	v := n.mustCreate(block("pvc-1"))
+	n.reboot()
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	s := n.prepare(func(o *Options) {
+		once := sync.OnceFunc(func() { close(stuck); <-goOn })
+		o.Fault = func(step string) error {
+			if step == "attach again" {
+				once()
+			}
+			return nil
+		}
+	})
+	started := make(chan struct{})
+	go func() { defer close(started); s.Refresh(context.Background()) }()
+	<-stuck
+	looked := make(chan struct{})
+	go func() { defer close(looked); s.Glance(context.Background()) }()
+	select {
+	case <-looked:
+	case <-started:
+		t.Error("the start did not wait for its volume")
+	case <-time.After(testPatience / 2):
+		t.Error("a look waited for another's volume")
+	}
+	close(goOn)
+	<-started
+	<-looked
+	got, err := s.Get(v.ID)
+	require.NoError(t, err)
+	require.NoError(t, got.Unavailable)
+}
+
+// TestNothingIsMeasuredUnderTheLockOfAdmission has a disk that does not say what
+// room it has, from the moment on in which a choice among the pools begins.
+func TestNothingIsMeasuredUnderTheLockOfAdmission(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
+	s := n.store
+	s.Pools() // they were measured once
+	slow, fast := s.pools[0], s.pools[1]
+	measured := s.measuring
+	s.measuring = func(p *pool, space *filesystemSpace) (int64, int64, error) {
+		if !s.admission.TryLock() {
+			t.Error("measured with the lock held")
+		} else {
+			s.admission.Unlock()
+		}
+		return measured(p, space)
+	}
+	for range 3 {
+		slow.books().expire()
+		fast.books().expire()
+		requests := []Request{block("pvc-1"), block("pvc-2")}
+		for i := range requests {
+			require.NoError(t, requests[i].normalize())
+		}
+		admitted, err := s.admitAll(requests)
+		require.NoError(t, err)
+		for _, a := range admitted {
+			a.Cancel()
+		}
+	}
+}

@@ -205,3 +205,79 @@ func TestSwappedDisksPutRight(t *testing.T) {
 		})
 	}
 }
+
+// TestAPoolThatAnotherProcessHasIsNotTouched lets another process take a pool
+// whose volumes this one knows, while its disk was away: neither what is known
+// nor what is asked for by id reaches the disk.
+func TestAPoolThatAnotherProcessHasIsNotTouched(t *testing.T) {
+	locks := t.TempDir()
+	n := newNode(t, onExt4.make(t, gib))
+	one := n.start(withLocks(locks))
+	v := n.mustCreate(plain("pvc-1"))
+	mark(t, v, "kept")
+	hide(t, n.pools[0].Path, "-away", "")
+	one.Refresh(t.Context())
+	hide(t, n.pools[0].Path, "", "-away")
+	two := n.start(withLocks(locks))
+	online(t, n)
+	one.Refresh(t.Context())
+	require.Equal(t, OfflineInUse, one.Pools()[0].Offline.Reason)
+
+	for what, err := range map[string]error{
+		"activate": call(one.Activate(t.Context(), v.ID)),
+		"open":     call(one.Open(t.Context(), v.ID)),
+		"grow":     call(one.Grow(t.Context(), v.ID, 2*v.SizeBytes)),
+		"describe": one.Describe(t.Context(), v.ID, record.Origin{ClaimName: "other"}),
+		"delete":   one.Delete(t.Context(), v.ID, purge),
+	} {
+		var off *OfflineError
+		require.ErrorAs(t, err, &off, what)
+		require.Equal(t, OfflineInUse, off.Reason, what)
+	}
+	require.Equal(t, "kept", marked(t, v))
+	two.Close()
+	one.Refresh(t.Context())
+	require.NoError(t, call(one.Activate(t.Context(), v.ID)), "it is this one's again")
+	one.Close()
+}
+
+func call[T any](_ T, err error) error { return err }
+
+// TestASecondNameOfAPoolIsNotTouched puts a pool's disk under the name of another
+// one as well, after it was away: the name that has its volumes from before is
+// not used for them as long as it is the second one.
+func TestASecondNameOfAPoolIsNotTouched(t *testing.T) {
+	one, two := onExt4.make(t, gib), t.TempDir()
+	n := newNode(t, one)
+	v := n.mustCreate(plain("pvc-1"))
+	n.pools = poolsAt([]string{one, two})
+	n.dirty = true // two names of one disk
+	s := n.prepare()
+	s.Expect("pool2", Expectation{})
+	s.Refresh(t.Context())
+	hide(t, one, "-away", "")
+	s.Refresh(t.Context())
+	testroot.Run(t, "mount", "--bind", one, two)
+	testroot.UnmountOnCleanup(t, two)
+	hide(t, one, "", "-away")
+	// The disk is seen at its second name first.
+	path := s.pools[0].cfg.Path
+	s.pools[0].cfg.Path = path + "-away"
+	s.Refresh(t.Context())
+	s.pools[0].cfg.Path = path
+	s.Refresh(t.Context())
+	require.NotNil(t, s.Pools()[0].Offline)
+	require.Equal(t, OfflineDuplicate, s.Pools()[0].Offline.Reason)
+	got, err := s.Get(v.ID)
+	require.NoError(t, err)
+	if got.Pool == "pool1" {
+		require.Error(t, call(s.Activate(t.Context(), v.ID)))
+	} else {
+		require.NoError(t, call(s.Activate(t.Context(), v.ID)))
+	}
+	r, err := s.pools[0].open()
+	if err == nil {
+		r.Close()
+	}
+	require.Error(t, err, "the second name is opened")
+}

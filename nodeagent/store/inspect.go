@@ -47,6 +47,10 @@ func Inspect(path string) (*Inspection, error) {
 			in.Broken[name] = err
 			continue
 		}
+		if copied := copyOn(r, identity.Name, rec); copied != nil {
+			in.Broken[name] = copied
+			continue
+		}
 		if unmoved, err := isUnmoved(r.Dir, rec); err != nil || unmoved {
 			in.Unfinished = append(in.Unfinished, name)
 			continue
@@ -91,6 +95,12 @@ func (in *Inspection) readTrash(r *root, pool string) error {
 			t.trash = *note
 		}
 		t.rec, _ = readEntry(trash, name, id)
+		if t.rec != nil && !isFreeing(name) {
+			if copied := copyOn(r, pool, t.rec); copied != nil {
+				in.Broken[record.TrashDir+"/"+name] = copied
+				continue
+			}
+		}
 		in.Trash = append(in.Trash, Trashed{Pool: pool, Entry: name, Trash: t.trash, Volume: t.rec, Remaining: t.left()})
 	}
 	return nil

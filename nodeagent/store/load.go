@@ -42,21 +42,47 @@ func (s *Store) load(ctx context.Context, came [][]*pool, wait time.Duration) {
 	})
 }
 
-// soon does work, and returns when it is done or when it takes longer than wait; then it goes on by itself.
+// soon does work, and returns when it, and what others began to do so, is done, or takes longer than wait; then it goes on by
+// itself.
 func (s *Store) soon(ctx context.Context, wait time.Duration, work func()) {
-	up := make(chan struct{})
+	began := &begun{since: time.Now(), done: make(chan struct{})}
+	s.mu.Lock()
+	s.begun = append(s.begun, began)
+	s.mu.Unlock()
 	s.background.Go(func() {
-		defer close(up)
+		defer close(began.done)
 		work()
 	})
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-up:
-	case <-timer.C:
-		if wait > 0 {
+	s.awaitBegun(ctx, wait)
+}
+
+// begun is work that somebody may wait for.
+type begun struct {
+	since time.Time
+	done  chan struct{}
+}
+
+// awaitBegun waits for what has been under way for less than wait.
+func (s *Store) awaitBegun(ctx context.Context, wait time.Duration) {
+	s.mu.Lock()
+	s.begun = slices.DeleteFunc(s.begun, func(b *begun) bool { return isClosed(b.done) })
+	all := slices.Clone(s.begun)
+	s.mu.Unlock()
+	if wait == 0 {
+		return
+	}
+	for _, b := range all {
+		left := wait - time.Since(b.since)
+		if left <= 0 {
+			continue
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-b.done:
+		case <-timer.C:
 			s.log.WarnContext(ctx, "some volumes take long to come up; the others are served meanwhile")
 		}
+		timer.Stop()
 	}
 }
 
@@ -258,6 +284,14 @@ func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace, name 
 	s.mu.Lock()
 	v := s.volumes[name]
 	s.mu.Unlock()
+	if copied := copyOn(r, p.name(), rec); copied != nil {
+		if !s.wasMoved(v, rec) {
+			return nil, copied
+		}
+		if err := s.settle(r, rec); err != nil {
+			return nil, err
+		}
+	}
 	if v != nil && v.pool != p {
 		// Also while that pool is offline: its disk comes back, and what is here may be a copy, older than the volume.
 		if !s.hasLeft(v, p) {
@@ -276,7 +310,7 @@ func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace, name 
 		v = &volume{id: name, pool: p}
 		s.volumes[name] = v
 	}
-	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, p.uid()
+	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, r.uid
 	p.promise(space, p.key(name), rec.Owed())
 	return v, nil
 }
@@ -326,9 +360,16 @@ func (s *Store) scanTrashEntryLocked(p *pool, r *root, space *filesystemSpace, t
 		s.markBroken(p, r, space, where, err)
 		return
 	}
+	rec, err := readEntry(trash, name, id)
+	if err == nil && !isFreeing(name) {
+		if copied := copyOn(r, p.name(), rec); copied != nil {
+			s.markBroken(p, r, space, where, copied) // somebody copied it here, and nobody asked for its end
+			return
+		}
+	}
 	s.unmarkBroken(p, where)
 	owed := int64(0)
-	if rec, err := readEntry(trash, name, id); err == nil {
+	if err == nil {
 		t.rec = rec
 		space.own(t.key(), rec)
 		owed = rec.Owed()

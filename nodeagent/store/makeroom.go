@@ -75,7 +75,7 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 		if !wanted(p) {
 			continue
 		}
-		if capacity, err := s.capacity(p, space, time.Hour); err == nil {
+		if capacity, err := s.lastCapacity(p, space); err == nil {
 			room = max(room, capacity-space.ledger.Promised())
 		}
 	}

@@ -21,7 +21,7 @@ func (s *Store) Describe(ctx context.Context, id string, origin record.Origin) e
 		return nil
 	}
 	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) error {
-		next := v.rec
+		next := v.next()
 		next.Origin = v.rec.Origin.Follow(origin)
 		if equality.Semantic.DeepEqual(v.rec.Origin, next.Origin) {
 			return nil

@@ -114,6 +114,8 @@ func (p *pool) on(space *filesystemSpace) bool {
 type root struct {
 	*beneath.Dir
 	meta *beneath.Dir
+	// uid is its identity.
+	uid string
 	// end says that the operation that opened it came back.
 	end func()
 }
@@ -161,8 +163,8 @@ func (p *pool) open() (*root, error) {
 	p.mu.Lock()
 	want, offline := p.expect, p.offline
 	p.mu.Unlock()
-	if offline != nil && offline.Reason == OfflineHung {
-		return nil, offline // who goes there does not come back
+	if offline != nil && offline.barred() {
+		return nil, offline
 	}
 	want.takeOver = "" // only refresh does it, once
 	end := p.ops.begin()
@@ -233,7 +235,7 @@ func (p *pool) openAs(want expectation) (*root, *record.Pool, error) {
 		}
 		return nil, nil, p.offlineFor(err)
 	}
-	r := &root{Dir: dir, meta: meta}
+	r := &root{Dir: dir, meta: meta, uid: identity.UID}
 	if want.uid != "" && identity.UID != want.uid {
 		r.Close()
 		return off(OfflineSwapped, fmt.Errorf("%s holds pool %s (made as %s on %s), not %s", p.cfg.Path, identity.UID, identity.Name, identity.Node, want.uid))

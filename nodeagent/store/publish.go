@@ -75,12 +75,12 @@ func (s *Store) withVolume(ctx context.Context, id string, f func(*volume, *root
 		return err
 	}
 	defer unlock()
-	v, err := s.seekLocked(ctx, id)
+	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return err
 	}
 	if v == nil {
-		return &NotFoundError{ID: id}
+		return &NotFoundError{ID: id, Unseen: unseen}
 	}
 	r, err := v.pool.open()
 	if err != nil {

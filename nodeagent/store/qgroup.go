@@ -71,18 +71,15 @@ func remakeGroup(fs *os.File, id uint64, rec *record.Volume) error {
 }
 
 // returnSubvolumes has what lies in the volume charged to the volume alone, and
-// what does not lie in it to somebody else. It says that it had to.
-func returnSubvolumes(r *root, data *os.File, rec *record.Volume) error {
+// what does not lie in it to somebody else, for a slice from the cursor on. It
+// says that it had to.
+func returnSubvolumes(r *root, data *os.File, rec *record.Volume, at *btrfs.Cursor) error {
 	id, err := btrfs.ID(data)
 	if err != nil {
 		return err
 	}
 	group := uint32(rec.QuotaID)
-	strays, err := btrfs.Strays(r.File(), id, group)
-	if err != nil {
-		return err
-	}
-	foreign, err := btrfs.Foreign(r.File(), id, group)
+	strays, foreign, err := btrfs.Charged(r.File(), id, group, at, recheckSlice)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -17,7 +18,9 @@ const recheckSlice = 100 * time.Millisecond
 // round is a look at all of a volume, in slices. It changes with the volume's lock held, the times also with Store.mu.
 type round struct {
 	cursor quota.Cursor // how far the walk has come
-	found  error        // the first *EnforcementError of this round
+	// charged is how far the look at the subvolumes of a volume on btrfs has come.
+	charged btrfs.Cursor
+	found   error // the first *EnforcementError of this round
 	// looked is when a round last came to its end, or when the volume was first met.
 	looked time.Time
 }
@@ -107,15 +110,21 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 	if err := enforced(r, &v.rec, true); err != nil {
 		return true, err // a walk that is under way says nothing of what is limited by nothing
 	}
-	data, err := r.OpenDir(v.rec.ID + "/" + record.DataDir)
+	dir, err := r.OpenDir(v.rec.ID)
+	if err != nil {
+		return false, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+	}
+	defer dir.Close()
+	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
 		return false, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()
 	if v.rec.QuotaKind == record.QuotaBtrfs {
-		return true, returnSubvolumes(r, data.File(), &v.rec)
+		err := returnSubvolumes(r, data.File(), &v.rec, &v.round.charged)
+		return v.round.charged.Done(), err
 	}
-	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor, recheckSlice)
+	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor, recheckSlice, &flagNotes{s, dir})
 	if err != nil {
 		return false, err
 	}

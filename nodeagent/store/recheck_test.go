@@ -1,11 +1,13 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
@@ -71,5 +73,64 @@ func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
 			require.EqualValues(t, v.QuotaID, id, "it counts again")
 			require.NoError(t, s.Recheck(t.Context(), v.ID))
 		})
+	}
+}
+
+// TestFlagsComeBackAfterACrash ends the agent while a file is not immutable for
+// the moment in which it is charged to its volume: it is immutable again once the
+// next one has brought the volume up, or looks at it.
+func TestFlagsComeBackAfterACrash(t *testing.T) {
+	for _, k := range quotaPools {
+		if k.quota != record.QuotaProject {
+			continue
+		}
+		for _, step := range []string{"recheck: note flags", "recheck: flags off", "recheck: forget flags"} {
+			t.Run(k.name+", "+step, func(t *testing.T) {
+				n := newNode(t, k.make(t, 512*mib))
+				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
+				file := filepath.Join(v.Path, "file")
+				require.NoError(t, os.WriteFile(file, []byte("kept"), 0o644))
+				f, err := os.Open(file)
+				require.NoError(t, err)
+				defer f.Close()
+				require.NoError(t, quota.SetProject(f, 0, false))
+				run(t, "chattr", "+i", file)
+				t.Cleanup(func() { run(t, "chattr", "-i", file) })
+				immutable := func() bool {
+					flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+					require.NoError(t, err)
+					return flags&fsImmutable != 0
+				}
+				died := errors.New("it died")
+				met := false
+				s := n.start(func(o *Options) {
+					o.Fault = func(at string) error {
+						if at == step {
+							met = true
+							return died
+						}
+						return nil
+					}
+				})
+				err = s.Recheck(t.Context(), v.ID)
+				if !met {
+					t.Skip("the kernel lets an immutable file's project be changed")
+				}
+				require.ErrorIs(t, err, died)
+				require.Equal(t, step != "recheck: flags off", immutable())
+
+				n.start()
+				require.True(t, immutable(), "it is as its owner made it")
+				_ = n.store.Recheck(t.Context(), v.ID)
+				require.True(t, immutable())
+				id, _, err := quota.GetProject(f)
+				require.NoError(t, err)
+				require.EqualValues(t, v.QuotaID, id)
+				require.NoFileExists(t, filepath.Join(n.pools[0].Path, v.ID, record.FlagsFile))
+				run(t, "chattr", "-i", file)
+				require.NoError(t, n.store.Recheck(t.Context(), v.ID))
+				run(t, "chattr", "+i", file)
+			})
+		}
 	}
 }

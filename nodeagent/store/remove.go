@@ -31,6 +31,9 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 	defer unlock()
 	// Gone is what is on no disk, not what is not known here.
 	v, unseen, err := s.seekAllLocked(ctx, id)
+	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
+		err = nil // it is the volume that was deleted, and the copy is nobody's
+	}
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
@@ -50,6 +53,8 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 		s.setGone(v, true)
 		if v, unseen, err = s.seekAllLocked(ctx, id); err == nil && !s.isGone(v) {
 			err = end(ctx, v, how)
+		} else if err == nil && len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
+			return &UnseenError{ID: id, Unseen: unseen} // it stays known as gone from there
 		} else if err == nil {
 			if err = s.forgetLost(v); err == nil {
 				return s.deleteUnfound(ctx, id, how, unseen)

@@ -67,17 +67,20 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen
 
 	var found *volume
 	var broken error
+	var copied *CopyError
 	for _, p := range s.pools {
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 		v, err := s.seekIn(p, id)
 		var offline *OfflineError
-		if errors.As(err, &offline) {
+		switch {
+		case errors.As(err, &offline):
 			unseen = append(unseen, offline)
-		} else if err != nil {
+		case errors.As(err, &copied):
+		case err != nil:
 			broken = errors.Join(broken, err)
-		} else if found == nil {
+		case found == nil:
 			found = v
 		}
 	}
@@ -90,6 +93,8 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen
 		return found, nil, nil
 	case broken != nil:
 		return nil, nil, broken
+	case copied != nil && known == nil && !s.mayBeOn(copied.Of, unseen):
+		return nil, nil, copied
 	}
 	return known, unseen, nil
 }
@@ -124,15 +129,17 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	}
 	defer r.Close()
 
-	if err := s.seekTrash(p, r, space, id); err != nil {
-		return nil, unreadable(id, p, err)
-	}
+	// What cannot be read in the trash is there all the same. The volume may have been made anew since.
+	trashErr := s.seekTrash(p, r, space, id)
 	there, err := r.Exists(id)
 	if err != nil {
 		return nil, unreadable(id, p, err)
 	}
 	if !there || isLink(r.Dir, id) {
 		s.unmarkBroken(p, id)
+		if trashErr != nil {
+			return nil, unreadable(id, p, trashErr)
+		}
 		return nil, nil
 	}
 	v, err := s.scanVolumeLocked(p, r, space, id)
@@ -141,6 +148,12 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	}
 	if err != nil {
 		s.markBroken(p, r, space, id, err)
+		var copied *CopyError
+		if errors.As(err, &copied) && trashErr == nil {
+			return nil, copied
+		} else if errors.As(err, &copied) {
+			err = trashErr
+		}
 		return nil, unreadable(id, p, err)
 	}
 	return v, nil
@@ -166,6 +179,8 @@ func (s *Store) answers(p *pool, id string) error {
 }
 
 // seekTrash takes in entries of a volume in a pool's trash that are not known.
+// An error says that one is there and cannot be read: when it may be freed, and
+// whether that is the volume's last data, nobody can say.
 func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) error {
 	names, err := namesIn(r.meta, record.TrashDir)
 	if err != nil {
@@ -181,6 +196,9 @@ func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) e
 		}
 		s.scanTrashEntryLocked(p, r, space, trash, name, id)
 		trash.Close()
+		if cause := s.brokenCause(p, record.TrashDir+"/"+name); cause != nil {
+			return inTrash(name, cause)
+		}
 	}
 	return nil
 }
@@ -319,7 +337,9 @@ func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 		}
 	}
 	for _, name := range all {
-		if record.CheckID(name) == nil && s.volumes[name] == nil && s.builds[name] == nil && s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
+		// Also one that is known to be on another pool: here is another one of it.
+		v := s.volumes[name]
+		if record.CheckID(name) == nil && (v == nil || v.pool != p) && s.builds[name] == nil && s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
 			names = append(names, name)
 		}
 	}

@@ -276,3 +276,71 @@ func TestPoolAwayWhileAVolumeIsMade(t *testing.T) {
 	require.True(t, flapped)
 	require.EqualValues(t, 64*mib, s.Pools()[0].Promised)
 }
+
+// TestTrashThatCannotBeRead damages the note of a volume in the trash: neither is
+// it said to be deleted, nor that there is nothing, and its name is not used
+// again, until a person says what is to become of it.
+func TestTrashThatCannotBeRead(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		n := newNode(t, onExt4.make(t, gib))
+		n.mustCreate(plain("pvc-1"))
+		require.NoError(t, n.store.Delete(t.Context(), "pvc-1", keep(3600)))
+		entry := n.store.Trash()[0].Entry
+		at := filepath.Join(n.pools[0].Path, record.MetaDir, record.TrashDir)
+		away := filepath.Join(n.pools[0].Path, "Away")
+		require.NoError(t, os.Rename(at, away))
+		n.start() // it knows nothing of what is to come
+		require.NoError(t, os.Remove(at))
+		require.NoError(t, os.Rename(away, at))
+		dir := filepath.Join(n.pools[0].Path, record.MetaDir, record.TrashDir, entry)
+		note := filepath.Join(dir, record.TrashedFile)
+		good, err := os.ReadFile(note)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(note, []byte("{}"), 0o600))
+		if restart {
+			n.start()
+		}
+		s := n.store
+		for what, err := range map[string]error{
+			"find":    call(s.Find(t.Context(), "pvc-1")),
+			"delete":  s.Delete(t.Context(), "pvc-1", purge),
+			"trash":   s.Delete(t.Context(), "pvc-1", keep(3600)),
+			"restore": call(s.Restore(t.Context(), "pvc-1")),
+			"create":  call(n.create(plain("pvc-1"))),
+		} {
+			require.ErrorContains(t, err, entry, what)
+			var missing *NotFoundError
+			require.False(t, errors.As(err, &missing), what)
+		}
+		require.DirExists(t, dir)
+		if restart {
+			require.NoError(t, os.WriteFile(note, good, 0o600))
+			require.NoError(t, call(s.Restore(t.Context(), "pvc-1")))
+			continue
+		}
+		require.NoError(t, os.Rename(dir, dir+freeingSuffix))
+		require.NoError(t, s.Delete(t.Context(), "pvc-1", purge))
+		require.NoError(t, s.Drain(t.Context()))
+		require.NoDirExists(t, dir+freeingSuffix)
+	}
+}
+
+// TestACopyThatArrives lays a second one of a volume beside it while an agent
+// runs, of a version that wrote no pool into records: it is found and said.
+func TestACopyThatArrives(t *testing.T) {
+	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
+	n.dirty = true // the copy stays
+	r := plain("pvc-1")
+	r.Pool = "pool1"
+	v := n.mustCreate(r)
+	withoutPool(t, filepath.Join(n.pools[0].Path, v.ID))
+	s := n.start()
+	require.Empty(t, s.Pools()[1].Broken)
+	run(t, "cp", "-a", filepath.Join(n.pools[0].Path, v.ID), n.pools[1].Path)
+	s.Glance(t.Context())
+	require.Contains(t, s.Pools()[1].Broken, v.ID)
+	require.Empty(t, s.Pools()[0].Broken)
+	require.NoError(t, os.RemoveAll(filepath.Join(n.pools[1].Path, v.ID)))
+	s.Glance(t.Context())
+	require.Empty(t, s.Pools()[1].Broken)
+}

@@ -28,6 +28,7 @@ type filesystemSpace struct {
 	free     int64     // what tenants could take when it was measured, in bytes
 	usable   int64     // free and used by volumes together, in bytes
 	size     int64
+	failed   error // of the last measurement
 	// measuring is the measurement that is under way; heavy and adopting bound what loads the disk; freeing: somebody frees its
 	// trash; sweep: something in tmp or of the index could not be cleared away; one keeps Run and Drain from freeing the same entry.
 	measuring *measuring
@@ -98,10 +99,29 @@ func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) 
 	space.mu.Lock()
 	usable, size := space.usable, space.size
 	space.mu.Unlock()
+	return p.promisable(usable, size), nil
+}
+
+// lastCapacity is capacity by what was measured last, however long ago: for those who hold a lock that must not wait for a disk.
+// It is errSlow where nothing was measured yet.
+func (s *Store) lastCapacity(p *pool, space *filesystemSpace) (int64, error) {
+	space.mu.Lock()
+	usable, size, known, failed := space.usable, space.size, !space.measured.IsZero(), space.failed
+	space.mu.Unlock()
+	if !known && failed == nil {
+		failed = errSlow
+	}
+	if !known {
+		return 0, failed
+	}
+	return p.promisable(usable, size), nil
+}
+
+// promisable is what a pool may promise of a filesystem on which so many bytes are usable.
+func (p *pool) promisable(usable, size int64) int64 {
 	p.mu.Lock()
-	reserve := p.reserve
-	p.mu.Unlock()
-	return p.cfg.Overcommit.Of(max(usable-reserve.Of(size), 0)), nil
+	defer p.mu.Unlock()
+	return p.cfg.Overcommit.Of(max(usable-p.reserve.Of(size), 0))
 }
 
 // measure looks at what volumes and trash use of a filesystem, and then at its free space, in this order: what a volume takes
@@ -250,6 +270,9 @@ func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) err
 			go s.measureIn(p, space, m)
 		}
 		space.mu.Unlock()
+		if left := s.patience.measure - time.Since(m.began); left <= 0 && !isClosed(m.done) {
+			return errSlow // somebody waited for it in vain already
+		}
 		select {
 		case <-m.done:
 		case <-wait.C:
@@ -268,7 +291,7 @@ func (s *Store) measureIn(p *pool, space *filesystemSpace, m *measuring) {
 	if err == nil {
 		space.usable, space.size, space.measured = usable, size, m.began
 	}
-	m.err, space.measuring = err, nil
+	m.err, space.failed, space.measuring = err, err, nil
 	close(m.done)
 }
 

@@ -71,7 +71,7 @@ type Store struct {
 	abandoned sync.Map
 	// holding keeps two pools from becoming one.
 	holding sync.Mutex
-	// refreshing keeps two looks at the pools from following each other's half-done work.
+	// refreshing keeps the looks at the pools that are under way. It is never held while somebody waits for a disk.
 	refreshing sync.Mutex
 	// measuring is measure; tests put another in its place.
 	measuring func(*pool, *filesystemSpace) (usable, size int64, err error)
@@ -99,6 +99,8 @@ type Store struct {
 	changed chan struct{}
 	// feeds are told what changed.
 	feeds []*Feed
+	// begun is what looks found to do and is not done.
+	begun []*begun
 }
 
 // volume is one volume that the store knows.
@@ -211,25 +213,18 @@ func (s *Store) Expect(poolName string, e Expectation) {
 
 // Refresh looks at every pool's disk. Pools that came online are swept of what a crash left, and their volumes are brought up.
 // It returns once all of that is done. It is called at start and whenever a mount of the node changed.
-func (s *Store) Refresh(ctx context.Context) {
-	s.refreshing.Lock()
-	defer s.refreshing.Unlock()
-	s.takeOverLinks(ctx)
-	s.glanceAllLocked(ctx)
-	s.load(ctx, s.arrived(), bringUpWait)
-	s.takeFound(ctx, bringUpWait)
-	s.leaveLinksOfOthers()
-}
+func (s *Store) Refresh(ctx context.Context) { s.lookAtPools(ctx, bringUpWait) }
 
 // Glance is Refresh for those who come again soon: it does not wait for volumes
 // to come up, nor long for a disk that does not answer.
-func (s *Store) Glance(ctx context.Context) {
-	s.refreshing.Lock()
-	defer s.refreshing.Unlock()
+func (s *Store) Glance(ctx context.Context) { s.lookAtPools(ctx, 0) }
+
+func (s *Store) lookAtPools(ctx context.Context, wait time.Duration) {
 	s.takeOverLinks(ctx)
-	s.glanceAllLocked(ctx)
-	s.load(ctx, s.arrived(), 0)
-	s.takeFound(ctx, 0)
+	s.glanceAll(ctx)
+	s.load(ctx, s.arrived(), wait)
+	s.takeFound(ctx, wait)
+	s.awaitBegun(ctx, wait) // what another look found in between
 	s.leaveLinksOfOthers()
 }
 

@@ -239,7 +239,11 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 		return s.Get(id)
 	}
 	// What is in the trash may have come there without us.
-	if v, err := s.seekLocked(ctx, id); err != nil {
+	v, unseen, err := s.seekAllLocked(ctx, id)
+	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
+		err = nil // it is the volume that comes back, not the copy
+	}
+	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	} else if v != nil {
 		if err := s.activateLocked(ctx, v); err != nil {
@@ -254,9 +258,9 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 		}
 	}
 	if last == nil {
-		return Volume{}, &NotFoundError{ID: id}
+		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
-	v, err := s.restoreLocked(last)
+	v, err = s.restoreLocked(last)
 	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	}

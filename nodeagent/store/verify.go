@@ -151,6 +151,11 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("it can not be read as a volume, and is left alone: %v", err)})
 		return
 	}
+	if copied := copyOn(r, p.name(), rec); copied != nil {
+		q.unknown = append(q.unknown, name) // its quota id may be in use by the volume
+		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: copied.Error()})
+		return
+	}
 	if other := v.volumes[name]; other != nil {
 		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: "another pool has a volume of this id too"})
 	}

@@ -192,7 +192,7 @@ func putBack(ctx context.Context, at *place) error {
 	}
 	defer data.Close()
 	for cursor := (quota.Cursor{}); !cursor.Done(); {
-		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute); err != nil {
+		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, &flagNotes{at.store, at.dir}); err != nil {
 			return err
 		}
 	}

@@ -30,9 +30,12 @@ func Errorf(reason, format string, args ...any) error {
 // WithReason gives an error of the store about a volume that is there, or
 // should be, its reason. Nil stays nil, and an [Error] as it is.
 func WithReason(err error) error {
+	missing, _ := errors.AsType[*store.NotFoundError](err)
 	switch {
 	case err == nil || is[*Error](err):
 		return err
+	case missing != nil && len(missing.Unseen) > 0: // it may be on what could not be looked at
+		return &Error{v1alpha1.ReasonVolumeUnavailable, err}
 	case is[*store.NotFoundError](err), is[*record.IDError](err):
 		return &Error{v1alpha1.ReasonVolumeNotFound, err}
 	case is[*store.InUseError](err):

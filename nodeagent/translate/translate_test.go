@@ -133,6 +133,7 @@ func TestRecordSurvivesTheVolume(t *testing.T) {
 			"GrowingTo",                                                     // in SizeBytes, where it is more
 			"InodesBySize",                                                  // TestInodesThatNobodyAskedFor
 			"QuotaKind", "QuotaID", "FSUUID", "LogicalBlockSize", "EverRaw", // how it was made
+			"PoolUID",                 // where; in the status of the object
 			"AdoptedFrom", "Adopting", // TestAdoptionComesBack
 		}, name, "the Volume does not say it")
 	}
