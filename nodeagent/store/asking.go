@@ -115,7 +115,7 @@ func (q *inquiry) take() *asked {
 			return a
 		}
 	}
-	q.endIfDone()
+	q.endIfDoneLocked()
 	return nil
 }
 
@@ -131,7 +131,7 @@ func (q *inquiry) answered(a *asked, err error) (slow bool) {
 	delete(q.open, a)
 	if a.slow {
 		q.s.watcher.hanging.add(a.v.pool, -1)
-		q.endIfDone()
+		q.endIfDoneLocked()
 	}
 	return a.slow
 }
@@ -152,11 +152,11 @@ func (q *inquiry) hurry() {
 			delete(q.open, a)
 		}
 	}
-	q.endIfDone()
+	q.endIfDoneLocked()
 }
 
-// endIfDone is called with mu held.
-func (q *inquiry) endIfDone() {
+// endIfDoneLocked ends the inquiry when nothing is left. It expects mu.
+func (q *inquiry) endIfDoneLocked() {
 	if len(q.left) == 0 && len(q.open) == 0 && !q.over {
 		q.over = true
 		close(q.done)

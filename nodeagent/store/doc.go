@@ -33,7 +33,7 @@
 // A goroutine that holds a lock takes only those that stand below it in this
 // table. Those on one line, and those below the dash, are never held together.
 //
-//	Store.refreshing, watcher.looking   looks at the pools, looks at the volumes
+//	watcher.looking                     looks at the volumes
 //	filesystemSpace.one                 an entry of the trash is freed
 //	Store.locks, by volume id           an operation on a volume; never two of them
 //	filesystemSpace.heavy, adopting     semaphores, waited for with a volume's lock held
@@ -43,7 +43,8 @@
 //	pool.mu                             what is known of a pool
 //	filesystemSpace.mu, ledger.Ledger    measurements; promises and quota ids
 //	-
-//	Store.holding, links.mu, watcher.mu, questions.mu, mountScans, underWay.mu
+//	Store.refreshing, Store.holding, links.mu, watcher.mu, questions.mu, mountScans,
+//	underWay.mu, inquiry.mu, and below that hanging.mu
 //
 // A pool's disk is waited for under the locks down to probing, and under none of
 // the others. A look waits for volumes' locks, so nothing that holds one waits for
@@ -107,9 +108,10 @@
 //	device.go         the loop device and the mount over an image: what is there, taking it away
 //	links.go          links to the devices of Block volumes
 //	alive.go          does a filesystem answer, and take writes?
-//	asking.go         asks the filesystems of all volumes in a look, none behind one that hangs
+//	asking.go         asking the filesystems of all volumes in a look, none behind one that hangs
 //	look.go           looking at every volume that is up, mending what can be mended
 //	recheck.go        is the size still in force?
+//	flags.go          notes of files that are not immutable for a moment
 //	keep.go           rechecking all in turn
 //	origin.go         the record follows the claim
 //	claims.go         links by claim, for people
@@ -126,7 +128,6 @@
 //	slice.go          freeing the trash's space in the background, in turns
 //	free.go           freeing one entry
 //	freetree.go       freeing what a tenant left
-//	flags.go          notes of files that are not immutable for a moment
 //
 // Does everything hold:
 //
