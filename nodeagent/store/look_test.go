@@ -145,9 +145,9 @@ func TestBentLink(t *testing.T) {
 
 // A volume that somebody unmounted, detached or both is brought up again.
 func TestTakenAway(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			v := n.mustCreate(imageVolume("pvc-1", fstype))
 			mark(t, v, "mine")
@@ -201,9 +201,9 @@ func damages() []damage {
 
 // A filesystem that takes no writes any more is said to be so while somebody uses it, and mended when nobody does.
 func TestSickFilesystem(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, d := range damages() {
 		t.Run(d.name, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			v := n.mustCreate(imageVolume("pvc-1", d.fstype))
 			mark(t, v, "mine")
@@ -230,9 +230,9 @@ func TestSickFilesystem(t *testing.T) {
 
 // Whoever publishes a volume finds its filesystem dead before the watcher does, and has it mended.
 func TestSickFilesystemIsMendedByActivate(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, d := range damages() {
 		t.Run(d.name, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			v := n.mustCreate(imageVolume("pvc-1", d.fstype))
 			mark(t, v, "mine")
@@ -246,9 +246,9 @@ func TestSickFilesystemIsMendedByActivate(t *testing.T) {
 
 // A volume can be deleted whatever became of its filesystem.
 func TestDeleteSickFilesystem(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, d := range damages() {
 		t.Run(d.name, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			v := n.mustCreate(imageVolume("pvc-1", d.fstype))
 			d.do(t, filepath.Dir(v.Path), testroot.LoopsOver(t, filepath.Join(path, "pvc-1", record.ImageFile))[0])
@@ -294,9 +294,9 @@ func TestSickFilesystemInAnotherNamespace(t *testing.T) {
 
 // Thin images on a full disk: the kernel ends their filesystems, and they come back when there is room.
 func TestThinImageOnFullDisk(t *testing.T) {
-	path := onExt4.make(t, 600*mib)
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
+			path := onExt4.make(t, 600*mib)
 			n := newNode(t, path)
 			var err error
 			n.pools[0].Overcommit, err = config.ParseOvercommit("4.0")
@@ -336,9 +336,9 @@ func TestThinImageOnFullDisk(t *testing.T) {
 
 // A frozen filesystem is said not to respond, holds nobody up, and is well as soon as it is thawed.
 func TestFrozenFilesystem(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			n.store.questions.within = 300 * time.Millisecond
 			v := n.mustCreate(imageVolume("pvc-1", fstype))
@@ -372,9 +372,9 @@ func TestFrozenFilesystem(t *testing.T) {
 
 // A freeze that outlived its mount does not hang the next one.
 func TestFreezeOutlivesItsMount(t *testing.T) {
-	path := onExt4.make(t, 2*gib)
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
+			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
 			v := n.mustCreate(imageVolume("pvc-1", fstype))
 			mark(t, v, "mine")

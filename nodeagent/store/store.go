@@ -16,6 +16,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -120,6 +121,8 @@ type volume struct {
 	round       round
 	// up is what was found when an image volume was last proven to be up, nil while it is not.
 	up *standing
+	// device is what it was up on last, also while it is not up: it is kept open.
+	device *loop.Device
 }
 
 // errNotUp is a volume's unavailability until it was brought up.
