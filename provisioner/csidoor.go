@@ -123,11 +123,19 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 		return nil
 	}
 
+	key := client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
 	var claim corev1.PersistentVolumeClaim
-	err := c.client.Get(ctx, client.ObjectKey{
-		Namespace: ref.Namespace,
-		Name:      ref.Name,
-	}, &claim)
+	err := c.client.Get(ctx, key, &claim)
+
+	// The sidecar's watch may be ahead of ours: it asks once the scheduler has
+	// chosen a node. Then our cache may lack the pod's other claims as well.
+	claimsIn := c.claimsIn
+	if apierrors.IsNotFound(err) || err == nil && claim.Annotations[annSelectedNode] == "" &&
+		claim.Spec.VolumeName == "" && c.isOurs(&claim) {
+		claimsIn = c.claimsNow
+		claim = corev1.PersistentVolumeClaim{}
+		err = c.live.Get(ctx, key, &claim)
+	}
 	if apierrors.IsNotFound(err) || err == nil && ref.UID != "" && claim.UID != ref.UID {
 		return nil
 	}
@@ -157,7 +165,7 @@ func (c *CSI) fromClaim(ctx context.Context, wish *v1alpha1.VolumeSpec) error {
 		}
 	}
 
-	wish.Admission, err = c.pods().admissionGroup(ctx, &claim, c.claimsIn, c.isOurs)
+	wish.Admission, err = c.pods().admissionGroup(ctx, &claim, claimsIn, c.isOurs)
 	return err
 }
 

@@ -55,6 +55,18 @@ func (d *frontDoor) claimsIn(
 	return list.Items, nil
 }
 
+// claimsNow is claimsIn by a live read.
+func (d *frontDoor) claimsNow(
+	ctx context.Context,
+	namespace string,
+) ([]corev1.PersistentVolumeClaim, error) {
+	var list corev1.PersistentVolumeClaimList
+	if err := d.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		return nil, &apiError{"list the claims of namespace " + namespace, err}
+	}
+	return list.Items, nil
+}
+
 // isOurs reports whether the claim's class is one of Quarry's, through either
 // door, that waits for the scheduler.
 func (d *frontDoor) isOurs(claim *corev1.PersistentVolumeClaim) bool {

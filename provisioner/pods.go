@@ -119,6 +119,10 @@ func (r podReader) admissionGroup(
 	}
 
 	pods, err := r.using(ctx, claim, "0")
+	if err == nil && len(pods) == 0 {
+		// What the API server has at hand may be of before the pod was made.
+		pods, err = r.using(ctx, claim, "")
+	}
 	if err != nil || len(pods) == 0 {
 		return nil, err
 	}
