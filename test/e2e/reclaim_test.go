@@ -124,7 +124,7 @@ func TestTrashTakesRoomAndIsFreed(t *testing.T) {
 		t.Run(d.name+" expires", func(t *testing.T) {
 			ns := newNamespace(t)
 			empty := room(t, node, "small")
-			pv := trashed(t, ns, "data", d.newClass(t, trash("8s")), size)
+			pv := trashed(t, ns, "data", d.newClass(t, trash("20s")), size)
 			id, _ := whereIs(pv)
 			phaseOf(t, id, "Trashed")
 			require.LessOrEqual(t, room(t, node, "small"), empty-size, "it counts against the pool")
