@@ -81,7 +81,7 @@ func (l *localDoor) Provision(
 			size:   size.Value(),
 			reason: verdict.Reason,
 		}, refusedBy)
-		l.wakeIfReadyNow(uid, node, err)
+		l.wakeIfAgentChanged(uid, node, err)
 		var now corev1.PersistentVolumeClaim
 		err := l.client.Get(ctx, client.ObjectKeyFromObject(o.PVC), &now)
 		if apierrors.IsNotFound(err) ||
@@ -95,13 +95,13 @@ func (l *localDoor) Provision(
 	return nil, state, errors.New(explanation(err))
 }
 
-// wakeIfReadyNow closes the gap between asking for the agent and entering the
-// waiting room.
-func (l *localDoor) wakeIfReadyNow(uid, node string, err error) {
-	if _, is := errors.AsType[*agentNotReadyError](err); !is {
-		return
-	}
-	if ready, _ := l.agents.Ready(node); ready {
+// wakeIfAgentChanged closes the gap between asking for the agent and entering
+// the waiting room.
+func (l *localDoor) wakeIfAgentChanged(uid, node string, err error) {
+	_, wasDown := errors.AsType[*agentNotReadyError](err)
+	_, wasUp := errors.AsType[*pendingError](err)
+	ready, _ := l.agents.Ready(node)
+	if wasDown && ready || wasUp && !ready {
 		l.waiting.wakeClaims(byNode, one(uid), always)
 	}
 }

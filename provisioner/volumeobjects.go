@@ -368,19 +368,20 @@ func (r *volumeObjects) settle(
 			return v, &refusedError{Node: v.Spec.NodeName, Code: reason, Message: message}
 		}
 
+		// Asked here and not only on a change: it may have gone before the
+		// subscription.
+		if agent != nil {
+			if ready, why := r.agents.Ready(v.Spec.NodeName); !ready {
+				return v, &agentNotReadyError{Node: v.Spec.NodeName, Why: why, Recorded: true}
+			}
+		}
+
 		select {
 		case newer := <-changes:
 			if newer.UID == uid || uid == "" {
 				v = newer.DeepCopy()
 			}
 		case <-agent:
-			if ready, why := r.agents.Ready(v.Spec.NodeName); !ready {
-				return v, &agentNotReadyError{
-					Node:     v.Spec.NodeName,
-					Why:      why,
-					Recorded: true,
-				}
-			}
 		case <-patience.over:
 			if reason == "" && r.heard.since(v.Spec.NodeName, patience.since) {
 				patience.again()

@@ -70,6 +70,20 @@ func TestSettleWaitsForANodeThatIsHeardOf(t *testing.T) {
 	})
 }
 
+// An agent that went while the record was written is not waited for.
+func TestSettleSeesAnAgentThatWentBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		agents := &agentWatch{}
+		r := &volumeObjects{agents: agents, agentChanged: &agents.changed}
+		began := time.Now()
+		_, err := r.settle(t.Context(), attemptThat("", 0), make(chan *v1alpha1.Volume))
+		var notReady *agentNotReadyError
+		require.ErrorAs(t, err, &notReady)
+		require.True(t, notReady.Recorded)
+		require.Zero(t, time.Since(began))
+	})
+}
+
 // A node that goes on failing, or that is silent, is given up for another one; one that is at it, or had a volume, is not.
 func TestSettleGivesUpAnAttempt(t *testing.T) {
 	for reason, gives := range map[string]bool{v1alpha1.ReasonFailed: true, "": true, v1alpha1.ReasonWaitingForGroup: false, v1alpha1.ReasonCreating: false} {
