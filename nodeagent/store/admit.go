@@ -15,20 +15,24 @@ import (
 )
 
 const (
-	// measuredAge is how old a measurement of a filesystem may be to admit by it.
+	// measuredAge is how old a measurement of a filesystem may be to admit by
+	// it.
 	measuredAge = time.Second
-	// admitTries is how many fresh measurements have to agree before a request is refused: one that was taken while a volume
-	// was being allocated shows too little room.
+	// admitTries is how many fresh measurements have to agree before a request
+	// is refused: one that was taken while a volume was being allocated shows
+	// too little room.
 	admitTries = 3
 )
 
-// Admission is space promised to a volume that is not made yet. Exactly one of Create and Cancel ends it.
+// Admission is space promised to a volume that is not made yet. Exactly one of
+// Create and Cancel ends it.
 type Admission struct {
 	req   Request
 	pool  *pool // nil: the volume was there already
 	space *filesystemSpace
 	plan  plan
-	// key is the admission's own in the ledger, so that taking it back never takes another one's promise.
+	// key is the admission's own in the ledger, so that taking it back never
+	// takes another one's promise.
 	key   string
 	store *Store
 	// fate is that of the volume while Create makes it.
@@ -37,7 +41,8 @@ type Admission struct {
 
 var admissions atomic.Int64
 
-// Cancel takes the promise back. A second call, and one after Create, does nothing.
+// Cancel takes the promise back. A second call, and one after Create, does
+// nothing.
 func (a *Admission) Cancel() {
 	if a.pool != nil && a.space.ledger.Release(a.key) {
 		a.store.notifyOf() // somebody may wait for the room
@@ -47,23 +52,27 @@ func (a *Admission) Cancel() {
 // open tells whether neither Create nor Cancel has ended the admission yet.
 func (a *Admission) open() bool { return a.space.ledger.Has(a.key) }
 
-// Admit promises space to all of the requests or to none: the claims of one pod are of use only together. It chooses the
-// pools. Volumes that are there already need no promise; they are admitted as they are. What is to be adopted is looked at,
-// which may mean to read a whole tree.
+// Admit promises space to all of the requests or to none: the claims of one pod
+// are of use only together. It chooses the pools. Volumes that are there
+// already need no promise; they are admitted as they are. What is to be adopted
+// is looked at, which may mean to read a whole tree.
 //
-// When not all fit, the error is the one of the first request that did not; it is a *CapacityError if room is all that lacked.
-// Where a pool allows it, trash is then freed before its time, so that a later call finds room.
+// When not all fit, the error is the one of the first request that did not; it
+// is a *CapacityError if room is all that lacked. Where a pool allows it, trash
+// is then freed before its time, so that a later call finds room.
 func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, error) {
 	for i := range requests {
 		if err := requests[i].normalize(); err != nil {
 			return nil, err
 		}
 	}
+
 	for i := range requests {
 		if err := s.examine(ctx, &requests[i]); err != nil {
 			return nil, err
 		}
 	}
+
 	maxAge, patience := measuredAge, time.Now().Add(freedWait)
 	for try := 1; ; try++ {
 		// Before the lock is taken, so that nobody waits for a disk under it.
@@ -73,6 +82,7 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 		if !errors.As(err, &full) {
 			return admitted, err
 		}
+
 		if try == admitTries || ctx.Err() != nil {
 			s.relieve(ctx, requests)
 			if ctx.Err() != nil || !s.awaitFreed(ctx, patience, full, requests) {
@@ -80,11 +90,13 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 			}
 			try--
 		}
+
 		maxAge = 0
 	}
 }
 
-// measurePools measures the filesystems of the pools that the requests may be carved from.
+// measurePools measures the filesystems of the pools that the requests may be
+// carved from.
 func (s *Store) measurePools(maxAge time.Duration, requests []Request) {
 	measured := map[*filesystemSpace]bool{}
 	for _, p := range s.pools {
@@ -101,6 +113,7 @@ func (s *Store) measurePools(maxAge time.Duration, requests []Request) {
 func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 	s.admission.Lock()
 	defer s.admission.Unlock()
+
 	s.spreading = slices.DeleteFunc(s.spreading, func(a *Admission) bool { return !a.open() })
 	var admitted []*Admission
 	for _, r := range requests {
@@ -111,10 +124,13 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 					earlier.space.ledger.Release(earlier.key) // nobody has seen it taken
 				}
 			}
+
 			return nil, err
 		}
+
 		admitted = append(admitted, a)
 	}
+
 	return admitted, nil
 }
 
@@ -140,12 +156,14 @@ func (c choice) before(other choice) bool {
 	return c.room > other.room
 }
 
-// admitLocked chooses the pool with the fewest volumes of the request's spread group, and among those the one with the most room.
-// It is called with admission held.
+// admitLocked chooses the pool with the fewest volumes of the request's spread
+// group, and among those the one with the most room. It is called with
+// admission held.
 func (s *Store) admitLocked(r Request) (*Admission, error) {
 	if v := s.lookup(r.ID); v != nil {
 		return &Admission{req: r}, nil
 	}
+
 	var (
 		alike     = s.alikeLocked(r.Origin.SpreadGroup)
 		best      *Admission
@@ -161,48 +179,60 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 		if !r.wants(p, s.opts.Node) {
 			continue
 		}
+
 		candidate = true
 		features, space, err := p.state()
 		if err != nil {
 			offline = err
 			continue
 		}
+
 		how, err := planFor(&r, features, p.cfg.DefaultFilesystem)
 		if err != nil {
 			refusal = err
 			continue
 		}
-		capacity, err := s.lastCapacity(p, space) // measured just now, and nothing is measured with the lock held
+
+		// Measured just now, and nothing is measured with the lock held.
+		capacity, err := s.lastCapacity(p, space)
 		if err != nil {
 			offline = err
 			continue
 		}
+
 		full = true
 		capacity += r.occupied()
 		room := capacity - space.ledger.Promised()
 		most = max(most, room)
+
 		if room < r.SizeBytes {
 			continue
 		}
 		if this := (choice{alike: len(alike[p]), room: room}); best == nil || this.before(bestOf) {
-			best, bestOf, within = &Admission{req: r, pool: p, space: space, plan: how, store: s}, this, capacity
+			best = &Admission{req: r, pool: p, space: space, plan: how, store: s}
+			bestOf, within = this, capacity
 		}
 	}
+
 	switch {
 	case best != nil:
 		best.key = best.pool.key(r.ID + admissionMark + strconv.FormatInt(admissions.Add(1), 10))
-		// Growths reserve without the lock held here: what was room above may be theirs by now.
+
+		// Growths reserve without the lock held here: what was room above may
+		// be theirs by now.
 		if _, ok := best.space.ledger.Reserve(best.key, r.SizeBytes, within); !ok {
 			return s.admitLocked(r)
 		}
 		if r.Origin.SpreadGroup != "" {
 			s.spreading = append(s.spreading, best)
 		}
+
 		return best, nil
 	case !candidate && r.Pool != "":
 		return nil, refuse(v1alpha1.ReasonPoolNotFound, "this node has no pool %q", r.Pool)
 	case !candidate:
-		return nil, refuse(v1alpha1.ReasonPoolNotFound, "this node has no pool whose labels match %q", r.PoolSelector)
+		return nil, refuse(v1alpha1.ReasonPoolNotFound,
+			"this node has no pool whose labels match %q", r.PoolSelector)
 	case full:
 		return nil, &CapacityError{Pool: r.Pool, Need: r.SizeBytes, Available: most}
 	case refusal != nil:
@@ -212,11 +242,13 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 	}
 }
 
-// alikeLocked are the ids of the volumes of a spread group, by pool: made, being made, or admitted. It is called with admission held.
+// alikeLocked are the ids of the volumes of a spread group, by pool: made,
+// being made, or admitted. It is called with admission held.
 func (s *Store) alikeLocked(group string) map[*pool]map[string]bool {
 	if group == "" {
 		return nil
 	}
+
 	out := map[*pool]map[string]bool{}
 	count := func(p *pool, id string, o *record.Origin) {
 		if o.SpreadGroup != group {
@@ -225,19 +257,26 @@ func (s *Store) alikeLocked(group string) map[*pool]map[string]bool {
 		if out[p] == nil {
 			out[p] = map[string]bool{}
 		}
+
 		out[p][id] = true
 	}
-	for _, a := range s.spreading { // before the volumes: one that becomes a volume meanwhile is counted once, not never
+
+	// Before the volumes: one that becomes a volume meanwhile is counted once,
+	// not never.
+	for _, a := range s.spreading {
 		if a.open() {
 			count(a.pool, a.req.ID, &a.req.Origin)
 		}
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	for _, known := range []map[string]*volume{s.builds, s.volumes} {
 		for id, v := range known {
 			count(v.pool, id, &v.rec.Origin)
 		}
 	}
+
 	return out
 }

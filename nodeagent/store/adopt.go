@@ -21,6 +21,7 @@ func (f *found) describe(rec *record.Volume) {
 	if !f.there {
 		return
 	}
+
 	rec.Adopting = record.AdoptionMoving
 	rec.Owner, rec.Group, rec.Mode = int64(f.stat.Uid), int64(f.stat.Gid), f.stat.Mode&0o7777
 	rec.MkfsOptions = nil
@@ -29,67 +30,83 @@ func (f *found) describe(rec *record.Volume) {
 	}
 }
 
-// adoptLocked is buildLocked for a volume that is made of what was found. It is called with the volume's lock held. Once the data was
-// moved it stays so: then the volume is known also if there is an error, and bringing it up again carries on.
+// adoptLocked is buildLocked for a volume that is made of what was found. It is
+// called with the volume's lock held. Once the data was moved it stays so: then
+// the volume is known also if there is an error, and bringing it up again
+// carries on.
 func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err error) {
 	r, err := a.pool.open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
+
 	id := a.req.ID
 	if there, err := r.Exists(id); err != nil {
 		return nil, err
 	} else if there && id == a.req.found.from {
-		return nil, notAdoptable("the volume is called like the directory it is to be made of, %s, and needs another name", id)
+		return nil, notAdoptable("the volume is called like the directory it is to be made of, "+
+			"%s, and needs another name", id)
 	} else if there {
 		return nil, &ConflictError{ID: id, Detail: "its directory is not a volume that can be read"}
 	}
+
 	tmp, err := r.sub(record.TmpDir)
 	if err != nil {
 		return nil, err
 	}
 	defer tmp.Close()
+
 	if err := s.scrapLocked(ctx, a.pool, r, tmp, id); err != nil {
 		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
 	}
+
 	m := &moving{store: s, adm: a, root: r, tmp: tmp, rec: newRecord(a)}
 	if m.old, err = openSpot(r, a.req.found.from); err != nil {
 		return nil, err
 	}
 	defer m.old.Close()
+
 	if m.thing, err = m.old.open(); err != nil {
 		return nil, err
 	}
 	defer m.thing.Close()
+
 	if !a.req.found.is(m.thing) {
 		return nil, fmt.Errorf("%s was replaced since it was looked at", a.req.Adopt.Path)
 	}
+
 	err = m.run(ctx)
 	if m.dir != nil {
 		defer m.dir.Close()
 	}
+
 	if err != nil && !m.moved {
-		// The caller's context may be what ended the work; clearing away must not end with it.
+		// The caller's context may be what ended the work; clearing away must
+		// not end with it.
 		if e := s.takeBack(context.WithoutCancel(ctx), a.pool, r, tmp, id); e != nil {
 			s.freer.sweepAgain.Store(true)
 			err = errors.Join(err, fmt.Errorf("clear away: %w", e))
 		}
+
 		if m.rec.QuotaKind != "" {
 			a.space.ledger.Disown(tmpKey(a.pool, id), uint32(m.rec.QuotaID))
 		}
 		return nil, err
 	}
+
 	v := &volume{id: id, pool: a.pool, rec: *m.rec, unavailable: errNotUp, poolUID: a.pool.uid()}
 	key := a.pool.key(id)
 	s.mu.Lock()
 	s.volumes[id] = v
 	s.mu.Unlock()
+
 	s.unmarkBroken(a.pool, a.req.found.from) // a directory of the pool that was no volume
 	a.pool.promise(a.space, key, m.rec.Owed())
 	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, id), key, m.rec)
 	a.space.expire()
+
 	return v, err
 }
 
@@ -112,7 +129,9 @@ func (m *moving) run(ctx context.Context) (err error) {
 	if err := s.fault("adopt: mkdir tmp"); err != nil {
 		return err
 	}
-	// Whoever could use the old path still can: the data's own permissions decide, not those above it.
+
+	// Whoever could use the old path still can: the data's own permissions
+	// decide, not those above it.
 	if m.dir, err = m.tmp.EnsureDir(m.rec.ID, 0o711); err != nil {
 		return err
 	}
@@ -127,6 +146,7 @@ func (m *moving) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+
 	if err := m.limit(); err != nil {
 		return err
 	}
@@ -151,6 +171,7 @@ func (m *moving) run(ctx context.Context) (err error) {
 	if m.rec.Backend == record.BackendDirectory {
 		return nil
 	}
+
 	return m.prove(ctx)
 }
 
@@ -159,11 +180,15 @@ func (m *moving) limit() error {
 	if m.adm.plan.quotaKind == "" || m.rec.Backend == record.BackendLoop {
 		return nil
 	}
+
 	fs := m.root.File()
-	id, err := m.adm.space.ledger.Draw(tmpKey(m.adm.pool, m.rec.ID), func(id uint32) (bool, error) { return quota.Free(fs, id) })
+	id, err := m.adm.space.ledger.Draw(tmpKey(m.adm.pool, m.rec.ID), func(id uint32) (bool, error) {
+		return quota.Free(fs, id)
+	})
 	if err != nil {
 		return err
 	}
+
 	m.rec.QuotaKind, m.rec.QuotaID = record.QuotaProject, uint64(id)
 	if err := m.store.fault("adopt: note quota id"); err != nil {
 		return err
@@ -174,37 +199,48 @@ func (m *moving) limit() error {
 	if err := m.store.fault("adopt: set limit"); err != nil {
 		return err
 	}
+
 	return setDirectoryLimit(m.root, m.rec, m.rec.SizeBytes)
 }
 
-// exchange is the commit: the data and the link take each other's places. All filesystems that have the RENAME_NOREPLACE by
-// which volumes are committed have RENAME_EXCHANGE too (renameat2(2)).
+// exchange is the commit: the data and the link take each other's places. All
+// filesystems that have the RENAME_NOREPLACE by which volumes are committed
+// have RENAME_EXCHANGE too (renameat2(2)).
 func (m *moving) exchange() error {
 	if err := m.store.fault("adopt: exchange"); err != nil {
 		return err
 	}
+
 	name := adoptedName(m.rec)
 	err := m.old.parent.Exchange(m.old.name, m.dir, name)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		return notAdoptable("%s can not be renamed into the pool: it is in another subvolume or quota project (%v); copy it into a new volume", m.adm.req.Adopt.Path, err)
+		return notAdoptable("%s can not be renamed into the pool: it is in another subvolume or "+
+			"quota project (%v); copy it into a new volume", m.adm.req.Adopt.Path, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
-		return notAdoptable("%s can not be renamed (%v); is it immutable (lsattr -d), or a mount point?", m.adm.req.Adopt.Path, err)
+		return notAdoptable(
+			"%s can not be renamed (%v); is it immutable (lsattr -d), or a mount point?",
+			m.adm.req.Adopt.Path, err)
 	case err != nil:
 		return err
 	}
+
 	m.moved = true
-	if there, err := m.dir.OpenFile(name, unix.O_PATH, 0); err != nil || !m.adm.req.found.is(there) {
+	if there, err := m.dir.OpenFile(name, unix.O_PATH, 0); err != nil ||
+		!m.adm.req.found.is(there) {
 		if there != nil {
 			there.Close()
 		}
-		return errors.Join(fmt.Errorf("%s was replaced while it was adopted", m.adm.req.Adopt.Path), err, m.back())
+		return errors.Join(fmt.Errorf("%s was replaced while it was adopted", m.adm.req.Adopt.Path),
+			err, m.back())
 	} else {
 		there.Close()
 	}
+
 	if err := m.store.fault("adopt: sync exchange"); err != nil {
 		return err
 	}
+
 	return errors.Join(m.dir.Sync(), m.old.parent.Sync())
 }
 
@@ -218,8 +254,9 @@ func (m *moving) back() error {
 	return err
 }
 
-// prove brings the image up, which nobody could try before it was in its place, and puts it back where it was if that fails.
-// Nothing in it has been changed by then but what a mount changes.
+// prove brings the image up, which nobody could try before it was in its place,
+// and puts it back where it was if that fails. Nothing in it has been changed
+// by then but what a mount changes.
 func (m *moving) prove(ctx context.Context) error {
 	s := m.store
 	err := s.fault("adopt: prove")
@@ -229,50 +266,66 @@ func (m *moving) prove(ctx context.Context) error {
 			err = checkMovable(m.dir, m.rec)
 		}
 	}
+
 	if err == nil {
 		return nil
 	}
+
 	ctx = context.WithoutCancel(ctx)
 	undo := s.takeDown(ctx, m.rec.ID, m.dir)
 	if undo == nil {
 		undo = shrinkTo(m.dir, m.adm.req.found.stat.Size)
 	}
+
 	if undo == nil {
 		undo = m.back()
 	}
+
 	if undo != nil {
-		return fmt.Errorf("%v; and the image could not be put back: %w", err, undo) // no refusal: it is on disk
+		// No refusal: it is on disk.
+		return fmt.Errorf("%v; and the image could not be put back: %w", err, undo)
 	}
+
 	var (
 		mismatch *MismatchError
 		damaged  *filesystem.DamagedError
 		unusable *mount.Error
 		refused  *RefusedError
 	)
-	if errors.As(err, &mismatch) || errors.As(err, &damaged) || errors.As(err, &unusable) || errors.As(err, &refused) {
-		return notAdoptable("the image %s can not be brought up as a volume, and is where it was: %v", m.adm.req.Adopt.Path, err)
+	if errors.As(err, &mismatch) || errors.As(err, &damaged) || errors.As(err, &unusable) ||
+		errors.As(err, &refused) {
+		return notAdoptable(
+			"the image %s can not be brought up as a volume, and is where it was: %v",
+			m.adm.req.Adopt.Path, err)
 	}
+
 	return err
 }
 
-// shrinkTo takes off again what was put at the image's end to fill its last block.
+// shrinkTo takes off again what was put at the image's end to fill its last
+// block.
 func shrinkTo(dir *beneath.Dir, size int64) error {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer image.Close()
+
 	now, err := image.Stat()
 	if err != nil || now.Size() == size {
 		return err
 	}
-	if now.Size() != roundUp(size) { // not ours to take off: somebody made the image larger meanwhile
+
+	// Not ours to take off: somebody made the image larger meanwhile.
+	if now.Size() != roundUp(size) {
 		return nil
 	}
+
 	return image.Truncate(size)
 }
 
-// takeBack clears away an adoption whose data was not moved, wherever it has come to. Called again it finishes.
+// takeBack clears away an adoption whose data was not moved, wherever it has
+// come to. Called again it finishes.
 func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
 	if rec, err := readEntry(r.Dir, id, id); err == nil {
 		if err := s.uncommitAdoption(r, tmp, rec); err != nil {
@@ -282,7 +335,8 @@ func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir
 	return s.scrapLocked(ctx, p, r, tmp, id)
 }
 
-// uncommitAdoption renames the directory of an adoption whose data was not moved back to tmp.
+// uncommitAdoption renames the directory of an adoption whose data was not
+// moved back to tmp.
 func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) error {
 	if unmoved, err := isUnmoved(r.Dir, rec); err != nil || !unmoved {
 		return errors.Join(err, fmt.Errorf("volume %s holds adopted data and stays", rec.ID))
@@ -293,5 +347,6 @@ func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) 
 	if err := r.Rename(rec.ID, tmp, rec.ID); err != nil {
 		return err
 	}
+
 	return errors.Join(tmp.Sync(), r.Sync())
 }

@@ -35,13 +35,15 @@ type AdoptionReport struct {
 	Filesystem string `json:"filesystem,omitempty"`
 	Label      string `json:"label,omitempty"`
 	UUID       string `json:"uuid,omitempty"`
-	// SizeBytes is an image's size, which becomes the volume's. UsedBytes is what the data takes on the disk, Files how many files
-	// and directories there are; Partly: counting was ended, and there is more.
+	// SizeBytes is an image's size, which becomes the volume's. UsedBytes is
+	// what the data takes on the disk, Files how many files and directories
+	// there are; Partly: counting was ended, and there is more.
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
 	UsedBytes int64 `json:"usedBytes"`
 	Files     int64 `json:"files,omitempty"`
 	Partly    bool  `json:"partly,omitempty"`
-	// Link is what the symbolic link at the path will say; <id> stands for the volume's name.
+	// Link is what the symbolic link at the path will say; <id> stands for the
+	// volume's name.
 	Link string `json:"link,omitempty"`
 	// Mounts are where it is mounted now, which may go on.
 	Mounts []string `json:"mounts,omitempty"`
@@ -49,20 +51,31 @@ type AdoptionReport struct {
 	Problems []string `json:"problems,omitempty"`
 }
 
-// CheckAdoption looks at what is at a path as adopting it would, and changes nothing. kind, volumeMode and enforcement are the
-// API's words, empty for their defaults. Whether the pool has room is not looked at. The error is for what could not be looked
-// at; what speaks against the adoption is in the report.
-func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeMode, enforcement string) (AdoptionReport, error) {
-	r := Request{ID: "check", VolumeMode: volumeMode, Enforcement: enforcement, SizeBytes: 1 << 62, Adopt: &Adoption{Path: name, Type: kind}}
+// CheckAdoption looks at what is at a path as adopting it would, and changes
+// nothing. kind, volumeMode and enforcement are the API's words, empty for
+// their defaults. Whether the pool has room is not looked at. The error is for
+// what could not be looked at; what speaks against the adoption is in the
+// report.
+func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeMode,
+	enforcement string) (AdoptionReport, error) {
+	r := Request{
+		ID:          "check",
+		VolumeMode:  volumeMode,
+		Enforcement: enforcement,
+		SizeBytes:   1 << 62,
+		Adopt:       &Adoption{Path: name, Type: kind},
+	}
 	report := AdoptionReport{Path: name, Type: kind, Found: FoundOther}
 	if err := r.normalize(); err != nil {
 		return report.with(err)
 	}
+
 	report.Type = r.Adopt.Type
 	cfg, from, err := poolAbove(pools, name)
 	if err != nil {
 		return report.with(err)
 	}
+
 	report.Pool, report.Directory = cfg.Name, cfg.Path
 	rec := &record.Volume{ID: "<id>", Backend: r.Backend, AdoptedFrom: from}
 	report.Link = linkTarget(rec)
@@ -71,7 +84,15 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 		return report.with(err)
 	}
 	defer root.Close()
-	e := &examination{adopt: *r.Adopt, from: from, pools: pools, volumeMode: r.VolumeMode, enforcement: r.Enforcement, enough: countBudget}
+
+	e := &examination{
+		adopt:       *r.Adopt,
+		from:        from,
+		pools:       pools,
+		volumeMode:  r.VolumeMode,
+		enforcement: r.Enforcement,
+		enough:      countBudget,
+	}
 	e.ownerOf = func(uuid string) string { return ownerOnDisk(pools, uuid) }
 	e.linkIn = func(from string) string { return linkOnDisk(cfg, from) }
 	if e.features, err = look(root); err != nil {
@@ -80,11 +101,13 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 	if e.table, err = mount.Scan(); err != nil {
 		return report, err
 	}
+
 	f, err := e.run(ctx, root)
 	report.tell(f)
 	for _, u := range e.uses {
 		report.Mounts = append(report.Mounts, u.String())
 	}
+
 	if err == nil && e.adopt.isFile() {
 		fstype := string(f.fs.Type)
 		if f.there && fstype != "" {
@@ -92,6 +115,7 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 			err = r.checkFilesystem(fstype)
 		}
 	}
+
 	return report.with(err)
 }
 
@@ -101,6 +125,7 @@ func (report *AdoptionReport) tell(f *found) {
 		report.Found = FoundNothing
 		return
 	}
+
 	report.UsedBytes, report.Files, report.Partly = f.bytes, f.files, f.partly
 	switch f.stat.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -122,6 +147,7 @@ func (report AdoptionReport) with(err error) (AdoptionReport, error) {
 	if err != nil {
 		return report, fmt.Errorf("look at %s: %w", report.Path, err)
 	}
+
 	return report, nil
 }
 
@@ -131,11 +157,14 @@ func look(r *root) (Features, error) {
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
 		return Features{}, fmt.Errorf("statfs %s: %w", r.Path(), err)
 	}
+
 	support, err := quota.Look(r.File())
-	f := Features{Filesystem: filesystemNames[int64(st.Type)], ProjectQuota: support.Project, NoQuotaBecause: support.Reason}
+	f := Features{Filesystem: filesystemNames[int64(st.Type)], ProjectQuota: support.Project,
+		NoQuotaBecause: support.Reason}
 	if f.Filesystem == "" {
 		f.Filesystem = fmt.Sprintf("0x%x", st.Type)
 	}
+
 	return f, err
 }
 
@@ -145,11 +174,13 @@ func linkOnDisk(p config.Pool, from string) string {
 	if err != nil {
 		return ""
 	}
+
 	for i := range in.Volumes {
 		if isBelow(&in.Volumes[i].Volume, from) {
 			return in.Volumes[i].ID
 		}
 	}
+
 	return ""
 }
 
@@ -160,14 +191,18 @@ func ownerOnDisk(pools []config.Pool, uuid string) string {
 		if err != nil {
 			continue // offline: its volumes are not in use
 		}
-		if i := slices.IndexFunc(in.Volumes, func(v Volume) bool { return v.FSUUID == uuid }); i >= 0 {
+		if i := slices.IndexFunc(in.Volumes, func(v Volume) bool {
+			return v.FSUUID == uuid
+		}); i >= 0 {
 			return "volume " + in.Volumes[i].ID
 		}
+
 		for _, t := range in.Trash {
 			if t.Volume != nil && t.Volume.FSUUID == uuid {
 				return "volume " + path.Join(record.TrashDir, t.Entry)
 			}
 		}
 	}
+
 	return mountedBtrfs(uuid)
 }

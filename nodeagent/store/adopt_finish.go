@@ -14,10 +14,14 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// finishAdoptionLocked does what is left to do once the data is in its place, and notes that it is done. Every part of it can be
-// repeated. It is called with the volume's lock held, whenever a volume whose adoption is not finished is brought up.
-func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
-	// One at a time, and beside the other heavy jobs: walking a large tree takes long, and no new volume waits for that.
+// finishAdoptionLocked does what is left to do once the data is in its place,
+// and notes that it is done. Every part of it can be repeated. It is called
+// with the volume's lock held, whenever a volume whose adoption is not finished
+// is brought up.
+func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root,
+	dir *beneath.Dir) error {
+	// One at a time, and beside the other heavy jobs: walking a large tree
+	// takes long, and no new volume waits for that.
 	space := v.pool.books()
 	if space == nil {
 		return v.pool.gone()
@@ -26,12 +30,14 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root, di
 		return fmt.Errorf("wait for another adoption to be finished: %w", err)
 	}
 	defer space.adopting.Release(1)
+
 	var err error
 	if v.rec.Backend == record.BackendDirectory {
 		err = s.finishDirectory(ctx, v, r, dir)
 	} else {
 		err = s.finishImage(ctx, v, dir)
 	}
+
 	if err != nil {
 		return fmt.Errorf("finish the adoption of %s: %w", v.rec.AdoptedFrom, err)
 	}
@@ -44,6 +50,7 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root, di
 	if _, space, err := v.pool.state(); err == nil {
 		space.expire()
 	}
+
 	return nil
 }
 
@@ -58,7 +65,8 @@ func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
 	return nil
 }
 
-// finishDirectory gives everything in the directory the volume's project id, while others may be writing there.
+// finishDirectory gives everything in the directory the volume's project id,
+// while others may be writing there.
 func (s *Store) finishDirectory(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
 	if v.rec.QuotaKind != record.QuotaProject {
 		return nil
@@ -69,34 +77,43 @@ func (s *Store) finishDirectory(ctx context.Context, v *volume, r *root, dir *be
 	if err := setDirectoryLimit(r, &v.rec, v.rec.Promise()); err != nil {
 		return err
 	}
+
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
 		return err
 	}
 	defer data.Close()
+
 	if err := s.fault("adopt: assign"); err != nil {
 		return err
 	}
+
 	id := uint32(v.rec.QuotaID)
 	if _, err := quota.AssignFiles(ctx, data.File(), id); err != nil {
 		return err
 	}
-	// The first round leaves only files that were made before their directory had the inherit flag, the second none but what
-	// its users moved about at that moment.
+
+	// The first round leaves only files that were made before their directory
+	// had the inherit flag, the second none but what its users moved about at
+	// that moment.
 	const rounds = 10
 	for range rounds {
 		if err := s.fault("adopt: assign again"); err != nil {
 			return err
 		}
+
 		report, err := quota.Assign(ctx, data.File(), id)
 		if err != nil || report.Changed == 0 {
 			return err
 		}
 	}
-	return errors.New("its users move its files about faster than they can be put into its quota project; it is tried again")
+
+	return errors.New("its users move its files about faster than they can be put into its quota " +
+		"project; it is tried again")
 }
 
-// finishImage brings the image up and puts what is in its filesystem where users are given it: into the directory data.
+// finishImage brings the image up and puts what is in its filesystem where
+// users are given it: into the directory data.
 func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) error {
 	if err := s.upAdopted(ctx, v, dir); err != nil {
 		return err
@@ -104,17 +121,20 @@ func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) er
 	if v.rec.VolumeMode == record.ModeBlock {
 		return nil
 	}
+
 	mounted, err := dir.OpenDir(record.MountDir)
 	if err != nil {
 		return err
 	}
 	defer mounted.Close()
+
 	// Its content is hostile: nothing below is reached over a mount or a link.
 	inner, err := mounted.NoCross()
 	if err != nil {
 		return err
 	}
 	defer inner.Close()
+
 	staging := stagingName(v.rec.ID)
 	if v.rec.Adopting == record.AdoptionMoving {
 		if err := s.gather(ctx, inner, staging, v.rec.FSType); err != nil {
@@ -130,88 +150,106 @@ func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) er
 			return err
 		}
 	}
+
 	// From here on a directory called data is ours, if the other name is gone.
 	if err := s.fault("adopt: rename data"); err != nil {
 		return err
 	}
-	if err := inner.Rename(staging, inner, record.DataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := inner.Rename(staging, inner, record.DataDir); err != nil &&
+		!errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+
 	return unix.Syncfs(int(inner.File().Fd()))
 }
 
 // stagingName is a name that nobody would have given a directory of theirs.
 func stagingName(id string) string { return ".quarry-" + id }
 
-// checkMovable looks whether everything in the root of an adopted image's filesystem can be moved: what is immutable can not
-// be (ioctl_iflags(2)).
+// checkMovable looks whether everything in the root of an adopted image's
+// filesystem can be moved: what is immutable can not be (ioctl_iflags(2)).
 func checkMovable(dir *beneath.Dir, rec *record.Volume) error {
 	if rec.VolumeMode == record.ModeBlock {
 		return nil
 	}
+
 	mounted, err := dir.OpenDir(record.MountDir)
 	if err != nil {
 		return err
 	}
 	defer mounted.Close()
+
 	inner, err := mounted.NoCross()
 	if err != nil {
 		return err
 	}
 	defer inner.Close()
+
 	names, err := inner.Names()
 	if err != nil {
 		return err
 	}
+
 	for _, name := range append(names, ".") {
 		if name == stagingName(rec.ID) {
 			return notAdoptable("its root has an entry %q, which is not one of its users'", name)
 		}
-		if st, err := inner.Stat(name); name != "." && (err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
+		if st, err := inner.Stat(name); name != "." && (err != nil ||
+			st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
 			continue
 		}
+
 		f, err := inner.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
 		}
+
 		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 		f.Close()
 		if err == nil && flags&(fsImmutable|fsAppendOnly) != 0 {
-			return notAdoptable("%q in its root is immutable or append-only and can not be moved; take the flag off (chattr -i -a)", name)
+			return notAdoptable("%q in its root is immutable or append-only and can not be moved; "+
+				"take the flag off (chattr -i -a)", name)
 		}
 	}
+
 	return nil
 }
 
 // FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h.
 const fsImmutable, fsAppendOnly = 0x10, 0x20
 
-// gather moves everything in the root of a filesystem into the directory staging there, which gets the root's owner,
-// permissions and attributes, since its users will take it for the root.
+// gather moves everything in the root of a filesystem into the directory
+// staging there, which gets the root's owner, permissions and attributes, since
+// its users will take it for the root.
 func (s *Store) gather(ctx context.Context, inner *beneath.Dir, staging, fstype string) error {
 	if err := s.fault("adopt: mkdir staging"); err != nil {
 		return err
 	}
+
 	to, err := inner.EnsureDir(staging, 0o700)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
+
 	for {
 		// What stays never fills a reading.
 		names, err := someNames(inner)
 		if err != nil {
 			return err
 		}
+
 		left := 0
 		for _, name := range names {
 			st, err := inner.Stat(name)
 			if err != nil {
 				return err
 			}
-			if name == staging || fstype == "ext4" && name == "lost+found" && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if name == staging || fstype == "ext4" && name == "lost+found" &&
+				st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				continue // e2fsck wants it in the root
 			}
+
 			left++
 			if err := errors.Join(ctx.Err(), s.fault("adopt: gather")); err != nil {
 				return err
@@ -220,13 +258,15 @@ func (s *Store) gather(ctx context.Context, inner *beneath.Dir, staging, fstype 
 				return err
 			}
 		}
+
 		if left == 0 {
 			return likeRoot(inner.File(), to.File())
 		}
 	}
 }
 
-// likeRoot gives a directory the owner, permissions and extended attributes (ACLs among them) of another.
+// likeRoot gives a directory the owner, permissions and extended attributes
+// (ACLs among them) of another.
 func likeRoot(from, to *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
@@ -235,37 +275,44 @@ func likeRoot(from, to *os.File) error {
 	if err := unix.Fchown(int(to.Fd()), int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
+
 	names := make([]byte, 64<<10) // XATTR_LIST_MAX
 	n, err := unix.Flistxattr(int(from.Fd()), names)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return fmt.Errorf("list its root's attributes: %w", err)
 	}
+
 	value := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	for start, i := 0, 0; i < n; i++ {
 		if names[i] != 0 {
 			continue
 		}
+
 		name := string(names[start:i])
 		start = i + 1
 		size, err := unix.Fgetxattr(int(from.Fd()), name, value)
 		if err == nil {
 			err = unix.Fsetxattr(int(to.Fd()), name, value[:size], 0)
 		}
+
 		if err != nil && !errors.Is(err, unix.ENODATA) {
 			return fmt.Errorf("copy its root's attribute %s: %w", name, err)
 		}
 	}
+
 	// Last: chown clears set-id bits, and an ACL changes the group's.
 	return unix.Fchmod(int(to.Fd()), st.Mode&0o7777)
 }
 
-// upAdopted gives an adopted image whole blocks and, if it is thick, all of them, and brings it up.
+// upAdopted gives an adopted image whole blocks and, if it is thick, all of
+// them, and brings it up.
 func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) error {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer image.Close()
+
 	st, err := image.Stat()
 	if err != nil {
 		return err
@@ -278,6 +325,7 @@ func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) erro
 			return err
 		}
 	}
+
 	if v.rec.Allocation == record.AllocationThick {
 		if err := ownBlocks(ctx, image, v.rec.SizeBytes); errors.Is(err, unix.ENOSPC) {
 			return &CapacityError{Pool: v.pool.name(), Need: v.rec.SizeBytes}
@@ -285,28 +333,34 @@ func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) erro
 			return fmt.Errorf("allocate the image: %w", err)
 		}
 	}
+
 	if err := image.Sync(); err != nil {
 		return err
 	}
+
 	features, _, err := v.pool.state()
 	if err != nil {
 		return err
 	}
+
 	return s.activateLoop(ctx, v, dir, features.DirectIO)
 }
 
-// ownBlocksStep is how many bytes of an image are allocated at once: xfs wants as much free space for a call as it could take
-// at the most, also where all is allocated already.
+// ownBlocksStep is how many bytes of an image are allocated at once: xfs wants
+// as much free space for a call as it could take at the most, also where all is
+// allocated already.
 const ownBlocksStep = 8 << 20
 
-// ownBlocks allocates what is missing of the file, and where the filesystem can share blocks between files makes all of them
-// its own: a thick image never waits for space.
+// ownBlocks allocates what is missing of the file, and where the filesystem can
+// share blocks between files makes all of them its own: a thick image never
+// waits for space.
 func ownBlocks(ctx context.Context, image *os.File, size int64) error {
 	mode := uint32(unix.FALLOC_FL_UNSHARE_RANGE) // it fills holes too
 	for at := int64(0); at < size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+
 		err := unix.Fallocate(int(image.Fd()), mode, at, min(ownBlocksStep, size-at))
 		switch {
 		case err == unix.EINTR:
@@ -318,5 +372,6 @@ func ownBlocks(ctx context.Context, image *os.File, size int64) error {
 			at += ownBlocksStep
 		}
 	}
+
 	return nil
 }

@@ -25,10 +25,12 @@ func openSpot(r *root, from string) (*spot, error) {
 		return nil, err
 	}
 	defer top.Close()
+
 	parent, err := top.OpenDir(path.Dir(from))
 	if err != nil {
 		return nil, err
 	}
+
 	return &spot{parent: parent, name: path.Base(from)}, nil
 }
 
@@ -37,10 +39,12 @@ func (sp *spot) Close() error { return sp.parent.Close() }
 // open opens what is there, O_PATH.
 func (sp *spot) open() (*os.File, error) { return sp.parent.OpenFile(sp.name, unix.O_PATH, 0) }
 
-// linkTarget is what the link at an adopted volume's old path says: the way from there to its data. It is relative, so that
-// it holds wherever the pool is mounted.
+// linkTarget is what the link at an adopted volume's old path says: the way
+// from there to its data. It is relative, so that it holds wherever the pool is
+// mounted.
 func linkTarget(rec *record.Volume) string {
-	return path.Join(strings.Repeat("../", strings.Count(rec.AdoptedFrom, "/")), rec.ID, adoptedName(rec))
+	return path.Join(strings.Repeat("../", strings.Count(rec.AdoptedFrom, "/")), rec.ID,
+		adoptedName(rec))
 }
 
 // linkState is what is at an adopted volume's old path.
@@ -62,33 +66,39 @@ func (sp *spot) link(rec *record.Volume) (linkState, error) {
 	case err == nil, errors.Is(err, unix.EINVAL): // another link, or no link
 		return linkTaken, nil
 	}
+
 	return linkTaken, err
 }
 
-// atOldPath calls f with the place of an adopted volume's link. A place that is not there any more, or not to be reached
-// without following links, is as if something else were there.
+// atOldPath calls f with the place of an adopted volume's link. A place that is
+// not there any more, or not to be reached without following links, is as if
+// something else were there.
 func atOldPath(r *root, rec *record.Volume, f func(*spot, linkState) error) error {
 	sp, err := openSpot(r, rec.AdoptedFrom)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EXDEV) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) ||
+		errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EXDEV) {
 		return f(nil, linkTaken)
 	}
 	if err != nil {
 		return err
 	}
 	defer sp.Close()
+
 	state, err := sp.link(rec)
 	if err != nil {
 		return err
 	}
+
 	return f(sp, state)
 }
 
-// ensureLink makes the link at an adopted volume's old path where nothing is. What else may be there is left alone; Verify
-// tells of it.
+// ensureLink makes the link at an adopted volume's old path where nothing is.
+// What else may be there is left alone; Verify tells of it.
 func (s *Store) ensureLink(r *root, rec *record.Volume) error {
 	if rec.AdoptedFrom == "" {
 		return nil
 	}
+
 	return atOldPath(r, rec, func(sp *spot, state linkState) error {
 		if state != linkMissing {
 			return nil
@@ -96,18 +106,22 @@ func (s *Store) ensureLink(r *root, rec *record.Volume) error {
 		if err := s.fault("adopt: make link"); err != nil {
 			return err
 		}
-		if err := sp.parent.Symlink(linkTarget(rec), sp.name); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := sp.parent.Symlink(linkTarget(rec), sp.name); err != nil &&
+			!errors.Is(err, fs.ErrExist) {
 			return err
 		}
+
 		return sp.parent.Sync()
 	})
 }
 
-// removeLink removes the link at an adopted volume's old path if it still is that link.
+// removeLink removes the link at an adopted volume's old path if it still is
+// that link.
 func (s *Store) removeLink(r *root, rec *record.Volume) error {
 	if rec.AdoptedFrom == "" {
 		return nil
 	}
+
 	return atOldPath(r, rec, func(sp *spot, state linkState) error {
 		if state != linkOurs {
 			return nil
@@ -118,6 +132,7 @@ func (s *Store) removeLink(r *root, rec *record.Volume) error {
 		if err := sp.parent.Unlink(sp.name); err != nil {
 			return err
 		}
+
 		return sp.parent.Sync()
 	})
 }
@@ -130,26 +145,30 @@ func adoptedName(rec *record.Volume) string {
 	return record.DataDir
 }
 
-// isUnmoved tells whether the record in parent is of an adoption that was not committed: the link is still where the data
-// belongs.
+// isUnmoved tells whether the record in parent is of an adoption that was not
+// committed: the link is still where the data belongs.
 func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
 	if rec.Adopting != record.AdoptionMoving {
 		return false, nil
 	}
+
 	dir, err := parent.OpenDir(rec.ID)
 	if err != nil {
 		return false, err
 	}
 	defer dir.Close()
+
 	st, err := dir.Stat(adoptedName(rec))
 	if errors.Is(err, os.ErrNotExist) {
 		return true, nil // the link was removed already
 	}
+
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK, err
 }
 
-// unlinkPrepared removes the links that an adoption made under tmp, so that what is left is an attempt like others. Adopted
-// data that somebody put there is no such attempt: it is a *MismatchError, and nothing clears it away.
+// unlinkPrepared removes the links that an adoption made under tmp, so that
+// what is left is an attempt like others. Adopted data that somebody put there
+// is no such attempt: it is a *MismatchError, and nothing clears it away.
 func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 	rec, err := readEntry(tmp, id, id)
 	adopting := err == nil && rec.Adopting != ""
@@ -161,9 +180,11 @@ func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 		if err != nil {
 			return err
 		}
+
 		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
 			if adopting {
-				return &MismatchError{ID: id, Detail: "adopted data is below " + record.TmpDir + "; it is left alone"}
+				return &MismatchError{ID: id, Detail: "adopted data is below " + record.TmpDir +
+					"; it is left alone"}
 			}
 			continue
 		}
@@ -171,5 +192,6 @@ func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 			return err
 		}
 	}
+
 	return nil
 }

@@ -14,8 +14,8 @@ import (
 )
 
 // A directory whose record cannot be read is broken: it is reported and left
-// alone. Its data is there all the same and so is what its user was promised, so
-// the books keep both, by the last record that was read or by what image or
+// alone. Its data is there all the same and so is what its user was promised,
+// so the books keep both, by the last record that was read or by what image or
 // quota say.
 
 // guess is what a broken directory most likely takes of its pool.
@@ -26,9 +26,9 @@ type guess struct {
 	image string
 }
 
-// markBroken keeps that the directory name of a pool cannot be read, and what it
-// is owed. name is that of a volume, or the path of an entry of the trash below
-// the pool's own directory.
+// markBroken keeps that the directory name of a pool cannot be read, and what
+// it is owed. name is that of a volume, or the path of an entry of the trash
+// below the pool's own directory.
 func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string, cause error) {
 	key := p.key(name)
 	s.mu.Lock()
@@ -65,6 +65,7 @@ func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string
 		s.guesses[key] = g
 	}
 	s.mu.Unlock()
+
 	if g.rec.Owed() > 0 {
 		p.promise(space, key, g.rec.Owed())
 	}
@@ -80,10 +81,12 @@ func (s *Store) unmarkBroken(p *pool, name string) {
 	delete(s.broken, key)
 	delete(s.guesses, key)
 	s.mu.Unlock()
+
 	space := p.books()
 	if !guessed || space == nil || v != nil && v.pool == p {
 		return
 	}
+
 	space.ledger.Release(key)
 	space.ledger.Disown(key, uint32(g.rec.QuotaID))
 }
@@ -95,6 +98,7 @@ func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 	p.mu.Lock()
 	features := p.features
 	p.mu.Unlock()
+
 	rec := record.Volume{ID: path.Base(name), Allocation: record.AllocationThin}
 	dir, err := parent.OpenDir(name)
 	if err != nil {
@@ -107,11 +111,13 @@ func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 		rec.Backend, rec.SizeBytes = record.BackendLoop, roundUp(st.Size)
 		return rec
 	}
+
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
 		return rec
 	}
 	defer data.Close()
+
 	rec.Backend = record.BackendDirectory
 	switch {
 	case features.ProjectQuota:
@@ -119,33 +125,40 @@ func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 		if err != nil || !quota.IsOurs(id) {
 			return rec
 		}
+
 		limits, _, err := quota.GetLimits(r.File(), id)
 		if err == nil && limits.Bytes > 0 {
-			rec.QuotaKind, rec.QuotaID, rec.SizeBytes = record.QuotaProject, uint64(id), int64(limits.Bytes)
+			rec.QuotaKind, rec.QuotaID, rec.SizeBytes = record.QuotaProject, uint64(id),
+				int64(limits.Bytes)
 		}
 	case features.SimpleQuota:
 		id, err := btrfs.ID(data.File())
 		if err != nil {
 			return rec
 		}
+
 		groups, err := btrfs.Groups(r.File())
 		if err != nil {
 			return rec
 		}
+
 		for _, g := range groups {
 			if slices.Contains(g.Members, id) && quota.IsOurs(uint32(g.Number)) && g.Limit > 0 {
-				rec.QuotaKind, rec.QuotaID, rec.SizeBytes = record.QuotaBtrfs, g.Number, int64(g.Limit)
+				rec.QuotaKind, rec.QuotaID, rec.SizeBytes = record.QuotaBtrfs, g.Number,
+					int64(g.Limit)
 			}
 		}
 	}
+
 	return rec
 }
 
-// unreadable says that a volume's directory is there and cannot be read. An error
-// of the disk stays one: the record may be as good as ever.
+// unreadable says that a volume's directory is there and cannot be read. An
+// error of the disk stays one: the record may be as good as ever.
 func unreadable(id string, p *pool, cause error) error {
 	if isUnreadable(cause) {
-		return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone", p.name(), cause)}
+		return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone",
+			p.name(), cause)}
 	}
 	return fmt.Errorf("the record of volume %s in pool %s cannot be read: %w", id, p.name(), cause)
 }
@@ -161,7 +174,8 @@ func (s *Store) brokenCause(p *pool, name string) error {
 // inTrash says of an entry of the trash that it cannot be read, and what can be
 // done. An error of the disk stays one.
 func inTrash(entry string, cause error) error {
-	err := fmt.Errorf("its entry %s in the trash cannot be read, and is kept (to have it freed rename it to %s%s): %w", entry, entry, freeingSuffix, cause)
+	err := fmt.Errorf("its entry %s in the trash cannot be read, and is kept (to have it freed "+
+		"rename it to %s%s): %w", entry, entry, freeingSuffix, cause)
 	if isUnreadable(cause) {
 		return &record.UnreadableError{Reason: err.Error()}
 	}

@@ -13,26 +13,31 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// The index by claim is for people who look at a disk: .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing
-// here reads it but to tidy it up, and what goes wrong with it is logged only.
+// The index by claim is for people who look at a disk:
+// .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing here
+// reads it but to tidy it up, and what goes wrong with it is logged only.
 
-// indexClaim links the volume by its claim, in the place of another volume's link if replace. A second call changes nothing.
+// indexClaim links the volume by its claim, in the place of another volume's
+// link if replace. A second call changes nothing.
 func (s *Store) indexClaim(ctx context.Context, v *volume, replace bool) {
 	ns, claim := v.rec.Origin.ClaimNamespace, v.rec.Origin.ClaimName
 	if !s.opts.ByClaimIndex || beneath.CheckName(ns) != nil || beneath.CheckName(claim) != nil {
 		return
 	}
+
 	err := v.pool.with(func(r *root) error {
 		index, err := r.sub(record.ByClaimDir)
 		if err != nil {
 			return err
 		}
 		defer index.Close()
+
 		dir, err := index.EnsureDir(ns, 0o755)
 		if err != nil {
 			return err
 		}
 		defer dir.Close()
+
 		target := filepath.Join("../../..", v.rec.ID)
 		if to, err := dir.Readlink(claim); err == nil && (to == target || !replace) {
 			return nil
@@ -46,6 +51,7 @@ func (s *Store) indexClaim(ctx context.Context, v *volume, replace bool) {
 		if err := s.fault("link claim"); err != nil {
 			return err
 		}
+
 		return dir.Symlink(target, claim)
 	})
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -59,17 +65,21 @@ func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
 	if beneath.CheckName(ns) != nil || beneath.CheckName(claim) != nil {
 		return
 	}
+
 	err := s.fault("unindex claim")
 	if err == nil {
 		err = removeClaim(r, ns, claim, func(id string) bool { return id == v.rec.ID })
 	}
+
 	if err != nil {
 		s.freer.sweepAgain.Store(true)
-		s.log.WarnContext(ctx, "take a volume out of the index by claim", "volume", v.rec.ID, "error", err)
+		s.log.WarnContext(ctx, "take a volume out of the index by claim", "volume", v.rec.ID,
+			"error", err)
 	}
 }
 
-// removeClaim removes a link if it leads to a volume that goes, and then its directory if nothing else is in it.
+// removeClaim removes a link if it leads to a volume that goes, and then its
+// directory if nothing else is in it.
 func removeClaim(r *root, namespace, claim string, goes func(id string) bool) error {
 	index, err := r.meta.OpenDir(record.ByClaimDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,6 +89,7 @@ func removeClaim(r *root, namespace, claim string, goes func(id string) bool) er
 		return err
 	}
 	defer index.Close()
+
 	dir, err := index.OpenDir(namespace)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -87,6 +98,7 @@ func removeClaim(r *root, namespace, claim string, goes func(id string) bool) er
 		return err
 	}
 	defer dir.Close()
+
 	if to, err := dir.Readlink(claim); err != nil || !goes(path.Base(to)) {
 		return nil
 	}
@@ -96,42 +108,53 @@ func removeClaim(r *root, namespace, claim string, goes func(id string) bool) er
 	if err := index.Rmdir(namespace); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 		return err
 	}
+
 	return nil
 }
 
-// danglingClaims calls found for each link of the index that leads to no volume of the claim's.
-func danglingClaims(r *root, leads func(id, namespace, claim string) bool, found func(dir *beneath.Dir, namespace, claim string) error) error {
+// danglingClaims calls found for each link of the index that leads to no volume
+// of the claim's.
+func danglingClaims(r *root, leads func(id, namespace, claim string) bool,
+	found func(dir *beneath.Dir, namespace, claim string) error) error {
 	namespaces, err := namesIn(r.meta, record.ByClaimDir)
 	if err != nil {
 		return err
 	}
+
 	for _, ns := range namespaces {
 		dir, err := r.meta.OpenDir(path.Join(record.ByClaimDir, ns))
 		if err != nil {
 			continue // not a directory: not ours
 		}
+
 		names, err := dir.Names()
 		for _, claim := range names {
 			if to, e := dir.Readlink(claim); e == nil && !leads(path.Base(to), ns, claim) {
 				err = errors.Join(err, found(dir, ns, claim))
 			}
 		}
+
 		dir.Close()
 		if err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
-// sweepClaims removes the links that a crash left, or that could not be removed when a volume went or got another claim.
+// sweepClaims removes the links that a crash left, or that could not be removed
+// when a volume went or got another claim.
 func (s *Store) sweepClaims(ctx context.Context, p *pool, r *root) {
 	leads := func(id, namespace, claim string) bool {
 		v, err := s.Get(id)
-		return err == nil && v.Pool == p.name() && v.Origin.ClaimNamespace == namespace && v.Origin.ClaimName == claim
+		return err == nil && v.Pool == p.name() && v.Origin.ClaimNamespace == namespace &&
+			v.Origin.ClaimName == claim
 	}
 	err := danglingClaims(r, leads, func(_ *beneath.Dir, namespace, claim string) error {
-		return removeClaim(r, namespace, claim, func(id string) bool { return !leads(id, namespace, claim) })
+		return removeClaim(r, namespace, claim, func(id string) bool {
+			return !leads(id, namespace, claim)
+		})
 	})
 	if err != nil {
 		s.log.WarnContext(ctx, "tidy up the index by claim", "pool", p.name(), "error", err)

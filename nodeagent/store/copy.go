@@ -13,8 +13,8 @@ import (
 // volume, also while the volume's own disk is away. It is left alone. One whose
 // record names no pool, of a version before 0.2, is believed.
 
-// CopyError says that all there is of a volume is a directory whose record names
-// another pool than the one that it is on.
+// CopyError says that all there is of a volume is a directory whose record
+// names another pool than the one that it is on.
 type CopyError struct {
 	ID string
 	// Pool is the pool that has it, and PoolUID its identity.
@@ -29,11 +29,14 @@ func (e *CopyError) Error() string { return "volume " + e.ID + ": " + e.detail()
 func (e *CopyError) Unwrap() error { return &MismatchError{ID: e.ID, Detail: e.detail()} }
 
 func (e *CopyError) detail() string {
-	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; it is left alone "+
-		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)", e.Pool, e.PoolUID, e.Of)
+	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; "+
+		"it is left alone "+
+		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)",
+		e.Pool, e.PoolUID, e.Of)
 }
 
-// copyOn returns a *CopyError if the record found on the open pool names another one.
+// copyOn returns a *CopyError if the record found on the open pool names
+// another one.
 func copyOn(r *root, pool string, rec *record.Volume) error {
 	if rec.PoolUID == "" || r.uid == "" || rec.PoolUID == r.uid {
 		return nil
@@ -48,14 +51,17 @@ func (s *Store) settle(r *root, rec *record.Volume) error {
 		return err
 	}
 	defer dir.Close()
+
 	if err := s.fault("settle"); err != nil {
 		return err
 	}
+
 	next := *rec
 	next.PoolUID = r.uid
 	if err := writeVolume(dir, &next); err != nil {
 		return err
 	}
+
 	*rec = next
 	return nil
 }
@@ -69,39 +75,48 @@ func (v *volume) next() record.Volume {
 	return rec
 }
 
-// wasMoved reports whether a directory whose record names another pool is the volume known as v: somebody moved it since it was
-// seen there.
+// wasMoved reports whether a directory whose record names another pool is the
+// volume known as v: somebody moved it since it was seen there.
 func (s *Store) wasMoved(v *volume, rec *record.Volume) bool {
-	return v != nil && v.poolUID == rec.PoolUID && v.rec.CreatedAt.Equal(rec.CreatedAt) && s.isMissing(v)
+	return v != nil && v.poolUID == rec.PoolUID && v.rec.CreatedAt.Equal(rec.CreatedAt) &&
+		s.isMissing(v)
 }
 
-// mayBeOn reports whether the pool with an identity may be one of those that could not be looked at.
+// mayBeOn reports whether the pool with an identity may be one of those that
+// could not be looked at.
 func (s *Store) mayBeOn(uid string, unseen []*OfflineError) bool {
 	for _, off := range unseen {
 		for _, p := range s.pools {
 			p.mu.Lock()
 			known := p.expect.uid
 			p.mu.Unlock()
-			if p.name() == off.Pool && off.Reason != OfflineDuplicate && (known == "" || known == uid) {
+
+			if p.name() == off.Pool && off.Reason != OfflineDuplicate &&
+				(known == "" || known == uid) {
 				return true
 			}
 		}
 	}
+
 	return false
 }
 
-// TakeCopy makes the volume of what a pool has of it, and writes that down. Whoever calls it knows that it was moved there, or
-// that there is no other any more. It is a *CopyError where that cannot be: the pool that the record names has it, has it in its
-// trash, or cannot be looked at. A volume that is there already is left as it is.
+// TakeCopy makes the volume of what a pool has of it, and writes that down.
+// Whoever calls it knows that it was moved there, or that there is no other any
+// more. It is a *CopyError where that cannot be: the pool that the record names
+// has it, has it in its trash, or cannot be looked at. A volume that is there
+// already is left as it is.
 func (s *Store) TakeCopy(ctx context.Context, id string) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	var copied *CopyError
 	switch {
@@ -110,11 +125,13 @@ func (s *Store) TakeCopy(ctx context.Context, id string) error {
 	case !errors.As(err, &copied) || len(s.entriesOf(id)) > 0:
 		return err
 	}
+
 	for _, p := range s.pools {
 		if p.name() == copied.Pool {
 			return s.takeCopyLocked(ctx, p, id)
 		}
 	}
+
 	return err
 }
 
@@ -123,6 +140,7 @@ func (s *Store) takeCopyLocked(ctx context.Context, p *pool, id string) error {
 	if err != nil {
 		return err
 	}
+
 	err = p.with(func(r *root) error {
 		rec, err := readEntry(r.Dir, id, id)
 		if err != nil {
@@ -133,12 +151,14 @@ func (s *Store) takeCopyLocked(ctx context.Context, p *pool, id string) error {
 				return err
 			}
 		}
+
 		_, err = s.scanVolumeLocked(p, r, space, id)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("take volume %s, moved to pool %s: %w", id, p.name(), err)
 	}
+
 	s.log.WarnContext(ctx, "a volume was moved from another pool", "pool", p.name(), "volume", id)
 	s.notify()
 	return nil

@@ -13,41 +13,51 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Create makes the volume that was admitted, ready for use when it returns. If the volume is there already it is brought up
-// and returned; a volume of another mode under the same id is a *ConflictError.
+// Create makes the volume that was admitted, ready for use when it returns. If
+// the volume is there already it is brought up and returned; a volume of
+// another mode under the same id is a *ConflictError.
 //
-// On an error nothing is left, or what is left is in tmp and the next Create or the sweep clears it away. Only adopted data
-// that was moved already stays moved: then the volume is there, and another Create or Activate finishes it. One that is there and
-// could not be brought up is a *KeptError.
+// On an error nothing is left, or what is left is in tmp and the next Create or
+// the sweep clears it away. Only adopted data that was moved already stays
+// moved: then the volume is there, and another Create or Activate finishes it.
+// One that is there and could not be brought up is a *KeptError.
 func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	id := a.req.ID
 	if s.Abandoned(id) && a.fate.state.Load() != abandoned {
 		a.Cancel()
 		return Volume{}, s.stillAbandoned(id)
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
 	defer unlock()
 	defer s.abandoned.Delete(id)
+
 	v, err := s.seekLocked(ctx, id)
 	var mismatch *MismatchError
 	unreadable := errors.As(err, &mismatch)
-	if err != nil && !(unreadable && a.req.adopts()) { // adopting says more: it may be the very directory
+
+	// Adopting says more: it may be the very directory.
+	if err != nil && !(unreadable && a.req.adopts()) {
 		a.Cancel()
 		if copied := (*CopyError)(nil); errors.As(err, &copied) {
 			err = &ConflictError{ID: id, Detail: copied.detail()}
 		} else if unreadable {
-			err = &ConflictError{ID: id, Detail: "its directory is not a volume that can be read: " + mismatch.Detail}
+			err = &ConflictError{ID: id,
+				Detail: "its directory is not a volume that can be read: " + mismatch.Detail}
 		}
+
 		return Volume{}, err
 	}
+
 	if v != nil {
 		a.Cancel()
 		if v.rec.VolumeMode != a.req.VolumeMode {
 			return Volume{}, &ConflictError{ID: id, Detail: "its volumeMode is " + v.rec.VolumeMode}
 		}
+
 		// The call that made it may have ended before that was durable.
 		if err := v.pool.with(func(r *root) error { return r.Sync() }); err != nil {
 			return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s: %w", id, err)}
@@ -55,39 +65,53 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, &KeptError{Err: err}
 		}
+
 		return s.Get(id)
 	}
+
 	if a.pool == nil {
 		// It was there when it was admitted, and was deleted since.
 		return Volume{}, &NotFoundError{ID: id}
 	}
+
 	build := s.buildLocked
 	if a.req.adopts() {
 		build = s.adoptLocked
 	}
+
 	v, err = build(ctx, a)
 	if err != nil && v != nil && !a.req.adopts() {
 		s.notifyOf(id)
-		return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)}
+		return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s in pool %s: %w",
+			id, a.pool.name(), err)}
 	}
+
 	if err != nil {
 		a.Cancel()
 		var full *CapacityError
-		// Not where adopted data was moved already: a refusal would say that nothing is on disk.
-		if space := a.pool.books(); space != nil && s.lookup(id) == nil && (isFull(err) || errors.As(err, &full)) {
-			// There is less than was measured: whoever asks next is to hear of it.
+
+		// Not where adopted data was moved already: a refusal would say that
+		// nothing is on disk.
+		if space := a.pool.books(); space != nil && s.lookup(id) == nil &&
+			(isFull(err) || errors.As(err, &full)) {
+			// There is less than was measured: whoever asks next is to hear of
+			// it.
 			space.expire()
 			if full == nil {
-				err = fmt.Errorf("%w (%v)", &CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
+				err = fmt.Errorf("%w (%v)",
+					&CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
 			}
 		}
+
 		err = s.refuseFailed(a, err)
 		return Volume{}, fmt.Errorf("create volume %s in pool %s: %w", id, a.pool.name(), err)
 	}
+
 	s.notifyOf(id)
 	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, &KeptError{Err: err}
 	}
+
 	s.indexClaim(ctx, v, true)
 	return s.Get(id)
 }
@@ -110,52 +134,65 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 		return nil, err
 	}
 	defer r.Close()
-	// A directory of this name that is no volume we know of: somebody's, or a record that can not be read.
+
+	// A directory of this name that is no volume we know of: somebody's, or a
+	// record that can not be read.
 	if there, err := r.Exists(a.req.ID); err != nil {
 		return nil, err
 	} else if there {
-		return nil, &ConflictError{ID: a.req.ID, Detail: "its directory is not a volume that can be read"}
+		return nil, &ConflictError{ID: a.req.ID,
+			Detail: "its directory is not a volume that can be read"}
 	}
+
 	tmp, err := r.sub(record.TmpDir)
 	if err != nil {
 		return nil, err
 	}
 	defer tmp.Close()
+
 	if err := s.scrapLocked(ctx, a.pool, r, tmp, a.req.ID); err != nil {
 		return nil, fmt.Errorf("clear away an earlier attempt: %w", err)
 	}
 	if err := s.fault("mkdir tmp"); err != nil {
 		return nil, err
 	}
+
 	dir, err := tmp.EnsureDir(a.req.ID, 0o700)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
+
 	b := &building{store: s, adm: a, root: r, tmp: tmp, dir: dir, rec: newRecord(a)}
+
 	// What it takes of the disk from here on is part of what it was promised.
 	s.mu.Lock()
 	s.builds[a.req.ID] = &volume{id: a.req.ID, pool: a.pool, rec: *b.rec}
 	s.mu.Unlock()
+
 	defer func() {
 		s.mu.Lock()
 		delete(s.builds, a.req.ID)
 		s.mu.Unlock()
 	}()
+
 	stays := false
 	defer func() {
 		if err != nil && !stays {
-			// The caller's context may be what ended the work; clearing away must not end with it.
+			// The caller's context may be what ended the work; clearing away
+			// must not end with it.
 			if e := s.scrapLocked(context.WithoutCancel(ctx), a.pool, r, tmp, a.req.ID); e != nil {
 				s.freer.sweepAgain.Store(true)
 				err = errors.Join(err, fmt.Errorf("clear away: %w", e))
 			}
+
 			if b.rec.QuotaKind != "" {
 				// Unless it went into the trash with what has it.
 				a.space.ledger.Disown(tmpKey(a.pool, a.req.ID), uint32(b.rec.QuotaID))
 			}
 		}
 	}()
+
 	if a.plan.backend == record.BackendLoop {
 		err = b.loop(ctx)
 	} else {
@@ -164,22 +201,33 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 			err = b.writeRecord()
 		}
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	if stays, err = b.commit(); err != nil && !stays {
 		return nil, err
 	}
-	v := &volume{id: b.rec.ID, pool: a.pool, rec: *b.rec, unavailable: errNotUp, poolUID: a.pool.uid()}
+
+	v := &volume{
+		id:          b.rec.ID,
+		pool:        a.pool,
+		rec:         *b.rec,
+		unavailable: errNotUp,
+		poolUID:     a.pool.uid(),
+	}
 	s.mu.Lock()
 	s.volumes[v.id] = v
 	s.mu.Unlock()
+
 	key := a.pool.key(v.id)
+
 	// The volume's promise first, so that what it has is at no time nobody's.
 	a.pool.promise(a.space, key, b.rec.Owed())
 	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
 	a.space.own(key, b.rec)
+
 	return v, err
 }
 
@@ -192,14 +240,17 @@ func newRecord(a *Admission) *record.Volume {
 		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
 	}
 	setInodes(rec, r, a.plan)
+
 	if rec.Backend == record.BackendLoop {
 		rec.Allocation, rec.FSType = r.Allocation, a.plan.fstype
 		rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions
 		rec.EverRaw = r.VolumeMode == record.ModeBlock
 	}
+
 	if r.found != nil {
 		r.found.describe(rec)
 	}
+
 	return rec
 }
 
@@ -211,8 +262,9 @@ func (b *building) writeRecord() error {
 	return writeVolume(b.dir, b.rec)
 }
 
-// commit renames the volume, with its record, into place. After the rename it is there, whole. There reports whether it is, or may
-// be: also after an error, where what was done could not be taken back.
+// commit renames the volume, with its record, into place. After the rename it
+// is there, whole. There reports whether it is, or may be: also after an error,
+// where what was done could not be taken back.
 func (b *building) commit() (there bool, err error) {
 	if err := b.store.fault("commit"); err != nil {
 		return false, err
@@ -229,11 +281,13 @@ func (b *building) commit() (there bool, err error) {
 	if err := errors.Join(b.root.Sync(), b.tmp.Sync()); err != nil {
 		return b.uncommit(err)
 	}
+
 	return true, nil
 }
 
-// uncommit takes back a commit that may not be durable, so that "an error" means "not there". Where the disk does not take that
-// either, the volume is there as far as anybody can say.
+// uncommit takes back a commit that may not be durable, so that "an error"
+// means "not there". Where the disk does not take that either, the volume is
+// there as far as anybody can say.
 func (b *building) uncommit(cause error) (there bool, err error) {
 	if err := b.root.Rename(b.rec.ID, b.tmp, b.rec.ID); err != nil {
 		return true, errors.Join(cause, fmt.Errorf("take it back: %w", err))
@@ -241,15 +295,18 @@ func (b *building) uncommit(cause error) (there bool, err error) {
 	return false, cause
 }
 
-// chownRoot gives the root directory of what the user sees its owner and permissions.
+// chownRoot gives the root directory of what the user sees its owner and
+// permissions.
 func chownRoot(dir *os.File, rec *record.Volume) error {
 	fd := int(dir.Fd())
 	if err := unix.Fchown(fd, int(rec.Owner), int(rec.Group)); err != nil {
 		return fmt.Errorf("chown: %w", err)
 	}
+
 	// After chown, which clears set-id bits.
 	if err := unix.Fchmod(fd, rec.Mode); err != nil {
 		return fmt.Errorf("chmod: %w", err)
 	}
+
 	return nil
 }

@@ -19,8 +19,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// release unmounts and detaches what is over the image in a directory that holds a volume or what is left of one. It is not
-// an error when there is nothing; what is in use gives an error and stays.
+// release unmounts and detaches what is over the image in a directory that
+// holds a volume or what is left of one. It is not an error when there is
+// nothing; what is in use gives an error and stays.
 func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 	if mounted, err := isMounted(dir); err != nil {
 		return err
@@ -32,6 +33,7 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 			return err
 		}
 	}
+
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -40,10 +42,12 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 		return err
 	}
 	defer image.Close()
+
 	devices, err := loop.Find(image)
 	if err != nil {
 		return err
 	}
+
 	for _, dev := range devices {
 		if err := s.fault("detach"); err != nil {
 			return err
@@ -52,11 +56,13 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 			return err
 		}
 	}
+
 	return nil
 }
 
-// unmount unmounts what is mounted in a volume's directory. A child of this process (mkfs, say) has our descriptors between
-// fork and exec, also those within a mount: only who stays is a user.
+// unmount unmounts what is mounted in a volume's directory. A child of this
+// process (mkfs, say) has our descriptors between fork and exec, also those
+// within a mount: only who stays is a user.
 func unmount(ctx context.Context, dir *beneath.Dir) error {
 	const tries = 20
 	for try := 1; ; try++ {
@@ -64,6 +70,7 @@ func unmount(ctx context.Context, dir *beneath.Dir) error {
 		if !errors.Is(err, unix.EBUSY) || try == tries {
 			return err
 		}
+
 		select {
 		case <-ctx.Done():
 			return err
@@ -82,42 +89,51 @@ func isMounted(dir *beneath.Dir) (bool, error) {
 		return false, err
 	}
 	defer target.Close()
+
 	_, err = mount.At(target)
 	if errors.Is(err, mount.ErrNotMountpoint) {
 		return false, nil
 	}
+
 	return err == nil, err
 }
 
-// openMount opens the directory a volume's filesystem is mounted at, or the mount there.
+// openMount opens the directory a volume's filesystem is mounted at, or the
+// mount there.
 func openMount(dir *beneath.Dir) (*os.File, error) {
 	return dir.OpenFile(record.MountDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
-// mountImage mounts the device at <dir>/mount, unless it is mounted there already. Anything else there is a *MismatchError.
+// mountImage mounts the device at <dir>/mount, unless it is mounted there
+// already. Anything else there is a *MismatchError.
 func mountImage(ctx context.Context, dir *beneath.Dir, rec *record.Volume, dev loop.Device) error {
-	opts, err := mount.ParseOptions(rec.FSType, rec.Allocation == record.AllocationThick, rec.MountOptions)
+	opts, err := mount.ParseOptions(rec.FSType, rec.Allocation == record.AllocationThick,
+		rec.MountOptions)
 	if err != nil {
 		return err
 	}
+
 	target, err := openMount(dir)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
+
 	if mounted, err := mountedAt(target, rec.ID, dev); err != nil || mounted != nil {
 		return err
 	}
+
 	source, err := os.OpenFile(dev.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer source.Close()
+
 	return mount.Device(ctx, source, target, rec.FSType, opts)
 }
 
-// mountedAt returns the mount of the device at target, nil if nothing is mounted there. Another mount there is a
-// *MismatchError.
+// mountedAt returns the mount of the device at target, nil if nothing is
+// mounted there. Another mount there is a *MismatchError.
 func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error) {
 	info, err := mount.At(target)
 	switch {
@@ -126,32 +142,41 @@ func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error)
 	case err != nil:
 		return nil, err
 	}
-	ours := info.Root == "/" && info.Dev == dev.Dev // nothing is asked of the filesystem, which may be dead
+
+	// Nothing is asked of the filesystem, which may be dead.
+	ours := info.Root == "/" && info.Dev == dev.Dev
 	if info.FSType == "btrfs" {
 		ours, err = mount.IsDeviceMountedAt(target, dev.Dev)
 	}
+
 	if err == nil && !ours {
 		err = &MismatchError{ID: id, Detail: "something else is mounted in its place"}
 	}
+
 	if err != nil {
 		return nil, err
 	}
+
 	return &info, nil
 }
 
-// thaw ends a freeze that outlived the mount it was made through: a filesystem stays frozen when it is unmounted, and each
-// write to the next mount of it would hang. What is not frozen says EINVAL.
+// thaw ends a freeze that outlived the mount it was made through: a filesystem
+// stays frozen when it is unmounted, and each write to the next mount of it
+// would hang. What is not frozen says EINVAL.
 func thaw(dir *beneath.Dir) error {
 	inner, err := dir.OpenDir(record.MountDir)
 	if err != nil {
 		return err
 	}
 	defer inner.Close()
+
 	const fiThaw = 0xc0045878 // _IOWR('X', 120, int)
 	err = unix.IoctlSetInt(int(inner.File().Fd()), fiThaw, 0)
-	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) ||
+		errors.Is(err, unix.EPERM) {
 		return nil
 	}
+
 	return fmt.Errorf("thaw %s: %w", filepath.Join(dir.Path(), record.MountDir), err)
 }
 
@@ -161,33 +186,43 @@ func openImage(rec *record.Volume, dir *beneath.Dir) (*os.File, error) {
 	if err != nil {
 		return nil, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
+
 	st, err := image.Stat()
 	switch {
 	case err != nil:
 	case !st.Mode().IsRegular() || st.Size() < rec.SizeBytes:
-		err = &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d", st.Size(), rec.SizeBytes)}
+		err = &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d",
+			st.Size(), rec.SizeBytes)}
 	case rec.VolumeMode != record.ModeBlock && rec.EverRaw:
-		err = &MismatchError{ID: rec.ID, Detail: "its image was handed out as a block device once and is not mounted as a filesystem any more"}
+		err = &MismatchError{ID: rec.ID,
+			Detail: "its image was handed out as a block device once " +
+				"and is not mounted as a filesystem any more"}
 	}
+
 	if err != nil {
 		return nil, errors.Join(err, image.Close())
 	}
+
 	return image, nil
 }
 
-// identify proves that what is on the image is the filesystem that was made there.
+// identify proves that what is on the image is the filesystem that was made
+// there.
 func identify(image *os.File, rec *record.Volume) error {
 	info, err := filesystem.Identify(image)
 	if err != nil {
 		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 	if string(info.Type) != rec.FSType || info.UUID != rec.FSUUID {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s", info.Type, info.UUID, rec.FSType, rec.FSUUID)}
+		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s",
+			info.Type, info.UUID, rec.FSType, rec.FSUUID)}
 	}
+
 	return nil
 }
 
-// identifySettled is identify for a mounted image: a superblock that is being written at this moment is read again.
+// identifySettled is identify for a mounted image: a superblock that is being
+// written at this moment is read again.
 func identifySettled(image *os.File, rec *record.Volume) (err error) {
 	const tries = 5
 	for range tries {
@@ -206,7 +241,8 @@ func attachOptions(rec *record.Volume, directIO bool) loop.Options {
 	}
 }
 
-// devicesOf returns the loop devices over the image in a volume's directory; none for a directory volume.
+// devicesOf returns the loop devices over the image in a volume's directory;
+// none for a directory volume.
 func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -216,10 +252,12 @@ func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
 		return nil, err
 	}
 	defer image.Close()
+
 	return loop.Find(image)
 }
 
-// elsewhere names who has a device's filesystem mounted in another mount namespace than ours.
+// elsewhere names who has a device's filesystem mounted in another mount
+// namespace than ours.
 func (s *Store) elsewhere(dev loop.Device) []string {
 	var by []string
 	if table, err := s.scans.scan(); err == nil {
@@ -229,9 +267,11 @@ func (s *Store) elsewhere(dev loop.Device) []string {
 			}
 		}
 	}
+
 	if len(by) == 0 {
 		by = []string{"a holder of " + dev.Path + " that can not be seen from here"}
 	}
+
 	return by
 }
 
@@ -252,9 +292,11 @@ func holdersText(d loop.Device) string {
 	if err != nil || len(holders) == 0 {
 		return ""
 	}
+
 	texts := make([]string, len(holders))
 	for i, h := range holders {
 		texts[i] = h.String()
 	}
+
 	return ", held by " + strings.Join(texts, "; ")
 }

@@ -11,8 +11,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// discard notes what deletion means and renames the directory t.id of parent into the trash. The rename is the commit: from
-// then on it is in the trash, also if an error is returned, and what key had is the entry's.
+// discard notes what deletion means and renames the directory t.id of parent
+// into the trash. The rename is the commit: from then on it is in the trash,
+// also if an error is returned, and what key had is the entry's.
 func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key string) error {
 	data, err := record.EncodeTrash(&t.trash)
 	if err != nil {
@@ -21,23 +22,29 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	if err := s.fault("write trash record"); err != nil {
 		return err
 	}
+
 	suffix := ""
 	err = dir.WriteFile(record.TrashedFile, data, 0o600)
 	if isFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
-		// A full disk has no block for a note, and freeing this one helps it: so it goes where no note is needed.
+		// A full disk has no block for a note, and freeing this one helps it:
+		// so it goes where no note is needed.
 		suffix, err = freeingSuffix, nil
 	}
+
 	if err != nil {
 		return err
 	}
+
 	trash, err := r.sub(record.TrashDir)
 	if err != nil {
 		return err
 	}
 	defer trash.Close()
+
 	if err := s.fault("rename into trash"); err != nil {
 		return err
 	}
+
 	for at := time.Now().Unix(); ; at++ {
 		t.entry = t.id + "@" + strconv.FormatInt(at, 10) + suffix
 		err := parent.Rename(t.id, trash, t.entry)
@@ -47,16 +54,20 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 		if err != nil {
 			return err
 		}
+
 		break
 	}
+
 	s.enterTrash(t, key)
 	if err := s.fault("sync trash"); err != nil {
 		return err
 	}
+
 	return errors.Join(trash.Sync(), parent.Sync())
 }
 
-// enterTrash makes the entry known, in the place of the volume of its id if that is what it was.
+// enterTrash makes the entry known, in the place of the volume of its id if
+// that is what it was.
 func (s *Store) enterTrash(t *trashed, key string) {
 	s.mu.Lock()
 	if v := s.volumes[t.id]; v != nil && v.pool.key(v.id) == key {
@@ -64,20 +75,25 @@ func (s *Store) enterTrash(t *trashed, key string) {
 	}
 	s.trash[t.key()] = t
 	s.mu.Unlock()
+
 	space := t.pool.books()
 	if space == nil || t.rec == nil {
 		return
 	}
+
 	space.move(key, t.key(), t.rec)
+
 	// What a crash left in tmp had no promise and no owner yet in this process.
 	space.own(t.key(), t.rec)
 	t.pool.promise(space, t.key(), t.rec.Owed())
 }
 
-// scrapLocked clears away a volume that was never committed: unmounted, detached and renamed into the trash, to be freed at once.
-// Nothing ever used it: no path led there. Called again it finishes; with nothing there it does nothing. It is called with the
-// volume's lock held.
-func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
+// scrapLocked clears away a volume that was never committed: unmounted,
+// detached and renamed into the trash, to be freed at once. Nothing ever used
+// it: no path led there. Called again it finishes; with nothing there it does
+// nothing. It is called with the volume's lock held.
+func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.Dir,
+	id string) error {
 	dir, err := tmp.OpenDir(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -86,24 +102,34 @@ func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.
 		return err
 	}
 	defer dir.Close()
+
 	if err := unlinkPrepared(tmp, dir, id); err != nil {
 		return err
 	}
 	if err := s.release(ctx, dir); err != nil {
 		return err
 	}
-	t := &trashed{pool: p, id: id, since: time.Now(), trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Purge: true}}
+
+	t := &trashed{
+		pool:  p,
+		id:    id,
+		since: time.Now(),
+		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Purge: true},
+	}
 	if rec, err := readEntry(tmp, id, id); err == nil {
 		t.rec = rec
 	}
+
 	if err := s.discard(r, tmp, dir, t, tmpKey(p, id)); err != nil {
 		return err
 	}
+
 	s.freer.wake()
 	return nil
 }
 
-// scrapTmpLocked clears away what an unfinished create left of volume id. It is called with the volume's lock held.
+// scrapTmpLocked clears away what an unfinished create left of volume id. It is
+// called with the volume's lock held.
 func (s *Store) scrapTmpLocked(ctx context.Context, p *pool, id string) error {
 	return p.with(func(r *root) error {
 		tmp, err := r.sub(record.TmpDir)

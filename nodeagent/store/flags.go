@@ -51,21 +51,26 @@ func forgetFlags(dir *beneath.Dir) error {
 }
 
 // putBackFlags gives the inode whose flags were off when a process ended its
-// flags again. With no note it is one system call; a second call changes nothing.
+// flags again. With no note it is one system call; a second call changes
+// nothing.
 func putBackFlags(r *root, dir *beneath.Dir) error {
 	data, err := dir.ReadFile(record.FlagsFile, record.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+
 	var b quota.Bare
 	if err == nil {
 		err = json.Unmarshal(data, &b)
 	}
+
 	if err == nil {
 		err = quota.PutBack(r.File(), b)
 	}
+
 	if err != nil {
 		return fmt.Errorf("put back what %s says: %w", record.FlagsFile, err)
 	}
+
 	return forgetFlags(dir)
 }

@@ -17,14 +17,17 @@ import (
 const (
 	// retryFreeing is how long an entry that could not be freed is left alone.
 	retryFreeing = 30 * time.Second
-	// retryKernel is how long the kernel is left to free a deleted btrfs subvolume before it is asked again.
+	// retryKernel is how long the kernel is left to free a deleted btrfs
+	// subvolume before it is asked again.
 	retryKernel = 2 * time.Second
-	// noteRetention is how often the time a retention was seen to pass is written down.
+	// noteRetention is how often the time a retention was seen to pass is
+	// written down.
 	noteRetention = time.Hour
 )
 
-// freer frees what is due in the trash: on each filesystem the entries in turns, in small steps, with idle I/O priority. It can be
-// stopped at any step and carries on from there.
+// freer frees what is due in the trash: on each filesystem the entries in
+// turns, in small steps, with idle I/O priority. It can be stopped at any step
+// and carries on from there.
 type freer struct {
 	store *Store
 	poke  chan struct{}
@@ -45,14 +48,16 @@ func (f *freer) wake() {
 	}
 }
 
-// kernelBusyError says that the kernel is still freeing a subvolume; that is no failure.
+// kernelBusyError says that the kernel is still freeing a subvolume; that is no
+// failure.
 type kernelBusyError struct{ subvolume uint64 }
 
 func (e *kernelBusyError) Error() string {
 	return fmt.Sprintf("the kernel is still freeing subvolume %d", e.subvolume)
 }
 
-// Freed tells how many bytes of images and how many files were freed since the store was opened.
+// Freed tells how many bytes of images and how many files were freed since the
+// store was opened.
 func (s *Store) Freed() (bytes, files int64) { return s.freer.bytes.Load(), s.freer.files.Load() }
 
 func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *trashed) {
@@ -63,10 +68,12 @@ func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *tras
 	s.mu.Lock()
 	t.served = time.Now()
 	s.mu.Unlock()
+
 	err := s.freer.free(&turn{Context: ctx, others: others}, t)
 	if err == nil || ctx.Err() != nil || errors.Is(err, errSlice) {
 		return
 	}
+
 	retry := retryFreeing
 	var busy *kernelBusyError
 	if errors.As(err, &busy) {
@@ -74,12 +81,14 @@ func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *tras
 	} else {
 		s.log.WarnContext(ctx, "free trash", "pool", t.pool.name(), "entry", t.entry, "error", err)
 	}
+
 	s.mu.Lock()
 	t.retry = time.Now().Add(retry)
 	s.mu.Unlock()
 }
 
-// Drain does what was left for later and is due now, adoptions and trash, and returns; for tests and for programs that end.
+// Drain does what was left for later and is due now, adoptions and trash, and
+// returns; for tests and for programs that end.
 func (s *Store) Drain(ctx context.Context) error {
 	s.sweepLeftovers(ctx)
 	for _, v := range s.List() {
@@ -89,34 +98,42 @@ func (s *Store) Drain(ctx context.Context) error {
 			}
 		}
 	}
+
 	for {
 		t := s.freer.nextOfAll(time.Now())
 		if t == nil {
 			return nil
 		}
+
 		err := s.freer.free(ctx, t)
 		var busy *kernelBusyError
 		if errors.As(err, &busy) {
-			err = t.pool.with(func(r *root) error { return btrfs.WaitFreed(ctx, r.File(), busy.subvolume) })
+			err = t.pool.with(func(r *root) error {
+				return btrfs.WaitFreed(ctx, r.File(), busy.subvolume)
+			})
 		}
+
 		if err != nil {
 			return fmt.Errorf("free %s: %w", t.entry, err)
 		}
 	}
 }
 
-// next returns the entry of a filesystem whose turn it is: of those that are due the one whose last turn is longest ago, or was
-// deleted first; or how long to wait for one.
+// next returns the entry of a filesystem whose turn it is: of those that are
+// due the one whose last turn is longest ago, or was deleted first; or how long
+// to wait for one.
 func (f *freer) next(space *filesystemSpace, now time.Time) (*trashed, time.Duration) {
 	s := f.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	var due *trashed
 	wait := noteRetention
 	for _, t := range s.trash {
 		if t.pool.books() != space {
 			continue
 		}
+
 		left := max(t.remaining(now), t.retry.Sub(now))
 		if left > 0 {
 			wait = min(wait, left)
@@ -126,6 +143,7 @@ func (f *freer) next(space *filesystemSpace, now time.Time) (*trashed, time.Dura
 			due = t
 		}
 	}
+
 	return due, wait
 }
 
@@ -147,16 +165,20 @@ func (f *freer) nextOfAll(now time.Time) *trashed {
 	return nil
 }
 
-// toNote are the entries of a filesystem of whose retention as much passed unwritten as is to be written down.
+// toNote are the entries of a filesystem of whose retention as much passed
+// unwritten as is to be written down.
 func (s *Store) toNote(space *filesystemSpace, now time.Time) []*trashed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	var waiting []*trashed
 	for _, t := range s.trash {
-		if t.pool.books() == space && t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention && now.Sub(t.noted) >= noteRetention {
+		if t.pool.books() == space && t.remaining(now) > 0 && now.Sub(t.since) >= noteRetention &&
+			now.Sub(t.noted) >= noteRetention {
 			waiting = append(waiting, t)
 		}
 	}
+
 	return waiting
 }
 
@@ -166,7 +188,10 @@ func (s *Store) noteRetention(ctx context.Context, space *filesystemSpace, now t
 		s.mu.Lock()
 		t.noted = now
 		s.mu.Unlock()
-		err := s.changeTrash(ctx, t, func(note *record.Trash) { note.ElapsedSeconds = int64(t.elapsed(now) / time.Second) })
+
+		err := s.changeTrash(ctx, t, func(note *record.Trash) {
+			note.ElapsedSeconds = int64(t.elapsed(now) / time.Second)
+		})
 		if err != nil {
 			s.log.WarnContext(ctx, "note a trash entry's retention", "entry", t.entry, "error", err)
 		}
@@ -178,19 +203,23 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	if space == nil {
 		return t.pool.gone()
 	}
+
 	space.one.Lock()
 	defer space.one.Unlock()
+
 	s := f.store
 	r, err := t.pool.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+
 	trash, err := r.sub(record.TrashDir)
 	if err != nil {
 		return err
 	}
 	defer trash.Close()
+
 	if gone, err := f.pointOfNoReturn(ctx, t, trash); err != nil || gone {
 		return err
 	}
@@ -202,9 +231,11 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 			return err
 		}
 	}
+
 	s.mu.Lock()
 	delete(s.trash, t.key())
 	s.mu.Unlock()
+
 	if space := t.pool.books(); space != nil {
 		space.ledger.Release(t.key())
 		if t.rec != nil {
@@ -212,21 +243,26 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 		}
 		space.expire()
 	}
+
 	s.notifyOf(t.id)
 	return nil
 }
 
-// pointOfNoReturn renames the entry so that it can not be restored any more. gone: somebody restored it meanwhile.
-func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.Dir) (gone bool, err error) {
+// pointOfNoReturn renames the entry so that it can not be restored any more.
+// gone: somebody restored it meanwhile.
+func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.Dir) (gone bool,
+	err error) {
 	s := f.store
 	unlock, err := s.locks.Lock(ctx, t.id)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
+
 	s.mu.Lock()
 	there := s.trash[t.key()] == t
 	s.mu.Unlock()
+
 	if !there {
 		return true, nil
 	}
@@ -236,10 +272,12 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 	if err := s.fault("free: point of no return"); err != nil {
 		return false, err
 	}
+
 	return false, s.beginFreeingLocked(t, trash)
 }
 
-// freeEntry empties an entry and removes it. The records go last: they say what else has to be given back.
+// freeEntry empties an entry and removes it. The records go last: they say what
+// else has to be given back.
 func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *beneath.Dir) error {
 	s := f.store
 	opened, err := trash.OpenDir(t.entry)
@@ -250,17 +288,21 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *benea
 		return err
 	}
 	defer opened.Close()
+
 	if err := s.release(ctx, opened); err != nil {
 		return err
 	}
+
 	entry, err := opened.NoCross()
 	if err != nil {
 		return err
 	}
 	defer entry.Close()
+
 	if err := f.loosen(t, r, entry); err != nil {
 		return err
 	}
+
 	scrub := t.trash.Deletion.Scrub
 	if err := f.freeImage(ctx, entry, scrub); err != nil {
 		return err
@@ -274,34 +316,44 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *benea
 	if err := f.releaseQuota(t, r); err != nil {
 		return err
 	}
+
 	for _, name := range []string{record.VolumeFile, record.TrashedFile} {
 		if err := s.fault("free: record"); err != nil {
 			return err
 		}
-		if err := errors.Join(entry.Unlink(name), entry.Unlink(beneath.Temporary(name))); err != nil {
+		if err := errors.Join(entry.Unlink(name),
+			entry.Unlink(beneath.Temporary(name))); err != nil {
 			return err
 		}
 	}
+
 	if err := s.fault("free: last"); err != nil {
 		return err
 	}
+
 	return trash.Rmdir(t.entry)
 }
 
-// releaseQuota gives a directory volume's quota back, once nothing carries it any more.
+// releaseQuota gives a directory volume's quota back, once nothing carries it
+// any more.
 func (f *freer) releaseQuota(t *trashed, r *root) error {
 	if t.rec == nil || t.rec.QuotaKind == "" {
 		return nil
 	}
+
 	space := t.pool.books()
 	if space == nil {
 		return fmt.Errorf("pool %s is not there", t.pool.name())
 	}
+
 	id := uint32(t.rec.QuotaID)
-	// A record that names another volume's id, or none of ours, must not take the limit off that.
+
+	// A record that names another volume's id, or none of ours, must not take
+	// the limit off that.
 	if !quota.IsOurs(id) || !space.owns(t.key(), t.rec) {
 		return nil
 	}
+
 	switch t.rec.QuotaKind {
 	case record.QuotaProject:
 		return quota.Clear(r.File(), id)
@@ -309,21 +361,28 @@ func (f *freer) releaseQuota(t *trashed, r *root) error {
 		err := btrfs.RemoveGroup(r.File(), id)
 		var used *btrfs.ErrGroupInUse
 		if errors.As(err, &used) && used.Usage > 0 {
-			// The subvolume is gone, and its count is read as of the last commit.
+			// The subvolume is gone, and its count is read as of the last
+			// commit.
 			if err := btrfs.Sync(r.File()); err != nil {
 				return err
 			}
 		}
+
 		// Whoever else is in it does not keep the volume from being gone.
 		if errors.As(err, &used) && !used.Deleted {
-			f.store.log.Info("a deleted volume's qgroup is dissolved with what is not the volume's in it", "entry", t.entry, "found", used)
+			f.store.log.Info("a deleted volume's qgroup is dissolved with what is not the "+
+				"volume's in it", "entry", t.entry, "found", used)
 			err = btrfs.DissolveGroup(r.File(), id)
 		}
-		// The cleaner thread frees subvolumes later; until it did, the group is in use and the space still taken.
+
+		// The cleaner thread frees subvolumes later; until it did, the group is
+		// in use and the space still taken.
 		if errors.As(err, &used) && used.Deleted {
 			return &kernelBusyError{used.Subvolume}
 		}
+
 		return err
 	}
+
 	return nil
 }

@@ -10,8 +10,8 @@ import (
 
 // What is deleted is not free at once: a tree is emptied file by file, and the
 // kernel frees a btrfs subvolume in its own time. It counts as promised until
-// then. Whoever asks for room that is on its way waits for it some seconds, or is
-// told of it.
+// then. Whoever asks for room that is on its way waits for it some seconds, or
+// is told of it.
 
 const (
 	// freedWait is how long a request waits for room that is being freed.
@@ -21,33 +21,41 @@ const (
 	freedWaiters = 4
 )
 
-// freeing is how many bytes are promised to trash that is due, on the filesystem
-// with the most of it among those that the requests may go to.
+// freeing is how many bytes are promised to trash that is due, on the
+// filesystem with the most of it among those that the requests may go to.
 func (s *Store) freeing(requests []Request) int64 {
 	spaces := map[*filesystemSpace]bool{}
 	for _, p := range s.pools {
-		if _, space, err := p.state(); err == nil && slices.ContainsFunc(requests, func(r Request) bool { return r.wants(p, s.opts.Node) }) {
+		if _, space, err := p.state(); err == nil &&
+			slices.ContainsFunc(requests, func(r Request) bool {
+				return r.wants(p, s.opts.Node)
+			}) {
 			spaces[space] = true
 		}
 	}
+
 	due := map[*filesystemSpace]int64{}
 	most := int64(0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	now := time.Now()
 	for _, t := range s.trash {
-		if _, space, err := t.pool.state(); err == nil && spaces[space] && t.rec != nil && t.remaining(now) <= 0 {
+		if _, space, err := t.pool.state(); err == nil && spaces[space] && t.rec != nil &&
+			t.remaining(now) <= 0 {
 			due[space] += t.rec.Owed()
 			most = max(most, due[space])
 		}
 	}
+
 	return most
 }
 
-// awaitFreed waits until something changed while what the requests lack is being
-// freed. It is false when that is not so, when it takes too long, and where
-// nobody frees anything. The error says how much is being freed.
-func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityError, requests []Request) bool {
+// awaitFreed waits until something changed while what the requests lack is
+// being freed. It is false when that is not so, when it takes too long, and
+// where nobody frees anything. The error says how much is being freed.
+func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityError,
+	requests []Request) bool {
 	changed := s.Changed()
 	full.Freeing = s.freeing(requests)
 	if full.Freeing == 0 || full.Need > full.Available+full.Freeing || s.freer.running.Load() == 0 {
@@ -57,16 +65,19 @@ func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityE
 		return false
 	}
 	defer s.awaiting.Release(1)
+
 	s.freer.wake()
 
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
+
 	select {
 	case <-changed:
 		return true
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+
 	return false
 }
 

@@ -16,10 +16,12 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Freeing what a tenant left. Everything in it is hostile: a tree may be as deep or as wide as the disk allows, files may be
-// immutable, and links may lead anywhere. Nothing is followed, and nothing waits.
+// Freeing what a tenant left. Everything in it is hostile: a tree may be as
+// deep or as wide as the disk allows, files may be immutable, and links may
+// lead anywhere. Nothing is followed, and nothing waits.
 
-// freeStep is how many bytes of a file are given back at once, so that one deletion never holds up the filesystem's journal for long.
+// freeStep is how many bytes of a file are given back at once, so that one
+// deletion never holds up the filesystem's journal for long.
 const freeStep = 256 << 20
 
 // freeImage shrinks the image from its end, step by step, and unlinks it.
@@ -32,14 +34,17 @@ func (f *freer) freeImage(ctx context.Context, entry *beneath.Dir, scrub string)
 		return err
 	}
 	defer image.Close()
+
 	st, err := image.Stat()
 	if err != nil {
 		return err
 	}
+
 	for size := st.Size(); size > 0; {
 		if err := errors.Join(ctx.Err(), f.store.fault("free: image step")); err != nil {
 			return err
 		}
+
 		next := max(size-freeStep, 0)
 		if err := scrubRange(unbroken(ctx), image, next, size, scrub); err != nil {
 			return err
@@ -47,17 +52,21 @@ func (f *freer) freeImage(ctx context.Context, entry *beneath.Dir, scrub string)
 		if err := image.Truncate(next); err != nil {
 			return err
 		}
+
 		f.bytes.Add(size - next)
 		size = next
 	}
+
 	if err := f.store.fault("free: image"); err != nil {
 		return err
 	}
+
 	return entry.Unlink(record.ImageFile)
 }
 
-// freeTree empties the entry but for its records. It needs two descriptors, however deep a tenant's tree is: what is found in
-// a directory is moved up into the entry, and from there each is a directory of its own.
+// freeTree empties the entry but for its records. It needs two descriptors,
+// however deep a tenant's tree is: what is found in a directory is moved up
+// into the entry, and from there each is a directory of its own.
 func (f *freer) freeTree(ctx context.Context, entry *beneath.Dir, scrub string) error {
 	keep := map[string]bool{
 		record.VolumeFile: true, beneath.Temporary(record.VolumeFile): true,
@@ -69,11 +78,13 @@ func (f *freer) freeTree(ctx context.Context, entry *beneath.Dir, scrub string) 
 		if err != nil {
 			return err
 		}
+
 		work := 0
 		for _, name := range names {
 			if keep[name] {
 				continue
 			}
+
 			work++
 			if err := ctx.Err(); err != nil {
 				return err
@@ -82,18 +93,21 @@ func (f *freer) freeTree(ctx context.Context, entry *beneath.Dir, scrub string) 
 				return err
 			}
 		}
+
 		if work == 0 {
 			return nil
 		}
 	}
 }
 
-// freeChild removes one name of dir: a file is unlinked, a subvolume destroyed, a directory of the entry emptied into the
-// entry and removed, a directory further down moved up into the entry.
+// freeChild removes one name of dir: a file is unlinked, a subvolume destroyed,
+// a directory of the entry emptied into the entry and removed, a directory
+// further down moved up into the entry.
 func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, scrub string) error {
 	if err := f.store.fault("free: file"); err != nil {
 		return err
 	}
+
 	st, err := dir.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -104,6 +118,7 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return f.freeFile(ctx, dir, name, st, scrub)
 	}
+
 	const subvolumeInode = 256 // BTRFS_FIRST_FREE_OBJECTID
 	if st.Ino == subvolumeInode {
 		if sub, err := dir.OpenDir(name); err == nil {
@@ -115,14 +130,17 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 			}
 		}
 	}
+
 	if dir != entry {
 		return f.moveUp(dir, name, st, entry)
 	}
+
 	child, err := dir.OpenDir(name)
 	if err != nil {
 		return err
 	}
 	defer child.Close()
+
 	for {
 		names, err := someNames(child)
 		if err != nil {
@@ -131,6 +149,7 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 		if len(names) == 0 {
 			break
 		}
+
 		for _, n := range names {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -140,21 +159,25 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 			}
 		}
 	}
+
 	f.files.Add(1)
 	return retryMutable(dir, name, st, func() error { return dir.Rmdir(name) })
 }
 
-// deleteSubvolume deletes a subvolume that a tenant made, or one without a group of its own. It may be in a group of somebody
-// else that is full, and then has to leave it first.
+// deleteSubvolume deletes a subvolume that a tenant made, or one without a
+// group of its own. It may be in a group of somebody else that is full, and
+// then has to leave it first.
 func deleteSubvolume(ctx context.Context, dir *beneath.Dir, name string) error {
 	err := btrfs.DeleteSubvolume(ctx, dir.File(), name)
 	if !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
+
 	sub, openErr := dir.OpenDir(name)
 	if openErr != nil {
 		return errors.Join(err, openErr)
 	}
+
 	id, idErr := btrfs.ID(sub.File())
 	sub.Close()
 	if idErr != nil {
@@ -163,6 +186,7 @@ func deleteSubvolume(ctx context.Context, dir *beneath.Dir, name string) error {
 	if e := btrfs.Loosen(dir.File(), id, btrfs.NoGroup); e != nil {
 		return errors.Join(err, e)
 	}
+
 	return btrfs.DeleteSubvolume(ctx, dir.File(), name)
 }
 
@@ -172,18 +196,23 @@ func (f *freer) moveUp(dir *beneath.Dir, name string, st unix.Stat_t, entry *ben
 	if !errors.Is(err, unix.EXDEV) {
 		return err
 	}
-	// The pool lies in a project of the administrator's, whose inherit flag keeps directories of other projects out.
+
+	// The pool lies in a project of the administrator's, whose inherit flag
+	// keeps directories of other projects out.
 	project, _, projectErr := quota.GetProject(entry.File())
 	if projectErr == nil {
 		projectErr = quota.SetProject(entry.File(), project, false)
 	}
+
 	if projectErr != nil {
 		return errors.Join(err, projectErr)
 	}
+
 	return renameAnew(dir, name, entry)
 }
 
-// renameAnew moves name to another directory under a name that nobody has there.
+// renameAnew moves name to another directory under a name that nobody has
+// there.
 func renameAnew(dir *beneath.Dir, name string, to *beneath.Dir) error {
 	for {
 		err := dir.Rename(name, to, fmt.Sprintf("d%016x", rand.Uint64()))
@@ -193,8 +222,10 @@ func renameAnew(dir *beneath.Dir, name string, to *beneath.Dir) error {
 	}
 }
 
-func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st unix.Stat_t, scrub string) error {
-	if (scrub == scrubZero || scrub == scrubDiscard) && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Blocks > 0 {
+func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st unix.Stat_t,
+	scrub string) error {
+	if (scrub == scrubZero || scrub == scrubDiscard) && st.Mode&unix.S_IFMT == unix.S_IFREG &&
+		st.Blocks > 0 {
 		err := retryMutable(dir, name, st, func() error {
 			file, err := dir.OpenFile(name, unix.O_RDWR|unix.O_NONBLOCK, 0)
 			if err != nil {
@@ -207,16 +238,19 @@ func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st 
 			return err
 		}
 	}
+
 	f.files.Add(1)
 	return retryMutable(dir, name, st, func() error { return dir.Unlink(name) })
 }
 
-// scrubFile scrubs a file from its end, and shortens it step by step: whoever goes on with it does not begin anew.
+// scrubFile scrubs a file from its end, and shortens it step by step: whoever
+// goes on with it does not begin anew.
 func scrubFile(ctx context.Context, file *os.File, size int64, scrub string) error {
 	for size > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+
 		next := max(size-freeStep, 0)
 		if err := scrubRange(unbroken(ctx), file, next, size, scrub); err != nil {
 			return err
@@ -224,18 +258,22 @@ func scrubFile(ctx context.Context, file *os.File, size int64, scrub string) err
 		if err := file.Truncate(next); err != nil {
 			return err
 		}
+
 		size = next
 	}
+
 	return nil
 }
 
-// retryMutable tries again after it took the immutable and append-only flags off the file and its directory, either of which
-// refuses the removal (EPERM, ioctl_iflags(2)).
+// retryMutable tries again after it took the immutable and append-only flags
+// off the file and its directory, either of which refuses the removal (EPERM,
+// ioctl_iflags(2)).
 func retryMutable(dir *beneath.Dir, name string, st unix.Stat_t, try func() error) error {
 	err := try()
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
+
 	clearFlags(dir.File())
 	if kind := st.Mode & unix.S_IFMT; kind == unix.S_IFREG || kind == unix.S_IFDIR {
 		if f, e := dir.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK, 0); e == nil {
@@ -243,6 +281,7 @@ func retryMutable(dir *beneath.Dir, name string, st unix.Stat_t, try func() erro
 			f.Close()
 		}
 	}
+
 	return try()
 }
 
@@ -256,13 +295,15 @@ func clearFlags(f *os.File) {
 	}
 }
 
-// scrubRange makes what a file holds from one byte to another unreadable, as the class asks: zeros over every block that holds
-// data, durably, or the blocks given back (and discarded, where the pool's filesystem is mounted to do so). Blocks that were
-// never written read as zeros and are passed over.
+// scrubRange makes what a file holds from one byte to another unreadable, as
+// the class asks: zeros over every block that holds data, durably, or the
+// blocks given back (and discarded, where the pool's filesystem is mounted to
+// do so). Blocks that were never written read as zeros and are passed over.
 func scrubRange(ctx context.Context, file *os.File, from, to int64, scrub string) error {
 	if scrub != scrubZero && scrub != scrubDiscard {
 		return nil
 	}
+
 	fd := int(file.Fd())
 	zeros := make([]byte, 1<<20)
 	for at := from; at < to; {
@@ -273,15 +314,18 @@ func scrubRange(ctx context.Context, file *os.File, from, to int64, scrub string
 		if err != nil {
 			return fmt.Errorf("scrub: %w", err)
 		}
+
 		end, err := unix.Seek(fd, start, unix.SEEK_HOLE)
 		if err != nil {
 			return fmt.Errorf("scrub: %w", err)
 		}
+
 		end = min(end, to)
 		for at = start; at < end; {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
+
 			n := min(end-at, int64(len(zeros)))
 			if scrub == scrubDiscard {
 				n = end - at
@@ -289,11 +333,14 @@ func scrubRange(ctx context.Context, file *os.File, from, to int64, scrub string
 			} else {
 				_, err = file.WriteAt(zeros[:n], at)
 			}
+
 			if err != nil {
 				return fmt.Errorf("scrub: %w", err)
 			}
+
 			at += n
 		}
 	}
+
 	return file.Sync()
 }

@@ -9,9 +9,11 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Grow makes the volume size bytes large, rounded up to a multiple of 4096, while it is in use. A volume that is as large
-// already is left as it is: volumes do not shrink. Without room in the pool it is a *CapacityError and nothing changed; where
-// the pool allows it, trash is then freed before its time, so that a later call finds room.
+// Grow makes the volume size bytes large, rounded up to a multiple of 4096,
+// while it is in use. A volume that is as large already is left as it is:
+// volumes do not shrink. Without room in the pool it is a *CapacityError and
+// nothing changed; where the pool allows it, trash is then freed before its
+// time, so that a later call finds room.
 func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
 	grown, err := s.lockAndGrow(ctx, id, size)
 	var full *CapacityError
@@ -21,6 +23,7 @@ func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error)
 			s.makeRoom(ctx, space, full.Need, func(p *pool) bool { return p == v.pool })
 		}
 	}
+
 	return grown, err
 }
 
@@ -30,6 +33,7 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 		return Volume{}, err
 	}
 	defer unlock()
+
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s: %w", id, err)
@@ -38,8 +42,10 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
 	if size <= 0 || size > 1<<62 {
-		return Volume{}, refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a volume can have", size)
+		return Volume{}, refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a "+
+			"volume can have", size)
 	}
+
 	size = roundUp(size)
 	if v.rec.SizeBytes >= size && v.rec.GrowingTo == 0 {
 		return s.Get(id)
@@ -47,26 +53,31 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 	if err := s.growLocked(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
 		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, bytesText(size), err)
 	}
+
 	s.notifyOf(id)
 	return s.Get(id)
 }
 
-// growLocked is called with the volume's lock held. The record says where it goes before anything is changed, so that after a crash the
-// growth is carried on and its space is not promised to somebody else.
+// growLocked is called with the volume's lock held. The record says where it
+// goes before anything is changed, so that after a crash the growth is carried
+// on and its space is not promised to somebody else.
 func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	r, err := v.pool.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+
 	_, space, err := v.pool.state()
 	if err != nil {
 		return err
 	}
+
 	key, former := v.pool.key(v.rec.ID), v.rec.Owed()
 	if err := s.reserveGrowth(v, space, size); err != nil {
 		return err
 	}
+
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
 		v.pool.promise(space, key, former)
@@ -84,41 +95,48 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 		v.pool.promise(space, key, former)
 		return err
 	}
+
 	s.setRecord(v, next)
 	if err := s.fault("grow: backend"); err != nil {
 		return err
 	}
+
 	if next.Backend == record.BackendLoop {
 		err = s.growLoop(ctx, v, size)
 	} else {
 		err = setDirectoryLimit(r, &next, size)
 	}
+
 	if err != nil {
 		return s.growFailed(v, space, key, err)
 	}
 	if err := s.fault("grow: done"); err != nil {
 		return err
 	}
+
 	next.SizeBytes, next.GrowingTo, next.Inodes = size, 0, inodesAt(&next, size)
 	if err := writeVolume(dir, &next); err != nil {
 		return err
 	}
+
 	s.setRecord(v, next)
 	return nil
 }
 
 // reserveGrowth promises the volume what it lacks to be size bytes large, or is
-// a *CapacityError. For a directory without a limit it looks that there is room,
-// as when the volume was made, and promises nothing (record.Volume.Owed).
+// a *CapacityError. For a directory without a limit it looks that there is
+// room, as when the volume was made, and promises nothing (record.Volume.Owed).
 func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) error {
 	former := v.rec.Promise()
 	if size <= former {
 		return nil
 	}
+
 	capacity, err := s.capacity(v.pool, space, 0)
 	if err != nil {
 		return err
 	}
+
 	available, ok := int64(0), false
 	if v.rec.Owed() == 0 {
 		available = max(capacity-space.ledger.Promised(), 0)
@@ -127,29 +145,35 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 		available, ok = space.ledger.Reserve(v.pool.key(v.rec.ID), size, capacity)
 		available = max(available-former, 0)
 	}
+
 	if !ok {
 		return &CapacityError{Pool: v.pool.name(), Need: size - former, Available: available}
 	}
+
 	return nil
 }
 
-// growFailed takes the wish back where the disk turned out to be full, so that the pool does not owe it for ever. An image that an
-// earlier growth made larger stays that large, and so does the wish.
+// growFailed takes the wish back where the disk turned out to be full, so that
+// the pool does not owe it for ever. An image that an earlier growth made
+// larger stays that large, and so does the wish.
 func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
 	var capacity *CapacityError
 	if !errors.As(cause, &capacity) {
 		return cause // carried on at the next call or start
 	}
+
 	r, err := v.pool.open()
 	if err != nil {
 		return cause
 	}
 	defer r.Close()
+
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
 		return cause
 	}
 	defer dir.Close()
+
 	next := v.next()
 	next.GrowingTo = 0
 	if next.Backend == record.BackendLoop {
@@ -161,9 +185,11 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 			next.GrowingTo = st.Size
 		}
 	}
+
 	if err := writeVolume(dir, &next); err != nil {
 		return errors.Join(cause, err)
 	}
+
 	s.setRecord(v, next)
 	v.pool.promise(space, key, next.Owed())
 	return cause

@@ -2,10 +2,10 @@ package store
 
 import "github.com/quarry-storage/quarry/nodeagent/record"
 
-// How many files a directory volume may hold where nobody said: in proportion to
-// its size, as many as mke2fs(8) makes room for. Inodes are the filesystem's,
-// which is the node's root disk where nothing else is configured, and a program
-// that makes empty files would take them from everybody.
+// How many files a directory volume may hold where nobody said: in proportion
+// to its size, as many as mke2fs(8) makes room for. Inodes are the
+// filesystem's, which is the node's root disk where nothing else is configured,
+// and a program that makes empty files would take them from everybody.
 const (
 	bytesPerInode = 16 << 10
 	// Small volumes get one for each block, up to fewInodes.
@@ -46,5 +46,6 @@ func inodesAt(rec *record.Volume, size int64) int64 {
 // inodesHold reports whether a limit in force is the record's, while the volume
 // grows also that of the size it grows to.
 func inodesHold(rec *record.Volume, limit uint64) bool {
-	return limit >= uint64(inodesAt(rec, rec.SizeBytes)) && limit <= uint64(inodesAt(rec, rec.Promise()))
+	return limit >= uint64(inodesAt(rec, rec.SizeBytes)) &&
+		limit <= uint64(inodesAt(rec, rec.Promise()))
 }

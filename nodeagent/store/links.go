@@ -13,12 +13,16 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// A link in the device directory is the path of a Block volume, and a path that leads to another volume's device would give
-// one tenant the data of another. So a link is there only while this process keeps the device open that it leads to: the
-// number can not get another image then, whatever is done to the device.
+// A link in the device directory is the path of a Block volume, and a path that
+// leads to another volume's device would give one tenant the data of another.
+// So a link is there only while this process keeps the device open that it
+// leads to: the number can not get another image then, whatever is done to the
+// device.
 //
-// While no process keeps it open, between two agents, a device can be taken away, and its number be given out. So the first
-// thing that a new process does is to keep open what the links lead to, and to drop those that lead to anything else.
+// While no process keeps it open, between two agents, a device can be taken
+// away, and its number be given out. So the first thing that a new process does
+// is to keep open what the links lead to, and to drop those that lead to
+// anything else.
 
 // links are the links that there are, by the device they lead to.
 type links struct {
@@ -29,14 +33,16 @@ type links struct {
 	found map[string]string
 }
 
-// takeOverLinks keeps open what the links lead to that a process before this one made, and drops the others. It is called
-// before this process attaches anything.
+// takeOverLinks keeps open what the links lead to that a process before this
+// one made, and drops the others. It is called before this process attaches
+// anything.
 func (s *Store) takeOverLinks(ctx context.Context) {
 	s.links.once.Do(func() {
 		entries, err := os.ReadDir(s.opts.DeviceDir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			s.log.ErrorContext(ctx, "look for links to devices", "error", err)
 		}
+
 		for _, e := range entries {
 			link := filepath.Join(s.opts.DeviceDir, e.Name())
 			to, err := os.Readlink(link)
@@ -47,10 +53,13 @@ func (s *Store) takeOverLinks(ctx context.Context) {
 					continue
 				}
 			}
+
 			if e.Type()&os.ModeSymlink == 0 {
 				continue // nobody made that for a volume
 			}
-			s.log.WarnContext(ctx, "a link does not lead to its volume's device any more and is taken away", "link", link, "to", to, "error", err)
+
+			s.log.WarnContext(ctx, "a link does not lead to its volume's device any more and is "+
+				"taken away", "link", link, "to", to, "error", err)
 			if err := os.Remove(link); err != nil {
 				s.log.ErrorContext(ctx, "take a link away", "error", err)
 			}
@@ -67,21 +76,25 @@ func (s *Store) noteFound(id, to string) {
 	s.links.found[id] = to
 }
 
-// leaveLinksOfOthers lets go of devices whose volumes are in no pool of ours, once all of ours were looked at: another process of
-// this machine has other pools, and keeps open what its links lead to.
+// leaveLinksOfOthers lets go of devices whose volumes are in no pool of ours,
+// once all of ours were looked at: another process of this machine has other
+// pools, and keeps open what its links lead to.
 func (s *Store) leaveLinksOfOthers() {
 	for _, p := range s.pools {
 		p.mu.Lock()
 		offline := p.offline
 		p.mu.Unlock()
+
 		if offline != nil && offline.Reason != OfflineInUse {
 			return
 		}
 	}
+
 	s.links.mu.Lock()
 	found := s.links.found
 	s.links.found = nil
 	s.links.mu.Unlock()
+
 	for id, to := range found {
 		if number, ok := loop.NumberOf(to); ok && s.lookup(id) == nil && !s.isUnread(id) {
 			s.forgetLink(id)
@@ -90,7 +103,8 @@ func (s *Store) leaveLinksOfOthers() {
 	}
 }
 
-// isUnread reports whether a pool of ours has something under that id that could not be read.
+// isUnread reports whether a pool of ours has something under that id that
+// could not be read.
 func (s *Store) isUnread(id string) bool {
 	return slices.ContainsFunc(s.pools, func(p *pool) bool { return s.isBroken(p, id) })
 }
@@ -98,16 +112,20 @@ func (s *Store) isUnread(id string) bool {
 // errNoLoop says that a link leads to something that no volume's device is.
 var errNoLoop = errors.New("it is no loop device")
 
-// pinLinked keeps the device that a volume's link leads to open if it is over that volume's image, by what the kernel says of
-// it: the name that we gave it, and where its image lies. That the image is the volume's own is proven when it is brought up.
+// pinLinked keeps the device that a volume's link leads to open if it is over
+// that volume's image, by what the kernel says of it: the name that we gave it,
+// and where its image lies. That the image is the volume's own is proven when
+// it is brought up.
 func pinLinked(id, to string) error {
 	number, ok := loop.NumberOf(to)
 	if !ok {
 		return errNoLoop
 	}
+
 	name := deviceName(id)
 	return loop.PinIf(number, func(d loop.Device) bool {
-		return d.Name != "" && strings.HasPrefix(name, d.Name) && strings.HasSuffix(d.BackingPath, "/"+id+"/"+record.ImageFile)
+		return d.Name != "" && strings.HasPrefix(name, d.Name) &&
+			strings.HasSuffix(d.BackingPath, "/"+id+"/"+record.ImageFile)
 	})
 }
 
@@ -133,25 +151,31 @@ func (s *Store) forgetLink(id string) {
 	}
 }
 
-// dropLinkTo takes away the link that leads to a device which is about to get an image. There is none, as long as nothing but
-// this process makes links and lets go of devices.
+// dropLinkTo takes away the link that leads to a device which is about to get
+// an image. There is none, as long as nothing but this process makes links and
+// lets go of devices.
 func (s *Store) dropLinkTo(device string) error {
 	s.links.mu.Lock()
 	id, there := s.links.ids[device]
 	s.links.mu.Unlock()
+
 	if !there {
 		return nil
 	}
-	s.log.Warn("a link led to a device that has no image, and is taken away", "volume", id, "device", device)
+
+	s.log.Warn("a link led to a device that has no image, and is taken away",
+		"volume", id, "device", device)
 	return s.unlinkDevice(id)
 }
 
-// linkDevice makes the link that a Block volume's path is, to a device that is kept open. It is made after the device was
-// verified, and replaced in one step.
+// linkDevice makes the link that a Block volume's path is, to a device that is
+// kept open. It is made after the device was verified, and replaced in one
+// step.
 func (s *Store) linkDevice(id string, dev loop.Device) error {
 	if err := os.MkdirAll(s.opts.DeviceDir, 0o755); err != nil {
 		return err
 	}
+
 	link := filepath.Join(s.opts.DeviceDir, id)
 	if to, err := os.Readlink(link); err == nil && to == dev.Path {
 		s.noteLink(id, dev.Path)
@@ -160,6 +184,7 @@ func (s *Store) linkDevice(id string, dev loop.Device) error {
 	if err := s.fault("link device"); err != nil {
 		return err
 	}
+
 	tmp := link + ".new" // no id has a dot
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -173,6 +198,7 @@ func (s *Store) linkDevice(id string, dev loop.Device) error {
 	if err := os.Rename(tmp, link); err != nil {
 		return err
 	}
+
 	s.forgetLink(id)
 	s.noteLink(id, dev.Path)
 	return nil
@@ -182,12 +208,16 @@ func (s *Store) unlinkDevice(id string) error {
 	if err := s.fault("unlink device"); err != nil {
 		return err
 	}
+
 	link := filepath.Join(s.opts.DeviceDir, id)
-	for _, name := range []string{link + ".new", link} { // the first if linkDevice was ended in between
+
+	// The first if linkDevice was ended in between.
+	for _, name := range []string{link + ".new", link} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
+
 	s.forgetLink(id)
 	return nil
 }

@@ -20,25 +20,31 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// LookEvery is how often the watcher looks at all volumes without being told of a change. At a change of the node's mounts it
-// looks at the mounts at once.
+// LookEvery is how often the watcher looks at all volumes without being told of
+// a change. At a change of the node's mounts it looks at the mounts at once.
 const LookEvery = 5 * time.Second
 
 const (
-	// limitsEvery is how many looks go by between two at the limits of directories: one a minute. A limit is lifted by an
-	// administrator or with the pool's mount, and a look asks the filesystem once for each volume.
+	// limitsEvery is how many looks go by between two at the limits of
+	// directories: one a minute. A limit is lifted by an administrator or with
+	// the pool's mount, and a look asks the filesystem once for each volume.
 	limitsEvery = 12
-	// repairsAtOnce is how many volumes of one pool the watcher brings up again at the same time.
+	// repairsAtOnce is how many volumes of one pool the watcher brings up again
+	// at the same time.
 	repairsAtOnce = 4
-	// A volume that could not be brought up is tried again after ever longer times. At a change of mounts, which may be its
-	// last user's going, it is tried sooner, in an eighth of that: the trial may be what changes a mount.
+	// A volume that could not be brought up is tried again after ever longer
+	// times. At a change of mounts, which may be its last user's going, it is
+	// tried sooner, in an eighth of that: the trial may be what changes a
+	// mount.
 	tryAgainFirst, tryAgainLast = 5 * time.Second, 2 * time.Minute
 	tryAgainSoonest             = time.Second
-	// What a check gave up on is left to a person, and looked at again now and then for one.
+	// What a check gave up on is left to a person, and looked at again now and
+	// then for one.
 	tryDamagedAgain = 10 * time.Minute
 )
 
-// watcher compares, for all volumes together, what each should be with what is there.
+// watcher compares, for all volumes together, what each should be with what is
+// there.
 type watcher struct {
 	// looking keeps two looks apart.
 	looking sync.Mutex
@@ -47,7 +53,8 @@ type watcher struct {
 	mu      sync.Mutex
 	repairs map[string]*repair // by volume
 	running sync.WaitGroup
-	// slots are each pool's: one whose disk hangs keeps no other's volumes from being brought up.
+	// slots are each pool's: one whose disk hangs keeps no other's volumes from
+	// being brought up.
 	slots map[*pool]chan struct{}
 	// again asks for a look before its time.
 	again   chan struct{}
@@ -62,20 +69,25 @@ type repair struct {
 	next    time.Time
 }
 
-// Watch looks at every volume that is up, at each change of the node's mounts and every [LookEvery], until ctx ends, and brings
-// up what does not stand as it was brought up: whose mount was taken away, whose device is over another image or marked to go,
-// whose filesystem the kernel made read-only or shut down. What cannot be brought up is unavailable, and says why. It is called
+// Watch looks at every volume that is up, at each change of the node's mounts
+// and every [LookEvery], until ctx ends, and brings up what does not stand as
+// it was brought up: whose mount was taken away, whose device is over another
+// image or marked to go, whose filesystem the kernel made read-only or shut
+// down. What cannot be brought up is unavailable, and says why. It is called
 // once, after the first Refresh.
 func (s *Store) Watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.watcher.running.Wait()
 	defer cancel()
+
 	changed, err := mount.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch the node's mounts: %w", err)
 	}
+
 	ticker := time.NewTicker(LookEvery)
 	defer ticker.Stop()
+
 	again := s.watcher.wakeUp()
 	for {
 		all := true
@@ -90,6 +102,7 @@ func (s *Store) Watch(ctx context.Context) error {
 		case <-again:
 		case <-ticker.C:
 		}
+
 		if err := s.lookAtAll(ctx, all); err != nil {
 			s.log.WarnContext(ctx, "look at the volumes", "error", err)
 		}
@@ -112,13 +125,15 @@ func (w *watcher) wakeUp() chan struct{} {
 	return w.again
 }
 
-// answeredLate is told of a filesystem that answered after it was given up: it may be well again.
+// answeredLate is told of a filesystem that answered after it was given up: it
+// may be well again.
 func (s *Store) answeredLate(id string) {
 	s.watcher.mu.Lock()
 	if r := s.watcher.repairs[id]; r != nil {
 		r.next = time.Time{}
 	}
 	s.watcher.mu.Unlock()
+
 	select {
 	case s.watcher.wakeUp() <- struct{}{}:
 	default:
@@ -133,15 +148,18 @@ type seen struct {
 	unavailable error
 }
 
-// lookAtAll is one look. all: at the devices, links and filesystems too, and not only at what is mounted.
+// lookAtAll is one look. all: at the devices, links and filesystems too, and
+// not only at what is mounted.
 func (s *Store) lookAtAll(ctx context.Context, all bool) error {
 	s.watcher.looking.Lock()
 	defer s.watcher.looking.Unlock()
+
 	images, directories := s.inSight()
 	wrong := map[*volume]string{}
 	var errs []error
 	table, err := lookAtMounts()
 	errs = append(errs, err)
+
 	if err == nil {
 		for _, i := range images {
 			if why := table.wrong(&i); why != "" {
@@ -149,32 +167,40 @@ func (s *Store) lookAtAll(ctx context.Context, all bool) error {
 			}
 		}
 	}
+
 	if all {
 		errs = append(errs, s.lookAtDevices(ctx, images, wrong))
 		s.lookAtFilesystems(ctx, images, wrong)
 		if s.watcher.count%limitsEvery == 0 {
 			s.lookAtLimits(ctx, directories)
 		}
+
 		s.watcher.count++
 	}
+
 	s.setRight(ctx, images, wrong, !all)
 	return errors.Join(errs...)
 }
 
-// inSight returns the volumes of the pools that are online, apart by what there is to look at; with the images are all that
-// could not be brought up. Those that were not brought up yet are being so, and those whose adoption is not finished are not looked at.
+// inSight returns the volumes of the pools that are online, apart by what there
+// is to look at; with the images are all that could not be brought up. Those
+// that were not brought up yet are being so, and those whose adoption is not
+// finished are not looked at.
 func (s *Store) inSight() (images, directories []seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	images = make([]seen, 0, len(s.volumes))
 	online := map[*pool]bool{}
 	for _, p := range s.pools {
 		online[p] = p.online()
 	}
+
 	for _, v := range s.volumes {
 		if !online[v.pool] || v.rec.Adopting != "" || errors.Is(v.unavailable, errNotUp) {
 			continue
 		}
+
 		i := seen{v: v, rec: v.rec, up: v.up, unavailable: v.unavailable}
 		if v.rec.Backend == record.BackendLoop || v.unavailable != nil {
 			images = append(images, i)
@@ -182,13 +208,15 @@ func (s *Store) inSight() (images, directories []seen) {
 			directories = append(directories, i)
 		}
 	}
+
 	return images, directories
 }
 
 // mountTable is what a look sees of our own mount namespace.
 type mountTable struct {
 	byID map[int]*mount.Info
-	// over are the mount points with something mounted on them, by the mount that they are in.
+	// over are the mount points with something mounted on them, by the mount
+	// that they are in.
 	over map[mountedOn]bool
 }
 
@@ -202,19 +230,24 @@ func lookAtMounts() (*mountTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &mountTable{byID: make(map[int]*mount.Info, len(infos)), over: make(map[mountedOn]bool, len(infos))}
+
+	t := &mountTable{byID: make(map[int]*mount.Info, len(infos)), over: make(map[mountedOn]bool,
+		len(infos))}
 	for i := range infos {
 		t.byID[infos[i].ID] = &infos[i]
 		t.over[mountedOn{infos[i].Parent, infos[i].Mountpoint}] = true
 	}
+
 	return t, nil
 }
 
-// wrong says how the mount of a volume differs from what was proven; empty: it does not.
+// wrong says how the mount of a volume differs from what was proven; empty: it
+// does not.
 func (t *mountTable) wrong(i *seen) string {
 	if i.up == nil || i.up.mounted == nil {
 		return ""
 	}
+
 	then := i.up.mounted
 	now := t.byID[then.ID]
 	switch {
@@ -227,52 +260,66 @@ func (t *mountTable) wrong(i *seen) string {
 	case t.over[mountedOn{now.Parent, path.Dir(now.Mountpoint)}]:
 		return "something is mounted over its directory"
 	}
+
 	if sick := sickness(&i.rec, now); sick != nil {
 		return sick.Detail
 	}
+
 	return ""
 }
 
-// lookAtDevices compares what the volumes' devices are over, takes marks off, and looks at the links of Block volumes.
+// lookAtDevices compares what the volumes' devices are over, takes marks off,
+// and looks at the links of Block volumes.
 func (s *Store) lookAtDevices(ctx context.Context, images []seen, wrong map[*volume]string) error {
 	table, err := loop.Look()
 	if err != nil {
 		return err
 	}
+
 	var errs []error
 	for backing, devices := range table {
 		for _, d := range devices {
 			if d.Autoclear && loop.IsPinned(d.Number) {
-				s.log.WarnContext(ctx, "somebody detached a volume's device, which is in use and stays", "device", fmt.Sprintf("/dev/loop%d", d.Number), "image", d.Path)
-				errs = append(errs, loop.TakeBack(loop.Device{Path: fmt.Sprintf("/dev/loop%d", d.Number), Number: d.Number, Backing: backing}))
+				s.log.WarnContext(ctx,
+					"somebody detached a volume's device, which is in use and stays", "device",
+					fmt.Sprintf("/dev/loop%d", d.Number), "image", d.Path)
+				errs = append(errs, loop.TakeBack(loop.Device{Path: fmt.Sprintf("/dev/loop%d",
+					d.Number), Number: d.Number, Backing: backing}))
 			}
 		}
 	}
+
 	for _, i := range images {
 		if i.up == nil || wrong[i.v] != "" {
 			continue
 		}
+
 		devices := table[i.up.device.Backing]
 		switch {
 		case len(devices) != 1 || devices[0].Number != i.up.device.Number:
-			wrong[i.v] = fmt.Sprintf("%d loop devices are over its image, and %s is not the one", len(devices), i.up.device.Path)
+			wrong[i.v] = fmt.Sprintf("%d loop devices are over its image, and %s is not the one",
+				len(devices), i.up.device.Path)
 		case !strings.HasSuffix(devices[0].Path, "/"+i.rec.ID+"/"+record.ImageFile):
 			wrong[i.v] = fmt.Sprintf("its device is over %s", devices[0].Path)
 		case i.rec.VolumeMode == record.ModeBlock:
-			if to, err := os.Readlink(filepath.Join(s.opts.DeviceDir, i.rec.ID)); err != nil || to != i.up.device.Path {
+			if to, err := os.Readlink(filepath.Join(s.opts.DeviceDir, i.rec.ID)); err != nil ||
+				to != i.up.device.Path {
 				wrong[i.v] = fmt.Sprintf("its link leads to %q, not to %s", to, i.up.device.Path)
 			}
 		}
 	}
+
 	return errors.Join(errs...)
 }
 
-// lookAtLimits looks whether the limits of directory volumes are in force, and has those put back that are not.
+// lookAtLimits looks whether the limits of directory volumes are in force, and
+// has those put back that are not.
 func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 	byPool := map[*pool][]seen{}
 	for _, d := range directories {
 		byPool[d.v.pool] = append(byPool[d.v.pool], d)
 	}
+
 	for p, volumes := range byPool {
 		var lost []string
 		err := s.ask(p, func(r *root) error {
@@ -281,20 +328,24 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 					lost = append(lost, i.rec.ID)
 				}
 			}
+
 			return nil
 		})
 		if err != nil {
 			continue // the pool is offline, or does not answer, which is told of the pool
 		}
+
 		for _, id := range lost {
 			if _, err := s.recheckSlice(ctx, id); err != nil {
-				s.log.WarnContext(ctx, "the limit of a volume was not in force", "volume", id, "error", err)
+				s.log.WarnContext(ctx, "the limit of a volume was not in force", "volume", id,
+					"error", err)
 			}
 		}
 	}
 }
 
-// limitInForce reports whether the filesystem has the volume's limit, by one question.
+// limitInForce reports whether the filesystem has the volume's limit, by one
+// question.
 func limitInForce(r *root, rec *record.Volume) bool {
 	switch id := uint32(rec.QuotaID); rec.QuotaKind {
 	case record.QuotaProject:
@@ -304,18 +355,22 @@ func limitInForce(r *root, rec *record.Volume) bool {
 		group, there, err := btrfs.GetGroup(r.File(), id)
 		return err == nil && there && limitHolds(rec, group.Limit)
 	}
+
 	return true
 }
 
-// setRight brings up, in the background, what does not stand as it should, and tries those again that could not be brought up.
-// soon: the node's mounts changed, so that what kept a volume from being mended may be gone.
+// setRight brings up, in the background, what does not stand as it should, and
+// tries those again that could not be brought up. soon: the node's mounts
+// changed, so that what kept a volume from being mended may be gone.
 func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]string, soon bool) {
 	s.watcher.mu.Lock()
 	defer s.watcher.mu.Unlock()
+
 	w := &s.watcher
 	if w.repairs == nil {
 		w.repairs, w.slots = map[string]*repair{}, map[*pool]chan struct{}{}
 	}
+
 	known := make(map[string]bool, len(w.repairs))
 	for _, i := range images {
 		why := wrong[i.v]
@@ -328,31 +383,39 @@ func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]s
 			r = &repair{}
 			w.repairs[i.rec.ID], known[i.rec.ID] = r, true
 		}
-		due := !time.Now().Before(r.next) || soon && time.Since(r.began) >= max(tryAgainSoonest, r.wait/8)
+
+		due := !time.Now().Before(r.next) ||
+			soon && time.Since(r.began) >= max(tryAgainSoonest, r.wait/8)
 		if r.running || !due {
 			continue
 		}
+
 		r.running, r.began = true, time.Now()
 		slots := w.slots[i.v.pool]
 		if slots == nil {
 			slots = make(chan struct{}, repairsAtOnce)
 			w.slots[i.v.pool] = slots
 		}
+
 		w.running.Go(func() { s.bringBack(ctx, i.v, why, r, slots) })
 	}
+
 	maps.DeleteFunc(w.repairs, func(id string, r *repair) bool { return !known[id] && !r.running })
 }
 
 // bringBack brings one volume up again. What it finds stays with the volume.
-func (s *Store) bringBack(ctx context.Context, v *volume, why string, r *repair, slots chan struct{}) {
+func (s *Store) bringBack(ctx context.Context, v *volume, why string, r *repair,
+	slots chan struct{}) {
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
 	case <-ctx.Done():
 	}
+
 	err := s.activateAgain(ctx, v, why)
 	s.watcher.mu.Lock()
 	defer s.watcher.mu.Unlock()
+
 	r.running = false
 	var damaged *filesystem.DamagedError
 	switch {
@@ -372,17 +435,22 @@ func (s *Store) activateAgain(ctx context.Context, v *volume, why string) error 
 		return err
 	}
 	defer unlock()
+
 	if s.lookup(v.id) != v {
 		return nil // deleted meanwhile
 	}
+
 	before := s.unavailability(v)
 	if why != "" && before == "" {
-		s.log.WarnContext(ctx, "a volume did not stand as it was brought up", "volume", v.id, "because", why)
+		s.log.WarnContext(ctx, "a volume did not stand as it was brought up", "volume", v.id,
+			"because", why)
 	}
+
 	err = s.activateLocked(ctx, v)
 	if err != nil && before != err.Error() {
 		s.log.ErrorContext(ctx, "bring volume up again", "volume", v.id, "error", err)
 	}
+
 	return err
 }
 
@@ -395,7 +463,8 @@ func (s *Store) unavailability(v *volume) string {
 	return v.unavailable.Error()
 }
 
-// Unavailable counts the volumes that can not be used, by the API's reason of the condition Ready.
+// Unavailable counts the volumes that can not be used, by the API's reason of
+// the condition Ready.
 func (s *Store) Unavailable() map[string]int {
 	counts := map[string]int{}
 	for _, v := range s.List() {

@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// relieve makes trash due before its time, the oldest first, on pools that allow it (purgeUnderPressure), if that makes room
-// for the requests that are not met yet; else nothing is touched.
+// relieve makes trash due before its time, the oldest first, on pools that
+// allow it (purgeUnderPressure), if that makes room for the requests that are
+// not met yet; else nothing is touched.
 func (s *Store) relieve(ctx context.Context, requests []Request) {
 	var unmet []Request
 	for i := range requests {
@@ -16,34 +17,44 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 			unmet = append(unmet, requests[i])
 		}
 	}
+
 	var victims []*trashed
 	for _, space := range s.allSpaces() {
-		// Only those count that may go to this filesystem: another's lack of room is none of its trash's.
+		// Only those count that may go to this filesystem: another's lack of
+		// room is none of its trash's.
 		var here, elsewhere []Request
 		var need int64
 		for _, r := range unmet {
-			if slices.ContainsFunc(s.pools, func(p *pool) bool { return p.on(space) && r.wants(p, s.opts.Node) }) {
+			if slices.ContainsFunc(s.pools, func(p *pool) bool {
+				return p.on(space) && r.wants(p, s.opts.Node)
+			}) {
 				here = append(here, r)
 				need += r.SizeBytes - r.occupied()
 			} else {
 				elsewhere = append(elsewhere, r)
 			}
 		}
+
 		wanted := func(p *pool) bool {
-			return slices.ContainsFunc(here, func(r Request) bool { return r.wants(p, s.opts.Node) })
+			return slices.ContainsFunc(here, func(r Request) bool {
+				return r.wants(p, s.opts.Node)
+			})
 		}
 		if oldest, enough := s.victims(space, need, wanted); len(here) > 0 && enough {
 			victims, unmet = append(victims, oldest...), elsewhere
 		}
 	}
+
 	if len(unmet) == 0 {
 		s.giveWay(ctx, victims)
 	}
 }
 
-// makeRoom makes so much trash due that need bytes can be promised on one of a filesystem's pools that are wanted, once it is
-// freed; if that is not possible, nothing is touched.
-func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64, wanted func(*pool) bool) {
+// makeRoom makes so much trash due that need bytes can be promised on one of a
+// filesystem's pools that are wanted, once it is freed; if that is not
+// possible, nothing is touched.
+func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64,
+	wanted func(*pool) bool) {
 	if victims, enough := s.victims(space, need, wanted); enough {
 		s.giveWay(ctx, victims)
 	}
@@ -52,25 +63,32 @@ func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64
 // giveWay makes trash due before its time.
 func (s *Store) giveWay(ctx context.Context, victims []*trashed) {
 	for _, t := range victims {
-		s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool", t.pool.name(), "entry", t.entry)
+		s.log.InfoContext(ctx, "trash is freed before its time, since the pool is full", "pool",
+			t.pool.name(), "entry", t.entry)
 		if err := s.purgeOne(ctx, t); err != nil {
-			s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry", t.entry, "error", err)
+			s.log.WarnContext(ctx, "free trash before its time", "pool", t.pool.name(), "entry",
+				t.entry, "error", err)
 		}
 	}
+
 	if len(victims) > 0 {
 		s.freer.wake()
 	}
 }
 
-// victims are the oldest entries of a filesystem's trash that have to go so that need bytes can be promised on one of its
-// wanted pools, and whether that is enough; none if it is not, if what is being freed already is, or if no wanted pool is there.
-func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) bool) (oldest []*trashed, enough bool) {
+// victims are the oldest entries of a filesystem's trash that have to go so
+// that need bytes can be promised on one of its wanted pools, and whether that
+// is enough; none if it is not, if what is being freed already is, or if no
+// wanted pool is there.
+func (s *Store) victims(space *filesystemSpace, need int64,
+	wanted func(*pool) bool) (oldest []*trashed, enough bool) {
 	room := int64(math.MinInt64)
 	able := map[*pool]bool{}
 	for _, p := range s.pools {
 		if _, sp, err := p.state(); err != nil || sp != space {
 			continue
 		}
+
 		able[p] = p.cfg.PurgeUnderPressure
 		if !wanted(p) {
 			continue
@@ -79,11 +97,14 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 			room = max(room, capacity-space.ledger.Promised())
 		}
 	}
+
 	if room == math.MinInt64 {
 		return nil, false
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	var kept []*trashed
 	now := time.Now()
 	for _, t := range s.trash {
@@ -91,23 +112,30 @@ func (s *Store) victims(space *filesystemSpace, need int64, wanted func(*pool) b
 		if err != nil || sp != space || t.rec == nil {
 			continue
 		}
+
 		if t.remaining(now) <= 0 {
 			room += t.rec.Owed()
 		} else if able[t.pool] {
 			kept = append(kept, t)
 		}
 	}
+
 	return oldestEnough(kept, room, need, now)
 }
 
-// oldestEnough is as many of the entries, the oldest first, as have to go so that there is room for need bytes, and whether that
-// is enough; none if it is not. It orders what it is given.
-func oldestEnough(kept []*trashed, room, need int64, now time.Time) (oldest []*trashed, enough bool) {
-	// By the time that was seen to pass: the clock may have been wrong when something was deleted.
+// oldestEnough is as many of the entries, the oldest first, as have to go so
+// that there is room for need bytes, and whether that is enough; none if it is
+// not. It orders what it is given.
+func oldestEnough(kept []*trashed, room, need int64, now time.Time) (oldest []*trashed,
+	enough bool) {
+	// By the time that was seen to pass: the clock may have been wrong when
+	// something was deleted.
 	slices.SortFunc(kept, func(a, b *trashed) int {
-		if by := b.elapsed(now).Truncate(noteRetention) - a.elapsed(now).Truncate(noteRetention); by != 0 {
-			return int(by / noteRetention)
+		ofA, ofB := a.elapsed(now).Truncate(noteRetention), b.elapsed(now).Truncate(noteRetention)
+		if ofA != ofB {
+			return int((ofB - ofA) / noteRetention)
 		}
+
 		return a.trash.DeletedAt.Compare(b.trash.DeletedAt)
 	})
 	for i, t := range kept {
@@ -116,21 +144,27 @@ func oldestEnough(kept []*trashed, room, need int64, now time.Time) (oldest []*t
 		}
 		room += t.rec.Owed()
 	}
+
 	if room >= need {
 		return kept, true
 	}
+
 	return nil, false
 }
 
-// purgeable is how many bytes of a filesystem are promised to trash that may be freed before its time.
+// purgeable is how many bytes of a filesystem are promised to trash that may be
+// freed before its time.
 func (s *Store) purgeable(space *filesystemSpace) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	var bytes int64
 	for _, t := range s.trash {
-		if _, sp, err := t.pool.state(); err == nil && sp == space && t.rec != nil && t.pool.cfg.PurgeUnderPressure {
+		if _, sp, err := t.pool.state(); err == nil && sp == space && t.rec != nil &&
+			t.pool.cfg.PurgeUnderPressure {
 			bytes += t.rec.Owed()
 		}
 	}
+
 	return bytes
 }

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Feed says which volumes changed. Who follows a store looks at these, and not at
-// all of them.
+// Feed says which volumes changed. Who follows a store looks at these, and not
+// at all of them.
 type Feed struct {
 	store *Store
 	// Guarded by the store's mutex.
@@ -38,22 +38,25 @@ func (f *Feed) Take() (ids []string, all bool) {
 // notify tells of a change of anything.
 func (s *Store) notify() { s.tell(true) }
 
-// notifyOf is notify where it is known which volumes changed; without any there is
-// only more or less room.
+// notifyOf is notify where it is known which volumes changed; without any there
+// is only more or less room.
 func (s *Store) notifyOf(ids ...string) { s.tell(false, ids...) }
 
 func (s *Store) tell(all bool, ids ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	for _, f := range s.feeds {
 		f.all = f.all || all
 		if f.ids == nil {
 			f.ids = map[string]struct{}{}
 		}
+
 		for _, id := range ids {
 			f.ids[id] = struct{}{}
 		}
 	}
+
 	close(s.changed)
 	s.changed = make(chan struct{})
 }

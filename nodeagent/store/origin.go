@@ -10,47 +10,60 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Describe makes the record on disk say what the cluster says of the volume by now: another claim, another reclaim policy,
-// another meaning of deletion. The disk is what a lost cluster is written again from, so it has to follow. Nothing of the
-// volume itself changes, and nothing is written where nothing differs.
+// Describe makes the record on disk say what the cluster says of the volume by
+// now: another claim, another reclaim policy, another meaning of deletion. The
+// disk is what a lost cluster is written again from, so it has to follow.
+// Nothing of the volume itself changes, and nothing is written where nothing
+// differs.
 //
-// What was settled when the volume was made stays where origin does not name it: it may come from an object that was written
-// again by hand. Wish stays in any case.
+// What was settled when the volume was made stays where origin does not name
+// it: it may come from an object that was written again by hand. Wish stays in
+// any case.
 func (s *Store) Describe(ctx context.Context, id string, origin record.Origin) error {
-	if v, err := s.Get(id); err == nil && equality.Semantic.DeepEqual(v.Origin, v.Origin.Follow(origin)) {
+	if v, err := s.Get(id); err == nil &&
+		equality.Semantic.DeepEqual(v.Origin, v.Origin.Follow(origin)) {
 		return nil
 	}
+
 	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) error {
 		next := v.next()
 		next.Origin = v.rec.Origin.Follow(origin)
 		if equality.Semantic.DeepEqual(v.rec.Origin, next.Origin) {
 			return nil
 		}
+
 		// A record that was swapped since it was read must not be written over.
 		if rec, err := readEntry(r.Dir, id, id); err != nil {
 			return err
 		} else if !rec.CreatedAt.Equal(v.rec.CreatedAt) {
 			return &MismatchError{ID: id, Detail: "its record was replaced"}
 		}
-		moved := next.Origin.ClaimNamespace != v.rec.Origin.ClaimNamespace || next.Origin.ClaimName != v.rec.Origin.ClaimName
+
+		moved := next.Origin.ClaimNamespace != v.rec.Origin.ClaimNamespace ||
+			next.Origin.ClaimName != v.rec.Origin.ClaimName
 		if moved {
-			// Before the record: what a crash takes away of the index comes back at the next start, what it leaves too much stays.
+			// Before the record: what a crash takes away of the index comes
+			// back at the next start, what it leaves too much stays.
 			s.unindexClaim(ctx, r, v)
 		}
+
 		if err := s.fault("describe"); err != nil {
 			return err
 		}
 		if err := writeVolume(dir, &next); err != nil {
 			return err
 		}
+
 		s.setRecord(v, next)
 		if moved {
 			s.indexClaim(ctx, v, true)
 		}
+
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("describe volume %s: %w", id, err)
 	}
+
 	return nil
 }

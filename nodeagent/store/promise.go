@@ -8,10 +8,10 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// promise writes into the books of a filesystem what is kept for key, unless the
-// pool has left that filesystem since it was looked at: then what is promised to
-// it there was forgotten, and is read again from its disk when that is back. A
-// promise written after that would be nobody's to take back.
+// promise writes into the books of a filesystem what is kept for key, unless
+// the pool has left that filesystem since it was looked at: then what is
+// promised to it there was forgotten, and is read again from its disk when that
+// is back. A promise written after that would be nobody's to take back.
 func (p *pool) promise(space *filesystemSpace, key string, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -45,9 +45,9 @@ func (p *pool) forgetKept(now *filesystemSpace) {
 }
 
 // dropStale takes back what the books keep for the pool and its disk does not
-// have any more, once that was read: it went while the pool was offline. What an
-// operation is under way with is left to that: it moves things about, and for a
-// moment the books know them under a name that the store does not.
+// have any more, once that was read: it went while the pool was offline. What
+// an operation is under way with is left to that: it moves things about, and
+// for a moment the books know them under a name that the store does not.
 func (s *Store) dropStale(p *pool, space *filesystemSpace) {
 	for key := range space.ledger.Promises() {
 		s.ifStale(p, key, func() { space.ledger.Release(key) })
@@ -63,10 +63,12 @@ func (s *Store) ifStale(p *pool, key string, drop func()) {
 	if !ours || strings.HasPrefix(name, record.TmpDir+"/") || strings.Contains(key, admissionMark) {
 		return
 	}
+
 	id := path.Base(name)
 	if of, ok := trashID(id); ok {
 		id = of
 	}
+
 	unlock, err := s.locks.TryLock(id)
 	if err != nil {
 		return
@@ -77,6 +79,7 @@ func (s *Store) ifStale(p *pool, key string, drop func()) {
 	v, guess := s.volumes[name], s.guesses[key]
 	there := v != nil && v.pool == p && !v.gone || s.trash[key] != nil || guess.pool != nil
 	s.mu.Unlock()
+
 	if !there {
 		drop()
 	}

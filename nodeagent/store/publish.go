@@ -14,12 +14,14 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Open returns what the volume's user is to see, open and proven to be this volume: the data directory (O_PATH), or for a
-// Block volume its loop device (O_RDONLY, so that the device can not become another's while it is open). It changes
-// nothing: a volume that is not up is an *InactiveError.
+// Open returns what the volume's user is to see, open and proven to be this
+// volume: the data directory (O_PATH), or for a Block volume its loop device
+// (O_RDONLY, so that the device can not become another's while it is open). It
+// changes nothing: a volume that is not up is an *InactiveError.
 //
-// Whoever binds the volume somewhere binds this descriptor, and so no path that could mean something else by now
-// (Kubernetes issue 120853). The caller closes it soon: while it is open the volume can not be taken down.
+// Whoever binds the volume somewhere binds this descriptor, and so no path that
+// could mean something else by now (Kubernetes issue 120853). The caller closes
+// it soon: while it is open the volume can not be taken down.
 func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 	var f *os.File
 	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) (err error) {
@@ -29,6 +31,7 @@ func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
 	}
+
 	return f, nil
 }
 
@@ -40,17 +43,19 @@ func (s *Store) Device(ctx context.Context, id string) (loop.Device, error) {
 		if f != nil {
 			defer f.Close()
 		}
+
 		dev = d
 		return err
 	})
 	if err != nil {
 		return loop.Device{}, fmt.Errorf("device of volume %s: %w", id, err)
 	}
+
 	return dev, nil
 }
 
-// Usage returns what the volume's quota counts. Known is false for volumes without one, which are as full as their
-// filesystem says.
+// Usage returns what the volume's quota counts. Known is false for volumes
+// without one, which are as full as their filesystem says.
 func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	var u Usage
 	err := s.withVolume(ctx, id, func(v *volume, r *root, _ *beneath.Dir) (err error) {
@@ -62,19 +67,24 @@ func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("usage of volume %s: %w", id, err)
 	}
+
 	return u, nil
 }
 
-// withVolume calls f with the volume's lock held and its pool and directory open.
-func (s *Store) withVolume(ctx context.Context, id string, f func(*volume, *root, *beneath.Dir) error) error {
+// withVolume calls f with the volume's lock held and its pool and directory
+// open.
+func (s *Store) withVolume(ctx context.Context, id string,
+	f func(*volume, *root, *beneath.Dir) error) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return err
@@ -82,16 +92,19 @@ func (s *Store) withVolume(ctx context.Context, id string, f func(*volume, *root
 	if v == nil {
 		return &NotFoundError{ID: id, Unseen: unseen}
 	}
+
 	r, err := v.pool.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+
 	dir, err := r.OpenDir(id)
 	if err != nil {
 		return &MismatchError{ID: id, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
+
 	return f(v, r, dir)
 }
 
@@ -103,61 +116,74 @@ func openProven(v *volume, dir *beneath.Dir) (*os.File, error) {
 		f, _, err := deviceOf(v, dir)
 		return f, err
 	}
+
 	_, dev, err := deviceOf(v, dir)
 	if err != nil {
 		return nil, err
 	}
+
 	inner, err := dir.OpenDir(record.MountDir)
 	if err != nil {
 		return nil, &InactiveError{ID: v.rec.ID, Detail: err.Error()}
 	}
 	defer inner.Close()
+
 	if ok, err := mount.IsDeviceMountedAt(inner.File(), dev.Dev); err != nil {
 		return nil, err
 	} else if !ok {
 		return nil, &InactiveError{ID: v.rec.ID, Detail: "its filesystem is not mounted"}
 	}
+
 	return openData(v, inner)
 }
 
-// openData opens the data directory in parent, which must not be a mount of its own.
+// openData opens the data directory in parent, which must not be a mount of its
+// own.
 func openData(v *volume, parent *beneath.Dir) (*os.File, error) {
 	p, err := parent.NoCross()
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
+
 	f, err := p.OpenFile(record.DataDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
+
 	return f, nil
 }
 
-// deviceOf returns the loop device over the volume's image. For a Block volume it is returned open as well.
+// deviceOf returns the loop device over the volume's image. For a Block volume
+// it is returned open as well.
 func deviceOf(v *volume, dir *beneath.Dir) (f *os.File, dev loop.Device, err error) {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_PATH, 0)
 	if err != nil {
 		return nil, dev, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 	defer image.Close()
+
 	if dev, err = deviceOver(v, image); err != nil || v.rec.VolumeMode != record.ModeBlock {
 		return nil, dev, err
 	}
 	if f, err = os.Open(dev.Path); err != nil {
 		return nil, dev, err
 	}
+
 	// Again, now that nobody can give the device another image.
 	again, err := deviceOver(v, image)
 	if err == nil && again.Dev != dev.Dev {
 		err = &InactiveError{ID: v.rec.ID, Detail: "its device changed"}
 	}
+
 	if number, e := mount.BlockDevice(f); err == nil && (e != nil || number != dev.Dev) {
 		err = errors.Join(&InactiveError{ID: v.rec.ID, Detail: dev.Path + " is another device"}, e)
 	}
+
 	if err != nil {
 		return nil, dev, errors.Join(err, f.Close())
 	}
+
 	return f, dev, nil
 }
 
@@ -167,7 +193,9 @@ func deviceOver(v *volume, image *os.File) (loop.Device, error) {
 		return loop.Device{}, err
 	}
 	if len(found) != 1 {
-		return loop.Device{}, &InactiveError{ID: v.rec.ID, Detail: fmt.Sprintf("%d loop devices are over its image", len(found))}
+		return loop.Device{}, &InactiveError{ID: v.rec.ID,
+			Detail: fmt.Sprintf("%d loop devices are over its image", len(found))}
 	}
+
 	return found[0], nil
 }

@@ -12,25 +12,33 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// recheckSlice is how long one volume is walked through at a time, with its lock held.
+// recheckSlice is how long one volume is walked through at a time, with its
+// lock held.
 const recheckSlice = 100 * time.Millisecond
 
-// round is a look at all of a volume, in slices. It changes with the volume's lock held, the times also with Store.mu.
+// round is a look at all of a volume, in slices. It changes with the volume's
+// lock held, the times also with Store.mu.
 type round struct {
 	cursor quota.Cursor // how far the walk has come
-	// charged is how far the look at the subvolumes of a volume on btrfs has come.
+	// charged is how far the look at the subvolumes of a volume on btrfs has
+	// come.
 	charged btrfs.Cursor
 	found   error // the first *EnforcementError of this round
-	// looked is when a round last came to its end, or when the volume was first met.
+	// looked is when a round last came to its end, or when the volume was first
+	// met.
 	looked time.Time
 }
 
-// Recheck looks at all of a directory volume, whether its size is still in force, and puts back what is not: the filesystem may
-// have been mounted without its quota, an administrator may have lifted the limit, and files or subvolumes may be charged to
-// another volume or to none. What it found is an *EnforcementError, which stays with the volume (Volume.NotEnforced) until a
-// whole round finds nothing. Images are as large as they are: nothing to look at.
+// Recheck looks at all of a directory volume, whether its size is still in
+// force, and puts back what is not: the filesystem may have been mounted
+// without its quota, an administrator may have lifted the limit, and files or
+// subvolumes may be charged to another volume or to none. What it found is an
+// *EnforcementError, which stays with the volume (Volume.NotEnforced) until a
+// whole round finds nothing. Images are as large as they are: nothing to look
+// at.
 //
-// The volume's lock is held for a slice at a time, so that a deletion, say, does not wait for a large tree.
+// The volume's lock is held for a slice at a time, so that a deletion, say,
+// does not wait for a large tree.
 func (s *Store) Recheck(ctx context.Context, id string) error {
 	for {
 		done, err := s.recheckSlice(ctx, id)
@@ -41,14 +49,16 @@ func (s *Store) Recheck(ctx context.Context, id string) error {
 	}
 }
 
-// recheckSlice looks at the limit, and a slice further through the volume's tree. done: a round has come to its end; the error
-// is what it found. A round that could not be ended is no news of what was found before.
+// recheckSlice looks at the limit, and a slice further through the volume's
+// tree. done: a round has come to its end; the error is what it found. A round
+// that could not be ended is no news of what was found before.
 func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err error) {
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
+
 	v := s.lookup(id)
 	if v == nil {
 		return true, &NotFoundError{ID: id}
@@ -56,27 +66,33 @@ func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err err
 	if !isHeldByQuota(&v.rec) {
 		return true, nil
 	}
+
 	done, err = s.recheckLocked(ctx, v)
 	var lost *EnforcementError
 	if err != nil && !errors.As(err, &lost) {
 		return false, err
 	}
+
 	if lost != nil {
 		s.setNotEnforced(v, lost)
 		if v.round.found == nil {
 			v.round.found = lost
 		}
 	}
+
 	if !done {
 		return false, err
 	}
+
 	found := v.round.found
 	s.mu.Lock()
 	v.round = round{looked: time.Now()}
 	s.mu.Unlock()
+
 	if found == nil {
 		s.setNotEnforced(v, nil)
 	}
+
 	return true, found
 }
 
@@ -91,7 +107,8 @@ func (s *Store) setNotEnforced(v *volume, err error) {
 	}
 }
 
-// whyNotEnforced is the reason of an *EnforcementError, and empty where all holds.
+// whyNotEnforced is the reason of an *EnforcementError, and empty where all
+// holds.
 func whyNotEnforced(err error) string {
 	var lost *EnforcementError
 	if errors.As(err, &lost) {
@@ -100,60 +117,77 @@ func whyNotEnforced(err error) string {
 	return ""
 }
 
-// recheckLocked is called with the volume's lock held. done: all of the volume has been looked at by now, over one or more calls.
+// recheckLocked is called with the volume's lock held. done: all of the volume
+// has been looked at by now, over one or more calls.
 func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err error) {
 	r, err := v.pool.open()
 	if err != nil {
 		return false, err
 	}
 	defer r.Close()
+
 	if err := enforced(r, &v.rec, true); err != nil {
 		return true, err // a walk that is under way says nothing of what is limited by nothing
 	}
+
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
 		return false, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
+
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
-		return false, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return false, &MismatchError{ID: v.rec.ID,
+			Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()
+
 	if v.rec.QuotaKind == record.QuotaBtrfs {
 		err := returnSubvolumes(r, data.File(), &v.rec, &v.round.charged)
 		return v.round.charged.Done(), err
 	}
-	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor, recheckSlice, &flagNotes{s, dir})
+
+	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor,
+		recheckSlice, &flagNotes{s, dir})
 	if err != nil {
 		return false, err
 	}
+
 	return v.round.cursor.Done(), s.strayed(v, &report)
 }
 
-// strayed says that files were not charged to the volume, and what became of them.
+// strayed says that files were not charged to the volume, and what became of
+// them.
 func (s *Store) strayed(v *volume, report *quota.Report) error {
 	n := report.Changed + report.Immutable
 	switch {
 	case n == 0 && report.TooDeep > 0:
 		return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonUnchecked,
-			Detail: fmt.Sprintf("%d of its directories are so far down that what is in them is not looked at", report.TooDeep)}
+			Detail: fmt.Sprintf("%d of its directories are so far down that what is in them is "+
+				"not looked at", report.TooDeep)}
 	case n == 0:
 		return nil
 	}
+
 	others := 0
 	for _, stray := range report.Strays {
-		if space := v.pool.books(); space != nil && stray.ID != uint32(v.rec.QuotaID) && space.ledger.Owner(stray.ID) != "" {
+		if space := v.pool.books(); space != nil && stray.ID != uint32(v.rec.QuotaID) &&
+			space.ledger.Owner(stray.ID) != "" {
 			others++
 		}
 	}
-	detail := fmt.Sprintf("%d files or directories were not charged to it (%.200q, for one)", n, report.Strays[0].Path)
+
+	detail := fmt.Sprintf("%d files or directories were not charged to it (%.200q, for one)",
+		n, report.Strays[0].Path)
 	if others > 0 {
 		detail = fmt.Sprintf("%s, %d or more of them to another volume", detail, others)
 	}
+
 	detail += "; they were put back"
 	if report.Immutable > 0 {
 		detail = fmt.Sprintf("%s but for %d that are immutable", detail, report.Immutable)
 	}
+
 	return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: detail}
 }

@@ -10,33 +10,41 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Delete takes the volume away: renamed into the trash at once, however much is in it, and freed in the background when its
-// deletion policy says. It begins with the proof that nothing uses the volume; else it is an *InUseError and nothing changed
-// that a user could see. A volume that is not there, or in the trash already, is not an error: purge hurries one in the trash.
-// One that can not be read is a *MismatchError and stays. That there is none is said after a look at the disks of all pools; when
-// not all of them could be looked at it is an *UnseenError, and the caller may know whether the volume can be there.
+// Delete takes the volume away: renamed into the trash at once, however much is
+// in it, and freed in the background when its deletion policy says. It begins
+// with the proof that nothing uses the volume; else it is an *InUseError and
+// nothing changed that a user could see. A volume that is not there, or in the
+// trash already, is not an error: purge hurries one in the trash. One that can
+// not be read is a *MismatchError and stays. That there is none is said after a
+// look at the disks of all pools; when not all of them could be looked at it is
+// an *UnseenError, and the caller may know whether the volume can be there.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
 	return s.lockAndDelete(ctx, id, how, false)
 }
 
 // lockAndDelete is Delete; with onlyUntouched it is DeleteUntouched.
-func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletion, onlyUntouched bool) error {
+func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletion,
+	onlyUntouched bool) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	// Gone is what is on no disk, not what is not known here.
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
 		err = nil // it is the volume that was deleted, and the copy is nobody's
 	}
+
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
+
 	end := s.removeLocked
 	if onlyUntouched {
 		if err := s.mustBeDue(id); err != nil {
@@ -44,12 +52,15 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 		}
 		end = s.removeUntouchedLocked
 	}
+
 	if v == nil {
 		return s.deleteUnfound(ctx, id, how, unseen)
 	}
+
 	err = end(ctx, v, how)
 	if errors.Is(err, errNoDirectory) {
-		// Not where it was. It may be on another disk of the node by now, or in the trash.
+		// Not where it was. It may be on another disk of the node by now, or in
+		// the trash.
 		s.setGone(v, true)
 		if v, unseen, err = s.seekAllLocked(ctx, id); err == nil && !s.isGone(v) {
 			err = end(ctx, v, how)
@@ -61,9 +72,11 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 			}
 		}
 	}
+
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
+
 	s.notifyOf(id)
 	s.freer.wake()
 	return nil
@@ -77,9 +90,11 @@ func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record
 	return s.removeLocked(ctx, v, how)
 }
 
-// deleteUnfound deletes what is in the trash of a volume that is on no pool that
-// was looked at. With nothing there either it is gone, unless it is unseen.
-func (s *Store) deleteUnfound(ctx context.Context, id string, how record.Deletion, unseen []*OfflineError) error {
+// deleteUnfound deletes what is in the trash of a volume that is on no pool
+// that was looked at. With nothing there either it is gone, unless it is
+// unseen.
+func (s *Store) deleteUnfound(ctx context.Context, id string, how record.Deletion,
+	unseen []*OfflineError) error {
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}
 	}
@@ -96,6 +111,7 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 		return err
 	}
 	defer r.Close()
+
 	dir, err := r.OpenDir(v.rec.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errNoDirectory
@@ -104,51 +120,67 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 		return err
 	}
 	defer dir.Close()
-	// A record that was swapped since it was read must not make us delete something else.
+
+	// A record that was swapped since it was read must not make us delete
+	// something else.
 	if rec, err := readVolume(r.Dir, v.rec.ID); err != nil {
 		return err
 	} else if rec.ID != v.rec.ID || !rec.CreatedAt.Equal(v.rec.CreatedAt) {
 		return &MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
 	}
+
 	if err := s.users(&v.rec, dir); err != nil {
 		return err
 	}
+
 	rec := v.rec
 	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
 		trash: record.Trash{DeletedAt: s.deletedNow(v.id), Deletion: how}}
 	err = s.takeDown(ctx, v.id, dir)
 	if err == nil {
-		// Again: a pod may have come in between, and our own unmount shows what propagation had copied.
+		// Again: a pod may have come in between, and our own unmount shows what
+		// propagation had copied.
 		err = s.users(&v.rec, dir)
 	}
+
 	if err == nil {
-		// Before it goes: after a crash in between, bringing the volume up makes the link again.
+		// Before it goes: after a crash in between, bringing the volume up
+		// makes the link again.
 		err = s.removeLink(r, &v.rec)
 	}
+
 	if err == nil {
 		err = s.discard(r, r.Dir, dir, t, v.pool.key(v.id))
 	}
+
 	if s.lookup(v.id) == v {
 		// It stays, so it is served as before.
 		return errors.Join(err, s.activateLocked(context.WithoutCancel(ctx), v))
 	}
+
 	// It is in the trash, also if that is not durable yet.
 	s.unindexClaim(ctx, r, v)
 	return err
 }
 
-// forgetLost ends a volume whose directory is gone although its pool is there: nothing is left to delete.
+// forgetLost ends a volume whose directory is gone although its pool is there:
+// nothing is left to delete.
 func (s *Store) forgetLost(v *volume) error {
 	if err := s.unlinkDevice(v.id); err != nil {
 		return err
 	}
-	s.log.Warn("a volume that was to be deleted is not on its pool any more", "pool", v.pool.name(), "volume", v.id)
+
+	s.log.Warn("a volume that was to be deleted is not on its pool any more",
+		"pool", v.pool.name(), "volume", v.id)
 	s.mu.Lock()
 	delete(s.volumes, v.id)
 	s.mu.Unlock()
+
 	if space := v.pool.books(); space != nil {
 		space.ledger.Release(v.pool.key(v.id))
-		// Its quota id stays taken: files may carry it still, wherever the directory went.
+		// Its quota id stays taken: files may carry it still, wherever the
+		// directory went.
 	}
+
 	return nil
 }

@@ -14,11 +14,14 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// repairsAllowed is how often a repair may begin without coming to its end: the first time it can be a power cut that ended it.
+// repairsAllowed is how often a repair may begin without coming to its end: the
+// first time it can be a power cut that ended it.
 const repairsAllowed = 2
 
-// repairNote lies in a volume's directory while its filesystem is being repaired. One that is found there is of a repair that
-// did not come to its end, since this process was ended with it: for want of memory, say, which would be the same each time.
+// repairNote lies in a volume's directory while its filesystem is being
+// repaired. One that is found there is of a repair that did not come to its
+// end, since this process was ended with it: for want of memory, say, which
+// would be the same each time.
 type repairNote struct {
 	Attempts int       `json:"attempts"`
 	Began    time.Time `json:"began"`
@@ -36,30 +39,39 @@ func readRepairNote(dir *beneath.Dir) (*repairNote, error) {
 	if json.Unmarshal(content, n) != nil || n.Attempts < 0 {
 		n.Attempts = repairsAllowed // whoever wrote that, it is to be looked at by a person
 	}
+
 	return n, nil
 }
 
-// beginRepair writes down that a repair begins; after too many that did not end it is a *filesystem.DamagedError. A full disk
-// keeps no repair from beginning.
+// beginRepair writes down that a repair begins; after too many that did not end
+// it is a *filesystem.DamagedError. A full disk keeps no repair from beginning.
 func (s *Store) beginRepair(ctx context.Context, v *volume, dir *beneath.Dir, n *repairNote) error {
 	if n.Attempts >= repairsAllowed {
-		return &filesystem.DamagedError{Device: "volume " + v.id, Unfinished: true, Output: fmt.Sprintf(
-			"%d repairs of it were cut off, the last one of %s; run e2fsck on it by hand, or give the agent more memory and remove %s",
-			n.Attempts, n.Began.Format(time.RFC3339), filepath.Join(dir.Path(), record.RepairFile))}
+		return &filesystem.DamagedError{Device: "volume " + v.id, Unfinished: true,
+			Output: fmt.Sprintf(
+				"%d repairs of it were cut off, the last one of %s; run e2fsck on it by hand, or "+
+					"give the agent more memory and remove %s",
+				n.Attempts, n.Began.Format(time.RFC3339), filepath.Join(dir.Path(),
+					record.RepairFile))}
 	}
+
 	n.Attempts++
 	n.Began = time.Now().UTC().Truncate(time.Second)
 	content, err := json.Marshal(n)
 	if err == nil {
 		err = dir.WriteFile(record.RepairFile, content, 0o600)
 	}
+
 	if isFull(err) {
 		err = nil
 	}
+
 	if err != nil {
 		return fmt.Errorf("note that a repair begins: %w", err)
 	}
-	s.log.WarnContext(ctx, "the filesystem of a volume has seen errors and is repaired", "volume", v.id)
+
+	s.log.WarnContext(ctx, "the filesystem of a volume has seen errors and is repaired",
+		"volume", v.id)
 	return s.fault("repair")
 }
 

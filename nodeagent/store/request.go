@@ -12,25 +12,31 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// blockAlign is what sizes are rounded up to, in bytes: the block of every filesystem used and the largest logical block of a device.
+// blockAlign is what sizes are rounded up to, in bytes: the block of every
+// filesystem used and the largest logical block of a device.
 const blockAlign = 4096
 
-// minimumRaw is the least size of a Block volume and of a directory with a limit, in bytes.
+// minimumRaw is the least size of a Block volume and of a directory with a
+// limit, in bytes.
 const minimumRaw = 1 << 20
 
-// DefaultMode is the permissions of a new volume's root directory: anybody in the pod may write, as with kubelet's emptyDir.
+// DefaultMode is the permissions of a new volume's root directory: anybody in
+// the pod may write, as with kubelet's emptyDir.
 const DefaultMode = 0o777
 
 // Request is what a caller asks for.
 type Request struct {
 	ID string
 
-	// Pool is a pool's name; empty: among those PoolSelector (nil: all) matches by their labels (PoolLabels) the one with the
-	// fewest volumes of Origin.SpreadGroup, if that is given, and among those the one with the most room.
+	// Pool is a pool's name; empty: among those PoolSelector (nil: all) matches
+	// by their labels (PoolLabels) the one with the fewest volumes of
+	// Origin.SpreadGroup, if that is given, and among those the one with the
+	// most room.
 	Pool         string
 	PoolSelector labels.Selector
 
-	// Backend is one of the API's: auto, directory, loop. Enforcement, VolumeMode and Allocation are the record's words.
+	// Backend is one of the API's: auto, directory, loop. Enforcement,
+	// VolumeMode and Allocation are the record's words.
 	Backend     string
 	Enforcement string
 	VolumeMode  string
@@ -38,8 +44,10 @@ type Request struct {
 
 	// SizeBytes is rounded up to a multiple of 4096.
 	SizeBytes int64
-	// Inodes is how many files a directory may hold, or an image's filesystem is made with. 0: in proportion to the size
-	// (DefaultInodes) where a project quota holds it, the usual number in an image. UnlimitedInodes: no limit of its own.
+	// Inodes is how many files a directory may hold, or an image's filesystem
+	// is made with. 0: in proportion to the size (DefaultInodes) where a
+	// project quota holds it, the usual number in an image. UnlimitedInodes: no
+	// limit of its own.
 	Inodes int64
 
 	// FSType is made in a loop image; empty: the pool's default.
@@ -53,7 +61,8 @@ type Request struct {
 	Source *record.Source
 	Origin record.Origin
 
-	// Adopt makes the volume of what is on the node already; nil: it is made empty. A file's size is then the volume's.
+	// Adopt makes the volume of what is on the node already; nil: it is made
+	// empty. A file's size is then the volume's.
 	Adopt *Adoption
 	// found is what Admit found there.
 	found *found
@@ -64,28 +73,38 @@ func (r *Request) normalize() error {
 	if err := record.CheckID(r.ID); err != nil {
 		return err
 	}
+
 	defaults := []struct {
 		field   *string
 		value   string
 		allowed []string
 		name    string
 	}{
-		{&r.Backend, string(v1alpha1.BackendAuto), []string{"auto", record.BackendDirectory, record.BackendLoop}, "backend"},
-		{&r.Enforcement, record.EnforcementQuota, []string{record.EnforcementStrict, record.EnforcementQuota, record.EnforcementNone}, "enforcement"},
-		{&r.VolumeMode, record.ModeFilesystem, []string{record.ModeFilesystem, record.ModeBlock}, "volumeMode"},
-		{&r.Allocation, record.AllocationThick, []string{record.AllocationThick, record.AllocationThin}, "allocation"},
+		{&r.Backend, string(v1alpha1.BackendAuto),
+			[]string{"auto", record.BackendDirectory, record.BackendLoop}, "backend"},
+		{&r.Enforcement, record.EnforcementQuota,
+			[]string{record.EnforcementStrict, record.EnforcementQuota, record.EnforcementNone},
+			"enforcement"},
+		{&r.VolumeMode, record.ModeFilesystem,
+			[]string{record.ModeFilesystem, record.ModeBlock}, "volumeMode"},
+		{&r.Allocation, record.AllocationThick,
+			[]string{record.AllocationThick, record.AllocationThin}, "allocation"},
 	}
 	for _, d := range defaults {
 		if *d.field == "" {
 			*d.field = d.value
 		}
+
 		if !slices.Contains(d.allowed, *d.field) {
-			return refuse(v1alpha1.ReasonInvalidOptions, "%s %q is none of %v", d.name, *d.field, d.allowed)
+			return refuse(v1alpha1.ReasonInvalidOptions, "%s %q is none of %v", d.name,
+				*d.field, d.allowed)
 		}
 	}
+
 	if r.Mode == 0 {
 		r.Mode = DefaultMode
 	}
+
 	if r.Adopt != nil {
 		adopt := *r.Adopt
 		r.Adopt = &adopt
@@ -93,27 +112,35 @@ func (r *Request) normalize() error {
 			return err
 		}
 	}
+
 	switch {
 	case r.SizeBytes <= 0 || r.SizeBytes > 1<<62:
-		return refuse(v1alpha1.ReasonInvalidOptions, "a size of %d bytes is not one a volume can have", r.SizeBytes)
+		return refuse(v1alpha1.ReasonInvalidOptions,
+			"a size of %d bytes is not one a volume can have", r.SizeBytes)
 	case r.Mode&^0o7777 != 0:
 		return refuse(v1alpha1.ReasonInvalidOptions, "mode %#o is not one of a directory", r.Mode)
 	case r.Inodes < UnlimitedInodes:
 		return refuse(v1alpha1.ReasonInvalidOptions, "inodes %d is negative", r.Inodes)
 	case r.Backend == record.BackendDirectory && r.VolumeMode == record.ModeBlock:
-		return refuse(v1alpha1.ReasonUnsupported, "a directory can not be a block device: volumeMode Block is always made by the loop backend")
+		return refuse(v1alpha1.ReasonUnsupported, "a directory can not be a block device: "+
+			"volumeMode Block is always made by the loop backend")
 	case r.Backend == record.BackendDirectory && r.Enforcement == record.EnforcementStrict:
-		return refuse(v1alpha1.ReasonUnsupported, "enforcement strict is always made by the loop backend: the owner of a file in a directory can leave its quota")
+		return refuse(v1alpha1.ReasonUnsupported, "enforcement strict is always made by the loop "+
+			"backend: the owner of a file in a directory can leave its quota")
 	case r.Source != nil:
-		return refuse(v1alpha1.ReasonSourceNotFound, "volumes can not be made from a volume or a snapshot yet")
+		return refuse(v1alpha1.ReasonSourceNotFound, "volumes can not be made from a volume or a "+
+			"snapshot yet")
 	}
+
 	if err := r.checkRecord(); err != nil {
 		return err
 	}
+
 	r.SizeBytes = roundUp(r.SizeBytes)
 	if r.SizeBytes < minimumRaw {
 		return &TooSmallError{FSType: "a volume", Size: r.SizeBytes, Minimum: minimumRaw}
 	}
+
 	return nil
 }
 
@@ -124,11 +151,13 @@ func (r *Request) checkRecord() error {
 	r.Origin = r.Origin.Bound()
 	const room = 64 << 10
 	data, err := record.EncodeVolume(&record.Volume{
-		ID: r.ID, Source: r.Source, Origin: r.Origin, MkfsOptions: r.MkfsOptions, MountOptions: r.MountOptions,
+		ID: r.ID, Source: r.Source, Origin: r.Origin, MkfsOptions: r.MkfsOptions,
+		MountOptions: r.MountOptions,
 	})
 	if err == nil && len(data) > record.MaxSize-room {
 		err = &record.TooLargeError{What: record.VolumeFile, Size: len(data) + room}
 	}
+
 	return err
 }
 
@@ -136,18 +165,22 @@ func (r *Request) checkRecord() error {
 func (r *Request) checkFilesystem(fstype string) error {
 	t := filesystem.Type(fstype)
 	if !t.Valid() {
-		return refuse(v1alpha1.ReasonInvalidOptions, "fsType %q is none of %v", fstype, filesystem.Types())
+		return refuse(v1alpha1.ReasonInvalidOptions, "fsType %q is none of %v", fstype,
+			filesystem.Types())
 	}
 	if err := filesystem.ValidateMkfsOptions(t, r.MkfsOptions); err != nil {
 		return refuse(v1alpha1.ReasonInvalidOptions, "mkfsOptions: %v", err)
 	}
-	if _, err := mount.ParseOptions(fstype, r.Allocation == record.AllocationThick, r.MountOptions); err != nil {
+	if _, err := mount.ParseOptions(fstype, r.Allocation == record.AllocationThick,
+		r.MountOptions); err != nil {
 		return refuse(v1alpha1.ReasonInvalidOptions, "mountOptions: %v", err)
 	}
+
 	// What was made already may be as small as it is.
 	if minimum := filesystem.MinimumSize(t); r.SizeBytes < minimum && !r.adopts() {
 		return &TooSmallError{FSType: fstype, Size: r.SizeBytes, Minimum: minimum}
 	}
+
 	return nil
 }
 
@@ -160,7 +193,8 @@ type plan struct {
 	fstype    string // loop backend, Filesystem
 }
 
-// planFor decides the backend for a request on a pool with features f, or says why the pool can not make it.
+// planFor decides the backend for a request on a pool with features f, or says
+// why the pool can not make it.
 func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	quotaKind := ""
 	switch {
@@ -169,6 +203,7 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	case f.SimpleQuota:
 		quotaKind = record.QuotaBtrfs
 	}
+
 	loop := func() (plan, error) {
 		p := plan{backend: record.BackendLoop}
 		if f.Unreserved && r.Allocation != record.AllocationThin && !r.adopts() {
@@ -180,16 +215,21 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 		if p.fstype = r.FSType; p.fstype == "" {
 			p.fstype = defaultFS
 		}
+
 		return p, r.checkFilesystem(p.fstype)
 	}
-	// Copy-on-write puts zeros elsewhere than where the data is. An image has copy-on-write switched off.
+
+	// Copy-on-write puts zeros elsewhere than where the data is. An image has
+	// copy-on-write switched off.
 	scrubs := r.Origin.Deletion.Scrub != scrubZero || f.Filesystem != "btrfs"
 	switch {
 	case !scrubs && r.Backend == record.BackendDirectory:
-		return plan{}, refuse(v1alpha1.ReasonUnsupported, "scrub zero can not be kept in a directory on btrfs; use backend loop or auto, or scrub discard")
+		return plan{}, refuse(v1alpha1.ReasonUnsupported, "scrub zero can not be kept in a "+
+			"directory on btrfs; use backend loop or auto, or scrub discard")
 	case !scrubs:
 		return loop()
-	case r.Backend == record.BackendLoop || r.VolumeMode == record.ModeBlock || r.Enforcement == record.EnforcementStrict:
+	case r.Backend == record.BackendLoop || r.VolumeMode == record.ModeBlock ||
+		r.Enforcement == record.EnforcementStrict:
 		return loop()
 	case r.Enforcement == record.EnforcementNone:
 		return plan{backend: record.BackendDirectory}, nil
@@ -202,10 +242,12 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	case r.Backend == "auto":
 		return loop()
 	case quotaKind != "":
-		return plan{}, refuse(v1alpha1.ReasonUnsupported, "btrfs can not limit the number of inodes")
+		return plan{}, refuse(v1alpha1.ReasonUnsupported,
+			"btrfs can not limit the number of inodes")
 	default:
 		return plan{}, refuse(v1alpha1.ReasonUnsupported, "%s", fmt.Sprintf(
-			"the pool's filesystem (%s) does not enforce sizes of directories (%s); use backend loop or auto, or enforcement none", f.Filesystem, f.NoQuotaBecause))
+			"the pool's filesystem (%s) does not enforce sizes of directories (%s); use backend "+
+				"loop or auto, or enforcement none", f.Filesystem, f.NoQuotaBecause))
 	}
 }
 

@@ -10,11 +10,12 @@ import (
 // decides by what was reported is told when it moved by more than a step.
 
 const (
-	// roomStepShare of a filesystem's size, or roomStepBytes where that is less,
-	// is how far a pool's room has to move to be told.
+	// roomStepShare of a filesystem's size, or roomStepBytes where that is
+	// less, is how far a pool's room has to move to be told.
 	roomStepShare = 100
 	roomStepBytes = 1 << 30
-	// measuredForReport is how old a measurement may be that nothing speaks against.
+	// measuredForReport is how old a measurement may be that nothing speaks
+	// against.
 	measuredForReport = time.Minute
 )
 
@@ -39,21 +40,26 @@ func (s *Store) roomMoved(p *pool, r *root, space *filesystemSpace) bool {
 	p.mu.Lock()
 	told, wasTold := p.told, p.wasTold
 	p.mu.Unlock()
+
 	var st unix.Statfs_t
 	if !wasTold || unix.Fstatfs(int(r.File().Fd()), &st) != nil {
 		return false
 	}
+
 	step := max(min(int64(st.Blocks)*st.Frsize/roomStepShare, roomStepBytes), 1)
 	space.mu.Lock()
 	moved := distance(int64(st.Bavail)*st.Frsize, space.free) >= step
 	space.mu.Unlock()
+
 	if moved {
 		space.expire()
 	}
+
 	capacity, err := s.capacity(p, space, measuredForReport)
 	if err != nil {
 		return false
 	}
+
 	return distance(max(capacity-space.ledger.Promised(), 0), told) >= step
 }
 

@@ -18,9 +18,9 @@ import (
 // before anything is said to be gone, the disks are looked at.
 
 // Find returns the volume id like Get, but looks at the disks of all pools that
-// are online before it says that there is none: then it is a *NotFoundError. One
-// that is there and cannot be read is a *MismatchError, or the error of the disk.
-// Of pools that are offline nothing is known: ask Pools.
+// are online before it says that there is none: then it is a *NotFoundError.
+// One that is there and cannot be read is a *MismatchError, or the error of the
+// disk. Of pools that are offline nothing is known: ask Pools.
 func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	if v, err := s.Get(id); err == nil {
 		return v, nil
@@ -29,13 +29,17 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	if s.Abandoned(id) {
-		return Volume{}, &NotFoundError{ID: id} // nothing of it will stay, and its lock is held by who waits for the disk
+		// Nothing of it will stay, and its lock is held by who waits for the
+		// disk.
+		return Volume{}, &NotFoundError{ID: id}
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
 	defer unlock()
+
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if err != nil {
 		return Volume{}, err
@@ -43,23 +47,27 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	if v == nil {
 		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
+
 	return s.Get(id)
 }
 
-// seekLocked returns the volume, known or found on a disk, or nil when no pool that is
-// online has it; by then its entries in their trash are known too. An error says
-// that it is there and cannot be read. It is called with the volume's lock held.
+// seekLocked returns the volume, known or found on a disk, or nil when no pool
+// that is online has it; by then its entries in their trash are known too. An
+// error says that it is there and cannot be read. It is called with the
+// volume's lock held.
 func (s *Store) seekLocked(ctx context.Context, id string) (*volume, error) {
 	v, _, err := s.seekAllLocked(ctx, id)
 	return v, err
 }
 
-// seekAllLocked is seekLocked, and tells which pools could not be looked at where it returns
-// no volume.
-func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen []*OfflineError, _ error) {
+// seekAllLocked is seekLocked, and tells which pools could not be looked at
+// where it returns no volume.
+func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume,
+	unseen []*OfflineError, _ error) {
 	if record.CheckID(id) != nil {
 		return nil, nil, nil
 	}
+
 	known := s.lookup(id)
 	if known != nil && !s.isGone(known) {
 		return known, nil, nil
@@ -72,6 +80,7 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
+
 		v, err := s.seekIn(p, id)
 		var offline *OfflineError
 		switch {
@@ -84,10 +93,13 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen
 			found = v
 		}
 	}
+
 	if found != nil && found != known {
-		s.log.WarnContext(ctx, "a volume was found on a disk that was not known to be there", "pool", found.pool.name(), "volume", id)
+		s.log.WarnContext(ctx, "a volume was found on a disk that was not known to be there",
+			"pool", found.pool.name(), "volume", id)
 		s.notify()
 	}
+
 	switch {
 	case found != nil:
 		return found, nil, nil
@@ -96,6 +108,7 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume, unseen
 	case copied != nil && known == nil && !s.mayBeOn(copied.Of, unseen):
 		return nil, nil, copied
 	}
+
 	return known, unseen, nil
 }
 
@@ -105,6 +118,7 @@ func (s *Store) isMissing(v *volume) bool {
 	if !v.pool.online() {
 		return false
 	}
+
 	err := s.ask(v.pool, func(r *root) error {
 		there, err := r.Exists(v.id)
 		missing = err == nil && !there
@@ -113,8 +127,8 @@ func (s *Store) isMissing(v *volume) bool {
 	return err == nil && missing
 }
 
-// seekIn looks for a volume, and for entries of its in the trash, on one pool. A
-// pool that cannot be looked at is an *OfflineError.
+// seekIn looks for a volume, and for entries of its in the trash, on one pool.
+// A pool that cannot be looked at is an *OfflineError.
 func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	_, space, err := p.state()
 	if err != nil {
@@ -123,18 +137,21 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	if err := s.answers(p, id); err != nil {
 		return nil, err
 	}
+
 	r, err := p.open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
 
-	// What cannot be read in the trash is there all the same. The volume may have been made anew since.
+	// What cannot be read in the trash is there all the same. The volume may
+	// have been made anew since.
 	trashErr := s.seekTrash(p, r, space, id)
 	there, err := r.Exists(id)
 	if err != nil {
 		return nil, unreadable(id, p, err)
 	}
+
 	if !there || isLink(r.Dir, id) {
 		s.unmarkBroken(p, id)
 		if trashErr != nil {
@@ -142,10 +159,12 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 		}
 		return nil, nil
 	}
+
 	v, err := s.scanVolumeLocked(p, r, space, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+
 	if err != nil {
 		s.markBroken(p, r, space, id, err)
 		var copied *CopyError
@@ -154,8 +173,10 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 		} else if errors.As(err, &copied) {
 			err = trashErr
 		}
+
 		return nil, unreadable(id, p, err)
 	}
+
 	return v, nil
 }
 
@@ -168,6 +189,7 @@ func (s *Store) answers(p *pool, id string) error {
 		if _, err := r.Exists(id); err != nil {
 			return err
 		}
+
 		_, err := namesIn(r.meta, record.TrashDir)
 		return err
 	})
@@ -175,6 +197,7 @@ func (s *Store) answers(p *pool, id string) error {
 	if errors.As(err, &offline) {
 		return offline
 	}
+
 	return nil // what else there is, whoever looks for the volume finds
 }
 
@@ -186,20 +209,24 @@ func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) e
 	if err != nil {
 		return err
 	}
+
 	for _, name := range names {
 		if of, ok := trashID(name); !ok || of != id || s.knowsEntry(p, name) {
 			continue
 		}
+
 		trash, err := r.sub(record.TrashDir)
 		if err != nil {
 			return err
 		}
+
 		s.scanTrashEntryLocked(p, r, space, trash, name, id)
 		trash.Close()
 		if cause := s.brokenCause(p, record.TrashDir+"/"+name); cause != nil {
 			return inTrash(name, cause)
 		}
 	}
+
 	return nil
 }
 
@@ -236,12 +263,14 @@ const (
 // lookAgain finds what came to a pool's directories without us, and what could
 // not be read and can be now: a record that a person put back, a directory that
 // was moved back. It is a few system calls where nothing changed. What came is
-// brought up by who looks (takeFound); what takes long is left for the next look.
+// brought up by who looks (takeFound); what takes long is left for the next
+// look.
 func (s *Store) lookAgain(ctx context.Context, p *pool) {
 	_, space, err := p.state()
 	if err != nil {
 		return
 	}
+
 	var came []*volume
 	until := time.Now().Add(s.patience.look)
 	err = p.with(func(r *root) error {
@@ -249,6 +278,7 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 		if err != nil {
 			return err
 		}
+
 		for _, name := range names {
 			if time.Now().After(until) {
 				p.unsettle()
@@ -258,6 +288,7 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 				came = append(came, v)
 			}
 		}
+
 		for _, entry := range entries {
 			if time.Now().After(until) {
 				p.unsettle()
@@ -265,11 +296,13 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 			}
 			s.lookAtEntry(p, r, space, entry)
 		}
+
 		return nil
 	})
 	if err != nil {
 		s.log.WarnContext(ctx, "look for what came to a pool", "pool", p.name(), "error", err)
 	}
+
 	if len(came) > 0 {
 		p.mu.Lock()
 		p.found = append(p.found, came...)
@@ -290,9 +323,11 @@ func (s *Store) takeFound(ctx context.Context, wait time.Duration) {
 		}
 		p.mu.Unlock()
 	}
+
 	if len(found) == 0 {
 		return
 	}
+
 	s.soon(ctx, wait, func() {
 		var wg sync.WaitGroup
 		for _, vols := range found {
@@ -302,52 +337,64 @@ func (s *Store) takeFound(ctx context.Context, wait time.Duration) {
 	})
 }
 
-// unknown lists what is worth a look: names in the pool and entries of its trash
-// that are not known, or are known to be broken or gone.
+// unknown lists what is worth a look: names in the pool and entries of its
+// trash that are not known, or are known to be broken or gone.
 func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 	changed, err := s.changedListing(p, r)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	var all, trash []string
 	if changed {
 		if all, err = r.Names(); err == nil {
 			trash, err = namesIn(r.meta, record.TrashDir)
 		}
+
 		if err != nil {
 			return nil, nil, err
 		}
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	for key := range s.broken {
 		name, ok := strings.CutPrefix(key, p.key(""))
 		if !ok || len(names)+len(entries) >= lookAtBroken {
 			continue
 		}
+
 		if entry, ok := strings.CutPrefix(name, record.TrashDir+"/"); ok {
 			entries = append(entries, entry)
 		} else {
 			names = append(names, name)
 		}
 	}
+
 	for id, v := range s.volumes {
 		if v.pool == p && v.gone {
 			names = append(names, id)
 		}
 	}
+
 	for _, name := range all {
-		// Also one that is known to be on another pool: here is another one of it.
+		// Also one that is known to be on another pool: here is another one of
+		// it.
 		v := s.volumes[name]
-		if record.CheckID(name) == nil && (v == nil || v.pool != p) && s.builds[name] == nil && s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
+		if record.CheckID(name) == nil && (v == nil || v.pool != p) && s.builds[name] == nil &&
+			s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
 			names = append(names, name)
 		}
 	}
+
 	for _, name := range trash {
-		if _, ok := trashID(name); ok && s.trash[p.key(name)] == nil && s.broken[p.key(record.TrashDir+"/"+name)] == nil {
+		if _, ok := trashID(name); ok && s.trash[p.key(name)] == nil &&
+			s.broken[p.key(record.TrashDir+"/"+name)] == nil {
 			entries = append(entries, name)
 		}
 	}
+
 	return names, entries, nil
 }
 
@@ -358,13 +405,16 @@ func (s *Store) changedListing(p *pool, r *root) (bool, error) {
 	if err := unix.Fstat(int(r.File().Fd()), &root); err != nil {
 		return false, err
 	}
+
 	trash, err := r.meta.Stat(record.TrashDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
+
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	if p.seen.root != root.Mtim || p.seen.trash != trash.Mtim || p.seen.since.IsZero() {
 		p.seen = lastSeen{root: root.Mtim, trash: trash.Mtim, since: now}
 		return true, nil
@@ -372,6 +422,7 @@ func (s *Store) changedListing(p *pool, r *root) (bool, error) {
 	if p.seen.settled {
 		return false, nil
 	}
+
 	p.seen.settled = now.Sub(p.seen.since) >= lookSettled
 	return true, nil
 }
@@ -385,17 +436,20 @@ func (p *pool) unsettle() {
 
 // lookAt takes in a directory that came, or that can be read again. It returns
 // the volume if there is one to bring up.
-func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemSpace, name string) *volume {
+func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemSpace,
+	name string) *volume {
 	unlock, err := s.locks.TryLock(name)
 	if err != nil {
 		p.unsettle() // somebody works on it; it may be what came
 		return nil
 	}
 	defer unlock()
+
 	there, err := r.Exists(name)
 	if err != nil {
 		return nil
 	}
+
 	v := s.lookup(name)
 	switch {
 	case !there && s.isBroken(p, name):
@@ -407,6 +461,7 @@ func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemS
 	case v != nil && v.pool == p && !s.isBroken(p, name) && !s.isGone(v):
 		return nil // it was made or restored since
 	}
+
 	wasBroken := s.isBroken(p, name)
 	v, err = s.scanVolumeLocked(p, r, space, name)
 	switch {
@@ -415,14 +470,18 @@ func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemS
 	case err != nil:
 		s.markBroken(p, r, space, name, err)
 		if !wasBroken {
-			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is left alone", "pool", p.name(), "name", name, "error", err)
+			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is "+
+				"left alone", "pool", p.name(), "name", name, "error", err)
 			s.notify()
 		}
+
 		return nil
 	}
+
 	if v != nil {
 		s.log.InfoContext(ctx, "a volume was put back", "pool", p.name(), "volume", name)
 	}
+
 	return v
 }
 
@@ -431,17 +490,20 @@ func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry stri
 	if !ok {
 		return
 	}
+
 	unlock, err := s.locks.TryLock(id)
 	if err != nil {
 		p.unsettle()
 		return
 	}
 	defer unlock()
+
 	trash, err := r.sub(record.TrashDir)
 	if err != nil {
 		return
 	}
 	defer trash.Close()
+
 	if there, err := trash.Exists(entry); err == nil && !there {
 		s.unmarkBroken(p, record.TrashDir+"/"+entry)
 		return

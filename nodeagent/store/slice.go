@@ -29,13 +29,16 @@ func (t *turn) Err() error {
 	if err := t.Context.Err(); err != nil {
 		return err
 	}
+
 	now := time.Now()
 	if t.until.IsZero() {
 		t.until = now.Add(freeSlice)
 	}
+
 	if now.After(t.until) && t.others() {
 		return errSlice
 	}
+
 	return nil
 }
 
@@ -54,38 +57,46 @@ func unbroken(ctx context.Context) context.Context {
 func (s *Store) Run(ctx context.Context) {
 	s.freer.running.Add(1)
 	defer s.freer.running.Add(-1)
+
 	var busy sync.WaitGroup
 	sweepAt := time.Now().Add(retryFreeing)
 	for ctx.Err() == nil {
 		now := time.Now()
+
 		// Not by the timer: it starts anew whenever something is deleted.
 		sweep := now.After(sweepAt)
 		if sweep {
 			sweep = s.freer.sweepAgain.Swap(false)
 			sweepAt = now.Add(retryFreeing)
 		}
+
 		wait := noteRetention
 		for _, space := range s.allSpaces() {
 			if sweep {
 				space.sweep.Store(true)
 			}
+
 			if left := s.freer.idleFor(space, now); left > 0 {
 				wait = min(wait, left)
 			} else if space.freeing.CompareAndSwap(false, true) {
 				busy.Go(func() { s.freeFilesystem(ctx, space) })
 			}
 		}
+
 		if s.freer.sweepAgain.Load() {
 			wait = min(wait, time.Until(sweepAt))
 		}
+
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 		case <-s.freer.poke:
 		case <-timer.C:
 		}
+
 		timer.Stop()
 	}
+
 	s.waitFor(&busy)
 }
 
@@ -121,21 +132,25 @@ func (s *Store) freeFilesystem(ctx context.Context, space *filesystemSpace) {
 		space.freeing.Store(false)
 		s.freer.wake() // what came meanwhile
 	}()
+
 	// Priorities belong to threads; this one is given up with the goroutine.
 	runtime.LockOSThread()
 	if err := idle(); err != nil {
 		s.log.WarnContext(ctx, "the trash is freed with normal I/O priority", "error", err)
 	}
+
 	for ctx.Err() == nil {
 		now := time.Now()
 		s.noteRetention(ctx, space, now)
 		if space.sweep.Swap(false) {
 			s.sweepFilesystem(ctx, space)
 		}
+
 		t, _ := s.freer.next(space, now)
 		if t == nil {
 			return
 		}
+
 		s.freeOrRetry(ctx, space, t)
 	}
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// filesystemSpace is what pools on one filesystem share: its free space and its quota ids.
+// filesystemSpace is what pools on one filesystem share: its free space and its
+// quota ids.
 type filesystemSpace struct {
 	key    string
 	ledger *ledger.Ledger
@@ -29,15 +30,18 @@ type filesystemSpace struct {
 	usable   int64     // free and used by volumes together, in bytes
 	size     int64
 	failed   error // of the last measurement
-	// measuring is the measurement that is under way; heavy and adopting bound what loads the disk; freeing: somebody frees its
-	// trash; sweep: something in tmp or of the index could not be cleared away; one keeps Run and Drain from freeing the same entry.
+	// measuring is the measurement that is under way; heavy and adopting bound
+	// what loads the disk; freeing: somebody frees its trash; sweep: something
+	// in tmp or of the index could not be cleared away; one keeps Run and Drain
+	// from freeing the same entry.
 	measuring *measuring
 	heavy     *semaphore.Weighted
 	adopting  *semaphore.Weighted
 	freeing   atomic.Bool
 	sweep     atomic.Bool
 	one       sync.Mutex
-	// probing: pools of one filesystem try what it can do one after the other, for they change the same quotas.
+	// probing: pools of one filesystem try what it can do one after the other,
+	// for they change the same quotas.
 	probing sync.Mutex
 }
 
@@ -45,7 +49,8 @@ func newSpace(key string) *filesystemSpace {
 	return &filesystemSpace{key: key, ledger: ledger.New(), adopting: semaphore.NewWeighted(1)}
 }
 
-// own gives key the quota id that its record names, if it has one. It is false when another has it.
+// own gives key the quota id that its record names, if it has one. It is false
+// when another has it.
 func (sp *filesystemSpace) own(key string, rec *record.Volume) bool {
 	return rec.QuotaKind == "" || sp.ledger.Own(key, uint32(rec.QuotaID))
 }
@@ -55,7 +60,8 @@ func (sp *filesystemSpace) owns(key string, rec *record.Volume) bool {
 	return sp.ledger.Owner(uint32(rec.QuotaID)) == key
 }
 
-// move gives what key was promised, and its quota id, to another key: that of the same data under another name.
+// move gives what key was promised, and its quota id, to another key: that of
+// the same data under another name.
 func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
 	id := uint32(0)
 	if rec != nil && rec.QuotaKind != "" {
@@ -64,13 +70,19 @@ func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
 	sp.ledger.Move(key, to, id)
 }
 
-// forget drops everything whose key begins with prefix: a pool's disk went away. What is being made there keeps its promise and
-// its quota id, which end with the work: the disk may be back before that, and nobody must have been given them meanwhile.
+// forget drops everything whose key begins with prefix: a pool's disk went
+// away. What is being made there keeps its promise and its quota id, which end
+// with the work: the disk may be back before that, and nobody must have been
+// given them meanwhile.
 func (sp *filesystemSpace) forget(prefix string) {
 	making := prefix + record.TmpDir + "/"
 	sp.ledger.Forget(
-		func(key string) bool { return strings.HasPrefix(key, prefix) && !strings.Contains(key, admissionMark) },
-		func(key string) bool { return strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, making) },
+		func(key string) bool {
+			return strings.HasPrefix(key, prefix) && !strings.Contains(key, admissionMark)
+		},
+		func(key string) bool {
+			return strings.HasPrefix(key, prefix) && !strings.HasPrefix(key, making)
+		},
 	)
 }
 
@@ -81,7 +93,8 @@ func (sp *filesystemSpace) expire() {
 	sp.expired = time.Now()
 }
 
-// capacity is how many bytes the pool may promise altogether, measured no longer than maxAge ago.
+// capacity is how many bytes the pool may promise altogether, measured no
+// longer than maxAge ago.
 func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) (int64, error) {
 	space.mu.Lock()
 	since := time.Now().Add(-maxAge)
@@ -90,49 +103,61 @@ func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) 
 	}
 	known, fresh := !space.measured.IsZero(), !space.measured.Before(since)
 	space.mu.Unlock()
+
 	if !fresh {
-		// What was known counts while the disk is slow: it is taken out if that does not pass.
-		if err := s.measureNow(p, space, since); err != nil && (!known || !errors.Is(err, errSlow)) {
+		// What was known counts while the disk is slow: it is taken out if that
+		// does not pass.
+		if err := s.measureNow(p, space, since); err != nil && (!known ||
+			!errors.Is(err, errSlow)) {
 			return 0, err
 		}
 	}
+
 	space.mu.Lock()
 	usable, size := space.usable, space.size
 	space.mu.Unlock()
+
 	return p.promisable(usable, size), nil
 }
 
-// lastCapacity is capacity by what was measured last, however long ago: for those who hold a lock that must not wait for a disk.
-// It is errSlow where nothing was measured yet.
+// lastCapacity is capacity by what was measured last, however long ago: for
+// those who hold a lock that must not wait for a disk. It is errSlow where
+// nothing was measured yet.
 func (s *Store) lastCapacity(p *pool, space *filesystemSpace) (int64, error) {
 	space.mu.Lock()
 	usable, size, known, failed := space.usable, space.size, !space.measured.IsZero(), space.failed
 	space.mu.Unlock()
+
 	if !known && failed == nil {
 		failed = errSlow
 	}
+
 	if !known {
 		return 0, failed
 	}
+
 	return p.promisable(usable, size), nil
 }
 
-// promisable is what a pool may promise of a filesystem on which so many bytes are usable.
+// promisable is what a pool may promise of a filesystem on which so many bytes
+// are usable.
 func (p *pool) promisable(usable, size int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cfg.Overcommit.Of(max(usable-p.reserve.Of(size), 0))
 }
 
-// measure looks at what volumes and trash use of a filesystem, and then at its free space, in this order: what a volume takes
-// in between is missing in both, and so is promised to nobody, where the other order would promise it twice. Free is what a
-// tenant may take (f_bavail), not root's reserve.
+// measure looks at what volumes and trash use of a filesystem, and then at its
+// free space, in this order: what a volume takes in between is missing in both,
+// and so is promised to nobody, where the other order would promise it twice.
+// Free is what a tenant may take (f_bavail), not root's reserve.
 func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, err error) {
 	r, err := p.open()
 	if err != nil {
 		return 0, 0, err
 	}
 	defer r.Close()
+
 	used := int64(0)
 	roots := map[*pool]*root{p: r}
 	defer func() {
@@ -142,34 +167,45 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 			}
 		}
 	}()
+
 	for _, m := range s.taking(space) {
 		own, opened := roots[m.pool]
 		if !opened {
-			// A pool that can not be opened takes space that nobody else is promised.
+			// A pool that can not be opened takes space that nobody else is
+			// promised.
 			own, _ = m.pool.open()
 			roots[m.pool] = own
 		}
+
 		if own == nil {
 			continue
 		}
+
 		n, err := m.used(own)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("measure what a volume takes", "pool", m.pool.name(), "volume", m.rec.ID, "error", err)
+			s.log.Warn("measure what a volume takes", "pool", m.pool.name(), "volume", m.rec.ID,
+				"error", err)
 		}
-		// More than was promised is no promise of ours kept: it counts as somebody else's.
+
+		// More than was promised is no promise of ours kept: it counts as
+		// somebody else's.
 		used += min(n, m.rec.Owed())
 	}
+
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
 		return 0, 0, fmt.Errorf("statfs %s: %w", r.Path(), err)
 	}
+
 	space.mu.Lock()
 	space.free = int64(st.Bavail) * st.Frsize
 	space.mu.Unlock()
+
 	return int64(st.Bavail)*st.Frsize + used, int64(st.Blocks) * st.Frsize, nil
 }
 
-// taker is something that takes space of a filesystem: a volume, made or being made, or an entry of the trash.
+// taker is something that takes space of a filesystem: a volume, made or being
+// made, or an entry of the trash.
 type taker struct {
 	pool *pool
 	rec  record.Volume
@@ -187,30 +223,40 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 		pools[p] = p.space == space
 		p.mu.Unlock()
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	out := make([]taker, 0, len(s.volumes)+len(s.trash)+len(s.builds))
 	for id, v := range s.volumes {
 		if pools[v.pool] {
-			whole := v.rec.Backend == record.BackendLoop && v.rec.Allocation == record.AllocationThick && v.rec.GrowingTo == 0 && v.unavailable == nil
+			whole := v.rec.Backend == record.BackendLoop &&
+				v.rec.Allocation == record.AllocationThick && v.rec.GrowingTo == 0 &&
+				v.unavailable == nil
 			out = append(out, taker{v.pool, v.rec, id + "/" + record.ImageFile, whole})
 		}
 	}
+
 	for id, b := range s.builds {
 		if pools[b.pool] {
-			out = append(out, taker{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id + "/" + record.ImageFile, false})
+			out = append(out, taker{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id +
+				"/" + record.ImageFile, false})
 		}
 	}
+
 	for _, t := range s.trash {
 		if pools[t.pool] && t.rec != nil {
-			out = append(out, taker{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" + t.entry + "/" + record.ImageFile, false})
+			out = append(out, taker{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" +
+				t.entry + "/" + record.ImageFile, false})
 		}
 	}
+
 	for _, g := range s.guesses {
 		if pools[g.pool] && s.volumes[g.rec.ID] == nil {
 			out = append(out, taker{g.pool, g.rec, g.image, false})
 		}
 	}
+
 	return out
 }
 
@@ -223,15 +269,18 @@ func (m *taker) used(r *root) (int64, error) {
 		u, err := directoryUsage(r, &m.rec)
 		return u.Bytes, err
 	}
+
 	f, err := r.OpenFile(m.image, unix.O_PATH, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
+
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return 0, err
 	}
+
 	return st.Blocks * 512, nil // st_blocks is in units of 512 bytes (stat(2))
 }
 
@@ -261,6 +310,7 @@ var errSlow = errors.New("its disk takes long to say what room there is")
 func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) error {
 	wait := time.NewTimer(s.patience.measure)
 	defer wait.Stop()
+
 	for {
 		space.mu.Lock()
 		m := space.measuring
@@ -270,14 +320,17 @@ func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) err
 			go s.measureIn(p, space, m)
 		}
 		space.mu.Unlock()
+
 		if left := s.patience.measure - time.Since(m.began); left <= 0 && !isClosed(m.done) {
 			return errSlow // somebody waited for it in vain already
 		}
+
 		select {
 		case <-m.done:
 		case <-wait.C:
 			return errSlow
 		}
+
 		if m.err != nil || !m.began.Before(since) {
 			return m.err
 		}

@@ -20,8 +20,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// DeviceDir is where links to the devices of Block volumes are. It must be on a filesystem that a reboot empties, so that a
-// link never outlives the loop device it was made for.
+// DeviceDir is where links to the devices of Block volumes are. It must be on a
+// filesystem that a reboot empties, so that a link never outlives the loop
+// device it was made for.
 const DeviceDir = "/run/quarry/dev"
 
 // Options are what a Store is opened with.
@@ -30,25 +31,30 @@ type Options struct {
 	Node string
 	// Pools are the node's pools.
 	Pools []config.Pool
-	// HeavyJobs bounds how many mkfs and preallocations run at once on one filesystem. 0: 2.
+	// HeavyJobs bounds how many mkfs and preallocations run at once on one
+	// filesystem. 0: 2.
 	HeavyJobs int
 	// ByClaimIndex keeps links by namespace and claim for people.
 	ByClaimIndex bool
-	// MachineID tells this machine from another one under the same node name (machine-id(5)). Empty: it is not known.
+	// MachineID tells this machine from another one under the same node name
+	// (machine-id(5)). Empty: it is not known.
 	MachineID string
-	// LockDir is where other processes of the machine are kept from the pools: LockDir. Empty: nowhere, for programs that
-	// change nothing and for tests.
+	// LockDir is where other processes of the machine are kept from the pools:
+	// LockDir. Empty: nowhere, for programs that change nothing and for tests.
 	LockDir string
-	// HangAfter is how long a disk may take to answer before its pool is offline. 0: 45 seconds.
+	// HangAfter is how long a disk may take to answer before its pool is
+	// offline. 0: 45 seconds.
 	HangAfter time.Duration
-	// KubeletDir is kubelet's root directory: a pool on its filesystem keeps more free by default. Empty: there is no kubelet.
+	// KubeletDir is kubelet's root directory: a pool on its filesystem keeps
+	// more free by default. Empty: there is no kubelet.
 	KubeletDir string
 	// DeviceDir replaces the constant, for tests.
 	DeviceDir string
 	// Log receives what no caller is told. Nil: slog.Default.
 	Log *slog.Logger
-	// Fault is called with the name of each step that changes the disk, before it is taken; an error ends the operation
-	// there. For tests that crash at every step.
+	// Fault is called with the name of each step that changes the disk, before
+	// it is taken; an error ends the operation there. For tests that crash at
+	// every step.
 	Fault func(step string) error
 }
 
@@ -63,20 +69,25 @@ type Store struct {
 	patience patience
 	pools    []*pool
 	freer    *freer
-	// admission makes choosing a pool and promising its space one step, for all volumes of a group. It is held for
-	// arithmetic only, never for work on a disk.
+	// admission makes choosing a pool and promising its space one step, for all
+	// volumes of a group. It is held for arithmetic only, never for work on a
+	// disk.
 	admission sync.Mutex
-	// spreading are admissions that have a spread group. It is changed with admission held; those that ended are dropped there.
+	// spreading are admissions that have a spread group. It is changed with
+	// admission held; those that ended are dropped there.
 	spreading []*Admission
-	// abandoned are the volumes that were given up while their disk did not answer, by id.
+	// abandoned are the volumes that were given up while their disk did not
+	// answer, by id.
 	abandoned sync.Map
 	// holding keeps two pools from becoming one.
 	holding sync.Mutex
-	// refreshing keeps the looks at the pools that are under way. It is never held while somebody waits for a disk.
+	// refreshing keeps the looks at the pools that are under way. It is never
+	// held while somebody waits for a disk.
 	refreshing sync.Mutex
 	// measuring is measure; tests put another in its place.
 	measuring func(*pool, *filesystemSpace) (usable, size int64, err error)
-	// background are looks, and volumes being brought up, that nobody may be waiting for any more.
+	// background are looks, and volumes being brought up, that nobody may be
+	// waiting for any more.
 	background sync.WaitGroup
 	// scans of the machine's mounts, shared by all who ask at the same time.
 	scans mountScans
@@ -84,7 +95,8 @@ type Store struct {
 	// questions are asked of filesystems that may not answer.
 	questions questions
 	watcher   watcher
-	// repairMemory is what one repair may take, in bytes; 0, but for tests: what this process has left.
+	// repairMemory is what one repair may take, in bytes; 0, but for tests:
+	// what this process has left.
 	repairMemory atomic.Uint64
 
 	mu      sync.Mutex
@@ -92,9 +104,11 @@ type Store struct {
 	builds  map[string]*volume  // being made
 	trash   map[string]*trashed // by pool and entry
 	spaces  map[string]*filesystemSpace
-	// broken are directories of pools that can not be read as volumes, by pool and name. They are reported and left alone.
+	// broken are directories of pools that can not be read as volumes, by pool
+	// and name. They are reported and left alone.
 	broken map[string]error
-	// guesses are what broken ones most likely take of their pool, by the same keys (broken.go).
+	// guesses are what broken ones most likely take of their pool, by the same
+	// keys (broken.go).
 	guesses map[string]guess
 	// changed is closed and replaced when pools or what they hold changed.
 	changed chan struct{}
@@ -116,12 +130,15 @@ type volume struct {
 	gone bool
 	// poolUID is the identity of the disk it was found or made on.
 	poolUID string
-	// notEnforced says why its size is not in force; round is the look at all of it that is under way.
+	// notEnforced says why its size is not in force; round is the look at all
+	// of it that is under way.
 	notEnforced error
 	round       round
-	// up is what was found when an image volume was last proven to be up, nil while it is not.
+	// up is what was found when an image volume was last proven to be up, nil
+	// while it is not.
 	up *standing
-	// device is what it was up on last, also while it is not up: it is kept open.
+	// device is what it was up on last, also while it is not up: it is kept
+	// open.
 	device *loop.Device
 }
 
@@ -133,11 +150,13 @@ type Volume struct {
 	record.Volume
 	Pool    string
 	PoolUID string
-	// Path is what a local PersistentVolume points at: a directory, or for Block a link to the device.
+	// Path is what a local PersistentVolume points at: a directory, or for
+	// Block a link to the device.
 	Path string
 	// Unavailable says why the volume can not be used, nil when it can.
 	Unavailable error
-	// NotEnforced says why its size is not, or lately was not, in force: an *EnforcementError, or nil.
+	// NotEnforced says why its size is not, or lately was not, in force: an
+	// *EnforcementError, or nil.
 	NotEnforced error
 }
 
@@ -145,7 +164,8 @@ type Volume struct {
 type Pool struct {
 	config.Pool
 	UID string
-	// MadeOn is the node where the pool was made, as its disk tells it; another one than this if the disk was moved here.
+	// MadeOn is the node where the pool was made, as its disk tells it; another
+	// one than this if the disk was moved here.
 	MadeOn   string
 	Features Features
 	// Filesystem is the same for all pools on one filesystem.
@@ -153,7 +173,8 @@ type Pool struct {
 	Capacity     int64
 	Promised     int64
 	Available    int64
-	// Purgeable is how much more could be promised if trash were freed before its time, as the pool allows.
+	// Purgeable is how much more could be promised if trash were freed before
+	// its time, as the pool allows.
 	Purgeable int64
 	Volumes   int
 	Trashed   int
@@ -161,27 +182,43 @@ type Pool struct {
 	Offline   *OfflineError
 }
 
-// New makes a store of the pools. Nothing is touched yet: Expect and Refresh bring pools online.
+// New makes a store of the pools. Nothing is touched yet: Expect and Refresh
+// bring pools online.
 func New(opts Options) *Store {
 	if opts.HeavyJobs <= 0 {
 		opts.HeavyJobs = config.DefaultHeavyJobs
 	}
+
 	if opts.DeviceDir == "" {
 		opts.DeviceDir = DeviceDir
 	}
+
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	s := &Store{opts: opts, log: opts.Log, patience: opts.patience(), awaiting: semaphore.NewWeighted(freedWaiters),
-		volumes: map[string]*volume{}, builds: map[string]*volume{}, trash: map[string]*trashed{}, spaces: map[string]*filesystemSpace{},
-		broken: map[string]error{}, guesses: map[string]guess{}, changed: make(chan struct{})}
+
+	s := &Store{
+		opts:     opts,
+		log:      opts.Log,
+		patience: opts.patience(),
+		awaiting: semaphore.NewWeighted(freedWaiters),
+		volumes:  map[string]*volume{},
+		builds:   map[string]*volume{},
+		trash:    map[string]*trashed{},
+		spaces:   map[string]*filesystemSpace{},
+		broken:   map[string]error{},
+		guesses:  map[string]guess{},
+		changed:  make(chan struct{}),
+	}
 	for _, c := range opts.Pools {
 		p := &pool{cfg: c}
-		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized, Err: errors.New("not looked at yet")}
+		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized,
+			Err: errors.New("not looked at yet")}
 		p.reserve = c.Reserve
 		p.expect.node, p.expect.machine = opts.Node, opts.MachineID
 		s.pools = append(s.pools, p)
 	}
+
 	s.freer, s.measuring = newFreer(s), s.measure
 	s.questions.late = s.answeredLate
 	return s
@@ -193,12 +230,15 @@ type Expectation struct {
 	UID string
 	// MayCreate: where there is no pool yet, make one.
 	MayCreate bool
-	// ClusterID is the cluster the disk must belong to, where the disk names one.
+	// ClusterID is the cluster the disk must belong to, where the disk names
+	// one.
 	ClusterID string
-	// TakeOver is the other cluster whose disk is made this one's, should it be there. A disk of any other is not touched.
+	// TakeOver is the other cluster whose disk is made this one's, should it be
+	// there. A disk of any other is not touched.
 	TakeOver string
-	// TakeFrom is who had the disk last (record.PoolHolder.String) and has it no more, or Anybody. A disk that another node
-	// or machine had last is not touched else.
+	// TakeFrom is who had the disk last (record.PoolHolder.String) and has it
+	// no more, or Anybody. A disk that another node or machine had last is not
+	// touched else.
 	TakeFrom string
 }
 
@@ -214,8 +254,9 @@ func (s *Store) Expect(poolName string, e Expectation) {
 	}
 }
 
-// Refresh looks at every pool's disk. Pools that came online are swept of what a crash left, and their volumes are brought up.
-// It returns once all of that is done. It is called at start and whenever a mount of the node changed.
+// Refresh looks at every pool's disk. Pools that came online are swept of what
+// a crash left, and their volumes are brought up. It returns once all of that
+// is done. It is called at start and whenever a mount of the node changed.
 func (s *Store) Refresh(ctx context.Context) { s.lookAtPools(ctx, bringUpWait) }
 
 // Glance is Refresh for those who come again soon: it does not wait for volumes
@@ -231,7 +272,8 @@ func (s *Store) lookAtPools(ctx context.Context, wait time.Duration) {
 	s.leaveLinksOfOthers()
 }
 
-// Changed returns a channel that is closed at the next change of a pool's state or content.
+// Changed returns a channel that is closed at the next change of a pool's state
+// or content.
 func (s *Store) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -284,10 +326,19 @@ func (s *Store) describeLocked(v *volume) Volume {
 	v.pool.mu.Lock()
 	uid, offline := v.pool.expect.uid, v.pool.offline
 	v.pool.mu.Unlock()
-	d := Volume{Volume: v.rec, Pool: v.pool.name(), PoolUID: uid, Path: s.path(v), Unavailable: v.unavailable, NotEnforced: v.notEnforced}
+
+	d := Volume{
+		Volume:      v.rec,
+		Pool:        v.pool.name(),
+		PoolUID:     uid,
+		Path:        s.path(v),
+		Unavailable: v.unavailable,
+		NotEnforced: v.notEnforced,
+	}
 	if offline != nil {
 		d.Unavailable = offline
 	}
+
 	return d
 }
 
@@ -318,8 +369,8 @@ func (s *Store) Pools() []Pool {
 	return out
 }
 
-// describedAge is how old a measurement may be that Pools reports. It is the volumes that move it little, and their coming and
-// going makes it a fresh one.
+// describedAge is how old a measurement may be that Pools reports. It is the
+// volumes that move it little, and their coming and going makes it a fresh one.
 const describedAge = time.Second
 
 func (s *Store) describePool(p *pool) Pool {
@@ -330,6 +381,7 @@ func (s *Store) describePool(p *pool) Pool {
 	}
 	space := p.space
 	p.mu.Unlock()
+
 	d.Broken = map[string]error{}
 	s.mu.Lock()
 	for _, v := range s.volumes {
@@ -348,24 +400,30 @@ func (s *Store) describePool(p *pool) Pool {
 		}
 	}
 	s.mu.Unlock()
+
 	if d.Offline != nil || space == nil {
 		return d
 	}
+
 	d.FilesystemID = space.key
 	capacity, err := s.capacity(p, space, describedAge)
 	if err != nil {
 		d.Offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
 		return d
 	}
+
 	d.Promised = space.ledger.Promised()
 	d.Capacity = capacity
 	d.Available = max(capacity-d.Promised, 0)
 	d.Purgeable = min(s.purgeable(space), max(capacity-d.Available, 0))
+
 	return d
 }
 
-// forgetPool drops what is known of a pool that went offline. Where its directory still is on its filesystem, which other pools
-// may share, what it was promised is kept for it: it is back as soon as its trouble is over. With its disk gone it counts no more.
+// forgetPool drops what is known of a pool that went offline. Where its
+// directory still is on its filesystem, which other pools may share, what it
+// was promised is kept for it: it is back as soon as its trouble is over. With
+// its disk gone it counts no more.
 func (s *Store) forgetPool(p *pool, still bool) {
 	p.mu.Lock()
 	space := p.space
@@ -374,34 +432,42 @@ func (s *Store) forgetPool(p *pool, still bool) {
 		p.kept = space
 	}
 	p.mu.Unlock()
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	for key, t := range s.trash {
 		if t.pool == p {
 			delete(s.trash, key)
 		}
 	}
+
 	for key := range s.broken {
 		if strings.HasPrefix(key, p.key("")) {
 			delete(s.broken, key)
 			delete(s.guesses, key)
 		}
 	}
+
 	if space != nil && !still {
 		space.forget(p.key(""))
 	}
 }
 
-// forgetVolumes drops the volumes of a pool in whose place another pool came, with identity uid. They are not that one's.
+// forgetVolumes drops the volumes of a pool in whose place another pool came,
+// with identity uid. They are not that one's.
 func (s *Store) forgetVolumes(p *pool, uid string) {
 	p.mu.Lock()
 	same := p.identity == nil || p.identity.UID == uid
 	p.mu.Unlock()
+
 	if same {
 		return
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	maps.DeleteFunc(s.volumes, func(_ string, v *volume) bool { return v.pool == p })
 }
 

@@ -6,28 +6,34 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// sweepTmp clears away the unfinished volumes of a pool but those that are being made at this moment. What can not be
-// cleared away yet, since mkfs outlived the agent, say, is tried again later.
+// sweepTmp clears away the unfinished volumes of a pool but those that are
+// being made at this moment. What can not be cleared away yet, since mkfs
+// outlived the agent, say, is tried again later.
 func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
 	names, err := namesIn(r.meta, record.TmpDir)
 	if err != nil {
 		return err
 	}
+
 	for _, name := range names {
 		if record.CheckID(name) != nil {
 			continue
 		}
+
 		unlock, err := s.locks.TryLock(name)
 		if err != nil {
 			continue // it is being made
 		}
+
 		err = s.scrapTmpLocked(ctx, p, name)
 		unlock()
 		if err != nil {
 			s.freer.sweepAgain.Store(true)
-			s.log.WarnContext(ctx, "clear away an unfinished volume", "pool", p.name(), "volume", name, "error", err)
+			s.log.WarnContext(ctx, "clear away an unfinished volume", "pool", p.name(), "volume",
+				name, "error", err)
 		}
 	}
+
 	return nil
 }
 
@@ -46,6 +52,7 @@ func (s *Store) sweepFilesystem(ctx context.Context, space *filesystemSpace) {
 		if !p.on(space) {
 			continue
 		}
+
 		err := p.with(func(r *root) error {
 			s.sweepClaims(ctx, p, r)
 			return s.sweepTmp(ctx, p, r)

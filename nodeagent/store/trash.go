@@ -20,9 +20,11 @@ type trashed struct {
 	// rec is nil for what was never committed and has no record.
 	rec   *record.Volume
 	trash record.Trash
-	// since is when the agent began to watch the retention pass; the monotonic clock does not jump.
+	// since is when the agent began to watch the retention pass; the monotonic
+	// clock does not jump.
 	since time.Time
-	// retry is when freeing may be tried again after an error, and noted when the retention was last to be written down.
+	// retry is when freeing may be tried again after an error, and noted when
+	// the retention was last to be written down.
 	retry, noted time.Time
 	// served is when its last turn of being freed began.
 	served time.Time
@@ -73,15 +75,24 @@ type Trashed struct {
 func (s *Store) Trash() []Trashed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	now := time.Now()
 	out := make([]Trashed, 0, len(s.trash))
 	for _, t := range s.trash {
-		out = append(out, Trashed{Pool: t.pool.name(), Entry: t.entry, Trash: t.trash, Volume: t.rec, Remaining: max(t.remaining(now), 0)})
+		out = append(out, Trashed{
+			Pool:      t.pool.name(),
+			Entry:     t.entry,
+			Trash:     t.trash,
+			Volume:    t.rec,
+			Remaining: max(t.remaining(now), 0),
+		})
 	}
+
 	return out
 }
 
-// deleteTrashed makes entries of the trash due, when their volume is deleted for good.
+// deleteTrashed makes entries of the trash due, when their volume is deleted
+// for good.
 func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletion) error {
 	for _, t := range s.entriesOf(id) {
 		// The call that put it there may have ended before that was durable.
@@ -102,6 +113,7 @@ func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletio
 			return fmt.Errorf("purge %s: %w", t.entry, err)
 		}
 	}
+
 	s.freer.wake()
 	return nil
 }
@@ -109,31 +121,38 @@ func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletio
 func (s *Store) entriesOf(id string) []*trashed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	var out []*trashed
 	for _, t := range s.trash {
 		if t.id == id {
 			out = append(out, t)
 		}
 	}
+
 	return out
 }
 
-// purgeLocked notes durably that an entry is due whatever is left of its retention. It is called with the volume's lock held.
+// purgeLocked notes durably that an entry is due whatever is left of its
+// retention. It is called with the volume's lock held.
 func (s *Store) purgeLocked(t *trashed) error {
 	s.mu.Lock()
 	next := t.trash
 	s.mu.Unlock()
+
 	if next.Purge || isFreeing(t.entry) {
 		return nil
 	}
+
 	next.Purge = true
 	if err := s.fault("purge"); err != nil {
 		return err
 	}
+
 	err := s.writeTrash(t, next)
 	if !isFull(err) {
 		return err
 	}
+
 	// A full disk has no block for the note, and room for another name.
 	return t.pool.with(func(r *root) error {
 		trash, err := r.sub(record.TrashDir)
@@ -152,46 +171,57 @@ func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
 		return err
 	}
 	defer unlock()
+
 	s.mu.Lock()
 	there := s.trash[t.key()] == t
 	s.mu.Unlock()
+
 	if !there {
 		return nil
 	}
+
 	return s.purgeLocked(t)
 }
 
-// beginFreeingLocked renames the entry so that it can not be restored any more. It is called with the volume's lock held.
+// beginFreeingLocked renames the entry so that it can not be restored any more.
+// It is called with the volume's lock held.
 func (s *Store) beginFreeingLocked(t *trashed, trash *beneath.Dir) error {
 	to := t.entry + freeingSuffix
 	if err := trash.Rename(t.entry, trash, to); err != nil {
 		return err
 	}
+
 	from := t.key()
 	s.mu.Lock()
 	delete(s.trash, from)
 	t.entry = to
 	s.trash[t.key()] = t
 	s.mu.Unlock()
+
 	if space := t.pool.books(); space != nil {
 		space.move(from, t.key(), t.rec)
 	}
+
 	return trash.Sync()
 }
 
-// changeTrash rewrites an entry's note under the volume's lock, unless it was restored or is being freed by now.
+// changeTrash rewrites an entry's note under the volume's lock, unless it was
+// restored or is being freed by now.
 func (s *Store) changeTrash(ctx context.Context, t *trashed, change func(*record.Trash)) error {
 	unlock, err := s.locks.Lock(ctx, t.id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+
 	s.mu.Lock()
 	there, next := s.trash[t.key()] == t, t.trash
 	s.mu.Unlock()
+
 	if !there || isFreeing(t.entry) {
 		return nil
 	}
+
 	change(&next)
 	return s.writeTrash(t, next)
 }
@@ -202,11 +232,13 @@ func (s *Store) writeTrash(t *trashed, next record.Trash) error {
 		return err
 	}
 	defer r.Close()
+
 	dir, err := r.meta.OpenDir(record.TrashDir + "/" + t.entry)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+
 	data, err := record.EncodeTrash(&next)
 	if err != nil {
 		return err
@@ -214,23 +246,28 @@ func (s *Store) writeTrash(t *trashed, next record.Trash) error {
 	if err := dir.WriteFile(record.TrashedFile, data, 0o600); err != nil {
 		return err
 	}
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	t.trash, t.since = next, time.Now()
 	return nil
 }
 
-// Restore brings a volume back from the trash, the one that was deleted last if there are several of its id. It is a
-// *NotFoundError when there is none, or when its space is being freed already.
+// Restore brings a volume back from the trash, the one that was deleted last if
+// there are several of its id. It is a *NotFoundError when there is none, or
+// when its space is being freed already.
 func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 	if err := record.CheckID(id); err != nil {
 		return Volume{}, err
 	}
+
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
 		return Volume{}, err
 	}
 	defer unlock()
+
 	if v := s.lookup(id); v != nil {
 		if err := s.activateLocked(ctx, v); err != nil {
 			return Volume{}, err
@@ -238,11 +275,13 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 		s.indexClaim(ctx, v, false)
 		return s.Get(id)
 	}
+
 	// What is in the trash may have come there without us.
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
 		err = nil // it is the volume that comes back, not the copy
 	}
+
 	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	} else if v != nil {
@@ -251,72 +290,89 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 		}
 		return s.Get(id)
 	}
+
 	var last *trashed
 	for _, t := range s.entriesOf(id) {
-		if t.rec != nil && !isFreeing(t.entry) && (last == nil || t.trash.DeletedAt.After(last.trash.DeletedAt)) {
+		if t.rec != nil && !isFreeing(t.entry) && (last == nil ||
+			t.trash.DeletedAt.After(last.trash.DeletedAt)) {
 			last = t
 		}
 	}
+
 	if last == nil {
 		return Volume{}, &NotFoundError{ID: id, Unseen: unseen}
 	}
+
 	v, err = s.restoreLocked(last)
 	if err != nil {
 		return Volume{}, fmt.Errorf("restore volume %s: %w", id, err)
 	}
+
 	s.notifyOf(id)
 	if err := s.activateLocked(ctx, v); err != nil {
 		return Volume{}, err
 	}
+
 	s.indexClaim(ctx, v, false)
 	return s.Get(id)
 }
 
 // restoreLocked is called with the volume's lock held.
 func (s *Store) restoreLocked(t *trashed) (*volume, error) {
-	// The freer renames an entry before it frees it; one of the two renames is first.
+	// The freer renames an entry before it frees it; one of the two renames is
+	// first.
 	r, err := t.pool.open()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
+
 	trash, err := r.sub(record.TrashDir)
 	if err != nil {
 		return nil, err
 	}
 	defer trash.Close()
+
 	if err := s.fault("rename out of trash"); err != nil {
 		return nil, err
 	}
+
 	if err := trash.Rename(t.entry, r.Dir, t.id); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, &NotFoundError{ID: t.id}
 		}
 		return nil, err
 	}
+
 	v := &volume{id: t.id, pool: t.pool, rec: *t.rec, unavailable: errNotUp, poolUID: t.pool.uid()}
 	s.mu.Lock()
 	delete(s.trash, t.key())
 	s.volumes[t.id] = v
 	s.mu.Unlock()
+
 	if space := t.pool.books(); space != nil {
 		space.move(t.key(), t.pool.key(t.id), t.rec)
-		t.pool.promise(space, t.pool.key(t.id), t.rec.Owed()) // also where the pool was just read anew
+		// Also where the pool was just read anew.
+		t.pool.promise(space, t.pool.key(t.id), t.rec.Owed())
 	}
+
 	if err := s.fault("sync restore"); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(r.Sync(), trash.Sync()); err != nil {
 		return nil, err
 	}
+
 	dir, err := r.OpenDir(t.id)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
+
 	if err := s.fault("remove trash record"); err != nil {
 		return nil, err
 	}
+
 	// Only a note by now: where the directory is counts.
 	return v, dir.Unlink(record.TrashedFile)
 }

@@ -13,16 +13,19 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// DeleteUntouched is Delete of a volume that nobody is known to have been served from: it goes only if nothing is in it, no name
-// in what its user sees, no block of a raw image written. Else it stays as it was, and the error is a *NotEmptyError; what is in
-// the trash by somebody's wish stays there as well. It is decided with the volume's lock held, about whatever is found on any
+// DeleteUntouched is Delete of a volume that nobody is known to have been
+// served from: it goes only if nothing is in it, no name in what its user sees,
+// no block of a raw image written. Else it stays as it was, and the error is a
+// *NotEmptyError; what is in the trash by somebody's wish stays there as well.
+// It is decided with the volume's lock held, about whatever is found on any
 // disk, and that nobody uses the volume is looked at after it.
 func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
 	return s.lockAndDelete(ctx, id, how, true)
 }
 
-// mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be looked at is an error, and nothing is known of it. It is
-// called with the volume's lock held.
+// mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be
+// looked at is an error, and nothing is known of it. It is called with the
+// volume's lock held.
 func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 	if err := s.activateLocked(ctx, v); err != nil {
 		if s.isGone(v) {
@@ -30,11 +33,13 @@ func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 		}
 		return err
 	}
+
 	r, err := v.pool.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
 		return err
@@ -50,20 +55,24 @@ func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 	default:
 		untouched, err = isEmpty(dir, record.DataDir)
 	}
+
 	if err != nil {
 		return fmt.Errorf("look whether volume %s holds anything: %w", v.rec.ID, err)
 	}
 	if !untouched {
 		return &NotEmptyError{ID: v.rec.ID, Why: "there is something in it"}
 	}
+
 	return nil
 }
 
-// mustBeDue refuses to end the retention of what is in the trash: somebody asked for the one, nobody for the other.
+// mustBeDue refuses to end the retention of what is in the trash: somebody
+// asked for the one, nobody for the other.
 func (s *Store) mustBeDue(id string) error {
 	for _, t := range s.entriesOf(id) {
 		if t.left() > 0 {
-			return &NotEmptyError{ID: id, Why: "it is in the trash, and its retention has not ended"}
+			return &NotEmptyError{ID: id,
+				Why: "it is in the trash, and its retention has not ended"}
 		}
 	}
 	return nil
@@ -76,42 +85,52 @@ func isEmpty(dir *beneath.Dir, names ...string) (bool, error) {
 		if i > 0 {
 			err = errors.Join(err, dir.Close())
 		}
+
 		if err != nil {
 			return false, err
 		}
+
 		dir = next
 	}
 	defer dir.Close()
+
 	_, err := dir.File().Readdirnames(1)
 	if errors.Is(err, io.EOF) {
 		return true, nil
 	}
+
 	return false, err
 }
 
-// isUnwritten reports whether an image has no data: unwritten extents and holes read as zeros and are none.
+// isUnwritten reports whether an image has no data: unwritten extents and holes
+// read as zeros and are none.
 func isUnwritten(dir *beneath.Dir) (bool, error) {
 	devices, err := devicesOf(dir)
 	if err != nil {
 		return false, err
 	}
+
 	for _, device := range devices { // what was written there may not have come to the image yet
 		if err := flushDevice(device.Path); err != nil {
 			return false, err
 		}
 	}
+
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if err != nil {
 		return false, err
 	}
 	defer image.Close()
+
 	if err := image.Sync(); err != nil { // what is still in a cache is no extent yet
 		return false, err
 	}
+
 	_, err = unix.Seek(int(image.Fd()), 0, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {
 		return true, nil
 	}
+
 	return false, err
 }
 

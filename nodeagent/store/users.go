@@ -16,23 +16,27 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Users tells who uses the volume, in any mount namespace of the machine: an *InUseError, or nil when nobody does.
-// What the agent itself holds (its mount of the filesystem, its loop device) does not count.
+// Users tells who uses the volume, in any mount namespace of the machine: an
+// *InUseError, or nil when nobody does. What the agent itself holds (its mount
+// of the filesystem, its loop device) does not count.
 func (s *Store) Users(ctx context.Context, id string) error {
 	v := s.lookup(id)
 	if v == nil {
 		return nil
 	}
+
 	r, err := v.pool.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+
 	dir, err := r.OpenDir(id)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+
 	return s.users(&v.rec, dir)
 }
 
@@ -43,24 +47,30 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 		return fmt.Errorf("look for mounts of volume %s: %w", rec.ID, err)
 	}
 	if !table.HostPID {
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's processes are not visible (the agent needs hostPID)", rec.ID)
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's "+
+			"processes are not visible (the agent needs hostPID)", rec.ID)
 	}
 	if err := unproven(rec, table); err != nil {
 		return err
 	}
+
 	place, err := mount.PlaceOf(dir.File())
 	if err != nil {
 		return err
 	}
+
 	in := &InUseError{ID: rec.ID, Reason: v1alpha1.ReasonMounted}
 	for _, u := range table.Under(place) {
-		// A container whose hostPath is the whole pool sees a mount of the pool, which is above the volume, not of it.
+		// A container whose hostPath is the whole pool sees a mount of the
+		// pool, which is above the volume, not of it.
 		in.By = append(in.By, u.String())
 	}
+
 	devices, err := devicesOf(dir)
 	if err != nil {
 		return err
 	}
+
 	var copies []string // named last: who has the data itself is whom people look for
 	for _, dev := range devices {
 		for _, u := range table.OfDevice(dev.Dev) {
@@ -70,57 +80,75 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 				copies = append(copies, u.String())
 			}
 		}
-		// A node that was given to a container leads to whatever has the number next.
+
+		// A node that was given to a container leads to whatever has the number
+		// next.
 		for _, u := range table.OfNode(dev.Dev, path.Base(dev.Path)) {
 			in.By = append(in.By, u.String())
 		}
+
 		if len(in.By)+len(copies) > 0 {
 			continue
 		}
+
 		holders, err := holdersOf(dev, table)
 		if err != nil {
 			return err
 		}
+
 		mounted := len(table.OfDevice(dev.Dev)) > 0
 		for _, h := range holders {
-			// While it is mounted, its filesystem claims the device: that is our own mount, which was looked at above.
-			if h.Kind == loop.KindMount || h.Kind == loop.KindBtrfs || mounted && h.Kind == loop.KindUnknown {
+			// While it is mounted, its filesystem claims the device: that is
+			// our own mount, which was looked at above.
+			if h.Kind == loop.KindMount || h.Kind == loop.KindBtrfs ||
+				mounted && h.Kind == loop.KindUnknown {
 				continue
 			}
+
 			in.Reason = v1alpha1.ReasonDeviceHeld
 			in.By = append(in.By, h.String())
 		}
 	}
+
 	in.By = append(in.By, copies...)
 	if len(in.By) > 0 {
 		return in
 	}
+
 	return nil
 }
 
-// unproven says why "nobody uses it" cannot be proven, where there are mounts that could not be looked at. For a filesystem in
-// an image the kernel knows: it neither unmounts nor detaches what is used from anywhere.
+// unproven says why "nobody uses it" cannot be proven, where there are mounts
+// that could not be looked at. For a filesystem in an image the kernel knows:
+// it neither unmounts nor detaches what is used from anywhere.
 func unproven(rec *record.Volume, table *mount.Table) error {
 	if rec.Backend == record.BackendLoop && rec.VolumeMode != record.ModeBlock {
 		return nil
 	}
+
 	switch {
 	case len(table.Unreadable) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mounts of pid %d can not be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mounts of pid "+
+			"%d can not be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
 	case len(table.Hidden) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mount namespace %d, which no process is in, can not be looked into", rec.ID, table.Hidden[0])
+		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mount "+
+			"namespace %d, which no process is in, can not be looked into", rec.ID, table.Hidden[0])
 	}
+
 	return nil
 }
 
-// isPrivateCopy reports whether a mount of the whole filesystem in another namespace is one that our unmounting does not reach:
-// a container that was started with the host's mounts and without their propagation has it until it ends. It keeps the device.
+// isPrivateCopy reports whether a mount of the whole filesystem in another
+// namespace is one that our unmounting does not reach: a container that was
+// started with the host's mounts and without their propagation has it until it
+// ends. It keeps the device.
 func isPrivateCopy(u mount.Use, table *mount.Table) bool {
 	return u.Namespace != table.Namespace && u.Propagation == ""
 }
 
-// Programs that list devices (lsblk, udev) open each for a moment, and losetup holds one that another was faster to take for
-// 200 ms, until it tries the next; such a holder is looked at again before it counts.
+// Programs that list devices (lsblk, udev) open each for a moment, and losetup
+// holds one that another was faster to take for 200 ms, until it tries the
+// next; such a holder is looked at again before it counts.
 const (
 	glances      = 25
 	betweenLooks = 20 * time.Millisecond
@@ -130,23 +158,30 @@ const (
 func holdersOf(dev loop.Device, table *mount.Table) ([]loop.Holder, error) {
 	for look := 1; ; look++ {
 		holders, err := loop.Holders(dev, loop.HolderOptions{Table: table})
-		lasting := slices.ContainsFunc(holders, func(h loop.Holder) bool { return h.Kind != loop.KindDescriptor })
+		lasting := slices.ContainsFunc(holders, func(h loop.Holder) bool {
+			return h.Kind != loop.KindDescriptor
+		})
 		if err != nil || len(holders) == 0 || lasting || look == glances {
 			return holders, err
 		}
+
 		time.Sleep(betweenLooks)
 	}
 }
 
-// ownMount tells the agent's own mount of a volume's filesystem, and the copies of it that mount propagation put into other
-// namespaces, from a pod's: it is of the whole filesystem, at a path that ends in <id>/mount. Pods get data below it.
+// ownMount tells the agent's own mount of a volume's filesystem, and the copies
+// of it that mount propagation put into other namespaces, from a pod's: it is
+// of the whole filesystem, at a path that ends in <id>/mount. Pods get data
+// below it.
 func ownMount(u mount.Use, id string) bool {
-	return strings.HasSuffix(u.Mountpoint, path.Join("/", id, record.MountDir)) && (u.Root == "/" || u.FSType == "btrfs" && !strings.HasSuffix(u.Root, "/"+record.DataDir))
+	return strings.HasSuffix(u.Mountpoint, path.Join("/", id, record.MountDir)) && (u.Root == "/" ||
+		u.FSType == "btrfs" && !strings.HasSuffix(u.Root, "/"+record.DataDir))
 }
 
-// mountScans lets all who need the machine's mounts at the same time share one scan: reading every mount namespace takes
-// some milliseconds, and a hundred deletions need not do it a hundred times. Who asks is never served by a scan that began
-// before.
+// mountScans lets all who need the machine's mounts at the same time share one
+// scan: reading every mount namespace takes some milliseconds, and a hundred
+// deletions need not do it a hundred times. Who asks is never served by a scan
+// that began before.
 type mountScans struct {
 	mu      sync.Mutex
 	next    *mountScan // not begun yet
@@ -170,12 +205,15 @@ func (m *mountScans) scan() (*mount.Table, error) {
 	scan = &mountScan{done: make(chan struct{})}
 	m.next = scan
 	m.mu.Unlock()
+
 	m.running.Lock()
 	m.mu.Lock()
 	m.next = nil // from here on it has begun
 	m.mu.Unlock()
+
 	scan.table, scan.err = mount.Scan()
 	m.running.Unlock()
 	close(scan.done)
+
 	return scan.table, scan.err
 }
