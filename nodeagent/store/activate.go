@@ -40,7 +40,7 @@ func (s *Store) Activate(ctx context.Context, id string) (Volume, error) {
 // activateLocked is called with the volume's lock held. What it finds is kept
 // as the volume's availability.
 func (s *Store) activateLocked(ctx context.Context, v *volume) error {
-	err := s.bringUp(ctx, v)
+	err := s.bringUpLocked(ctx, v)
 	if err != nil {
 		err = fmt.Errorf("activate volume %s: %w", v.rec.ID, err)
 	}
@@ -57,7 +57,9 @@ func (s *Store) activateLocked(ctx context.Context, v *volume) error {
 	return err
 }
 
-func (s *Store) bringUp(ctx context.Context, v *volume) error {
+// bringUpLocked proves that a volume is what its record says, and does what it
+// lacks to be used. It is called with the volume's lock held.
+func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 	r, err := v.pool.open()
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 	}
 
 	if v == nil {
-		return s.deleteUnfound(ctx, id, how, unseen)
+		return s.deleteUnfoundLocked(ctx, id, how, unseen)
 	}
 
 	err = end(ctx, v, how)
@@ -67,8 +67,8 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 		} else if err == nil && len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 			return &UnseenError{ID: id, Unseen: unseen} // it stays known as gone from there
 		} else if err == nil {
-			if err = s.forgetLost(v); err == nil {
-				return s.deleteUnfound(ctx, id, how, unseen)
+			if err = s.forgetLostLocked(v); err == nil {
+				return s.deleteUnfoundLocked(ctx, id, how, unseen)
 			}
 		}
 	}
@@ -90,15 +90,15 @@ func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record
 	return s.removeLocked(ctx, v, how)
 }
 
-// deleteUnfound deletes what is in the trash of a volume that is on no pool
+// deleteUnfoundLocked deletes what is in the trash of a volume that is on no pool
 // that was looked at. With nothing there either it is gone, unless it is
-// unseen.
-func (s *Store) deleteUnfound(ctx context.Context, id string, how record.Deletion,
+// unseen. It is called with the volume's lock held.
+func (s *Store) deleteUnfoundLocked(ctx context.Context, id string, how record.Deletion,
 	unseen []*OfflineError) error {
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}
 	}
-	return s.deleteTrashed(ctx, id, how)
+	return s.deleteTrashedLocked(ctx, id, how)
 }
 
 // errNoDirectory says that a volume is not on the pool that it was on.
@@ -163,9 +163,9 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 	return err
 }
 
-// forgetLost ends a volume whose directory is gone although its pool is there:
-// nothing is left to delete.
-func (s *Store) forgetLost(v *volume) error {
+// forgetLostLocked ends a volume whose directory is gone although its pool is there:
+// nothing is left to delete. It is called with the volume's lock held.
+func (s *Store) forgetLostLocked(v *volume) error {
 	if err := s.unlinkDevice(v.id); err != nil {
 		return err
 	}

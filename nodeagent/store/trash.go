@@ -91,9 +91,9 @@ func (s *Store) Trash() []Trashed {
 	return out
 }
 
-// deleteTrashed makes entries of the trash due, when their volume is deleted
-// for good.
-func (s *Store) deleteTrashed(ctx context.Context, id string, how record.Deletion) error {
+// deleteTrashedLocked makes entries of the trash due, when their volume is deleted
+// for good. It is called with the volume's lock held.
+func (s *Store) deleteTrashedLocked(ctx context.Context, id string, how record.Deletion) error {
 	for _, t := range s.entriesOf(id) {
 		// The call that put it there may have ended before that was durable.
 		if err := t.pool.with(func(r *root) error {
