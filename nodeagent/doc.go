@@ -41,6 +41,7 @@
 //	takeover.go      a disk that another node had last; one identity on two nodes
 //	orphans.go       volumes that no Volume object speaks of
 //	machineid.go     which machine this is
+//	machine.go       what the machine is like: kernel, system, SELinux, cgroups
 //
 //	verifyobjects.go  `quarry verify --cluster`: Volume objects against the disk
 //

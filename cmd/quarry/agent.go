@@ -75,6 +75,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	nodeagent.ThisMachine().Log(log)
 	machine := nodeagent.MachineID(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node),
 		HeavyJobs:    c.HeavyJobs,

@@ -105,6 +105,7 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	nodeagent.ThisMachine().Log(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: nodeagent.MachineID(log),
 		Pools: pools, ByClaimIndex: true,
 		Log: log, DeviceDir: o.deviceDir, LockDir: store.LockDir})

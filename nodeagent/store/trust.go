@@ -146,18 +146,36 @@ func (s *Store) reserveOf(p *pool, dir *beneath.Dir) (reserve config.Reserve, wh
 	if err == nil && !own {
 		return config.SharedReserve(), "the pool's directory is no mount point: the filesystem is the system's too"
 	}
-	if s.opts.KubeletDir != "" {
-		kubelet, err := os.Open(filepath.Clean(s.opts.KubeletDir))
-		if err == nil {
-			defer kubelet.Close()
-			theirs, e1 := filesystemKey(kubelet)
-			ours, e2 := filesystemKey(dir.File())
-			if e1 == nil && e2 == nil && theirs == ours {
-				return config.SharedReserve(), "kubelet's directory is on the same filesystem"
-			}
-		}
+	if s.opts.KubeletDir != "" && sharedWithKubelet(hostRoots, s.opts.KubeletDir, dir.File()) {
+		return config.SharedReserve(), "kubelet's directory is on the same filesystem"
 	}
 	return p.cfg.Reserve, "the pool has a filesystem of its own"
+}
+
+// hostRoots are where the machine's directories are looked for: as its first
+// process sees them, for a container has kubelet's directory only where it has
+// to publish there, and as this process does.
+var hostRoots = []string{"/proc/1/root", "/"}
+
+// sharedWithKubelet reports whether the pool's directory is on the filesystem of
+// kubelet's. Where that cannot be found it is not.
+func sharedWithKubelet(roots []string, kubeletDir string, pool *os.File) bool {
+	ours, err := filesystemKey(pool)
+	if err != nil {
+		return false
+	}
+	for _, root := range roots {
+		kubelet, err := os.Open(filepath.Join(root, kubeletDir))
+		if err != nil {
+			continue
+		}
+		theirs, err := filesystemKey(kubelet)
+		kubelet.Close()
+		if err == nil && theirs == ours {
+			return true
+		}
+	}
+	return false
 }
 
 // allocateGrown gives a thick image its new size, all of it.

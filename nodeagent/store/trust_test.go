@@ -87,6 +87,21 @@ func TestReserveBesideTheSystem(t *testing.T) {
 	require.Equal(t, "5%", reserve(t.TempDir(), "", "5%"), "somebody said so")
 }
 
+// TestKubeletIsFoundOnTheHost: the agent's container does not have kubelet's
+// directory unless it publishes there.
+func TestKubeletIsFoundOnTheHost(t *testing.T) {
+	host := onExt4.make(t, gib)
+	require.NoError(t, os.MkdirAll(filepath.Join(host, "var/lib/kubelet-of-a-test"), 0o755))
+	dir, err := os.Open(host)
+	require.NoError(t, err)
+	defer dir.Close()
+	const kubelet = "/var/lib/kubelet-of-a-test"
+	require.False(t, sharedWithKubelet([]string{"/"}, kubelet, dir), "this process has no such directory")
+	require.True(t, sharedWithKubelet([]string{host, "/"}, kubelet, dir), "the machine's first process has")
+	require.False(t, sharedWithKubelet([]string{t.TempDir(), "/"}, kubelet, dir), "nobody has")
+	require.Equal(t, "/proc/1/root", hostRoots[0])
+}
+
 // TestNetworkFilesystem is refused before anything is made there, and taken
 // where it is configured. Every filesystem of ours stands in for one.
 func TestNetworkFilesystem(t *testing.T) {

@@ -117,3 +117,41 @@ allowedTopologies:
 {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/*
+What the cluster's nodes need that these values do not give, as far as it can be told: nothing where the nodes cannot
+be read (helm template, --dry-run).
+*/}}
+{{- define "quarry.remarks" -}}
+{{- $systems := list .Capabilities.KubeVersion.Version }}
+{{- range (lookup "v1" "Node" "" "").items | default list }}
+{{- $systems = append $systems (dig "status" "nodeInfo" "osImage" "" .) }}
+{{- $systems = append $systems (dig "status" "nodeInfo" "kubeletVersion" "" .) }}
+{{- end }}
+{{- $systems = $systems | uniq | join "\n" }}
+{{- $unwritable := list }}
+{{- range include "quarry.poolDirectories" . | fromJsonArray }}
+{{- if not (regexMatch "^/(var|mnt|home|local)/" .) }}{{- $unwritable = append $unwritable . }}{{- end }}
+{{- end }}
+{{- with regexFind "Talos|Bottlerocket|Container-Optimized OS|CoreOS|MicroOS|SLE Micro|Leap Micro|SUSE Linux Micro" $systems }}
+{{- if $unwritable }}
+* {{ . }}: nothing can be made in the root directory, and agents stay in ContainerCreating there. Give pools a path
+  below /var in place of {{ join ", " $unwritable }}.
+{{- end }}
+{{- end }}
+{{- if contains "Talos" $systems }}
+* Talos: kubelet runs in a container. Classic volumes need the pools' directories and /run/quarry among
+  machine.kubelet.extraMounts, with the options bind, rshared and rw.
+{{- end }}
+{{- if contains "Container-Optimized OS" $systems }}
+{{- range include "quarry.poolDirectories" . | fromJsonArray }}
+{{- if hasPrefix "/mnt/disks" . }}
+* Container-Optimized OS: /mnt/disks is in memory. Whatever is not a mount below it is gone after a reboot: set
+  requireMountpoint for the pools there.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.csi.enabled (contains "+k0s" $systems) (eq .Values.kubeletDir "/var/lib/kubelet") }}
+* k0s: kubelet's directory is /var/lib/k0s/kubelet. CSI volumes need kubeletDir set to it.
+{{- end }}
+{{- end }}
