@@ -50,7 +50,8 @@ func wanted(capabilities []*spec.VolumeCapability) (want, error) {
 			return want{}, err
 		}
 		if i > 0 &&
-			(one.mode != w.mode || one.fsType != w.fsType || !slices.Equal(one.mountFlags, w.mountFlags)) {
+			(one.mode != w.mode || one.fsType != w.fsType ||
+				!slices.Equal(one.mountFlags, w.mountFlags)) {
 			return want{}, invalid(
 				"volume_capabilities contradict each other: a volume is a filesystem or a block " +
 					"device, of one fs_type and with the same mount_flags")

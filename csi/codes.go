@@ -56,8 +56,9 @@ var codeOf = map[string]codes.Code{
 	v1alpha1.ReasonLost:              codes.DataLoss,
 	v1alpha1.ReasonFailed:            codes.Internal,
 	v1alpha1.ReasonResizeInfeasible:  codes.OutOfRange,
-	v1alpha1.ReasonVolumeInUse:       codes.FailedPrecondition, // spec, DeleteVolume: "Volume in use"
-	v1alpha1.ReasonNotOurs:           codes.FailedPrecondition,
+	// Spec, DeleteVolume: "Volume in use".
+	v1alpha1.ReasonVolumeInUse: codes.FailedPrecondition,
+	v1alpha1.ReasonNotOurs:     codes.FailedPrecondition,
 	// Publishing. Spec, NodePublishVolume: stage first.
 	v1alpha1.ReasonNotActive:     codes.FailedPrecondition,
 	v1alpha1.ReasonInvalidTarget: codes.InvalidArgument,

@@ -21,7 +21,8 @@
 //	capability.go  which access modes and kinds of volumes are given
 //	request.go     limits on what a caller may send
 //	server.go      the gRPC server
-//	intercept.go   what every call passes: a log, a net for panics, one change at a time for each volume
+//	intercept.go   what every call passes: a log, a net for panics, one change at
+//	               a time for each volume
 //	inflight.go    the volumes that an operation is in flight on
 //	socket.go      the unix socket
 //

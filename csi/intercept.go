@@ -28,7 +28,8 @@ func chain(log *slog.Logger) grpc.ServerOption {
 func logged(log *slog.Logger) grpc.UnaryServerInterceptor {
 	started := strconv.FormatInt(time.Now().UnixNano(), 36)
 	var count atomic.Int64
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+		handler grpc.UnaryHandler) (any, error) {
 		log := log.With(
 			"request",
 			started+"-"+strconv.FormatInt(count.Add(1), 36),
@@ -83,7 +84,8 @@ func loggable(req any) map[string]string {
 // recovered answers INTERNAL for a call that panics, and keeps the process:
 // others' calls go on.
 func recovered(log *slog.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+		handler grpc.UnaryHandler) (resp any, err error) {
 		defer func() {
 			if p := recover(); p != nil {
 				log.ErrorContext(
@@ -115,7 +117,8 @@ var readers = map[string]bool{
 // oneAtATime lets one changing call at a time through for each volume, and for
 // each name of a volume to be.
 func oneAtATime(f *inFlight) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+		handler grpc.UnaryHandler) (any, error) {
 		method := path.Base(info.FullMethod)
 		var keys []string
 		if r, ok := req.(interface{ GetVolumeId() string }); ok && r.GetVolumeId() != "" {

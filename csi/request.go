@@ -80,7 +80,8 @@ func checkPath(field, value string) error {
 		return invalid("%s is missing", field)
 	case len(value) >= maxPath:
 		return invalid("%s is %d bytes long", field, len(value))
-	case strings.ContainsRune(value, 0) || !path.IsAbs(value) || path.Clean(value) != value || value == "/":
+	case strings.ContainsRune(value, 0) || !path.IsAbs(value) || path.Clean(value) != value ||
+		value == "/":
 		return invalid("%s %s is not an absolute, clean path", field, quote(value))
 	}
 	return nil

@@ -64,7 +64,8 @@ type Catalogue interface {
 // whose volumeMode is set already, and returns them in the form a
 // PersistentVolume remembers them in. The error has ReasonInvalidParameter and
 // names the parameter.
-type Parameters func(class map[string]string, spec *v1alpha1.VolumeSpec) (canonical string, err error)
+type Parameters func(class map[string]string,
+	spec *v1alpha1.VolumeSpec) (canonical string, err error)
 
 // NodeVolumes offers this node's volumes to its pods. Every method may be
 // called again, and then confirms the first call.

@@ -41,33 +41,41 @@ func (a *Agent) admit(ctx context.Context, v *v1alpha1.Volume) (*store.Admission
 	if v.Spec.Admission != nil {
 		group = "group " + v.Spec.Admission.Name
 	}
+
 	unlock, err := a.groups.locks.Lock(ctx, group)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+
 	if adm := a.groups.get(v.Name); adm != nil {
 		return adm, nil
 	}
+
 	members, err := a.members(ctx, v)
 	if err != nil {
 		return nil, err
 	}
+
 	var requests []store.Request
 	for _, m := range members {
 		if a.groups.get(m.Name) != nil || m.Name != v.Name && a.there(m.Name) {
 			continue // promised, or made, before this one came
 		}
+
 		r, err := translate.RequestOf(m)
 		if err != nil {
 			return nil, a.refuseOthers(ctx, v, members, err)
 		}
+
 		requests = append(requests, r)
 	}
+
 	admitted, err := a.store.Admit(ctx, requests...)
 	if err != nil {
 		return nil, a.refuseOthers(ctx, v, members, err)
 	}
+
 	a.groups.put(requests, admitted)
 	return a.groups.get(v.Name), nil
 }
@@ -80,18 +88,23 @@ func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Vo
 	if v.Spec.Admission == nil || len(v.Spec.Admission.Claims) < 2 || v.Spec.Claim == nil {
 		return members, nil
 	}
+
 	list, err := a.ofClaims(ctx, v.Spec.Admission.Claims)
 	if err != nil {
 		return nil, err
 	}
+
 	byClaim := map[types.UID]*v1alpha1.Volume{}
 	for i := range list.Items {
 		m := &list.Items[i]
-		if m.Spec.Claim == nil || m.Spec.DesiredState != v1alpha1.DesiredPresent || m.DeletionTimestamp != nil || m.Status.Phase == v1alpha1.VolumeRefused {
+		if m.Spec.Claim == nil || m.Spec.DesiredState != v1alpha1.DesiredPresent ||
+			m.DeletionTimestamp != nil || m.Status.Phase == v1alpha1.VolumeRefused {
 			continue
 		}
+
 		byClaim[m.Spec.Claim.UID] = m
 	}
+
 	have := 1
 	for _, uid := range v.Spec.Admission.Claims {
 		m := byClaim[uid]
@@ -101,17 +114,21 @@ func (a *Agent) members(ctx context.Context, v *v1alpha1.Volume) ([]*v1alpha1.Vo
 		if m == nil {
 			continue
 		}
+
 		have++
 		members = append(members, m)
 	}
+
 	if have < len(v.Spec.Admission.Claims) {
 		if left := a.groups.wait(v, time.Now()); left > 0 {
 			a.queue.AddAfter(v.Name, left)
 		} else {
 			return members, nil
 		}
+
 		return nil, &waitingError{have: have, want: len(v.Spec.Admission.Claims)}
 	}
+
 	return members, nil
 }
 
@@ -136,11 +153,14 @@ func (a *Agent) ofClaims(ctx context.Context, claims []types.UID) (v1alpha1.Volu
 	var all v1alpha1.VolumeList
 	for _, uid := range claims {
 		var some v1alpha1.VolumeList
-		if err := a.client.List(ctx, &some, client.MatchingFields{indexClaim: string(uid)}); err != nil {
+		if err := a.client.List(ctx, &some,
+			client.MatchingFields{indexClaim: string(uid)}); err != nil {
 			return all, fmt.Errorf("list the volumes of claim %s: %w", uid, err)
 		}
+
 		all.Items = append(all.Items, some.Items...)
 	}
+
 	return all, nil
 }
 
@@ -151,6 +171,7 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 	if _, refused := store.Reason(cause); !refused || len(members) == 1 {
 		return cause
 	}
+
 	a.pools.flush(ctx)
 	for _, m := range members {
 		if m.Name == v.Name {
@@ -159,16 +180,19 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 		if _, err := a.store.Find(ctx, m.Name); err == nil {
 			continue // made already, by an earlier admission of the group
 		}
+
 		a.groups.cancel(m.Name)
 		status := m.Status.DeepCopy()
 		status.ObservedGeneration = m.Generation
 		group := &store.GroupError{Err: cause}
 		translate.SetReady(status, v1alpha1.VolumeRefused, v1alpha1.ReasonGroupRefused,
 			group.Error())
+
 		if err := a.writeStatus(ctx, m, status); err != nil {
 			return err // all of it is tried again
 		}
 	}
+
 	return cause
 }
 
@@ -210,14 +234,17 @@ func (g *groups) cancel(id string) {
 func (g *groups) wait(v *v1alpha1.Volume, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+
 	if g.waiting == nil {
 		g.waiting = map[string]waiting{}
 	}
+
 	w, waits := g.waiting[v.Name]
 	if !waits || w.group != v.Spec.Admission.Name {
 		w = waiting{v.Spec.Admission.Name, now}
 		g.waiting[v.Name] = w
 	}
+
 	return groupPatience - now.Sub(w.since)
 }
 
@@ -226,14 +253,17 @@ func (g *groups) waitingFor(v *v1alpha1.Volume) []string {
 	if v.Spec.Admission == nil {
 		return nil
 	}
+
 	g.mu.Lock()
 	defer g.mu.Unlock()
+
 	var names []string
 	for name, w := range g.waiting {
 		if w.group == v.Spec.Admission.Name && name != v.Name {
 			names = append(names, name)
 		}
 	}
+
 	slices.Sort(names)
 	return names
 }

@@ -105,22 +105,27 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+
 	if o.RecheckEvery <= 0 {
 		o.RecheckEvery = DefaultRecheckEvery
 	}
+
 	if o.MachineID == "" {
 		o.MachineID = MachineID(o.Log)
 	}
+
 	scheme, err := NewScheme()
 	if err != nil {
 		return nil, err
 	}
+
 	config := rest.CopyConfig(o.Config)
 	if config.QPS == 0 {
 		// The library's default of 5 a second would make a burst of volumes
 		// wait; the API server protects itself.
 		config.QPS, config.Burst = 100, 200
 	}
+
 	mine := cache.ByObject{Field: fields.OneTermEqualSelector("spec.nodeName", o.Node)}
 	kinds := mapper()
 	informers, err := cache.New(config, cache.Options{Scheme: scheme, Mapper: kinds,
@@ -130,26 +135,33 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
 	}
-	if err := informers.IndexField(context.Background(), &v1alpha1.Volume{}, indexClaim, indexOfClaim); err != nil {
+	if err := informers.IndexField(context.Background(), &v1alpha1.Volume{}, indexClaim,
+		indexOfClaim); err != nil {
 		return nil, fmt.Errorf("index Volumes by %s: %w", indexClaim, err)
 	}
+
 	cached, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds,
 		Cache: &client.CacheOptions{Reader: informers}})
 	if err != nil {
 		return nil, fmt.Errorf("make the client: %w", err)
 	}
+
 	live, err := client.New(config, client.Options{Scheme: scheme, Mapper: kinds})
 	if err != nil {
 		return nil, fmt.Errorf("make the client: %w", err)
 	}
+
 	a := &Agent{opts: o, log: o.Log, store: o.Store, cache: informers, client: cached, live: live,
-		up:    make(chan struct{}),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, time.Minute))}
+		up: make(chan struct{}),
+		queue: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond,
+				time.Minute))}
 	a.groups.admitted = map[string]*store.Admission{}
 	a.pools = newPoolReporter(a)
 	if a.meter, err = newMeter(o.Registry, o.Store); err != nil {
 		return nil, err
 	}
+
 	return a, nil
 }
 
@@ -165,6 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer a.queue.ShutDown()
@@ -173,6 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	wg.Go(func() { a.followMounts(ctx, changed) })
 	wg.Go(func() { a.followStore(ctx) })
 	wg.Go(func() {
@@ -184,6 +198,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.watch(ctx); err != nil {
 		return err
 	}
+
 	wg.Go(func() {
 		if err := a.cache.Start(ctx); err != nil {
 			cancel(fmt.Errorf("watch the API server: %w", err))
@@ -195,24 +210,32 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.pools.identify(ctx); err != nil {
 		return err
 	}
+
 	a.pools.lookForTwins(ctx)
-	wg.Go(func() { a.store.Run(ctx) }) // not before it is known that the disks are this cluster's: it frees trash
+
+	// Not before it is known that the disks are this cluster's: it frees trash.
+	wg.Go(func() { a.store.Run(ctx) })
 	wg.Go(func() { a.pools.run(ctx) })
 	wg.Go(func() { a.recheck(ctx) })
 	wg.Go(func() { a.store.KeepEnforced(ctx, a.opts.RecheckEvery) })
+
 	for range workersFor(len(a.store.Pools())) {
 		wg.Go(func() { a.work(ctx) })
 	}
+
 	a.ready.Store(true)
 	if a.opts.Serving != nil {
 		a.opts.Serving()
 	}
+
 	a.log.InfoContext(ctx, "serving", "node", a.opts.Node)
 	<-ctx.Done()
 	a.queue.ShutDown()
+
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
+
 	return nil
 }
 
@@ -227,7 +250,10 @@ func (a *Agent) Ready() bool { return a.ready.Load() }
 // Health serves /healthz and /readyz.
 func (a *Agent) Health() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "ok")
+	})
+
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !a.Ready() {
 			http.Error(w, "the API server has not been reached yet", http.StatusServiceUnavailable)

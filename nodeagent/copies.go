@@ -17,6 +17,7 @@ func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volu
 	if v.Status.PoolUID == "" || found.PoolUID == v.Status.PoolUID {
 		return nil
 	}
+
 	for _, p := range a.store.Pools() {
 		if p.UID != v.Status.PoolUID && (p.UID != "" || p.Name != v.Status.Pool) {
 			continue
@@ -24,12 +25,15 @@ func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volu
 		if p.Offline != nil {
 			return a.pools.offline(ctx, &p)
 		}
+
 		if p.Broken[v.Name] != nil {
 			return &store.MismatchError{ID: v.Name,
 				Detail: "pools " + found.Pool + " and " + p.Name +
-					" both have it, and it was made on " + p.Name + "; it is used again once only one of them has it"}
+					" both have it, and it was made on " + p.Name +
+					"; it is used again once only one of them has it"}
 		}
 	}
+
 	return nil
 }
 
@@ -48,9 +52,9 @@ func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
 
 // wasMoved reports whether what a pool has of a volume, whose record names
 // another pool, is the volume all the same, for it is wanted and the cluster
-// knows more than the disk: that it is there (it was brought back from that very
-// disk), or that it was made on a pool of this node that is there without it. Of
-// a volume that is to be deleted a copy is never taken.
+// knows more than the disk: that it is there (it was brought back from that
+// very disk), or that it was made on a pool of this node that is there without
+// it. Of a volume that is to be deleted a copy is never taken.
 func (a *Agent) wasMoved(v *v1alpha1.Volume, copied *store.CopyError) bool {
 	if v.Status.PoolUID == copied.PoolUID {
 		return true
@@ -58,10 +62,12 @@ func (a *Agent) wasMoved(v *v1alpha1.Volume, copied *store.CopyError) bool {
 	if v.Status.PoolUID != copied.Of {
 		return false
 	}
+
 	for _, p := range a.store.Pools() {
 		if p.UID == copied.Of {
 			return p.Offline == nil
 		}
 	}
+
 	return false
 }

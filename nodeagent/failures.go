@@ -33,9 +33,11 @@ func (f *failures) giveUp(v *v1alpha1.Volume, err error, disks *store.Store) boo
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
+
 	if f.tries == nil {
 		f.tries = map[string]int{}
 	}
+
 	f.tries[v.Name]++
 	return f.tries[v.Name] >= createTries
 }

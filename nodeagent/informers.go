@@ -17,13 +17,17 @@ func (a *Agent) watch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch Volumes: %w", err)
 	}
+
 	_, err = volumes.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
-		UpdateFunc: func(before, after any) { a.updated(before.(*v1alpha1.Volume), after.(*v1alpha1.Volume)) },
+		AddFunc: func(obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
+		UpdateFunc: func(before, after any) {
+			a.updated(before.(*v1alpha1.Volume), after.(*v1alpha1.Volume))
+		},
 		DeleteFunc: func(obj any) {
 			if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
 				obj = gone.Obj
 			}
+
 			if v, ok := obj.(*v1alpha1.Volume); ok {
 				a.queue.Add(v.Name)
 			}
@@ -32,6 +36,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch Volumes: %w", err)
 	}
+
 	pools, err := a.cache.GetInformer(ctx, &v1alpha1.Pool{}, cache.BlockUntilSynced(false))
 	if err == nil {
 		_, err = pools.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
@@ -40,9 +45,11 @@ func (a *Agent) watch(ctx context.Context) error {
 			DeleteFunc: func(any) { a.pools.poke() },
 		})
 	}
+
 	if err != nil {
 		return fmt.Errorf("watch Pools: %w", err)
 	}
+
 	return nil
 }
 

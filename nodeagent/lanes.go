@@ -43,14 +43,18 @@ func (l *lanes) enter(pool string) (leave func(), ok bool) {
 	if pool == "" {
 		return func() {}, true
 	}
+
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.used == nil {
 		l.used = map[string]int{}
 	}
+
 	if l.used[pool] >= lanesOfPool {
 		return nil, false
 	}
+
 	l.used[pool]++
 	return sync.OnceFunc(func() {
 		l.mu.Lock()
@@ -79,6 +83,7 @@ func (a *Agent) workOn(ctx context.Context, name string) {
 		return
 	}
 	defer leave()
+
 	err := a.reconcile(ctx, name)
 	switch {
 	case errors.Is(err, errNoLane):
@@ -101,6 +106,7 @@ func (a *Agent) carve(ctx context.Context, adm *store.Admission) (store.Volume, 
 	if !ok {
 		return store.Volume{}, errNoLane
 	}
+
 	type result struct {
 		volume store.Volume
 		err    error
@@ -111,11 +117,13 @@ func (a *Agent) carve(ctx context.Context, adm *store.Admission) (store.Volume, 
 		v, err := a.store.Create(ctx, adm)
 		made <- result{v, err}
 	}()
+
 	for {
 		changed := a.store.Changed()
 		if err := adm.Hung(); err != nil && adm.Abandon() {
 			return store.Volume{}, err
 		}
+
 		select {
 		case r := <-made:
 			return r.volume, r.err

@@ -19,10 +19,13 @@ func MachineID(log *slog.Logger) string {
 	if errors.Is(err, fs.ErrPermission) {
 		text, err = os.ReadFile("/etc/machine-id")
 	}
+
 	if err != nil {
-		log.Info("this machine has no identity: when the node is rebuilt under its name, its pools will be missing, not rebuilt", "error", err)
+		log.Info("this machine has no identity: when the node is rebuilt under its name, its "+
+			"pools will be missing, not rebuilt", "error", err)
 		return ""
 	}
+
 	return machineID(string(text))
 }
 

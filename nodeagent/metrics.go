@@ -16,8 +16,9 @@ type meter struct {
 	store     *store.Store
 	durations *prometheus.HistogramVec
 
-	online, capacity, promised, available, volumes, trashed, oldestLook, freedBytes, freedFiles *prometheus.Desc
-	unavailable                                                                                 *prometheus.Desc
+	online, capacity, promised, available *prometheus.Desc
+	volumes, unavailable, trashed         *prometheus.Desc
+	oldestLook, freedBytes, freedFiles    *prometheus.Desc
 }
 
 func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
@@ -27,9 +28,12 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 	m := &meter{
 		store: s,
 		unavailable: desc("volumes_unavailable",
-			"Volumes that are on the node's disks and can not be used, by the reason of their condition Ready.", "reason"),
+			"Volumes that are on the node's disks and can not be used, by the reason of their "+
+				"condition Ready.", "reason"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "quarry_agent_operation_duration_seconds", Help: "How long the agent worked on a Volume that changed its phase, by the phase it came to.",
+			Name: "quarry_agent_operation_duration_seconds",
+			Help: "How long the agent worked on a Volume that changed its phase, by the " +
+				"phase it came to.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}, []string{"phase"}),
 		online: desc("pool_online", "1 when the pool's disk is there and is the pool's.",
@@ -42,7 +46,9 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 		trashed: desc("pool_trash_entries", "Deleted volumes whose space is not free yet.",
 			"pool"),
 		oldestLook: desc("pool_recheck_age_seconds",
-			"How long ago a volume of the pool that is held by a quota was looked at whole, of all the longest: for so long at the most a file can be charged to the wrong volume.", "pool"),
+			"How long ago a volume of the pool that is held by a quota was looked at whole, of "+
+				"all the longest: for so long at the most a file can be charged to the "+
+				"wrong volume.", "pool"),
 		freedBytes: desc("trash_freed_bytes_total", "Bytes of images freed in the background."),
 		freedFiles: desc("trash_freed_files_total",
 			"Files, directories and subvolumes freed in the background."),
@@ -50,11 +56,13 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 	if registry == nil {
 		return m, nil
 	}
+
 	for _, c := range []prometheus.Collector{m, m.durations} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
+
 	return m, nil
 }
 
@@ -68,7 +76,8 @@ func (m *meter) observe(before, after v1alpha1.VolumePhase, took time.Duration) 
 
 // Describe implements prometheus.Collector.
 func (m *meter) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes, m.trashed, m.oldestLook, m.freedBytes, m.freedFiles, m.unavailable} {
+	for _, d := range []*prometheus.Desc{m.online, m.capacity, m.promised, m.available, m.volumes,
+		m.trashed, m.oldestLook, m.freedBytes, m.freedFiles, m.unavailable} {
 		ch <- d
 	}
 }
@@ -81,11 +90,13 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range m.store.Unavailable() {
 		gauge(m.unavailable, float64(n), reason)
 	}
+
 	for _, p := range m.store.Pools() {
 		if p.Offline != nil {
 			gauge(m.online, 0, p.Name)
 			continue
 		}
+
 		gauge(m.online, 1, p.Name)
 		gauge(m.capacity, float64(p.Capacity), p.Name)
 		gauge(m.promised, float64(p.Promised), p.Name)
@@ -93,9 +104,11 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 		gauge(m.volumes, float64(p.Volumes), p.Name)
 		gauge(m.trashed, float64(p.Trashed), p.Name)
 	}
+
 	for pool, age := range m.store.OldestLook() {
 		gauge(m.oldestLook, age.Seconds(), pool)
 	}
+
 	bytes, files := m.store.Freed()
 	ch <- prometheus.MustNewConstMetric(m.freedBytes, prometheus.CounterValue, float64(bytes))
 	ch <- prometheus.MustNewConstMetric(m.freedFiles, prometheus.CounterValue, float64(files))

@@ -15,6 +15,7 @@ const lookEvery = 5 * time.Second
 func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
+
 	for {
 		select {
 		case _, open := <-changed:
@@ -24,6 +25,7 @@ func (a *Agent) followMounts(ctx context.Context, changed <-chan struct{}) {
 			a.inUse.Range(func(name, _ any) bool { a.queue.Add(name.(string)); return true })
 		case <-ticker.C:
 		}
+
 		a.store.Glance(ctx)
 	}
 }

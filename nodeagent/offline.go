@@ -35,6 +35,7 @@ func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 	if object == nil {
 		return false
 	}
+
 	ready := meta.FindStatusCondition(object.Status.Conditions, v1alpha1.ConditionReady)
 	return ready != nil && ready.Reason == store.OfflineForeign
 }
@@ -45,19 +46,26 @@ func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 // by itself.
 func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.OfflineError {
 	off, machine := pool.Offline, p.agent.opts.MachineID
-	if machine == "" || off.Reason != store.OfflineMissing && off.Reason != store.OfflineNoMountpoint {
+	if machine == "" || off.Reason != store.OfflineMissing &&
+		off.Reason != store.OfflineNoMountpoint {
 		return off
 	}
+
 	object := &v1alpha1.Pool{}
-	if err := p.agent.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object); err != nil {
+	if err := p.agent.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)},
+		object); err != nil {
 		return off
 	}
-	if object.Spec.UID == "" || object.Status.MachineID == "" || object.Status.MachineID == machine {
+	if object.Spec.UID == "" || object.Status.MachineID == "" ||
+		object.Status.MachineID == machine {
 		return off
 	}
+
 	return &store.OfflineError{Pool: off.Pool, Reason: store.OfflineRebuilt, Err: fmt.Errorf(
-		"the node was rebuilt (this is another machine under the same name), and the disk with pool %s is not here: %w; nothing was made in its place; "+
-			"mount the disk if it still exists, else delete the Pool object %s and a new pool is made", object.Spec.UID, off.Err, object.Name)}
+		"the node was rebuilt (this is another machine under the same name), and the disk with "+
+			"pool %s is not here: %w; nothing was made in its place; "+
+			"mount the disk if it still exists, else delete the Pool object %s and a "+
+			"new pool is made", object.Spec.UID, off.Err, object.Name)}
 }
 
 // foreignOffline adds what is on a disk of another cluster, and what can be
@@ -71,15 +79,20 @@ func (p *poolReporter) foreignOffline(pool *store.Pool,
 	case off.Reason == store.OfflineUninitialized || off.Reason == store.OfflineMissing:
 		return &store.OfflineError{Pool: off.Pool, Reason: store.OfflineForeign, Err: fmt.Errorf(
 			"the disk of another cluster that was at %s is gone; nothing was made in its place; "+
-				"mount it again, or delete the Pool object %s and a new pool is made", pool.Path, p.name(pool.Name))}
+				"mount it again, or delete the Pool object %s and a new pool is made", pool.Path,
+			p.name(pool.Name))}
 	case off.Reason != store.OfflineForeign:
 		return off
 	}
+
 	if text := off.Err.Error(); disk.offline != text {
 		disk = foreignDisk{offline: text, found: found(pool.Path)}
 		p.foreign[pool.Name] = disk
 	}
-	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason, Err: fmt.Errorf("%w, %s; it is not touched; `quarry recover` takes it over", off.Err, disk.found)}
+
+	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason,
+		Err: fmt.Errorf("%w, %s; it is not touched; `quarry recover` takes it over",
+			off.Err, disk.found)}
 }
 
 // found says what is on a disk.
@@ -92,5 +105,6 @@ func found(path string) string {
 	case err != nil:
 		return fmt.Sprintf("not all of which can be read (%v)", err)
 	}
+
 	return fmt.Sprintf("with %d volumes and %d in the trash", len(in.Volumes), len(in.Trash))
 }

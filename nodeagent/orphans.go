@@ -51,11 +51,14 @@ func (p *poolReporter) suspects() map[string]uint64 {
 			changed = append(changed, v.ID)
 		}
 	}
+
 	for _, id := range changed {
 		p.suspect(id)
 	}
+
 	p.strangers.mu.Lock()
 	defer p.strangers.mu.Unlock()
+
 	return maps.Clone(p.strangers.ids)
 }
 
@@ -72,6 +75,7 @@ func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []str
 		if v.Pool != pool.Name {
 			continue
 		}
+
 		spoken, err := p.agent.volumeObject(ctx, id)
 		if err != nil {
 			return nil, "" // it cannot be told
@@ -80,11 +84,13 @@ func (p *poolReporter) orphans(ctx context.Context, pool *store.Pool) (ids []str
 			p.clear(id, number)
 			continue
 		}
+
 		ids = append(ids, v.ID)
 		if pool.MadeOn != p.agent.opts.Node && v.Origin.Node != p.agent.opts.Node {
 			moved = pool.MadeOn
 		}
 	}
+
 	slices.Sort(ids)
 	return ids, moved
 }

@@ -21,14 +21,18 @@ import (
 func (p *poolReporter) askEarly(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, earlyWait)
 	defer cancel()
+
 	if err := p.ask(ctx); err != nil {
-		p.agent.log.WarnContext(ctx, "ask the API server which cluster this is; the pools are brought up as they are", "error", err)
+		p.agent.log.WarnContext(ctx, "ask the API server which cluster this is; the pools are "+
+			"brought up as they are", "error", err)
 		return
 	}
+
 	known, err := Identities(ctx, p.agent.live, p.agent.opts.Node)
 	if err != nil {
 		p.agent.log.WarnContext(ctx, "ask the API server which disks are this node's", "error", err)
 	}
+
 	for _, pool := range p.agent.store.Pools() {
 		p.agent.store.Expect(pool.Name, store.Expectation{UID: known[pool.Name].UID,
 			ClusterID: p.clusterID})
@@ -37,7 +41,8 @@ func (p *poolReporter) askEarly(ctx context.Context) {
 
 func (p *poolReporter) ask(ctx context.Context) error {
 	var ns corev1.Namespace
-	if err := p.agent.live.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &ns); err != nil {
+	if err := p.agent.live.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem},
+		&ns); err != nil {
 		return err
 	}
 	p.clusterID = string(ns.UID)
@@ -51,17 +56,20 @@ func (p *poolReporter) ask(ctx context.Context) error {
 func (p *poolReporter) identify(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	a := p.agent
-	err := wait.PollUntilContextCancel(ctx, identifyRetry, true, func(ctx context.Context) (bool, error) {
-		if err := p.ask(ctx); err != nil {
-			a.log.WarnContext(ctx, "ask the API server which cluster this is", "error", err)
-			return false, nil
-		}
-		return true, nil
-	})
+	err := wait.PollUntilContextCancel(ctx, identifyRetry, true,
+		func(ctx context.Context) (bool, error) {
+			if err := p.ask(ctx); err != nil {
+				a.log.WarnContext(ctx, "ask the API server which cluster this is", "error", err)
+				return false, nil
+			}
+			return true, nil
+		})
 	if err != nil {
 		return err
 	}
+
 	for _, pool := range a.store.Pools() {
 		object := &v1alpha1.Pool{}
 		err := a.client.Get(ctx, client.ObjectKey{Name: p.name(pool.Name)}, object)
@@ -74,6 +82,7 @@ func (p *poolReporter) identify(ctx context.Context) error {
 			return fmt.Errorf("pool object %s: %w", p.name(pool.Name), err)
 		}
 	}
+
 	a.store.Refresh(ctx)
 	p.flushLocked(ctx)
 	return nil
@@ -90,26 +99,31 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 	if pool.Offline == nil || forgotten {
 		delete(p.foreign, pool.Name)
 	}
+
 	_, foreign := p.foreign[pool.Name]
 	if !foreign && isForeign(pool, object) {
 		p.foreign[pool.Name], foreign = foreignDisk{}, true
 	}
+
 	switch {
 	case !forgotten && object.Spec.UID != "":
 		e.UID = object.Spec.UID
 	case pool.Offline != nil && (forgotten || foreign):
 		e.UID = ""
 	}
+
 	// Where a disk of another cluster was, its mount point may be empty for a
 	// while; nothing is made there unasked.
 	e.MayCreate = !foreign && (forgotten || object.Spec.UID == "")
 	if object != nil {
 		e.TakeOver = object.Spec.TakeOver
 	}
+
 	e.TakeFrom = p.elsewhere[pool.Name].takeFrom
 	if told, ok := p.told[pool.Name]; ok && told == e {
 		return false
 	}
+
 	p.told[pool.Name] = e
 	p.agent.store.Expect(pool.Name, e)
 	return true
@@ -123,9 +137,11 @@ func Identities(ctx context.Context, reader client.Reader,
 	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
 		return nil, fmt.Errorf("list the pools of %s: %w", node, err)
 	}
+
 	out := map[string]store.Expectation{}
 	for _, p := range list.Items {
 		out[p.Spec.Pool] = store.Expectation{UID: p.Spec.UID}
 	}
+
 	return out, nil
 }

@@ -81,9 +81,11 @@ func (p *poolReporter) run(ctx context.Context) {
 			return
 		case <-p.wake:
 		}
+
 		if !pause(ctx, reportAfter) {
 			return
 		}
+
 		p.flush(ctx)
 		if !pause(ctx, reportEvery) { // a burst becomes one write
 			return
@@ -118,6 +120,7 @@ func (p *poolReporter) flushLocked(ctx context.Context) {
 	if p.clusterID == "" {
 		return // not identified yet
 	}
+
 	configured := map[string]bool{}
 	pools := p.agent.store.Pools()
 	for _, pool := range pools {
@@ -127,6 +130,7 @@ func (p *poolReporter) flushLocked(ctx context.Context) {
 			time.AfterFunc(identifyRetry, p.poke)
 		}
 	}
+
 	p.agent.store.Told(pools)
 	if err := p.retire(ctx, configured); err != nil && ctx.Err() == nil {
 		p.agent.log.WarnContext(ctx, "report pools that are not configured any more", "error", err)
@@ -142,20 +146,25 @@ func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) e
 	if err := p.agent.client.List(ctx, &list); err != nil {
 		return fmt.Errorf("list pool objects: %w", err)
 	}
+
 	for i := range list.Items {
 		object := &list.Items[i]
 		if configured[object.Name] || object.Spec.NodeName != p.agent.opts.Node {
 			continue
 		}
+
 		status := object.Status.DeepCopy()
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
 		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse,
 			store.OfflineNotConfigured,
-			"the agent's configuration has no such pool; delete this object when its volumes are not needed any more")
+			"the agent's configuration has no such pool; delete this object when its volumes are "+
+				"not needed any more")
+
 		if err := p.write(ctx, object, status); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -164,6 +173,7 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 	if err != nil {
 		return err
 	}
+
 	p.askElsewhere(ctx, pool)
 	if p.expect(pool, object, made) {
 		p.agent.store.Refresh(ctx)
@@ -173,9 +183,11 @@ func (p *poolReporter) report(ctx context.Context, pool *store.Pool) error {
 			}
 		}
 	}
+
 	if object, err = p.update(ctx, pool, object); err != nil {
 		return err
 	}
+
 	status := object.Status.DeepCopy()
 	p.describe(ctx, pool, status)
 	return p.write(ctx, object, status)
@@ -187,11 +199,13 @@ func (p *poolReporter) write(ctx context.Context, object *v1alpha1.Pool,
 	if equality.Semantic.DeepEqual(&object.Status, status) {
 		return nil
 	}
+
 	changed := object.DeepCopy()
 	changed.Status = *status
 	if err := p.agent.client.Status().Patch(ctx, changed, client.MergeFrom(object)); err != nil {
 		return fmt.Errorf("write the status of pool %s: %w", object.Name, err)
 	}
+
 	return nil
 }
 
@@ -211,14 +225,17 @@ func (p *poolReporter) fetch(ctx context.Context, pool *store.Pool) (object *v1a
 		if pool.Offline == nil {
 			object.Spec.UID = pool.UID
 		}
+
 		err = a.client.Create(ctx, object)
 		if made = err == nil; apierrors.IsAlreadyExists(err) {
 			err = a.live.Get(ctx, client.ObjectKeyFromObject(object), object)
 		}
 	}
+
 	if err != nil {
 		return nil, false, fmt.Errorf("pool object %s: %w", p.name(pool.Name), err)
 	}
+
 	return object, made, nil
 }
 
@@ -231,12 +248,15 @@ func (p *poolReporter) update(ctx context.Context, pool *store.Pool,
 	if changed.Spec.UID == "" && pool.Offline == nil {
 		changed.Spec.UID = pool.UID
 	}
+
 	if equality.Semantic.DeepEqual(object, changed) {
 		return object, nil
 	}
-	if err := p.agent.client.Patch(ctx, changed, client.MergeFromWithOptions(object, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := p.agent.client.Patch(ctx, changed, client.MergeFromWithOptions(object,
+		client.MergeFromWithOptimisticLock{})); err != nil {
 		return nil, fmt.Errorf("update pool object %s: %w", object.Name, err)
 	}
+
 	return changed, nil
 }
 
@@ -251,15 +271,19 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool,
 			offline.Err.Error())
 		return
 	}
+
 	if p.agent.opts.MachineID != "" {
 		status.MachineID = p.agent.opts.MachineID
 	}
+
 	f := pool.Features
 	status.Filesystem, status.FilesystemID = f.Filesystem, pool.FilesystemID
 	status.Features = v1alpha1.PoolFeatures{ProjectQuota: f.ProjectQuota,
-		SimpleQuota: f.SimpleQuota, Reflink: f.Reflink, DirectIO: f.DirectIO, QuotactlFD: f.QuotactlFD}
+		SimpleQuota: f.SimpleQuota, Reflink: f.Reflink,
+		DirectIO: f.DirectIO, QuotactlFD: f.QuotactlFD}
 	status.Capacity, status.Promised = quantity(pool.Capacity), quantity(pool.Promised)
 	status.Available = quantity(pool.Available / roomStep * roomStep)
+
 	// What trash would give way to counts for one volume, so that the scheduler
 	// sends it here and the trash is freed.
 	status.MaximumVolumeSize = quantity((pool.Available + pool.Purgeable) / roomStep * roomStep)
@@ -273,16 +297,20 @@ func (p *poolReporter) describe(ctx context.Context, pool *store.Pool,
 		meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionOrphans)
 		return
 	}
+
 	const named = 10
 	more := ""
 	if len(what) > named {
 		more = fmt.Sprintf(" and %d more", len(what)-named)
 		what = what[:named]
 	}
+
 	from := ""
 	if moved != "" {
-		from = fmt.Sprintf("; the disk was made on node %s; `quarry recover` moves them here", moved)
+		from = fmt.Sprintf("; the disk was made on node %s; `quarry recover` moves them here",
+			moved)
 	}
+
 	setPoolCondition(status, v1alpha1.ConditionOrphans, metav1.ConditionTrue, "Orphans",
 		"on disk, kept, and no Volume object speaks of: "+strings.Join(what, ", ")+more+from)
 }

@@ -32,24 +32,29 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 			a.untold.Delete(name)
 			a.pools.suspect(name)
 			a.pools.poke()
+
 			return nil
 		}
+
 		return err
 	}
 	if v.DeletionTimestamp != nil && v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		a.groups.cancel(name)
 		return nil
 	}
+
 	status := v.Status.DeepCopy()
 	status.ObservedGeneration = v.Generation
 	var err error
 	start := time.Now()
+
 	switch v.Spec.DesiredState {
 	case v1alpha1.DesiredTrashed, v1alpha1.DesiredDeleted:
 		err = a.remove(ctx, v, status)
 	default:
 		err = a.present(ctx, v, status)
 	}
+
 	a.meter.observe(v.Status.Phase, status.Phase, time.Since(start))
 	return errors.Join(err, a.writeStatus(ctx, v, status))
 }
@@ -60,9 +65,11 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume,
 	if !isNews(&v.Status, status) {
 		return nil
 	}
+
 	changed := v.DeepCopy()
 	changed.Status = *status
 	uid, untold := a.untold.LoadAndDelete(v.Name)
+
 	// What was decided is about this very object as it was read: names are used
 	// again, and a late word about a former object must not be said of the
 	// present one. On a conflict the cache is behind, and the volume is looked
@@ -75,9 +82,11 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume,
 	if untold && apierrors.IsConflict(err) { // surely not written
 		a.untold.Store(v.Name, uid)
 	}
+
 	if err != nil {
 		return fmt.Errorf("write the status of volume %s: %w", v.Name, err)
 	}
+
 	return nil
 }
 
@@ -89,6 +98,7 @@ func isNews(written, now *v1alpha1.VolumeStatus) bool {
 	if !isWell(written) || !isWell(now) {
 		return !equality.Semantic.DeepEqual(written, now)
 	}
+
 	now = now.DeepCopy()
 	now.ObservedGeneration = written.ObservedGeneration
 	for i := range now.Conditions {
@@ -96,6 +106,7 @@ func isNews(written, now *v1alpha1.VolumeStatus) bool {
 			now.Conditions[i].ObservedGeneration = c.ObservedGeneration
 		}
 	}
+
 	return !equality.Semantic.DeepEqual(written, now)
 }
 
@@ -144,6 +155,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 			setOffline(status, offline)
 			return nil
 		}
+
 		_, err := a.store.Restore(ctx, v.Name)
 		if _, gone := errors.AsType[*store.NotFoundError](err); err != nil && !gone {
 			translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonFailed,
@@ -153,12 +165,14 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 			status.ExpiresAt = nil
 			return a.keep(ctx, v, status)
 		}
+
 		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost,
 			"its space was freed before it was wanted back")
 		return nil
 	case wasReady(v) && !stillToAdopt(v):
 		return a.absent(ctx, v, status, missing)
 	}
+
 	return a.create(ctx, v, status)
 }
 
@@ -189,7 +203,8 @@ func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 		return nil
 	}
 	translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost,
-		"its pool is there without it: the disk was replaced or emptied, or the node rebuilt; nothing was made in its place")
+		"its pool is there without it: the disk was replaced or emptied, or the node rebuilt; "+
+			"nothing was made in its place")
 	return nil
 }
 
@@ -212,20 +227,24 @@ func (a *Agent) offline(ctx context.Context, v *v1alpha1.Volume) error {
 	if pool == "" {
 		pool = v.Spec.Pool
 	}
+
 	known := false
 	for _, p := range a.store.Pools() {
 		if pool != "" && p.Name != pool {
 			continue
 		}
+
 		known = true
 		if p.Offline != nil {
 			return a.pools.offline(ctx, &p)
 		}
 	}
+
 	// A volume that never was cannot be in a pool that is not here.
 	if !known && (v.Spec.Published || v.Status.Pool != "") {
 		return fmt.Errorf("the agent's configuration has no pool %q on this node", pool)
 	}
+
 	return nil
 }
 
@@ -247,11 +266,13 @@ func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
 	if pool == "" {
 		pool = v.Spec.Pool
 	}
+
 	for _, off := range pools {
 		if pool == "" || off.Pool == pool {
 			return off
 		}
 	}
+
 	return nil
 }
 
@@ -264,6 +285,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 			waiting.Error())
 		return nil
 	}
+
 	var there store.Volume
 	if err == nil {
 		if there, err = a.carve(ctx, adm); errors.Is(err, errNoLane) {
@@ -271,6 +293,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 		}
 		a.groups.done(v.Name)
 	}
+
 	if err == nil {
 		a.failures.forget(v.Name)
 		if v.Spec.Adopt == nil { // what is adopted was somebody's before
@@ -278,6 +301,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 		}
 		return a.serve(ctx, v, status, there) // it is up already
 	}
+
 	reason, refused := store.Reason(err)
 	if _, kept := errors.AsType[*store.KeptError](err); kept && v.Spec.Adopt == nil {
 		// It is on this disk and on no other: from now on it is looked for
@@ -289,20 +313,24 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 		reason, refused = v1alpha1.ReasonCreateFailed, true
 		err = fmt.Errorf("it could not be made in %d tries: %w", createTries, err)
 	}
+
 	if !refused {
 		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return err
 	}
+
 	a.failures.forget(v.Name)
 	if reason == v1alpha1.ReasonPoolOffline {
 		a.store.Glance(ctx) // what failed on the disk is looked at, and told below
 	}
+
 	if v.Spec.Adopt != nil && reason == v1alpha1.ReasonPoolOffline {
 		// No other node or pool has the data: it waits for its disk, whose
 		// return wakes it.
 		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
 		return nil
 	}
+
 	// The controller reads the pools after a refusal, so they are written
 	// first.
 	a.pools.flush(ctx)
@@ -321,6 +349,7 @@ func (a *Agent) keep(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 		}
 		return err
 	}
+
 	return a.serve(ctx, v, status, there)
 }
 
@@ -336,6 +365,7 @@ func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.
 	meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionInUse)
 	setEnforced(status, there.NotEnforced)
 	translate.SetReady(status, v1alpha1.VolumeReady, v1alpha1.ReasonReady, "")
+
 	return errors.Join(originErr, growErr)
 }
 
@@ -363,6 +393,7 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 		}
 		return nil
 	}
+
 	grown, err := a.store.Grow(ctx, v.Name, want)
 	_, full := errors.AsType[*store.CapacityError](err)
 	switch {

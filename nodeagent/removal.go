@@ -26,6 +26,7 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume,
 			return setDoubt(status, doubt)
 		}
 	}
+
 	// What was refused was never on disk, whatever pools there are.
 	_, missing := errors.AsType[*store.NotFoundError](err)
 	if missing && v.Status.Phase != v1alpha1.VolumeRefused {
@@ -34,17 +35,21 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume,
 			return nil
 		}
 	}
+
 	end := a.store.Delete
 	if a.mayBeServed(v) {
 		end = a.store.DeleteUntouched
 	}
+
 	if err = nil; !a.store.Abandoned(v.Name) {
 		err = end(ctx, v.Name, translate.RemovalOf(v))
 	}
+
 	unseen, ok := errors.AsType[*store.UnseenError](err)
 	if ok && (v.Status.Phase == v1alpha1.VolumeRefused || mayHold(v, unseen.Unseen) == nil) {
 		err = nil // all pools that it can be on were looked at
 	}
+
 	if err != nil {
 		return a.stays(v, status, err)
 	}
@@ -57,16 +62,19 @@ func (a *Agent) remove(ctx context.Context, v *v1alpha1.Volume,
 	if v.Spec.DesiredState == v1alpha1.DesiredTrashed {
 		if left, ok := a.retention(v.Name); ok {
 			if v.Status.ExpiresAt != nil && v.Status.Phase == v1alpha1.VolumeTrashed {
-				status.ExpiresAt = v.Status.ExpiresAt // it moves only with the retention, not with every look
+				// It moves only with the retention, not with every look.
+				status.ExpiresAt = v.Status.ExpiresAt
 			} else {
 				at := metav1.NewTime(time.Now().Add(left).Truncate(time.Second))
 				status.ExpiresAt = &at
 			}
+
 			translate.SetReady(status, v1alpha1.VolumeTrashed, v1alpha1.ReasonRemoved,
 				"in the trash")
 			return nil
 		}
 	}
+
 	status.Capacity = resource.NewQuantity(0, resource.BinarySI)
 	translate.SetReady(status, v1alpha1.VolumeDeleted, v1alpha1.ReasonRemoved, "")
 	return nil
@@ -82,6 +90,7 @@ func (a *Agent) stays(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, err err
 		a.queue.AddAfter(v.Name, a.waitForUsers(v.Name))
 		return nil
 	}
+
 	if inUse, ok := errors.AsType[*store.InUseError](err); ok {
 		// Not every mount namespace tells us when it changes, so it is also
 		// tried again now and then.
@@ -92,11 +101,13 @@ func (a *Agent) stays(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, err err
 		a.queue.AddAfter(v.Name, wait)
 		return nil
 	}
+
 	if offline, ok := errors.AsType[*store.OfflineError](err); ok {
 		translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline,
 			offline.Error())
 		return nil
 	}
+
 	reason, _ := store.Reason(err)
 	translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 	return err
@@ -131,6 +142,7 @@ func (a *Agent) waitForUsers(name string) time.Duration {
 	case now.Sub(w.last) >= w.wait: // a change of mounts, which asked sooner, does not count
 		w = userWait{wait: min(2*w.wait, inUseLast), last: now}
 	}
+
 	a.inUse.Store(name, w)
 	return w.wait
 }
@@ -145,7 +157,8 @@ type userWait struct {
 // it is not there.
 func (a *Agent) retention(id string) (left time.Duration, ok bool) {
 	for _, t := range a.store.Trash() {
-		if t.Volume != nil && t.Volume.ID == id && t.Deletion.OnDelete == string(v1alpha1.OnDeleteTrash) {
+		if t.Volume != nil && t.Volume.ID == id &&
+			t.Deletion.OnDelete == string(v1alpha1.OnDeleteTrash) {
 			left, ok = max(left, t.Remaining), true
 		}
 	}

@@ -24,11 +24,13 @@ func (a *Agent) followMoved(ctx context.Context, feed *store.Feed) {
 		a.requeueMoved(ctx)
 		return
 	}
+
 	for _, id := range ids {
 		if v, err := a.volumeObject(ctx, id); err != nil || v != nil && a.moved(v, a.inTrash) {
 			a.queue.Add(id)
 		}
 	}
+
 	a.growing.Range(func(key, _ any) bool {
 		id := key.(string)
 		v, err := a.volumeObject(ctx, id)
@@ -39,6 +41,7 @@ func (a *Agent) followMoved(ctx context.Context, feed *store.Feed) {
 		if there, err := a.store.Get(id); v != nil && err == nil && a.roomToGrow(v, &there) {
 			a.queue.Add(id)
 		}
+
 		return true
 	})
 }
@@ -53,6 +56,7 @@ func (a *Agent) volumeObject(ctx context.Context, id string) (*v1alpha1.Volume, 
 	if err != nil {
 		return nil, fmt.Errorf("read volume %s: %w", id, err)
 	}
+
 	return v, nil
 }
 
@@ -68,9 +72,12 @@ func waitsForRoom(v *v1alpha1.Volume) bool {
 func (a *Agent) followStore(ctx context.Context) {
 	feed := a.store.Feed()
 	for {
-		changed := a.store.Changed() // before anything is looked at, or a change in between would be seen by nobody
+		// Before anything is looked at, or a change in between would be seen by
+		// nobody.
+		changed := a.store.Changed()
 		a.pools.poke()
 		a.followMoved(ctx, feed)
+
 		select {
 		case <-ctx.Done():
 			return
@@ -84,14 +91,19 @@ func (a *Agent) followStore(ctx context.Context) {
 func (a *Agent) recheck(ctx context.Context) {
 	ticker := time.NewTicker(a.opts.RecheckEvery)
 	defer ticker.Stop()
+
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
+
 		a.pools.lookForTwins(ctx)
-		a.requeueMoved(ctx) // somebody else's files on a pool's filesystem may have gone: there may be room to grow
+
+		// Somebody else's files on a pool's filesystem may have gone: there may
+		// be room to grow.
+		a.requeueMoved(ctx)
 		for _, v := range a.store.List() {
 			if ctx.Err() != nil {
 				return
@@ -113,12 +125,14 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 	if err := a.client.List(ctx, &list); err != nil {
 		return
 	}
+
 	trashed := map[string]bool{}
 	for _, t := range a.store.Trash() {
 		if t.Volume != nil {
 			trashed[t.Volume.ID] = true
 		}
 	}
+
 	for i := range list.Items {
 		if v := &list.Items[i]; a.moved(v, func(id string) bool { return trashed[id] }) {
 			a.queue.Add(v.Name)
@@ -135,13 +149,15 @@ func (a *Agent) moved(v *v1alpha1.Volume, inTrash func(id string) bool) bool {
 		return !available || a.roomToGrow(v, &there) || isEnforcedNews(v.Status.Conditions,
 			there.NotEnforced)
 	case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
-		return available || err != nil || there.Adopting != "" // the latter waits for us to finish it
+		// The latter waits for us to finish it.
+		return available || err != nil || there.Adopting != ""
 	case v1alpha1.VolumePending: // an adoption waits for its pool
 		ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
 		return v.Spec.Adopt != nil && ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline
 	case v1alpha1.VolumeTrashed:
 		return !inTrash(v.Name)
 	}
+
 	return err == nil // it says that there is none
 }
 
@@ -150,11 +166,13 @@ func (a *Agent) roomToGrow(v *v1alpha1.Volume, there *store.Volume) bool {
 	if !waitsForRoom(v) {
 		return false
 	}
+
 	for _, p := range a.store.Pools() {
 		if p.Name == there.Pool {
 			return p.Offline == nil && p.Available >= v.Spec.Capacity.Value()-there.Promise()
 		}
 	}
+
 	return false
 }
 
@@ -162,11 +180,14 @@ func (a *Agent) roomToGrow(v *v1alpha1.Volume, there *store.Volume) bool {
 // what its condition says: that it holds or not, and for which reason.
 func isEnforcedNews(conditions []metav1.Condition, found error) bool {
 	said, reason := "", ""
-	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionEnforced); c != nil && c.Status == metav1.ConditionFalse {
+	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionEnforced); c != nil &&
+		c.Status == metav1.ConditionFalse {
 		said = c.Reason
 	}
+
 	if lost, ok := errors.AsType[*store.EnforcementError](found); ok {
 		reason = lost.Reason
 	}
+
 	return said != reason
 }

@@ -56,6 +56,7 @@ func (e *elsewhere) again(now time.Time) time.Duration {
 	default:
 		return e.wait - since
 	}
+
 	e.asked = now
 	return e.wait
 }
@@ -72,11 +73,13 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 		}
 		return
 	}
+
 	at := p.elsewhere[pool.Name]
 	at.stop()
 	if about := off.UID + " of " + off.Holder.String(); at.pool != about {
 		at = elsewhere{pool: about, since: time.Now()}
 	}
+
 	at.takeFrom = ""
 	has, err := p.hasIt(ctx, pool.Name, off, time.Since(at.since) > silence)
 	switch {
@@ -88,9 +91,11 @@ func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 	default:
 		at.takeFrom = off.Holder.String()
 	}
+
 	if at.takeFrom == "" {
 		at.timer = time.AfterFunc(at.again(time.Now()), p.poke) // one, whoever asked
 	}
+
 	p.elsewhere[pool.Name] = at
 }
 
@@ -116,27 +121,34 @@ func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.Offlin
 		if other.Spec.NodeName == a.opts.Node {
 			continue
 		}
+
 		said = said || other.Spec.NodeName == off.Holder.Node &&
 			(other.Spec.UID == off.UID || hasAnother(other, name))
 		if other.Spec.UID != off.UID || !hasDisk(other) {
 			continue
 		}
+
 		lives, err := p.nodeExists(ctx, other.Spec.NodeName)
 		if err != nil {
 			return "", err
 		}
 		if lives {
-			return fmt.Sprintf("node %s has it, by its Pool object %s; unmount it there, or, once that machine is off for good, delete its Node object", other.Spec.NodeName, other.Name), nil
+			return fmt.Sprintf("node %s has it, by its Pool object %s; unmount it there, or, once "+
+				"that machine is off for good, delete its Node object", other.Spec.NodeName,
+				other.Name), nil
 		}
 	}
+
 	if said || patient || off.Holder.Node == a.opts.Node {
 		return "", nil
 	}
+
 	lives, err := p.nodeExists(ctx, off.Holder.Node)
 	if lives && err == nil {
 		return fmt.Sprintf("node %s is there and has not said yet whether it has it",
 			off.Holder.Node), nil
 	}
+
 	return "", err
 }
 
@@ -174,6 +186,7 @@ func (p *poolReporter) nodeExists(ctx context.Context, node string) (bool, error
 	if err != nil {
 		return true, fmt.Errorf("ask for the lease of node %s: %w", node, err)
 	}
+
 	return true, nil
 }
 
@@ -196,6 +209,7 @@ func (p *poolReporter) lookForTwins(ctx context.Context) {
 		p.agent.log.WarnContext(ctx, "look for pools with one identity", "error", err)
 		return
 	}
+
 	twins := map[string]string{}
 	for _, pool := range p.agent.store.Pools() {
 		var names []string
@@ -205,12 +219,15 @@ func (p *poolReporter) lookForTwins(ctx context.Context) {
 				names = append(names, other.Name)
 			}
 		}
+
 		twins[pool.Name] = strings.Join(names, ", ")
 	}
+
 	p.mu.Lock()
 	changed := fmt.Sprint(p.twins) != fmt.Sprint(twins)
 	p.twins = twins
 	p.mu.Unlock()
+
 	if changed {
 		p.poke()
 	}
@@ -223,7 +240,9 @@ func (p *poolReporter) setTwins(pool string, status *v1alpha1.PoolStatus) {
 		meta.RemoveStatusCondition(&status.Conditions, v1alpha1.ConditionSharedIdentity)
 		return
 	}
+
 	setPoolCondition(status, v1alpha1.ConditionSharedIdentity, metav1.ConditionTrue,
 		v1alpha1.ConditionSharedIdentity,
-		"its identity is also that of "+twins+": one disk that two nodes see, a copy of it, or an object that was left when the disk moved; delete the Pool object whose disk it is not")
+		"its identity is also that of "+twins+": one disk that two nodes see, a copy of it, or an "+
+			"object that was left when the disk moved; delete the Pool object whose disk it is not")
 }

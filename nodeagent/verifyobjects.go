@@ -21,10 +21,12 @@ func VerifyObjects(ctx context.Context, reader client.Reader, node string, disk 
 	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
 		return nil, fmt.Errorf("list the volumes of %s: %w", node, err)
 	}
+
 	onDisk := map[string]*store.Volume{}
 	for i := range disk {
 		onDisk[disk[i].ID] = &disk[i]
 	}
+
 	var findings []store.Finding
 	find := func(severity store.Severity, pool, volume, format string, args ...any) {
 		findings = append(findings, store.Finding{Severity: severity, Pool: pool, Volume: volume,
@@ -54,12 +56,16 @@ func VerifyObjects(ctx context.Context, reader client.Reader, node string, disk 
 		case ready && o.Status.Capacity != nil && o.Status.Capacity.Value() != there.SizeBytes &&
 			there.GrowingTo == 0:
 			find(store.SeverityWarning, there.Pool, o.Name,
-				"its Volume object says %d bytes, and it has %d", o.Status.Capacity.Value(), there.SizeBytes)
+				"its Volume object says %d bytes, and it has %d", o.Status.Capacity.Value(),
+				there.SizeBytes)
 		}
 	}
+
 	for id, v := range onDisk {
 		find(store.SeverityWarning, v.Pool, id,
-			"no Volume object speaks of it; it is kept (claim %s/%s)", v.Origin.ClaimNamespace, v.Origin.ClaimName)
+			"no Volume object speaks of it; it is kept (claim %s/%s)", v.Origin.ClaimNamespace,
+			v.Origin.ClaimName)
 	}
+
 	return findings, nil
 }

@@ -75,7 +75,8 @@ func planAttempt(pvName string, want *v1alpha1.VolumeSpec, existing []v1alpha1.V
 			case v.Spec.Published && !p.use.Spec.Published:
 				p.use = v
 			}
-		case p.use == nil && v.Spec.NodeName == want.NodeName && !isRefused(v) && sameWish(&v.Spec, want):
+		case p.use == nil && v.Spec.NodeName == want.NodeName && !isRefused(v) &&
+			sameWish(&v.Spec, want):
 			p.use = v
 		default:
 			p.abandon = append(p.abandon, v)

@@ -94,10 +94,14 @@ var newsOfQuiet = predicate.Funcs{
 // newPackers returns what packs each kind. Each cache has its own.
 func newPackers() (volumes, claims, records *codec) {
 	volumes = &codec{
-		fresh:  func() client.Object { return &corev1.PersistentVolume{} },
-		encode: func(o client.Object) ([]byte, error) { return o.(*corev1.PersistentVolume).Marshal() },
-		decode: func(b []byte, o client.Object) error { return o.(*corev1.PersistentVolume).Unmarshal(b) },
-		quiet:  func(o client.Object) bool { return isQuietPV(o.(*corev1.PersistentVolume)) },
+		fresh: func() client.Object { return &corev1.PersistentVolume{} },
+		encode: func(o client.Object) ([]byte, error) {
+			return o.(*corev1.PersistentVolume).Marshal()
+		},
+		decode: func(b []byte, o client.Object) error {
+			return o.(*corev1.PersistentVolume).Unmarshal(b)
+		},
+		quiet: func(o client.Object) bool { return isQuietPV(o.(*corev1.PersistentVolume)) },
 		note: func(o client.Object, p *packed) {
 			if of, ours := originOf(o.(*corev1.PersistentVolume)); ours {
 				p.volume, p.node, p.starts = of.Volume, of.Node, startsOver(of)
@@ -105,11 +109,19 @@ func newPackers() (volumes, claims, records *codec) {
 		},
 	}
 	claims = &codec{
-		fresh:  func() client.Object { return &corev1.PersistentVolumeClaim{} },
-		encode: func(o client.Object) ([]byte, error) { return o.(*corev1.PersistentVolumeClaim).Marshal() },
-		decode: func(b []byte, o client.Object) error { return o.(*corev1.PersistentVolumeClaim).Unmarshal(b) },
-		quiet:  func(o client.Object) bool { return isQuietClaim(o.(*corev1.PersistentVolumeClaim)) },
-		note:   func(o client.Object, p *packed) { p.uid = types.UID(strings.Clone(string(o.GetUID()))) },
+		fresh: func() client.Object { return &corev1.PersistentVolumeClaim{} },
+		encode: func(o client.Object) ([]byte, error) {
+			return o.(*corev1.PersistentVolumeClaim).Marshal()
+		},
+		decode: func(b []byte, o client.Object) error {
+			return o.(*corev1.PersistentVolumeClaim).Unmarshal(b)
+		},
+		quiet: func(o client.Object) bool {
+			return isQuietClaim(o.(*corev1.PersistentVolumeClaim))
+		},
+		note: func(o client.Object, p *packed) {
+			p.uid = types.UID(strings.Clone(string(o.GetUID())))
+		},
 	}
 	records = &codec{
 		fresh:  func() client.Object { return &v1alpha1.Volume{} },
@@ -117,7 +129,8 @@ func newPackers() (volumes, claims, records *codec) {
 		decode: func(b []byte, o client.Object) error { return json.Unmarshal(b, o) },
 		quiet:  func(o client.Object) bool { return isQuietVolume(o.(*v1alpha1.Volume)) },
 		note: func(o client.Object, p *packed) {
-			p.volume, p.node = o.GetLabels()[v1alpha1.LabelPVName], o.(*v1alpha1.Volume).Spec.NodeName
+			p.volume, p.node = o.GetLabels()[v1alpha1.LabelPVName],
+				o.(*v1alpha1.Volume).Spec.NodeName
 		},
 	}
 	return volumes, claims, records
@@ -209,7 +222,8 @@ func (c *codec) transform(obj any) (any, error) {
 func (p *packed) share() {
 	p.namespace, p.node = intern(p.namespace), intern(p.node)
 	switch {
-	case strings.HasPrefix(p.volume, p.name): // of a PersistentVolume: its name is the beginning of the id
+	case strings.HasPrefix(p.volume, p.name):
+		// Of a PersistentVolume: its name is the beginning of the id.
 		p.volume = strings.Clone(p.volume)
 		p.name = p.volume[:len(p.name)]
 	default:
@@ -330,7 +344,9 @@ func (p *packed) GetLabels() map[string]string      { return p.whole().GetLabels
 func (p *packed) GetAnnotations() map[string]string { return p.whole().GetAnnotations() }
 func (p *packed) GetFinalizers() []string           { return p.whole().GetFinalizers() }
 
-func (p *packed) GetOwnerReferences() []metav1.OwnerReference { return p.whole().GetOwnerReferences() }
+func (p *packed) GetOwnerReferences() []metav1.OwnerReference {
+	return p.whole().GetOwnerReferences()
+}
 func (p *packed) GetManagedFields() []metav1.ManagedFieldsEntry {
 	return p.whole().GetManagedFields()
 }

@@ -13,8 +13,9 @@ import (
 
 // eachQuiet has a loop look at every object of a kind that lies packed in the
 // cache when the loop starts, one after the other. Its watch leaves these out
-// (newsOfQuiet): in its queue, a hundred thousand of them would take more memory
-// than they do in the cache. What fails goes into the queue, which tries again.
+// (newsOfQuiet): in its queue, a hundred thousand of them would take more
+// memory than they do in the cache. What fails goes into the queue, which tries
+// again.
 func eachQuiet(mgr manager.Manager, kind client.Object, look reconcile.Reconciler) source.Source {
 	return source.Func(func(ctx context.Context, queue workQueue) error {
 		informer, err := mgr.GetCache().GetInformer(ctx, kind) // once it is filled
@@ -23,7 +24,8 @@ func eachQuiet(mgr manager.Manager, kind client.Object, look reconcile.Reconcile
 		}
 		shared, ok := informer.(toolscache.SharedIndexInformer)
 		if !ok {
-			return fmt.Errorf("the cache's informer of %T is a %T, which has no store", kind, informer)
+			return fmt.Errorf("the cache's informer of %T is a %T, which has no store",
+				kind, informer)
 		}
 
 		go walkQuiet(ctx, shared.GetStore(), queue, look)

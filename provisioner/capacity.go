@@ -464,7 +464,8 @@ func (c *capacityPublisher) switchOn(ctx context.Context) error {
 		}
 
 		log.FromContext(ctx).Info(
-			"Whether the scheduler heeds published capacity has changed", "driver", name, "heeds", heed)
+			"Whether the scheduler heeds published capacity has changed", "driver",
+			name, "heeds", heed)
 	}
 	return nil
 }

@@ -77,7 +77,9 @@ func addCapacity(mgr manager.Manager, c *capacityPublisher) error {
 	s := &switchable{capacityPublisher: c}
 	err := builder.ControllerManagedBy(mgr).Named("capacity").
 		For(&corev1.Node{}, builder.WithPredicates(nodeMatters)).
-		Watches(&v1alpha1.Pool{}, byNode(func(o client.Object) string { return o.(*v1alpha1.Pool).Spec.NodeName })).
+		Watches(&v1alpha1.Pool{}, byNode(func(o client.Object) string {
+			return o.(*v1alpha1.Pool).Spec.NodeName
+		})).
 		Watches(&storagev1.StorageClass{}, everyNode).
 		// Undone by hand.
 		Watches(&storagev1.CSIStorageCapacity{}, byNode(func(o client.Object) string {

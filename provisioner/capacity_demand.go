@@ -146,6 +146,8 @@ func (n *demand) handler() handler.EventHandler {
 		UpdateFunc: func(_ context.Context, e event.UpdateEvent, _ queue) {
 			n.look(e.ObjectNew)
 		},
-		DeleteFunc: func(_ context.Context, e event.DeleteEvent, _ queue) { n.forget(e.Object.GetUID()) },
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, _ queue) {
+			n.forget(e.Object.GetUID())
+		},
 	}
 }

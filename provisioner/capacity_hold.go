@@ -68,7 +68,8 @@ func (r *nodeRefusal) after(before *hold, largest int64, now time.Time) *hold {
 
 	switch {
 	case before == nil || now.After(before.Until.Add(before.For)):
-	case now.Before(before.Until): // another claim of the group, or a scheduler that had not seen it yet
+	case now.Before(before.Until):
+		// Another claim of the group, or a scheduler that had not seen it yet.
 		h.For, h.Below = before.For, min(before.Below, h.Below)
 		h.Until = before.Until
 		return h

@@ -153,7 +153,8 @@ func setup(ctx context.Context, mgr manager.Manager, o Options) (*provisioner, e
 		return nil, err
 	}
 
-	for _, add := range []func(string, healthz.Checker) error{mgr.AddHealthzCheck, mgr.AddReadyzCheck} {
+	checks := []func(string, healthz.Checker) error{mgr.AddHealthzCheck, mgr.AddReadyzCheck}
+	for _, add := range checks {
 		if err := add("ping", healthz.Ping); err != nil {
 			return nil, err
 		}

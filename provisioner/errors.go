@@ -113,7 +113,9 @@ func (e *claimGoneError) Reason() string { return v1alpha1.ReasonClaimGone }
 // asked for now.
 type existsError struct{ Volume, Why string }
 
-func (e *existsError) Error() string  { return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why) }
+func (e *existsError) Error() string {
+	return fmt.Sprintf("volume %s exists: %s", e.Volume, e.Why)
+}
 func (e *existsError) Reason() string { return v1alpha1.ReasonAlreadyExists }
 
 // notOursError says that a PersistentVolume names a volume that it does not
@@ -172,7 +174,8 @@ type verdict struct {
 var verdicts = map[string]verdict{
 	v1alpha1.ReasonInsufficientCapacity: {
 		State: controller.ProvisioningReschedule,
-		Hint:  "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less",
+		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, " +
+			"or ask for less",
 	},
 	v1alpha1.ReasonGroupRefused: {State: controller.ProvisioningReschedule,
 		Hint: "the claims of one pod are admitted together or not at all: make room for all of " +
@@ -206,7 +209,8 @@ var verdicts = map[string]verdict{
 			"pod uses it"},
 	v1alpha1.ReasonNoSuitableNode: {
 		State: controller.ProvisioningFinished,
-		Hint:  "make room in a pool (kubectl get pools.quarry.storage), add a disk, or ask for less",
+		Hint: "make room in a pool (kubectl get pools.quarry.storage), add a disk, " +
+			"or ask for less",
 	},
 	v1alpha1.ReasonNoMatchingPool: {State: controller.ProvisioningFinished,
 		Hint: "the scheduler does not know selectors of claims: make the claim again with " +

@@ -154,9 +154,11 @@ func (e *expander) expand(
 	c := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionResized)
 	answered := c != nil && max(c.ObservedGeneration, v.Status.ObservedGeneration) >= v.Generation
 	switch {
-	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0: // a size in force never shrinks
+	case v.Status.Capacity != nil && v.Status.Capacity.Cmp(want) >= 0:
+		// A size in force never shrinks.
 		return e.finish(ctx, claim, pv, *v.Status.Capacity)
-	case answered && c.Status == metav1.ConditionFalse && c.Reason == v1alpha1.ReasonResizeInfeasible:
+	case answered && c.Status == metav1.ConditionFalse &&
+		c.Reason == v1alpha1.ReasonResizeInfeasible:
 		return e.infeasible(ctx, claim, v, want, c.Message)
 	case answered && c.Status == metav1.ConditionFalse && c.Message != "":
 		return e.failing(ctx, claim, want, fmt.Sprintf(

@@ -161,7 +161,8 @@ func (g *goneNodeCleaner) removePools(ctx context.Context, node string) error {
 		}
 
 		log.FromContext(ctx).Info(
-			"Removed the Pool of a node that does not exist any more", "pool", pool.Name, "node", node)
+			"Removed the Pool of a node that does not exist any more", "pool",
+			pool.Name, "node", node)
 	}
 
 	return nil
@@ -192,7 +193,9 @@ func (g *goneNodeCleaner) back(node string) {
 func addGoneNodes(mgr manager.Manager, g *goneNodeCleaner) error {
 	toNode := func(nodeOf func(client.Object) []string) handler.EventHandler {
 		return handler.EnqueueRequestsFromMapFunc(
-			func(_ context.Context, o client.Object) []reconcile.Request { return requests(nodeOf(o)...) },
+			func(_ context.Context, o client.Object) []reconcile.Request {
+				return requests(nodeOf(o)...)
+			},
 		)
 	}
 

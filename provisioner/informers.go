@@ -63,16 +63,19 @@ func (c *provisioner) watch(ctx context.Context, mgr manager.Manager) (informers
 			UpdateFunc: func(_, after any) {
 				if p, quiet := after.(*packed); quiet {
 					waiting.removeClaim(string(p.uid))
-				} else if claim := after.(*corev1.PersistentVolumeClaim); claim.Spec.VolumeName != "" {
+					return
+				}
+
+				claim := after.(*corev1.PersistentVolumeClaim)
+				if claim.Spec.VolumeName != "" {
 					// Also where it was bound to another volume than ours.
 					waiting.removeClaim(string(claim.UID))
 				}
 			},
 			DeleteFunc: func(obj any) {
-				lastState(
-					obj,
-					func(claim *corev1.PersistentVolumeClaim) { waiting.claimGone(string(claim.UID)) },
-				)
+				lastState(obj, func(claim *corev1.PersistentVolumeClaim) {
+					waiting.claimGone(string(claim.UID))
+				})
 			},
 		},
 		&corev1.PersistentVolume{}: onDelete(

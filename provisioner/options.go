@@ -113,7 +113,8 @@ func orDefault[T comparable](field *T, value T) {
 // NewScheme knows the kinds of Kubernetes and of Quarry.
 func NewScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme} {
+	kinds := []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme}
+	for _, add := range kinds {
 		if err := add(s); err != nil {
 			return nil, err
 		}

@@ -90,7 +90,8 @@ func (o *orphanReporter) Reconcile(
 		o.events.Eventf(&v, nil, corev1.EventTypeWarning, v1alpha1.EventOrphaned, "Report",
 			"No PersistentVolume points at the volume any more. Its data stays on node %s until "+
 				"somebody decides: "+
-				"kubectl quarry orphans restore %s, or kubectl quarry orphans delete %s", v.Spec.NodeName, v.Name, v.Name)
+				"kubectl quarry orphans restore %s, or kubectl quarry orphans delete %s",
+			v.Spec.NodeName, v.Name, v.Name)
 	}
 
 	return reconcile.Result{}, nil

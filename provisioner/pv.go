@@ -129,7 +129,8 @@ func PersistentVolumeOf(
 		pv.Spec.CSI.FSType = v.Spec.FSType
 	}
 
-	pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0] = corev1.NodeSelectorRequirement{
+	only := &pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0]
+	*only = corev1.NodeSelectorRequirement{
 		Key:      v1alpha1.TopologyNode,
 		Operator: corev1.NodeSelectorOpIn,
 		Values:   []string{node.Name},
@@ -155,9 +156,8 @@ func originOf(pv *corev1.PersistentVolume) (o origin, ok bool) {
 	switch {
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
 		facts = pv.Spec.CSI.VolumeAttributes
-		o.Provisioner, o.Volume, o.Node = v1alpha1.CSIDriver, pv.Spec.CSI.VolumeHandle, TopologyNodeOf(
-			pv,
-		)
+		o.Provisioner, o.Volume = v1alpha1.CSIDriver, pv.Spec.CSI.VolumeHandle
+		o.Node = TopologyNodeOf(pv)
 	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
 		o.Provisioner = v1alpha1.LocalProvisioner
 		o.Volume, o.Node = facts[v1alpha1.AnnotationVolume], facts[v1alpha1.AnnotationNode]
@@ -258,8 +258,8 @@ func volumeFromPV(pv *corev1.PersistentVolume) (*v1alpha1.Volume, error) {
 		StorageClassName: pv.Spec.StorageClassName,
 		Provisioner:      o.Provisioner,
 	}
-	if policy := pv.Spec.PersistentVolumeReclaimPolicy; policy != corev1.PersistentVolumeReclaimRecycle {
-		spec.ReclaimPolicy = policy
+	if p := pv.Spec.PersistentVolumeReclaimPolicy; p != corev1.PersistentVolumeReclaimRecycle {
+		spec.ReclaimPolicy = p
 	}
 	if ref := pv.Spec.ClaimRef; ref != nil {
 		spec.Claim = &v1alpha1.ClaimReference{

@@ -51,7 +51,9 @@ func (l *localDoor) selectPools(
 	}
 	if slices.ContainsFunc(
 		pools.Items,
-		func(pool v1alpha1.Pool) bool { return pool.Spec.NodeName == wish.NodeName && suits(p, &pool) },
+		func(pool v1alpha1.Pool) bool {
+			return pool.Spec.NodeName == wish.NodeName && suits(p, &pool)
+		},
 	) {
 		return nil
 	}

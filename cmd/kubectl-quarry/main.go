@@ -26,6 +26,7 @@ func main() {
 	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+
 	if err := admin.NewPlugin(version).ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "kubectl quarry:", err)
 		os.Exit(1)

@@ -40,7 +40,8 @@ func (o *csiNode) flags(cmd *cobra.Command) {
 	f.StringVar(&o.endpoint, "csi-endpoint", "",
 		"the unix socket that the CSI node service is served at (empty: it is not)")
 	f.StringVar(&o.registrationDir, "registration-dir", "",
-		"kubelet's directory plugins_registry, where the node service is made known (empty: it is not)")
+		"kubelet's directory plugins_registry, where the node service is made known "+
+			"(empty: it is not)")
 	f.BoolVar(&o.inline, "inline-volumes", false, "make the inline CSI volumes that pods ask for")
 	f.Int64Var(&o.maxVolumes, "csi-max-volumes", 0,
 		"how many CSI volumes may be published on the node (0: no limit)")
@@ -53,19 +54,23 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 	if o.endpoint == "" {
 		return nil
 	}
+
 	path, err := csi.SocketPath(o.endpoint)
 	if err != nil {
 		return fmt.Errorf("--csi-endpoint: %w", err)
 	}
+
 	select {
 	case <-up:
 	case <-ctx.Done():
 		return nil
 	}
+
 	publisher := &publish.Publisher{Store: disks}
 	if err := publisher.Sweep(ctx); err != nil {
 		log.WarnContext(ctx, "take away what a crash left", "error", err)
 	}
+
 	server := &csi.Server{
 		Identity: &csi.Identity{Version: version},
 		Node: &csi.Node{Name: node, Volumes: publisher, MaxVolumes: o.maxVolumes,
@@ -75,10 +80,12 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 	if o.inline {
 		server.Node.Inline = &publish.Inline{Store: disks}
 	}
+
 	listener, err := csi.Listen(path)
 	if err != nil {
 		return err
 	}
+
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	if o.registrationDir != "" {
@@ -89,7 +96,9 @@ func (o *csiNode) serve(ctx context.Context, node string, disks *store.Store, up
 			listener.Close()
 			return err
 		}
+
 		group.Go(func() error { return registrar.Serve(ctx, socket) })
 	}
+
 	return group.Wait()
 }

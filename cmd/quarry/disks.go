@@ -52,11 +52,14 @@ func (d *disks) pools() ([]config.Pool, error) {
 			if err != nil {
 				return nil, err
 			}
+
 			c.Pools[0].Name = fmt.Sprintf("pool-%d", len(pools))
 			pools = append(pools, c.Pools[0])
 		}
+
 		return pools, nil
 	}
+
 	c, err := config.LoadFile(d.config)
 	if _, unopened := errors.AsType[*fs.PathError](err); unopened {
 		return nil, fmt.Errorf("%w (name pools by --pool where there is no configuration)", err)
@@ -64,6 +67,7 @@ func (d *disks) pools() ([]config.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return c.PoolsOf(d.node), nil
 }
 
@@ -86,24 +90,29 @@ no failure of the command.`,
 			if err != nil {
 				return err
 			}
+
 			pools, err := d.pools()
 			if err != nil {
 				return err
 			}
+
 			found := listing.Read(pools)
 			if asJSON {
 				return show.JSON(cmd.OutOrStdout(), found)
 			}
+
 			errs := []error{printListing(cmd.OutOrStdout(), found)}
 			for _, p := range found {
 				if p.Error != "" {
 					errs = append(errs, fmt.Errorf("pool %s: %s", p.Name, p.Error))
 				}
 			}
+
 			return errors.Join(errs...)
 		},
 	}
 	d.flags(cmd)
+
 	return cmd
 }
 
@@ -112,8 +121,10 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 	rows := [][]string{{"POOL", "VOLUME", "BACKEND", "SIZE", "FILESYSTEM", "CLAIM", "STATE"}}
 	volume := func(p *listing.PoolListing, v *record.Volume, state string) {
 		rows = append(rows,
-			[]string{p.Path, v.ID, v.Backend, show.Size(v.SizeBytes), v.FSType, claimText(v), state})
+			[]string{p.Path, v.ID, v.Backend, show.Size(v.SizeBytes), v.FSType,
+				claimText(v), state})
 	}
+
 	other := func(p *listing.PoolListing, name, state string) {
 		rows = append(rows, []string{p.Path, name, "", "", "", "", state})
 	}
@@ -122,24 +133,29 @@ func printListing(w io.Writer, pools []listing.PoolListing) error {
 		for j := range p.Volumes {
 			volume(p, &p.Volumes[j].Volume, "volume")
 		}
+
 		for _, t := range p.Trash {
 			state := "being freed"
 			if t.RemainingSeconds > 0 {
 				state = fmt.Sprintf("trash, kept for %ds more", t.RemainingSeconds)
 			}
+
 			if t.Volume == nil {
 				other(p, t.Entry, state)
 			} else {
 				volume(p, t.Volume, state)
 			}
 		}
+
 		for _, name := range p.Unfinished {
 			other(p, name, "unfinished")
 		}
+
 		for _, name := range slices.Sorted(maps.Keys(p.Broken)) {
 			other(p, name, p.Broken[name])
 		}
 	}
+
 	return show.Table(w, rows...)
 }
 
@@ -160,8 +176,9 @@ func newVerifyCommand() *cobra.Command {
 		cluster bool
 	)
 	cmd := &cobra.Command{
-		Use:   "verify",
-		Short: "Check that pools, records, quotas, images, loop devices and mounts are as they must be",
+		Use: "verify",
+		Short: "Check that pools, records, quotas, images, loop devices and mounts are " +
+			"as they must be",
 		Long: `Check that pools, records, quotas, images, loop devices and mounts are as they must be, and with --cluster the API objects.
 It prints what does not hold and ends with status 1 if there is anything worse than a note. Nothing is changed without --repair;
 the column REPAIR says beforehand what that would do.`,
@@ -171,10 +188,12 @@ the column REPAIR says beforehand what that would do.`,
 			if err != nil {
 				return err
 			}
+
 			pools, err := d.pools()
 			if err != nil {
 				return err
 			}
+
 			var reader client.Reader
 			if cluster || kube.path != "" {
 				config, err := kube.load()
@@ -185,17 +204,21 @@ the column REPAIR says beforehand what that would do.`,
 					return err
 				}
 			}
+
 			findings, err := verify(cmd.Context(), d.node, pools, reader)
 			if err != nil {
 				return err
 			}
+
 			write := store.WriteFindings
 			if asJSON {
 				write = store.WriteFindingsJSON
 			}
+
 			if err := write(cmd.OutOrStdout(), findings); err != nil {
 				return err
 			}
+
 			if repair {
 				if err := store.Repair(cmd.Context(), findings); err != nil {
 					return err
@@ -203,14 +226,17 @@ the column REPAIR says beforehand what that would do.`,
 				if findings, err = verify(cmd.Context(), d.node, pools, reader); err != nil {
 					return err
 				}
+
 				fmt.Fprintln(cmd.OutOrStdout(), "after the repair:")
 				if err := write(cmd.OutOrStdout(), findings); err != nil {
 					return err
 				}
 			}
+
 			if !store.Holds(findings) {
 				return errFindings
 			}
+
 			return nil
 		},
 	}
@@ -218,6 +244,7 @@ the column REPAIR says beforehand what that would do.`,
 	kube.flag(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false,
 		"do what the column REPAIR says; it loses no data")
+
 	cmd.Flags().BoolVar(&cluster, "cluster", false,
 		"compare with the cluster's objects too (implied by --kubeconfig)")
 	return cmd
@@ -240,11 +267,13 @@ func verify(ctx context.Context, node string, pools []config.Pool,
 			return nil, err
 		}
 	}
+
 	quiet := slog.New(slog.DiscardHandler)
 	findings := store.VerifyPools(ctx, store.Options{Node: node, Pools: pools, Log: quiet}, expect)
 	if reader == nil {
 		return findings, nil
 	}
+
 	var volumes []store.Volume
 	unread := map[[2]string]bool{} // what can't be read is a finding already
 	for _, p := range pools {
@@ -253,14 +282,17 @@ func verify(ctx context.Context, node string, pools []config.Pool,
 			unread[[2]string{p.Name, ""}] = true
 			continue
 		}
+
 		for _, v := range in.Volumes {
 			v.Pool = p.Name
 			volumes = append(volumes, v)
 		}
+
 		for name := range in.Broken {
 			unread[[2]string{p.Name, name}] = true
 		}
 	}
+
 	more, err := nodeagent.VerifyObjects(ctx, reader, node, volumes, unread)
 	return append(findings, more...), err
 }

@@ -67,11 +67,13 @@ func (l *logging) setUp() (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(l.level)); err != nil {
 		return nil, fmt.Errorf("--log-level: %w", err)
 	}
+
 	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 	log := slog.New(handler)
 	slog.SetDefault(log)
 	ctrllog.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetSlogLogger(log)
+
 	return log, nil
 }
 
@@ -91,9 +93,11 @@ func (k *kubeconfig) load() (*rest.Config, error) {
 			return config, nil
 		}
 	}
+
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
+
 	return config, nil
 }

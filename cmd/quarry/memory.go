@@ -48,15 +48,18 @@ func containerLimit(membership, root string) int64 {
 			}
 		}
 	}
+
 	lowest := int64(0)
 	for dir := filepath.Join("/", group); ; dir = filepath.Dir(dir) {
 		text, err := os.ReadFile(filepath.Join(root, dir, "memory.max"))
 		if err == nil {
-			limit, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64) // "max" is no number
+			// "max" is no number.
+			limit, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64)
 			if err == nil && limit > 0 && (lowest == 0 || limit < lowest) {
 				lowest = limit
 			}
 		}
+
 		if dir == "/" {
 			return lowest
 		}

@@ -21,14 +21,17 @@ func unmapStart() (bytes int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("find the program's file: %w", err)
 	}
+
 	text, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return 0, fmt.Errorf("read what is mapped: %w", err)
 	}
+
 	areas, err := cleanAreas(string(text), program)
 	if err != nil {
 		return 0, fmt.Errorf("read what is mapped: %w", err)
 	}
+
 	var errs []error
 	for _, a := range areas {
 		_, _, errno := unix.Syscall(unix.SYS_MADVISE, a.start, a.end-a.start, unix.MADV_DONTNEED)
@@ -36,8 +39,10 @@ func unmapStart() (bytes int64, err error) {
 			errs = append(errs, fmt.Errorf("let go of %#x to %#x: %w", a.start, a.end, errno))
 			continue
 		}
+
 		bytes += a.resident
 	}
+
 	return bytes, errors.Join(errs...)
 }
 
@@ -69,6 +74,7 @@ func cleanAreas(smaps, file string) ([]area, error) {
 			if now == nil {
 				continue
 			}
+
 			kib, err := strconv.ParseInt(f[1], 10, 64)
 			switch {
 			case f[0] == "Rss:" && err == nil:
@@ -81,15 +87,18 @@ func cleanAreas(smaps, file string) ([]area, error) {
 			if len(f) < 6 || strings.Join(f[5:], " ") != file || strings.Contains(f[1], "w") {
 				continue
 			}
+
 			from, to, _ := strings.Cut(f[0], "-")
 			a, errA := strconv.ParseUint(from, 16, 64)
 			b, errB := strconv.ParseUint(to, 16, 64)
 			if err := errors.Join(errA, errB); err != nil || b <= a {
 				return nil, fmt.Errorf("no addresses: %q", lines.Text())
 			}
+
 			now = &area{start: uintptr(a), end: uintptr(b)}
 		}
 	}
+
 	end()
 	return found, lines.Err()
 }

@@ -14,14 +14,17 @@ import (
 
 const resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// NameError is returned for a name that is not one path element: empty, ".", "..", or with a slash or a NUL byte.
+// NameError is returned for a name that is not one path element: empty, ".",
+// "..", or with a slash or a NUL byte.
 type NameError struct{ Name string }
 
 func (e *NameError) Error() string { return fmt.Sprintf("%q is not the name of a file", e.Name) }
 
-// CheckName returns a *NameError unless name is one path element that every Linux filesystem can hold.
+// CheckName returns a *NameError unless name is one path element that every
+// Linux filesystem can hold.
 func CheckName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+	if name == "" || name == "." || name == ".." || len(name) > 255 ||
+		strings.ContainsAny(name, "/\x00") {
 		return &NameError{Name: name}
 	}
 	return nil
@@ -34,8 +37,9 @@ type Dir struct {
 	noCross bool
 }
 
-// Open opens the directory at path, which is the administrator's (a pool's path) and so may lead over symlinks.
-// It is the only function that takes a path from the root.
+// Open opens the directory at path, which is the administrator's (a pool's
+// path) and so may lead over symlinks. It is the only function that takes a
+// path from the root.
 func Open(path string) (*Dir, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -44,7 +48,8 @@ func Open(path string) (*Dir, error) {
 	return &Dir{f: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// File is the descriptor, for calls that take one (quotas, mounts). It is closed with the Dir.
+// File is the descriptor, for calls that take one (quotas, mounts). It is
+// closed with the Dir.
 func (d *Dir) File() *os.File { return d.f }
 
 // Path is where the directory was when it was opened, for messages only.
@@ -58,7 +63,8 @@ func (d *Dir) Close() error {
 	return nil
 }
 
-// Sync makes the directory's entries durable (fsync(2): a new name is durable only once its directory is).
+// Sync makes the directory's entries durable (fsync(2): a new name is durable
+// only once its directory is).
 func (d *Dir) Sync() error { return d.f.Sync() }
 
 func (d *Dir) fd() int { return int(d.f.Fd()) }
@@ -70,8 +76,9 @@ func (d *Dir) wrap(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: path.Join(d.Path(), name), Err: err}
 }
 
-// OpenFile opens the file name, a relative path of one or more elements, with the flags of open(2).
-// A last element that is a symlink is refused with ELOOP, also with O_PATH.
+// OpenFile opens the file name, a relative path of one or more elements, with
+// the flags of open(2). A last element that is a symlink is refused with ELOOP,
+// also with O_PATH.
 func (d *Dir) OpenFile(name string, flags int, perm os.FileMode) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW), Resolve: resolve}
 	if flags&unix.O_CREAT != 0 {
@@ -82,7 +89,8 @@ func (d *Dir) OpenFile(name string, flags int, perm os.FileMode) (*os.File, erro
 	}
 	for {
 		fd, err := unix.Openat2(d.fd(), name, &how)
-		// EAGAIN: a rename or mount raced with the resolution (openat2(2)); the kernel could not prove it stayed beneath.
+		// EAGAIN: a rename or mount raced with the resolution (openat2(2)); the
+		// kernel could not prove it stayed beneath.
 		if err == unix.EINTR || err == unix.EAGAIN {
 			continue
 		}
@@ -102,7 +110,8 @@ func (d *Dir) OpenDir(name string) (*Dir, error) {
 	return &Dir{f: f, noCross: d.noCross}, nil
 }
 
-// NoCross opens the directory again so that nothing below it is reached over a mount point.
+// NoCross opens the directory again so that nothing below it is reached over a
+// mount point.
 func (d *Dir) NoCross() (*Dir, error) {
 	n, err := d.OpenDir(".")
 	if err != nil {
@@ -155,7 +164,8 @@ func (d *Dir) Exists(name string) (bool, error) {
 
 // Names lists the directory from its start, in no order.
 func (d *Dir) Names() ([]string, error) {
-	// A second descriptor: the offset of the first is shared by everybody who uses the Dir.
+	// A second descriptor: the offset of the first is shared by everybody who
+	// uses the Dir.
 	f, err := d.OpenFile(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
@@ -164,8 +174,9 @@ func (d *Dir) Names() ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// Rename moves name to newName in another directory of the same filesystem, and refuses to replace anything (EEXIST).
-// It is durable once both directories are synced.
+// Rename moves name to newName in another directory of the same filesystem, and
+// refuses to replace anything (EEXIST). It is durable once both directories are
+// synced.
 func (d *Dir) Rename(name string, to *Dir, newName string) error {
 	if err := errors.Join(CheckName(name), CheckName(newName)); err != nil {
 		return err
@@ -174,8 +185,9 @@ func (d *Dir) Rename(name string, to *Dir, newName string) error {
 	return d.wrap("renameat2", name, err)
 }
 
-// Exchange makes name lead to what newName of another directory of the same filesystem leads to, and the other way round, in
-// one step. It is durable once both directories are synced.
+// Exchange makes name lead to what newName of another directory of the same
+// filesystem leads to, and the other way round, in one step. It is durable once
+// both directories are synced.
 func (d *Dir) Exchange(name string, with *Dir, newName string) error {
 	if err := errors.Join(CheckName(name), CheckName(newName)); err != nil {
 		return err
@@ -222,7 +234,8 @@ func (d *Dir) Readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// ReadFile reads the regular file name, at most max bytes of it; a larger file, or anything that is not a regular file, is an error.
+// ReadFile reads the regular file name, at most max bytes of it; a larger file,
+// or anything that is not a regular file, is an error.
 func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
 	// O_NONBLOCK: a FIFO somebody put there must not make the open wait.
 	f, err := d.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -250,15 +263,18 @@ func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
 // Temporary is the name of the file in which WriteFile prepares the file name.
 func Temporary(name string) string { return "." + name + ".tmp" }
 
-// WriteFile puts data into the file name so that after a crash at any instant name holds either its former content or all
-// of data: a temporary file in the same directory is written and synced, renamed over name, and the directory synced.
-// A temporary file that a crash leaves behind is overwritten by the next call.
+// WriteFile puts data into the file name so that after a crash at any instant
+// name holds either its former content or all of data: a temporary file in the
+// same directory is written and synced, renamed over name, and the directory
+// synced. A temporary file that a crash leaves behind is overwritten by the
+// next call.
 func (d *Dir) WriteFile(name string, data []byte, perm os.FileMode) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
 	tmp := Temporary(name)
-	// Not O_EXCL: the left-over of a crash is ours; O_NOFOLLOW keeps a link from being written through.
+	// Not O_EXCL: the left-over of a crash is ours; O_NOFOLLOW keeps a link
+	// from being written through.
 	f, err := d.OpenFile(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, perm)
 	if err != nil {
 		return err

@@ -17,8 +17,8 @@ type Cursor struct {
 	// read; on are those on it.
 	way []branch
 	on  map[uint64]struct{}
-	// inside: all that lies in the volume was looked at; last is the member of its
-	// group that was then looked at last.
+	// inside: all that lies in the volume was looked at; last is the member of
+	// its group that was then looked at last.
 	inside bool
 	last   uint64
 	done   bool
@@ -30,10 +30,12 @@ type branch struct{ subvolume, after uint64 }
 // Done reports whether all was looked at.
 func (c *Cursor) Done() bool { return c.done }
 
-// Charged is Strays and Foreign for a slice of time, from the cursor on: a tenant
-// can make a hundred thousand subvolumes. It returns what was found in the slice,
-// looks at one subvolume at least, and at least for as long as the first took.
-func Charged(fs *os.File, id uint64, group uint32, at *Cursor, slice time.Duration) (strays []Stray, foreign []uint64, err error) {
+// Charged is Strays and Foreign for a slice of time, from the cursor on: a
+// tenant can make a hundred thousand subvolumes. It returns what was found in
+// the slice, looks at one subvolume at least, and at least for as long as the
+// first took.
+func Charged(fs *os.File, id uint64, group uint32, at *Cursor, slice time.Duration) (strays []Stray,
+	foreign []uint64, err error) {
 	var until time.Time
 	up := newWayUp(fs, id)
 	for started := time.Now(); !at.done; {
@@ -77,10 +79,11 @@ func (c *Cursor) within(fs *os.File, id uint64, group uint32) (s Stray, found bo
 	for len(c.way) > 0 {
 		here := &c.way[len(c.way)-1]
 		next, more := uint64(0), false
-		err := search(fs, rootTree, rootRef, one(here.subvolume), after(here.after), func(it item) bool {
-			next, more = it.Offset, true
-			return false
-		})
+		err := search(fs, rootTree, rootRef, one(here.subvolume), after(here.after),
+			func(it item) bool {
+				next, more = it.Offset, true
+				return false
+			})
 		if err != nil {
 			return s, false, err
 		}
@@ -108,16 +111,18 @@ func (c *Cursor) enter(fs *os.File, subvolume uint64, group uint32) (Stray, bool
 
 // member looks where the next member of the group 1/group lies. found is false
 // when there is none left.
-func (c *Cursor) member(up *wayUp, group uint32) (m uint64, where whereabouts, found bool, err error) {
+func (c *Cursor) member(up *wayUp, group uint32) (m uint64, where whereabouts, found bool,
+	err error) {
 	if group == NoGroup {
 		return 0, deleted, false, nil
 	}
 	subvolumes := after(c.last)
 	subvolumes[1] = 1<<levelShift - 1
-	err = search(up.fs, quotaTree, qgroupRelationItem, one(qgroupID(group)), subvolumes, func(it item) bool {
-		m, found = it.Offset, true
-		return false
-	})
+	err = search(up.fs, quotaTree, qgroupRelationItem, one(qgroupID(group)), subvolumes,
+		func(it item) bool {
+			m, found = it.Offset, true
+			return false
+		})
 	if errors.Is(err, unix.ENOENT) { // quotas are off
 		return 0, deleted, false, nil
 	}

@@ -16,9 +16,10 @@ import (
 // tenant can make. It returns when they are gone from sight; the kernel frees
 // their space afterwards (see WaitFreed).
 //
-// It finds directories by their numbers and follows no path inside the volume. A name that is not
-// there is no error, so it can be repeated after a crash at any point; a
-// directory that is no subvolume is ErrNotSubvolume and left alone.
+// It finds directories by their numbers and follows no path inside the volume.
+// A name that is not there is no error, so it can be repeated after a crash at
+// any point; a directory that is no subvolume is ErrNotSubvolume and left
+// alone.
 func DeleteSubvolume(ctx context.Context, parent *os.File, name string) error {
 	f, err := openBeneath(parent, name)
 	if errors.Is(err, unix.ENOENT) {
@@ -45,8 +46,8 @@ func DeleteSubvolume(ctx context.Context, parent *os.File, name string) error {
 	return nil
 }
 
-// deleteTree deletes a subvolume after those inside it. It keeps the way down as
-// a list and not on the stack: a tenant can nest thousands of them.
+// deleteTree deletes a subvolume after those inside it. It keeps the way down
+// as a list and not on the stack: a tenant can nest thousands of them.
 func deleteTree(ctx context.Context, fs *os.File, id uint64) error {
 	way := []uint64{id}
 	if err := makeWritable(fs, id); err != nil {

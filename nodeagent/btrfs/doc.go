@@ -38,8 +38,8 @@
 // # A full group
 //
 // A group that is full to the last block refuses everything but unlink(2) and
-// chmod(2): also the removal of a subvolume, by root too. Loosen lifts the limit
-// of a volume that is to be deleted.
+// chmod(2): also the removal of a subvolume, by root too. Loosen lifts the
+// limit of a volume that is to be deleted.
 //
 // # Rewriting in place
 //

@@ -37,7 +37,8 @@ func (e *ErrNotInForce) Error() string {
 	if e.Subvolume != 0 {
 		return fmt.Sprintf("subvolume %d is not in group 1/%d", e.Subvolume, e.Group)
 	}
-	return fmt.Sprintf("group 1/%d: limit not in force: want %d bytes, read back %d", e.Group, e.Want, e.Got)
+	return fmt.Sprintf("group 1/%d: limit not in force: want %d bytes, read back %d",
+		e.Group, e.Want, e.Got)
 }
 
 // ErrGroupInUse says why a group cannot be removed now. Deleted is the better
@@ -57,7 +58,8 @@ func (e *ErrGroupInUse) Error() string {
 	case e.Usage > 0:
 		why = fmt.Sprintf("is deleted, and snapshots of it share %d bytes", e.Usage)
 	}
-	return fmt.Sprintf("group 1/%d is in use: its member, subvolume %d, %s", e.Group, e.Subvolume, why)
+	return fmt.Sprintf("group 1/%d is in use: its member, subvolume %d, %s",
+		e.Group, e.Subvolume, why)
 }
 
 // CreateGroup makes the group 1/group. A second call changes nothing.
@@ -70,9 +72,9 @@ func CreateGroup(fs *os.File, group uint32) error {
 }
 
 // SetLimit limits the group 1/group to so many bytes, 0 for none, and reads it
-// back: *ErrNotInForce if it is not what was set. A limit may grow and shrink at
-// any time; below what is used already, nothing is lost and nothing more can be
-// written. A second call changes nothing.
+// back: *ErrNotInForce if it is not what was set. A limit may grow and shrink
+// at any time; below what is used already, nothing is lost and nothing more can
+// be written. A second call changes nothing.
 func SetLimit(fs *os.File, group uint32, bytes uint64) error {
 	const none = math.MaxUint64 // CLEAR_VALUE in fs/btrfs/qgroup.c
 	args := struct {
@@ -209,7 +211,8 @@ func removeMember(fs *os.File, group uint32, subvolume uint64) error {
 	if state != rootGone {
 		return &ErrGroupInUse{Group: group, Subvolume: subvolume, Deleted: state == rootDropped}
 	}
-	// The kernel compares with its own, newest count; this one is for the message.
+	// The kernel compares with its own, newest count; this one is for the
+	// message.
 	var usage uint64
 	err = search(fs, quotaTree, qgroupInfoItem, one(0), one(subvolume), func(it item) bool {
 		usage = le64(it.Data, 1)
@@ -232,10 +235,11 @@ func removeMember(fs *os.File, group uint32, subvolume uint64) error {
 }
 
 func isMember(fs *os.File, subvolume uint64, group uint32) (member bool, err error) {
-	err = search(fs, quotaTree, qgroupRelationItem, one(subvolume), one(qgroupID(group)), func(item) bool {
-		member = true
-		return false
-	})
+	err = search(fs, quotaTree, qgroupRelationItem, one(subvolume), one(qgroupID(group)),
+		func(item) bool {
+			member = true
+			return false
+		})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}

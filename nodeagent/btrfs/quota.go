@@ -31,7 +31,8 @@ const (
 
 // ErrFullQgroups says that simple quotas cannot be switched on while full
 // qgroups are. Whoever uses those decides.
-var ErrFullQgroups = errors.New("full qgroups are on: `btrfs quota disable` first, if nothing else needs them")
+var ErrFullQgroups = errors.New(
+	"full qgroups are on: `btrfs quota disable` first, if nothing else needs them")
 
 // QuotaMode returns the kind of quotas that are on where fs is. It reads the
 // filesystem itself, so it needs no sysfs.
@@ -111,7 +112,8 @@ func Probe(fs *os.File, probe uint32) (Support, error) {
 		s.Reason = "simple quotas are off: they need Linux 6.7 and `btrfs quota enable --simple`"
 		return s, nil
 	case ModeFull:
-		s.Reason = "full qgroups are on, and a user leaves them by making a subvolume: simple quotas are needed"
+		s.Reason = "full qgroups are on, and a user leaves them by making a subvolume: simple " +
+			"quotas are needed"
 		return s, nil
 	}
 	probing.Lock()

@@ -60,9 +60,10 @@ const topSubvolume = 5
 const searchHeader = 32 // size of struct btrfs_ioctl_search_header
 
 // search calls found with the items of one type whose objects and offsets are
-// in the given ranges, in order, until it returns false. It needs CAP_SYS_ADMIN.
-// ENOENT means that the filesystem has no such tree.
-func search(fs *os.File, tree uint64, kind uint32, objects, offsets [2]uint64, found func(item) bool) error {
+// in the given ranges, in order, until it returns false. It needs
+// CAP_SYS_ADMIN. ENOENT means that the filesystem has no such tree.
+func search(fs *os.File, tree uint64, kind uint32, objects, offsets [2]uint64,
+	found func(item) bool) error {
 	var args struct {
 		searchKey
 		Buf [searchBuffer]byte
@@ -97,7 +98,8 @@ func search(fs *os.File, tree uint64, kind uint32, objects, offsets [2]uint64, f
 			end := searchHeader + binary.NativeEndian.Uint32(h[28:])
 			it.Data, buf = buf[searchHeader:end], buf[end:]
 			from = [2]uint64{it.Object, it.Offset}
-			if itemKind == kind && it.Offset >= offsets[0] && it.Offset <= offsets[1] && !found(it) {
+			if itemKind == kind && it.Offset >= offsets[0] && it.Offset <= offsets[1] &&
+				!found(it) {
 				return nil
 			}
 		}
@@ -136,8 +138,8 @@ const (
 	rootLive
 )
 
-// stateOf tells by the subvolume's place in another one, which goes at once when
-// it is deleted, and by its root item, which goes when it is freed.
+// stateOf tells by the subvolume's place in another one, which goes at once
+// when it is deleted, and by its root item, which goes when it is freed.
 func stateOf(fs *os.File, subvolume uint64) (rootState, error) {
 	if subvolume == topSubvolume { // it is in no other
 		return rootLive, nil
@@ -195,7 +197,8 @@ func openByID(fs *os.File, subvolume, inode uint64) (*os.File, error) {
 	handle := unix.NewFileHandle(withoutParent, fid[:])
 	var fd int
 	err = control(fs, func(mount int) (err error) {
-		fd, err = unix.OpenByHandleAt(mount, handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME|unix.O_CLOEXEC)
+		fd, err = unix.OpenByHandleAt(mount, handle,
+			unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME|unix.O_CLOEXEC)
 		return err
 	})
 	if errors.Is(err, unix.ESTALE) { // gone since it was looked up

@@ -125,7 +125,8 @@ const (
 )
 
 // wayUp tells where subvolumes lie as seen from one of them. It remembers what
-// it met, so that ten thousand of them, one in the other, cost ten thousand looks.
+// it met, so that ten thousand of them, one in the other, cost ten thousand
+// looks.
 type wayUp struct {
 	fs    *os.File
 	known map[uint64]whereabouts

@@ -78,7 +78,8 @@ func create(parent *os.File, request uintptr, args *volArgs, name string, group 
 		return err
 	}
 	if !member {
-		return fmt.Errorf("create subvolume %s: %w", path, &ErrNotInForce{Group: group, Subvolume: id})
+		return fmt.Errorf("create subvolume %s: %w",
+			path, &ErrNotInForce{Group: group, Subvolume: id})
 	}
 	return nil
 }
@@ -93,7 +94,8 @@ func IsSubvolume(f *os.File) (bool, error) {
 	if err != nil {
 		return false, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
-	return fs.Type == unix.BTRFS_SUPER_MAGIC && st.Ino == topInode && st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+	return fs.Type == unix.BTRFS_SUPER_MAGIC && st.Ino == topInode &&
+		st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
 // ID returns the id of the subvolume f is in. Ids are not used again while the
@@ -158,7 +160,8 @@ func Sync(fs *os.File) error {
 }
 
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+	if name == "" || name == "." || name == ".." || len(name) > 255 ||
+		strings.ContainsAny(name, "/\x00") {
 		return unix.EINVAL
 	}
 	return nil

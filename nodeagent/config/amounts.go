@@ -11,7 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// Reserve is what a pool keeps free: a share of its filesystem or a number of bytes.
+// Reserve is what a pool keeps free: a share of its filesystem or a number of
+// bytes.
 type Reserve struct {
 	text       string
 	bytes      int64
@@ -22,10 +23,12 @@ type Reserve struct {
 // IsDefault tells a reserve that nobody gave.
 func (r Reserve) IsDefault() bool { return r.byDefault }
 
-// SharedReserve is what is kept free by default of a filesystem that is not the pool's alone.
+// SharedReserve is what is kept free by default of a filesystem that is not the
+// pool's alone.
 func SharedReserve() Reserve { return must(ParseReserve(DefaultSharedReserve)) }
 
-// ParseReserve reads a percentage from 0% to 90% with at most four decimals, or a Kubernetes quantity.
+// ParseReserve reads a percentage from 0% to 90% with at most four decimals, or
+// a Kubernetes quantity.
 func ParseReserve(s string) (Reserve, error) {
 	if number, ok := strings.CutSuffix(s, "%"); ok {
 		n, err := decimal(number, 4)
@@ -45,7 +48,8 @@ func ParseReserve(s string) (Reserve, error) {
 	return Reserve{text: s, bytes: n}, nil
 }
 
-// Of returns how many bytes of a filesystem of size bytes are kept free: never more than all, rounded up.
+// Of returns how many bytes of a filesystem of size bytes are kept free: never
+// more than all, rounded up.
 func (r Reserve) Of(size int64) int64 {
 	if r.perMillion == 0 {
 		return min(r.bytes, size)
@@ -68,7 +72,8 @@ type Overcommit struct {
 	perMillion int64
 }
 
-// ParseOvercommit reads a decimal number from 1 to 100 with at most six decimals.
+// ParseOvercommit reads a decimal number from 1 to 100 with at most six
+// decimals.
 func ParseOvercommit(s string) (Overcommit, error) {
 	n, err := decimal(s, 6)
 	if err != nil || n < 1_000_000 || n > 100_000_000 {
@@ -77,7 +82,8 @@ func ParseOvercommit(s string) (Overcommit, error) {
 	return Overcommit{text: s, perMillion: n}, nil
 }
 
-// Of returns how many bytes may be promised where there are size bytes: rounded down, at most math.MaxInt64.
+// Of returns how many bytes may be promised where there are size bytes: rounded
+// down, at most math.MaxInt64.
 func (o Overcommit) Of(size int64) int64 { return scale(size, o.perMillion, 0) }
 
 // String is the text it was read from.
@@ -100,7 +106,8 @@ func fromScalar[T any](n *yaml.Node, parse func(string) (T, error)) (v T, err er
 	return v, nil
 }
 
-// decimal reads a non-negative decimal number exactly, in units of its last allowed decimal.
+// decimal reads a non-negative decimal number exactly, in units of its last
+// allowed decimal.
 func decimal(s string, decimals int) (int64, error) {
 	whole, fraction, dot := strings.Cut(s, ".")
 	if len(fraction) > decimals || dot && fraction == "" {
@@ -110,7 +117,8 @@ func decimal(s string, decimals int) (int64, error) {
 	return int64(n), err
 }
 
-// scale returns (size*perMillion + add) / 1,000,000 without overflow in between, at most math.MaxInt64.
+// scale returns (size*perMillion + add) / 1,000,000 without overflow in
+// between, at most math.MaxInt64.
 func scale(size, perMillion, add int64) int64 {
 	hi, lo := bits.Mul64(uint64(max(size, 0)), uint64(perMillion))
 	lo, carry := bits.Add64(lo, uint64(add), 0)

@@ -14,8 +14,9 @@ const maxBytes = 1 << 20
 // What a field that is not given means.
 const (
 	DefaultReserve = "5%"
-	// DefaultSharedReserve is kept free where the system, or kubelet, has the same filesystem: more than kubelet's own thresholds
-	// (nodefs.available 10%, imagefs.available 15%), at which it evicts pods.
+	// DefaultSharedReserve is kept free where the system, or kubelet, has the
+	// same filesystem: more than kubelet's own thresholds (nodefs.available
+	// 10%, imagefs.available 15%), at which it evicts pods.
 	DefaultSharedReserve = "20%"
 	DefaultOvercommit    = "1.0"
 	DefaultFilesystem    = "ext4"
@@ -28,21 +29,25 @@ type Config struct {
 	Pools []Pool `yaml:"pools"`
 	// Nodes holds, by node name, what is different there.
 	Nodes map[string]Node `yaml:"nodes"`
-	// ByClaimIndex: keep links named by namespace and claim beside the volumes, for people who look at the disk.
+	// ByClaimIndex: keep links named by namespace and claim beside the volumes,
+	// for people who look at the disk.
 	ByClaimIndex bool `yaml:"byClaimIndex"`
-	// HeavyJobs is how many jobs that load the disk (mkfs, copies, scrubs) run at the same time on one filesystem.
+	// HeavyJobs is how many jobs that load the disk (mkfs, copies, scrubs) run
+	// at the same time on one filesystem.
 	HeavyJobs int `yaml:"heavyJobs"`
 }
 
 // Node is what is particular to one node.
 type Node struct {
-	// Pools replaces the common list. Empty or not given: the node has no pools.
+	// Pools replaces the common list. Empty or not given: the node has no
+	// pools.
 	Pools []Pool `yaml:"pools"`
 }
 
 // Pool is a directory that volumes are carved out of.
 type Pool struct {
-	// Name is a DNS label, unique on its node. It has no dot, so that "<node>.<pool>" can be read only one way.
+	// Name is a DNS label, unique on its node. It has no dot, so that
+	// "<node>.<pool>" can be read only one way.
 	Name string `yaml:"name"`
 	// Path is absolute and clean.
 	Path string `yaml:"path"`
@@ -52,20 +57,25 @@ type Pool struct {
 	Reserve Reserve `yaml:"reserve"`
 	// Overcommit is how many times what is left may be promised.
 	Overcommit Overcommit `yaml:"overcommit"`
-	// DefaultFilesystem is made in loop images whose class names none: ext4, xfs or btrfs.
+	// DefaultFilesystem is made in loop images whose class names none: ext4,
+	// xfs or btrfs.
 	DefaultFilesystem string `yaml:"defaultFilesystem"`
 	// RequireMountpoint: use Path only when it is a mount point.
 	RequireMountpoint bool `yaml:"requireMountpoint"`
-	// EnableQuota: turn simple quotas on where the pool's filesystem is btrfs and has quotas off. It concerns the whole
-	// filesystem, so it is not done unasked.
+	// EnableQuota: turn simple quotas on where the pool's filesystem is btrfs
+	// and has quotas off. It concerns the whole filesystem, so it is not done
+	// unasked.
 	EnableQuota bool `yaml:"enableQuota"`
-	// AllowNetworkFilesystem: use Path also on a network or cluster filesystem. No other node may have a pool in the same directory.
+	// AllowNetworkFilesystem: use Path also on a network or cluster filesystem.
+	// No other node may have a pool in the same directory.
 	AllowNetworkFilesystem bool `yaml:"allowNetworkFilesystem"`
-	// PurgeUnderPressure: trash may be freed before its time when space runs out.
+	// PurgeUnderPressure: trash may be freed before its time when space runs
+	// out.
 	PurgeUnderPressure bool `yaml:"purgeUnderPressure"`
 }
 
-// Default is the configuration of an empty file but for its pools: one pool named "default" at path.
+// Default is the configuration of an empty file but for its pools: one pool
+// named "default" at path.
 func Default(path string) (*Config, error) {
 	c := &Config{Pools: []Pool{{Name: "default", Path: path}}, ByClaimIndex: true}
 	c.setDefaults()
@@ -106,7 +116,8 @@ func LoadFile(path string) (*Config, error) {
 	return Load(file)
 }
 
-// PoolsOf returns the pools of the node: its own list if it has one, else the common one.
+// PoolsOf returns the pools of the node: its own list if it has one, else the
+// common one.
 func (c *Config) PoolsOf(node string) []Pool {
 	if n, ok := c.Nodes[node]; ok {
 		return slices.Clone(n.Pools)

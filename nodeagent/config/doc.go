@@ -10,18 +10,28 @@
 //	- name: default             # required; the Pool object is "<node>.default"
 //	  path: /volumes            # required; absolute
 //	  labels: {disk: fast}      # what a class's poolSelector chooses by
-//	  reserve: 10%              # kept free: a percentage of the filesystem, or a quantity (20Gi); default 5%
-//	  overcommit: "1.0"         # how many times the rest may be promised; default 1.0
-//	  defaultFilesystem: ext4   # in loop images whose class names none: ext4, xfs or btrfs; default ext4
-//	  allowNetworkFilesystem: false # true: also on nfs, ceph, cifs, fuse, ...; no other node may have a pool in the same directory
-//	  requireMountpoint: false  # true: path must be a mount point, the root disk will not do
-//	  enableQuota: false        # true: turn simple quotas on where the filesystem is btrfs and has none (it concerns all of it)
-//	  purgeUnderPressure: false # true: trash may be freed before its time when space runs out
+//	  # What is kept free: a percentage of the filesystem, or a quantity (20Gi).
+//	  reserve: 10%              # default 5%
+//	  overcommit: "1.0"         # how often the rest may be promised; default 1.0
+//	  # In loop images whose class names none: ext4, xfs or btrfs.
+//	  defaultFilesystem: ext4   # default ext4
+//	  # true: also on nfs, ceph, cifs, fuse, ...; no other node may have a pool
+//	  # in the same directory.
+//	  allowNetworkFilesystem: false
+//	  # true: path must be a mount point, the root disk will not do.
+//	  requireMountpoint: false
+//	  # true: turn simple quotas on where the filesystem is btrfs and has none
+//	  # (it concerns all of it).
+//	  enableQuota: false
+//	  # true: trash may be freed before its time when space runs out.
+//	  purgeUnderPressure: false
 //	nodes:
 //	  node4:
-//	    pools: []               # replaces the list above on this node; an empty list means no pools
-//	byClaimIndex: true          # keep links named by namespace and claim beside the volumes; default true
-//	heavyJobs: 2                # mkfs, copies and scrubs at the same time on one node; default 2
+//	    pools: []               # instead of the list above; empty: no pools
+//	# Keep links named by namespace and claim beside the volumes.
+//	byClaimIndex: true          # default true
+//	# How many mkfs, copies and scrubs run at the same time on one node.
+//	heavyJobs: 2                # default 2
 //
 // Everything is checked before anything is used, and a field that is not known
 // is an error: a misspelt requireMountpoint must not mean false.

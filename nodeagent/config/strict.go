@@ -31,7 +31,8 @@ func (e *FieldError) Error() string {
 	return fmt.Sprintf("line %d: %s: %s", e.Line, e.Field, e.Problem)
 }
 
-// documents parses all YAML documents of text; one of comments only does not count.
+// documents parses all YAML documents of text; one of comments only does not
+// count.
 func documents(text []byte) ([]yaml.Node, error) {
 	var docs []yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
@@ -61,7 +62,8 @@ func checkKnown(n *yaml.Node, t reflect.Type, path string, errs *[]error) {
 	case n.Kind == yaml.DocumentNode:
 		checkKnown(n.Content[0], t, path, errs)
 	case n.Kind == yaml.AliasNode:
-		*errs = append(*errs, &FieldError{Field: path, Line: n.Line, Problem: "aliases are not allowed, write it out"})
+		*errs = append(*errs, &FieldError{Field: path, Line: n.Line,
+			Problem: "aliases are not allowed, write it out"})
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
 		for i, item := range n.Content {
 			checkKnown(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i), errs)
@@ -76,7 +78,8 @@ func checkKnown(n *yaml.Node, t reflect.Type, path string, errs *[]error) {
 			key := n.Content[i]
 			field, ok := fields[key.Value]
 			if !ok {
-				*errs = append(*errs, &FieldError{Field: join(path, key.Value), Line: key.Line, Problem: unknown(key.Value, fields)})
+				*errs = append(*errs, &FieldError{Field: join(path, key.Value), Line: key.Line,
+					Problem: unknown(key.Value, fields)})
 				continue
 			}
 			checkKnown(n.Content[i+1], field, join(path, key.Value), errs)

@@ -17,12 +17,14 @@ var filesystems = []string{"btrfs", "ext4", "xfs"}
 
 // forbidden are directories no pool may be in, hold or be: they belong to the
 // kernel, to kubelet's and the agent's own mounts, or are gone at every boot.
-var forbidden = []string{"/proc", "/sys", "/dev", "/run", "/var/run", "/var/lib/kubelet", "/etc", "/boot", "/usr"}
+var forbidden = []string{"/proc", "/sys", "/dev", "/run", "/var/run", "/var/lib/kubelet", "/etc",
+	"/boot", "/usr"}
 
 func (c *Config) validate() error {
 	var errs []error
 	if c.HeavyJobs < 1 || c.HeavyJobs > maxHeavyJobs {
-		errs = append(errs, &FieldError{Field: "heavyJobs", Problem: fmt.Sprintf("%d is not a number from 1 to %d", c.HeavyJobs, maxHeavyJobs)})
+		errs = append(errs, &FieldError{Field: "heavyJobs",
+			Problem: fmt.Sprintf("%d is not a number from 1 to %d", c.HeavyJobs, maxHeavyJobs)})
 	}
 	errs = append(errs, validatePools("pools", c.Pools)...)
 	for _, name := range slices.Sorted(maps.Keys(c.Nodes)) {
@@ -48,7 +50,8 @@ func validatePools(field string, pools []Pool) (errs []error) {
 			wrong("path", problem)
 		}
 		if !slices.Contains(filesystems, p.DefaultFilesystem) {
-			wrong("defaultFilesystem", fmt.Sprintf("%q is not one of %s", p.DefaultFilesystem, strings.Join(filesystems, ", ")))
+			wrong("defaultFilesystem", fmt.Sprintf("%q is not one of %s",
+				p.DefaultFilesystem, strings.Join(filesystems, ", ")))
 		}
 		for _, key := range slices.Sorted(maps.Keys(p.Labels)) {
 			for _, msg := range validation.IsQualifiedName(key) {
@@ -63,7 +66,8 @@ func validatePools(field string, pools []Pool) (errs []error) {
 				wrong("name", fmt.Sprintf("%q is the name of %s[%d] too", p.Name, field, j))
 			}
 			if within(p.Path, other.Path) || within(other.Path, p.Path) {
-				wrong("path", fmt.Sprintf("%s and %s (%s[%d]) are the same or one is in the other", p.Path, other.Path, field, j))
+				wrong("path", fmt.Sprintf("%s and %s (%s[%d]) are the same or one is in the other",
+					p.Path, other.Path, field, j))
 			}
 		}
 	}
@@ -75,7 +79,8 @@ func pathProblem(path string) string {
 	case path == "":
 		return "is required"
 	case !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0):
-		return fmt.Sprintf("%q is not an absolute path without \".\", \"..\", doubled or closing slashes", path)
+		return fmt.Sprintf("%q is not an absolute path without \".\", \"..\", doubled or "+
+			"closing slashes", path)
 	case path == "/":
 		return "the root directory can't be a pool; make a directory for it"
 	}

@@ -20,12 +20,14 @@ type DamagedError struct {
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("the filesystem on %s is damaged, and repairing it by itself is not safe: %s", e.Device, e.Output)
+	return fmt.Sprintf("the filesystem on %s is damaged, and repairing it by itself "+
+		"is not safe: %s", e.Device, e.Output)
 }
 
 // CheckOptions are how a filesystem is checked.
 type CheckOptions struct {
-	// Before is called when a repair is about to begin, for the caller to remember that; an error keeps it from beginning.
+	// Before is called when a repair is about to begin, for the caller to
+	// remember that; an error keeps it from beginning.
 	Before func() error
 	// Memory is what a repair may take, in bytes; 0: what the process has left.
 	Memory uint64
@@ -90,11 +92,15 @@ func Check(ctx context.Context, device *os.File, opts CheckOptions) (repaired bo
 	case code > 0 && code&^(corrected|reboot) == 0:
 		_ = unix.Fadvise(int(device.Fd()), 0, headBytes, unix.FADV_DONTNEED)
 		return true, nil
-	case ctx.Err() == nil && (code < 0 || code == notLoaded || code&operational != 0 && isOutOfMemory(out)):
-		return false, &DamagedError{Device: device.Name(), Output: fmt.Sprintf("e2fsck did not come to its end within %d MiB of memory (%v: %s); give the agent more, or run it by hand", room>>20, err, out), Unfinished: true}
+	case ctx.Err() == nil && (code < 0 || code == notLoaded ||
+		code&operational != 0 && isOutOfMemory(out)):
+		return false, &DamagedError{Device: device.Name(),
+			Output: fmt.Sprintf("e2fsck did not come to its end within %d MiB of memory (%v: %s); "+
+				"give the agent more, or run it by hand", room>>20, err, out), Unfinished: true}
 	case code > 0 && code&uncorrected != 0:
 		return false, &DamagedError{Device: device.Name(), Output: out}
 	default:
-		return false, fmt.Errorf("check %s: e2fsck: %w: %s", device.Name(), errors.Join(err, ctx.Err()), out)
+		return false, fmt.Errorf("check %s: e2fsck: %w: %s",
+			device.Name(), errors.Join(err, ctx.Err()), out)
 	}
 }

@@ -73,7 +73,8 @@ func grow(ctx context.Context, mountpoint, device *os.File) (int64, error) {
 		size, err = growBtrfs(dir, device)
 		slack = 1 << 20
 	default:
-		return 0, &UnknownError{Signature: fmt.Sprintf("a filesystem with magic number %#x", st.Type)}
+		return 0, &UnknownError{Signature: fmt.Sprintf("a filesystem with magic number %#x",
+			st.Type)}
 	}
 	if err != nil {
 		return 0, err
@@ -87,7 +88,8 @@ func grow(ctx context.Context, mountpoint, device *os.File) (int64, error) {
 var errShrink = errors.New("the device is smaller than the filesystem, which is never shrunk")
 
 // growExt4 uses EXT4_IOC_RESIZE_FS, which wants the number of blocks and knows
-// by itself which groups to add. It takes CAP_SYS_RESOURCE, unlike all else here.
+// by itself which groups to add. It takes CAP_SYS_RESOURCE, unlike all else
+// here.
 func growExt4(ctx context.Context, dir, device *os.File, target, block int64) (int64, error) {
 	before, err := identifyMounted(ctx, device)
 	if err != nil {
@@ -102,7 +104,8 @@ func growExt4(ctx context.Context, dir, device *os.File, target, block int64) (i
 	}
 	err = ioctl(dir, 0x40086610 /* _IOW('f', 16, __u64) */, unsafe.Pointer(&blocks))
 	if errors.Is(err, unix.EPERM) {
-		return 0, fmt.Errorf("EXT4_IOC_RESIZE_FS: %w (it takes CAP_SYS_RESOURCE, and a filesystem without errors)", err)
+		return 0, fmt.Errorf("EXT4_IOC_RESIZE_FS: %w (it takes CAP_SYS_RESOURCE, and a filesystem "+
+			"without errors)", err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("EXT4_IOC_RESIZE_FS to %d blocks: %w", blocks, err)
@@ -111,9 +114,10 @@ func growExt4(ctx context.Context, dir, device *os.File, target, block int64) (i
 	return after.SizeBytes, err
 }
 
-// identifyMounted reads the superblock of an ext4 that is mounted, which is in the
-// device's cache. The kernel changes it there and computes its checksum somewhat
-// later, so a wrong one is no damage before it has stayed wrong for a while.
+// identifyMounted reads the superblock of an ext4 that is mounted, which is in
+// the device's cache. The kernel changes it there and computes its checksum
+// somewhat later, so a wrong one is no damage before it has stayed wrong for a
+// while.
 func identifyMounted(ctx context.Context, device io.ReaderAt) (Info, error) {
 	const patience = 2 * time.Second
 	deadline := time.Now().Add(patience)
@@ -158,7 +162,8 @@ func growXFS(dir *os.File, target int64) (int64, error) {
 	}
 	if want > g.dataBlocks {
 		arg := xfsGrow{newBlocks: want, imaxPct: g.imaxPct}
-		err := ioctl(dir, 0x4010586e /* _IOW('X', 110, struct xfs_growfs_data) */, unsafe.Pointer(&arg))
+		err := ioctl(dir, 0x4010586e, /* _IOW('X', 110, struct xfs_growfs_data) */
+			unsafe.Pointer(&arg))
 		// EINVAL: it adds less than an allocation group's least, so nothing.
 		// Whether that is so the caller sees by the size.
 		if err != nil && !errors.Is(err, unix.EINVAL) {
@@ -196,7 +201,8 @@ func growBtrfs(dir, device *os.File) (int64, error) {
 	}
 	var arg btrfsVolArgs
 	copy(arg.name[:], "1:max")
-	if err := ioctl(dir, 0x50009403 /* _IOW(0x94, 3, struct btrfs_ioctl_vol_args) */, unsafe.Pointer(&arg)); err != nil {
+	if err := ioctl(dir, 0x50009403, /* _IOW(0x94, 3, struct btrfs_ioctl_vol_args) */
+		unsafe.Pointer(&arg)); err != nil {
 		return 0, fmt.Errorf("BTRFS_IOC_RESIZE: %w", err)
 	}
 	return mount.BtrfsDeviceSize(dir)

@@ -98,9 +98,9 @@ func Identify(r io.ReaderAt) (Info, error) {
 	return Info{}, &UnknownError{Signature: signature(head)}
 }
 
-// CheckBlank returns nil if the first and the last MiB of a device or image read
-// as zeros, which is what [Make] wants to see. The end matters because software
-// RAID and GPT keep a superblock there. Otherwise it returns an
+// CheckBlank returns nil if the first and the last MiB of a device or image
+// read as zeros, which is what [Make] wants to see. The end matters because
+// software RAID and GPT keep a superblock there. Otherwise it returns an
 // [*AlreadyFormattedError].
 func CheckBlank(f *os.File) error {
 	if isHole(f) {
@@ -108,7 +108,8 @@ func CheckBlank(f *os.File) error {
 	}
 	info, err := Identify(f)
 	if err == nil {
-		return &AlreadyFormattedError{Device: f.Name(), Found: fmt.Sprintf("%s with UUID %s", info.Type, info.UUID)}
+		return &AlreadyFormattedError{Device: f.Name(), Found: fmt.Sprintf("%s with UUID %s",
+			info.Type, info.UUID)}
 	}
 	if !errors.Is(err, ErrNone) {
 		var unknown *UnknownError
@@ -133,8 +134,8 @@ func CheckBlank(f *os.File) error {
 }
 
 // isHole tells whether an image has nowhere any data, and so reads as zeros: it
-// was never written to. That is known without reading it (SEEK_DATA of lseek(2));
-// space that is only reserved counts as a hole.
+// was never written to. That is known without reading it (SEEK_DATA of
+// lseek(2)); space that is only reserved counts as a hole.
 func isHole(f *os.File) bool {
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
@@ -162,7 +163,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// identifyExt reads struct ext4_super_block (Documentation/filesystems/ext4/super.rst).
+// identifyExt reads struct ext4_super_block
+// (Documentation/filesystems/ext4/super.rst).
 func identifyExt(sb []byte) (Info, error) {
 	const (
 		incompatExtents       = 0x40
@@ -238,13 +240,15 @@ func identifyXFS(sb []byte) (Info, error) {
 	}, nil
 }
 
-// identifyBtrfs reads struct btrfs_super_block (include/uapi/linux/btrfs_tree.h).
+// identifyBtrfs reads struct btrfs_super_block
+// (include/uapi/linux/btrfs_tree.h).
 func identifyBtrfs(sb []byte) (Info, error) {
 	if len(sb) < 4096 {
 		return Info{}, &CorruptError{Btrfs, "cut off"}
 	}
 	le := binary.LittleEndian
-	if checksumType := le.Uint16(sb[0xc4:]); checksumType == 0 { // crc32c; the others take more than they are worth here
+	// crc32c; the others take more than they are worth here.
+	if checksumType := le.Uint16(sb[0xc4:]); checksumType == 0 {
 		if crc32.Checksum(sb[0x20:4096], castagnoli) != le.Uint32(sb) {
 			return Info{}, &CorruptError{Btrfs, "wrong checksum"}
 		}

@@ -13,14 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// repairing lets one repair run at a time: each may need as much memory as there is.
+// repairing lets one repair run at a time: each may need as much memory as
+// there is.
 var repairing = semaphore.NewWeighted(1)
 
-// leastForRepair is given to a repair in any case, in bytes: a usual one takes less.
+// leastForRepair is given to a repair in any case, in bytes: a usual one takes
+// less.
 const leastForRepair = 48 << 20
 
-// memoryForRepair is how much memory a repair may take, in bytes: three quarters of what our control group has left, without
-// what can be dropped, and half of what the machine has.
+// memoryForRepair is how much memory a repair may take, in bytes: three
+// quarters of what our control group has left, without what can be dropped, and
+// half of what the machine has.
 func memoryForRepair() uint64 {
 	room := available("/proc/meminfo") / 2
 	if limit, used, ok := groupMemory(); ok {
@@ -34,15 +37,17 @@ func available(meminfo string) uint64 {
 	content, _ := os.ReadFile(meminfo)
 	for line := range strings.Lines(string(content)) {
 		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			kib, _ := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			kib, _ := strconv.ParseUint(
+				strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
 			return kib << 10
 		}
 	}
 	return 0
 }
 
-// groupMemory returns the memory limit of our control group and what of it cannot be dropped, in bytes; ok is false where there
-// is no limit. In a container the group is the root of what is mounted there.
+// groupMemory returns the memory limit of our control group and what of it
+// cannot be dropped, in bytes; ok is false where there is no limit. In a
+// container the group is the root of what is mounted there.
 func groupMemory() (limit, used uint64, ok bool) {
 	for _, g := range []struct{ dir, limit, held string }{
 		{"/sys/fs/cgroup", "memory.max", "anon"},
@@ -67,8 +72,8 @@ func groupMemory() (limit, used uint64, ok bool) {
 	return 0, 0, false
 }
 
-// limitMemory bounds the address space of a process that has just been started, and has the kernel take it first where memory is
-// short all the same.
+// limitMemory bounds the address space of a process that has just been started,
+// and has the kernel take it first where memory is short all the same.
 func limitMemory(pid int, bytes uint64) error {
 	limit := unix.Rlimit{Cur: bytes, Max: bytes}
 	if err := unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil); err != nil {
@@ -78,17 +83,20 @@ func limitMemory(pid int, bytes uint64) error {
 	return nil
 }
 
-// stackForRepair is the room that each thread of a repair gets for its stack, in bytes. e2fsck reads bitmaps in a thread for each
-// processor of the machine, and the C library reserves the limit of the stack, 8 MiB, for each: on large machines that is more than a
-// repair may take, and it ends before it has begun.
+// stackForRepair is the room that each thread of a repair gets for its stack,
+// in bytes. e2fsck reads bitmaps in a thread for each processor of the machine,
+// and the C library reserves the limit of the stack, 8 MiB, for each: on large
+// machines that is more than a repair may take, and it ends before it has
+// begun.
 const stackForRepair = 512 << 10
 
 // lowering keeps the limit of the stack from being lowered twice.
 var lowering sync.Mutex
 
-// startWithLittleStack starts a process with that limit of the stack. A process reads it when it begins, before it could be set
-// from outside, so it is set for ourselves meanwhile; our own threads' stacks have nothing to do with it, and whatever else is started at
-// this moment has enough of it too.
+// startWithLittleStack starts a process with that limit of the stack. A process
+// reads it when it begins, before it could be set from outside, so it is set
+// for ourselves meanwhile; our own threads' stacks have nothing to do with it,
+// and whatever else is started at this moment has enough of it too.
 func startWithLittleStack(cmd *exec.Cmd) error {
 	lowering.Lock()
 	defer lowering.Unlock()
@@ -97,19 +105,24 @@ func startWithLittleStack(cmd *exec.Cmd) error {
 		return fmt.Errorf("read the limit of the stack: %w", err)
 	}
 	if before.Cur > stackForRepair {
-		if err := unix.Setrlimit(unix.RLIMIT_STACK, &unix.Rlimit{Cur: stackForRepair, Max: before.Max}); err != nil {
+		if err := unix.Setrlimit(unix.RLIMIT_STACK, &unix.Rlimit{Cur: stackForRepair,
+			Max: before.Max}); err != nil {
 			return fmt.Errorf("limit the stack: %w", err)
 		}
-		defer unix.Setrlimit(unix.RLIMIT_STACK, &before) //nolint:errcheck // up to what it was is always allowed
+		// Up to what it was is always allowed.
+		defer unix.Setrlimit(unix.RLIMIT_STACK, &before) //nolint:errcheck
 	}
 	return cmd.Start()
 }
 
-// isOutOfMemory tells what e2fsck says when it is refused memory, which each part of it does in words of its own; and that a
-// filesystem has no block or inode left is another thing.
+// isOutOfMemory tells what e2fsck says when it is refused memory, which each
+// part of it does in words of its own; and that a filesystem has no block or
+// inode left is another thing.
 func isOutOfMemory(output string) bool {
 	lower := strings.ToLower(output)
-	for _, words := range []string{"resource temporarily unavailable", "trying to initialize program"} { // a thread (EAGAIN); as it starts
+	// A thread (EAGAIN); as it starts.
+	for _, words := range []string{"resource temporarily unavailable",
+		"trying to initialize program"} {
 		if strings.Contains(lower, words) {
 			return true
 		}

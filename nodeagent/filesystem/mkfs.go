@@ -70,7 +70,8 @@ type TooSmallError struct {
 }
 
 func (e *TooSmallError) Error() string {
-	return fmt.Sprintf("%d bytes are too small for %s, which takes %d (%d MiB) at least", e.Size, e.Type, e.Minimum, e.Minimum>>20)
+	return fmt.Sprintf("%d bytes are too small for %s, which takes %d (%d MiB) at least",
+		e.Size, e.Type, e.Minimum, e.Minimum>>20)
 }
 
 // MinimumSize is the least number of bytes with which a device makes a usable
@@ -108,8 +109,10 @@ func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 	if !uuidPattern.MatchString(opts.UUID) {
 		return fmt.Errorf("make filesystem: not a UUID: %q", opts.UUID)
 	}
-	if limit := map[Type]int{Ext4: 16, XFS: 12, Btrfs: 255}[opts.Type]; len(opts.Label) > limit || strings.HasPrefix(opts.Label, "-") {
-		return fmt.Errorf("make filesystem: label %q: want at most %d bytes, and no hyphen in front", opts.Label, limit)
+	if limit := map[Type]int{Ext4: 16, XFS: 12, Btrfs: 255}[opts.Type]; len(opts.Label) > limit ||
+		strings.HasPrefix(opts.Label, "-") {
+		return fmt.Errorf("make filesystem: label %q: want at most %d bytes, and no "+
+			"hyphen in front", opts.Label, limit)
 	}
 	size, err := device.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -138,7 +141,12 @@ func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.ExtraFiles = []*os.File{device}
 	if out, err := run(cmd); err != nil {
-		return &MakeError{Tool: tool, Device: device.Name(), Output: out, Err: errors.Join(err, ctx.Err())}
+		return &MakeError{
+			Tool:   tool,
+			Device: device.Name(),
+			Output: out,
+			Err:    errors.Join(err, ctx.Err()),
+		}
 	}
 	if err := device.Sync(); err != nil {
 		return fmt.Errorf("make filesystem: %w", err)
@@ -148,7 +156,8 @@ func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 		return fmt.Errorf("%s %s succeeded, but: %w", tool, device.Name(), err)
 	}
 	if info.Type != opts.Type || info.UUID != opts.UUID {
-		return fmt.Errorf("%s %s succeeded, but made %s with UUID %s instead of %s", tool, device.Name(), info.Type, info.UUID, opts.UUID)
+		return fmt.Errorf("%s %s succeeded, but made %s with UUID %s instead of %s",
+			tool, device.Name(), info.Type, info.UUID, opts.UUID)
 	}
 	return nil
 }
@@ -202,13 +211,16 @@ func defaultOptions(opts MakeOptions, size int64) (options, error) {
 func ext4Defaults(opts MakeOptions, size int64) (options, error) {
 	var o options
 	o.set("-q", "", "")
-	o.set("-F", "", "") // images are not block devices, which it would ask about; blankness was checked
+	// Images are not block devices, which it would ask about; blankness was
+	// checked.
+	o.set("-F", "", "")
 	o.set("-U", "", opts.UUID)
 	if opts.Label != "" {
 		o.set("-L", "", opts.Label)
 	}
-	o.set("-e", "", "remount-ro") // mkfs' own default goes on writing into a filesystem known to be damaged
-	o.set("-m", "", "0")          // the 5% for root are of no use in a volume
+	// Mkfs' own default goes on writing into a filesystem known to be damaged.
+	o.set("-e", "", "remount-ro")
+	o.set("-m", "", "0") // the 5% for root are of no use in a volume
 	o.set("-b", "", "4096")
 	o.set("-I", "", "256")
 	if opts.Inodes > 0 {
@@ -222,7 +234,8 @@ func ext4Defaults(opts MakeOptions, size int64) (options, error) {
 	// mke2fs.conf adds (orphan_file, metadata_csum_seed) old kernels refuse.
 	o.set("-O", "none", "")
 	for _, feature := range []string{
-		"has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit", "flex_bg",
+		"has_journal", "ext_attr", "resize_inode",
+		"dir_index", "filetype", "extent", "64bit", "flex_bg",
 		"sparse_super", "large_file", "huge_file", "dir_nlink", "extra_isize", "metadata_csum",
 	} {
 		o.set("-O", feature, "")
@@ -325,7 +338,8 @@ var (
 		if err := f.Truncate(16 << 20); err != nil {
 			return false, err
 		}
-		err = exec.Command("mkfs.ext4", "-n", "-q", "-F", "-E", "assume_storage_prezeroed=1", f.Name()).Run()
+		err = exec.Command("mkfs.ext4", "-n", "-q", "-F", "-E", "assume_storage_prezeroed=1",
+			f.Name()).Run()
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
 			return false, nil

@@ -53,7 +53,9 @@ func checkSectors(t Type, extra options, sectorSize uint32) error {
 			n *= 1024
 		}
 		if err == nil && n < uint64(sectorSize) {
-			return &OptionError{Type: t, Option: o.flag + " " + o.value, Reason: fmt.Sprintf("the disk has sectors of %d bytes, and that is the least", sectorSize)}
+			return &OptionError{Type: t, Option: o.flag + " " + o.value,
+				Reason: fmt.Sprintf("the disk has sectors of %d bytes, and that is the least",
+					sectorSize)}
 		}
 	}
 	return nil
@@ -78,18 +80,21 @@ func (a option) same(b option) bool {
 func merge(defaults, extra options) options {
 	var out options
 	for _, d := range defaults {
-		if !slices.ContainsFunc(extra, func(e option) bool { return d.same(e) || supersedes(e, d) }) {
+		if !slices.ContainsFunc(extra, func(e option) bool {
+			return d.same(e) || supersedes(e, d)
+		}) {
 			out = append(out, d)
 		}
 	}
 	return append(out, extra...)
 }
 
-// supersedes tells whether e says the same as d in other words: ways to give the
-// number of inodes.
+// supersedes tells whether e says the same as d in other words: ways to give
+// the number of inodes.
 func supersedes(e, d option) bool {
 	inodes := []string{"-i", "-N", "-T"}
-	return e.key == "" && d.key == "" && slices.Contains(inodes, e.flag) && slices.Contains(inodes, d.flag)
+	return e.key == "" && d.key == "" && slices.Contains(inodes, e.flag) &&
+		slices.Contains(inodes, d.flag)
 }
 
 // args puts them together again, elements of one list behind one flag, as the
@@ -169,7 +174,8 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 			key, v, _ := strings.Cut(element, "=")
 			check, ok := r.list[key]
 			if !ok {
-				e := &OptionError{Type: t, Option: flag + " " + element, Reason: mkfsRefused[t][flag+" "+key]}
+				e := &OptionError{Type: t, Option: flag + " " + element,
+					Reason: mkfsRefused[t][flag+" "+key]}
 				if e.Reason == "" {
 					if near := nearest.Word(key, slices.Sorted(maps.Keys(r.list))); near != "" {
 						e.Nearest = flag + " " + near
@@ -228,6 +234,8 @@ const (
 	neverForced = "formatting is never forced"
 	tooNew      = "the oldest kernel that Quarry supports (5.14) does not mount it"
 	losesData   = "a crash would lose data"
+	agentsQuota = "quotas are the agent's"
+	mixedGroups = "mixed block groups are slow, and sizes that need them are refused"
 )
 
 // mkfsRules are the options that a StorageClass may give: what shapes the
@@ -243,25 +251,32 @@ var mkfsRules = map[Type]map[string]rule{
 		"-T": {value: oneOf("small", "news", "largefile", "largefile4", "default")},
 		"-J": {list: map[string]func(string) string{"size": number(4, 4096)}}, // MiB
 		"-E": {list: map[string]func(string) string{
-			"stride": number(0, 1<<20), "stripe_width": number(0, 1<<20), "stripe-width": number(0, 1<<20),
+			"stride":       number(0, 1<<20),
+			"stripe_width": number(0, 1<<20), "stripe-width": number(0, 1<<20),
 			"packed_meta_blocks": bit, "lazy_itable_init": bit, "lazy_journal_init": bit,
 		}},
 		"-O": {list: map[string]func(string) string{
-			"has_journal": nothing, "fast_commit": nothing, "inline_data": nothing, "ea_inode": nothing,
+			"has_journal": nothing, "fast_commit": nothing,
+			"inline_data": nothing, "ea_inode": nothing,
 			"large_dir": nothing, "verity": nothing, "encrypt": nothing, "casefold": nothing,
 			"dir_index": nothing, "^dir_index": nothing, "metadata_csum": nothing,
 		}},
 	},
 	XFS: {
-		"-b": {list: map[string]func(string) string{"size": oneOf("1024", "2048", "4096", "1k", "2k", "4k")}},
+		"-b": {list: map[string]func(string) string{
+			"size": oneOf("1024", "2048", "4096", "1k", "2k", "4k"),
+		}},
 		"-d": {list: map[string]func(string) string{
 			"agcount": number(1, 1<<20), "agsize": size, "su": size, "sw": number(0, 1<<16),
 			"sunit": number(0, 1<<20), "swidth": number(0, 1<<20), "noalign": nothing,
 		}},
 		"-i": {list: map[string]func(string) string{
-			"size": number(512, 2048), "maxpct": number(0, 100), "perblock": number(2, 128), "sparse": bit,
+			"size": number(512, 2048), "maxpct": number(0, 100),
+			"perblock": number(2, 128), "sparse": bit,
 		}},
-		"-l": {list: map[string]func(string) string{"size": size, "su": size, "sunit": number(0, 1<<20)}},
+		"-l": {list: map[string]func(string) string{
+			"size": size, "su": size, "sunit": number(0, 1<<20),
+		}},
 		"-m": {list: map[string]func(string) string{
 			"finobt": bit, "rmapbt": bit, "reflink": bit, "bigtime": bit, "inobtcount": bit,
 		}},
@@ -269,7 +284,7 @@ var mkfsRules = map[Type]map[string]rule{
 		"-s": {list: map[string]func(string) string{"size": oneOf("512", "4096", "4k")}},
 	},
 	Btrfs: {
-		"-n": {value: oneOf("4096", "8192", "16384", "32768", "65536", "4k", "8k", "16k", "32k", "64k")}, "--nodesize": {value: oneOf("4096", "8192", "16384", "32768", "65536", "4k", "8k", "16k", "32k", "64k")},
+		"-n": {value: nodeSizes}, "--nodesize": {value: nodeSizes},
 		"--csum": {value: checksums}, "--checksum": {value: checksums},
 		"-m": {value: profiles}, "--metadata": {value: profiles},
 		"-d": {value: profiles}, "--data": {value: profiles},
@@ -280,36 +295,48 @@ var mkfsRules = map[Type]map[string]rule{
 var (
 	checksums = oneOf("crc32c", "xxhash", "sha256", "blake2") // all since Linux 5.5
 	profiles  = oneOf("single", "dup")                        // of one device
+	nodeSizes = oneOf("4096", "8192", "16384", "32768", "65536",
+		"4k", "8k", "16k", "32k", "64k")
 )
 
-// mkfsRefused are options that are known, with the reason why not. An element of
-// a list is written "-d file".
+// mkfsRefused are options that are known, with the reason why not. An element
+// of a list is written "-d file".
 var mkfsRefused = map[Type]map[string]string{
 	Ext4: {
-		"-F": neverForced, "-U": setByUs, "-L": setByUs, "-q": setByUs, "-v": setByUs, "-n": setByUs, "-M": setByUs,
-		"-d": otherDevice, "-l": otherDevice, "-z": otherDevice, "-J device": otherDevice, "-J location": setByUs,
-		"-c": "it reads or overwrites the whole device", "-S": neverForced, "-D": setByUs, "-o": setByUs, "-t": setByUs, "-V": setByUs,
-		"-e":                          "a damaged volume must neither be written to nor take the node down",
-		"-E discard":                  "it would make a reserved image sparse",
-		"-E nodiscard":                setByUs,
-		"-E assume_storage_prezeroed": setByUs, "-E offset": otherDevice, "-E root_owner": setByUs, "-E test_fs": neverForced,
-		"-E quotatype": "quotas are the agent's", "-O quota": "quotas are the agent's", "-O project": "quotas are the agent's",
-		"-O orphan_file": tooNew, "-O metadata_csum_seed": tooNew + ": only from some versions of its tools", "-O ^has_journal": losesData,
-		"-O ^metadata_csum": losesData, "-O journal_dev": otherDevice,
+		"-F": neverForced, "-U": setByUs, "-L": setByUs,
+		"-q": setByUs, "-v": setByUs, "-n": setByUs, "-M": setByUs,
+		"-d": otherDevice, "-l": otherDevice, "-z": otherDevice,
+		"-J device": otherDevice, "-J location": setByUs,
+		"-c": "it reads or overwrites the whole device", "-S": neverForced,
+		"-D": setByUs, "-o": setByUs, "-t": setByUs, "-V": setByUs,
+		"-e":         "a damaged volume must neither be written to nor take the node down",
+		"-E discard": "it would make a reserved image sparse", "-E nodiscard": setByUs,
+		"-E assume_storage_prezeroed": setByUs, "-E offset": otherDevice,
+		"-E root_owner": setByUs, "-E test_fs": neverForced,
+		"-E quotatype": agentsQuota, "-O quota": agentsQuota, "-O project": agentsQuota,
+		"-O orphan_file":        tooNew,
+		"-O metadata_csum_seed": tooNew + ": only from some versions of its tools",
+		"-O ^has_journal":       losesData, "-O ^metadata_csum": losesData,
+		"-O journal_dev": otherDevice,
 	},
 	XFS: {
-		"-f": neverForced, "-L": setByUs, "-q": setByUs, "-K": setByUs, "-N": setByUs, "-V": setByUs,
+		"-f": neverForced, "-L": setByUs, "-q": setByUs,
+		"-K": setByUs, "-N": setByUs, "-V": setByUs,
 		"-c": otherDevice, "-p": otherDevice, "-r": otherDevice,
-		"-d name": otherDevice, "-d file": otherDevice, "-d size": setByUs, "-d rtinherit": otherDevice,
+		"-d name": otherDevice, "-d file": otherDevice,
+		"-d size": setByUs, "-d rtinherit": otherDevice,
 		"-l logdev": otherDevice, "-l name": otherDevice, "-l internal": setByUs,
 		"-m uuid": setByUs, "-m crc": setByUs,
-		"-i nrext64": tooNew, "-i exchange": tooNew, "-n parent": tooNew, "-m metadir": tooNew, "-m autofsck": tooNew,
+		"-i nrext64": tooNew, "-i exchange": tooNew, "-n parent": tooNew,
+		"-m metadir": tooNew, "-m autofsck": tooNew,
 	},
 	Btrfs: {
-		"-f": neverForced, "--force": neverForced, "-U": setByUs, "--uuid": setByUs, "-L": setByUs, "--label": setByUs,
-		"-K": setByUs, "--nodiscard": setByUs, "-q": setByUs, "--quiet": setByUs, "-b": setByUs, "--byte-count": setByUs,
-		"-r": otherDevice, "--rootdir": otherDevice, "-M": "mixed block groups are slow, and sizes that need them are refused",
-		"--mixed": "mixed block groups are slow, and sizes that need them are refused", "-s": setByUs, "--sectorsize": setByUs,
+		"-f": neverForced, "--force": neverForced, "-U": setByUs,
+		"--uuid": setByUs, "-L": setByUs, "--label": setByUs,
+		"-K": setByUs, "--nodiscard": setByUs, "-q": setByUs,
+		"--quiet": setByUs, "-b": setByUs, "--byte-count": setByUs,
+		"-r": otherDevice, "--rootdir": otherDevice, "-M": mixedGroups, "--mixed": mixedGroups,
+		"-s": setByUs, "--sectorsize": setByUs,
 		"-O block-group-tree": tooNew, "-O raid-stripe-tree": tooNew, "-O zoned": otherDevice,
 	},
 }

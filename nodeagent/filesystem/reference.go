@@ -2,8 +2,9 @@ package filesystem
 
 import "strings"
 
-// AllowedMkfsOptions is what [ValidateMkfsOptions] lets through, for the reference: each option as it is written ("-i", or
-// "-E stride" for an element of a list), and what may follow it, empty where nothing may.
+// AllowedMkfsOptions is what [ValidateMkfsOptions] lets through, for the
+// reference: each option as it is written ("-i", or "-E stride" for an element
+// of a list), and what may follow it, empty where nothing may.
 func AllowedMkfsOptions(t Type) map[string]string {
 	out := map[string]string{}
 	for name, rule := range mkfsRules[t] {
@@ -17,7 +18,8 @@ func AllowedMkfsOptions(t Type) map[string]string {
 	return out
 }
 
-// wants is what a check says to a value that nothing allows; it is nothing where no value is allowed.
+// wants is what a check says to a value that nothing allows; it is nothing
+// where no value is allowed.
 func wants(check func(string) string) string {
 	if check("") == "" {
 		return ""

@@ -1,4 +1,5 @@
-// Package keylock gives one lock per key, for operations that must exclude each other on one volume and on no other.
+// Package keylock gives one lock per key, for operations that must exclude each
+// other on one volume and on no other.
 package keylock
 
 import (
@@ -7,7 +8,8 @@ import (
 	"sync"
 )
 
-// Set is a set of locks that come into being when they are asked for. The zero value is ready for use.
+// Set is a set of locks that come into being when they are asked for. The zero
+// value is ready for use.
 type Set struct {
 	mu    sync.Mutex
 	locks map[string]*lock
@@ -16,7 +18,8 @@ type Set struct {
 type lock struct {
 	// held has room for one token: who puts it in holds the lock.
 	held chan struct{}
-	// users counts holders and waiters, so that the last one removes the lock from the map.
+	// users counts holders and waiters, so that the last one removes the lock
+	// from the map.
 	users int
 }
 
@@ -25,7 +28,8 @@ type BusyError struct{ Key string }
 
 func (e *BusyError) Error() string { return fmt.Sprintf("an operation on %s is under way", e.Key) }
 
-// Lock waits for the key until ctx ends. The returned function gives it back and must be called once.
+// Lock waits for the key until ctx ends. The returned function gives it back
+// and must be called once.
 func (s *Set) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	l := s.get(key)
 	select {
@@ -33,6 +37,7 @@ func (s *Set) Lock(ctx context.Context, key string) (unlock func(), err error) {
 		return func() { <-l.held; s.put(key, l) }, nil
 	default:
 	}
+
 	select {
 	case l.held <- struct{}{}:
 		return func() { <-l.held; s.put(key, l) }, nil
@@ -57,14 +62,17 @@ func (s *Set) TryLock(key string) (unlock func(), err error) {
 func (s *Set) get(key string) *lock {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if s.locks == nil {
 		s.locks = map[string]*lock{}
 	}
+
 	l := s.locks[key]
 	if l == nil {
 		l = &lock{held: make(chan struct{}, 1)}
 		s.locks[key] = l
 	}
+
 	l.users++
 	return l
 }

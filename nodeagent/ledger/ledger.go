@@ -1,19 +1,20 @@
 // Package ledger keeps the books of one filesystem: what of its space is
-// promised to whom, and who has which quota id. They are in memory only, for the
-// records on disk are what they are rebuilt from, and know nothing of disks.
+// promised to whom, and who has which quota id. They are in memory only, for
+// the records on disk are what they are rebuilt from, and know nothing of
+// disks.
 //
 // # Keys
 //
-// Both are by key. Whose a key is, the caller decides: a volume, an entry of the
-// trash, an admission. What is renamed on disk is moved here, from one key to
-// another, with all that it has.
+// Both are by key. Whose a key is, the caller decides: a volume, an entry of
+// the trash, an admission. What is renamed on disk is moved here, from one key
+// to another, with all that it has.
 //
 // # What may be promised
 //
 // What may be promised is measured in a way that does not move when tenants
 // write. "Usable" is the free space plus what volumes already use; a tenant who
-// writes moves bytes from one to the other. Of that a pool keeps its reserve and
-// promises the rest, times its overcommit ratio. That is the capacity which
+// writes moves bytes from one to the other. Of that a pool keeps its reserve
+// and promises the rest, times its overcommit ratio. That is the capacity which
 // [Ledger.Reserve] is called with.
 package ledger
 
@@ -37,7 +38,8 @@ type Ledger struct {
 
 // New returns books in which nothing is written.
 func New() *Ledger {
-	return &Ledger{ids: quota.NewAllocator(nil), promises: map[string]int64{}, owners: map[uint32]string{}}
+	return &Ledger{ids: quota.NewAllocator(nil), promises: map[string]int64{},
+		owners: map[uint32]string{}}
 }
 
 // Set promises bytes to key whether there is room or not: for what is on disk
@@ -49,22 +51,25 @@ func (l *Ledger) Set(key string, bytes int64) {
 	l.promises[key] = bytes
 }
 
-// Reserve promises bytes to key if all promises then stay within capacity; key's
-// former promise is replaced. It returns how much could have been promised.
+// Reserve promises bytes to key if all promises then stay within capacity;
+// key's former promise is replaced. It returns how much could have been
+// promised.
 func (l *Ledger) Reserve(key string, bytes, capacity int64) (available int64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	others := l.total - l.promises[key]
 	if bytes > capacity-others {
 		return max(capacity-others, 0), false
 	}
+
 	l.total = others + bytes
 	l.promises[key] = bytes
 	return capacity - others, true
 }
 
-// Release takes a promise back, and reports whether there was one. A second call
-// does nothing.
+// Release takes a promise back, and reports whether there was one. A second
+// call does nothing.
 func (l *Ledger) Release(key string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -100,8 +105,8 @@ func (l *Ledger) Promises() map[string]int64 {
 	return maps.Clone(l.promises)
 }
 
-// Draw finds a quota id that nobody has, by these books and as free tells of the
-// disk, and gives it to key.
+// Draw finds a quota id that nobody has, by these books and as free tells of
+// the disk, and gives it to key.
 func (l *Ledger) Draw(key string, free func(id uint32) (bool, error)) (uint32, error) {
 	id, err := l.ids.Acquire(free) // which waits for the disk: without the lock
 	if err == nil {
@@ -112,17 +117,20 @@ func (l *Ledger) Draw(key string, free func(id uint32) (bool, error)) (uint32, e
 	return id, err
 }
 
-// Own gives key a quota id that a record names. It is false when another key has
-// it: two volumes under one id share one limit. A second call changes nothing.
+// Own gives key a quota id that a record names. It is false when another key
+// has it: two volumes under one id share one limit. A second call changes
+// nothing.
 func (l *Ledger) Own(key string, id uint32) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.owners[id] == key {
 		return true
 	}
 	if l.owners[id] != "" || !l.ids.Reserve(id) {
 		return false
 	}
+
 	l.owners[id] = key
 	return true
 }
@@ -161,11 +169,13 @@ func (l *Ledger) disownLocked(id uint32) {
 func (l *Ledger) Move(key, to string, id uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if bytes, ok := l.promises[key]; ok {
 		l.total -= l.promises[to]
 		l.promises[to] = bytes
 		delete(l.promises, key)
 	}
+
 	if l.owners[id] == key {
 		l.owners[id] = to
 	}
@@ -176,11 +186,13 @@ func (l *Ledger) Move(key, to string, id uint32) {
 func (l *Ledger) Forget(promise, id func(key string) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	for key := range l.promises {
 		if promise(key) {
 			l.releaseLocked(key)
 		}
 	}
+
 	for number, key := range l.owners {
 		if id(key) {
 			l.disownLocked(number)

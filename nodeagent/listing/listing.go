@@ -83,23 +83,29 @@ func read(p *config.Pool) PoolListing {
 			l.Error, l.Reason = offline.Err.Error(), offline.Reason
 		}
 	}
+
 	if in == nil {
 		return l
 	}
-	l.UID, l.ClusterID, l.Identity, l.Unfinished = in.Identity.UID, in.Identity.ClusterID, &in.Identity, in.Unfinished
+
+	l.UID, l.ClusterID, l.Identity, l.Unfinished = in.Identity.UID, in.Identity.ClusterID,
+		&in.Identity, in.Unfinished
 	for _, v := range in.Volumes {
 		l.Volumes = append(l.Volumes, VolumeListing{Volume: v.Volume, Path: v.Path})
 	}
+
 	for _, t := range in.Trash {
 		l.Trash = append(l.Trash, TrashListing{Entry: t.Entry, Trash: t.Trash, Volume: t.Volume,
 			RemainingSeconds: seconds(t.Remaining)})
 	}
+
 	for name, err := range in.Broken {
 		if l.Broken == nil {
 			l.Broken = map[string]string{}
 		}
 		l.Broken[name] = err.Error()
 	}
+
 	return l
 }
 

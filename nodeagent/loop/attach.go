@@ -35,9 +35,10 @@ type Options struct {
 	// is in use with discards off may have to stay so.
 	Discard bool
 
-	// Before is called with the path of a device that is about to get the image,
-	// while nobody else can give it one; an error keeps that from happening. Not
-	// for a device that has the image already. Nil: nothing is called.
+	// Before is called with the path of a device that is about to get the
+	// image, while nobody else can give it one; an error keeps that from
+	// happening. Not for a device that has the image already. Nil: nothing is
+	// called.
 	Before func(path string) error
 }
 
@@ -50,7 +51,8 @@ type MismatchError struct {
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s: the image is attached and in use with another %s than asked for", e.Device.Path, strings.Join(e.Differs, " and "))
+	return fmt.Sprintf("%s: the image is attached and in use with another %s than asked for",
+		e.Device.Path, strings.Join(e.Differs, " and "))
 }
 
 // AmbiguousError says that several loop devices over one image are in use.
@@ -95,10 +97,12 @@ func attach(ctx context.Context, spare *Spare, image *os.File, opts Options) (De
 		opts.BlockSize = BlockSize(image)
 	}
 	if b := opts.BlockSize; b < 512 || b&(b-1) != 0 || b > uint32(os.Getpagesize()) {
-		return Device{}, fmt.Errorf("block size %d: not a power of two from 512 to %d", b, os.Getpagesize())
+		return Device{}, fmt.Errorf("block size %d: not a power of two from 512 to %d",
+			b, os.Getpagesize())
 	}
 	if size%int64(opts.BlockSize) != 0 {
-		return Device{}, fmt.Errorf("size %d is not a multiple of the block size %d", size, opts.BlockSize)
+		return Device{}, fmt.Errorf("size %d is not a multiple of the block size %d",
+			size, opts.BlockSize)
 	}
 	unlock, err := lock(ctx, image)
 	if err != nil {
@@ -160,7 +164,8 @@ func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error)
 			free = append(free, d)
 		}
 	}
-	// What this process keeps open it has handed out: it is the one to use, and beside another that is in use it counts as such.
+	// What this process keeps open it has handed out: it is the one to use, and
+	// beside another that is in use it counts as such.
 	slices.SortStableFunc(free, func(a, b Device) int { return pinnedFirst(a) - pinnedFirst(b) })
 	if len(busy) > 0 && len(free) > 0 && IsPinned(free[0].Number) {
 		busy, free = append(busy, free[0]), free[1:]
@@ -168,7 +173,9 @@ func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error)
 	if len(busy) > 1 {
 		return nil, &AmbiguousError{Devices: busy}
 	}
-	fits := func(d Device) bool { return len(differs(d, opts)) == 0 && !(opts.Discard && isStuck(d.Number)) }
+	fits := func(d Device) bool {
+		return len(differs(d, opts)) == 0 && !(opts.Discard && isStuck(d.Number))
+	}
 	var kept *Device
 	if len(busy) == 1 {
 		kept = &busy[0]
@@ -224,7 +231,8 @@ func adopt(d Device, opts Options) (Device, error) {
 			want = 1
 		}
 		// EINVAL: the image cannot do it. The device then says so.
-		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_DIRECT_IO, want); err != nil && !errors.Is(err, unix.EINVAL) {
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_DIRECT_IO, want); err != nil &&
+			!errors.Is(err, unix.EINVAL) {
 			return Device{}, fmt.Errorf("set direct I/O of %s: %w", d.Path, err)
 		}
 	}
@@ -238,8 +246,8 @@ func adopt(d Device, opts Options) (Device, error) {
 }
 
 // finish proves that the device is over the image, takes the autoclear flag off
-// if somebody has set it, and sets discards, last, as the flag's ioctl may reset
-// them.
+// if somebody has set it, and sets discards, last, as the flag's ioctl may
+// reset them.
 func finish(f *os.File, number int, backing Backing, opts Options) error {
 	info, err := status(f)
 	if err != nil {
@@ -288,7 +296,8 @@ func accessOf(opts Options) int {
 
 // configureFree gives the image to the spare device, or to another without an
 // image if that one is not to be had.
-func configureFree(ctx context.Context, spare *Spare, image *os.File, opts Options) (Device, error) {
+func configureFree(ctx context.Context, spare *Spare, image *os.File,
+	opts Options) (Device, error) {
 	var node *os.File
 	var number int
 	err := errUsed
@@ -357,7 +366,8 @@ func configure(f *os.File, number int, image *os.File, opts Options) (_ Device, 
 		return Device{}, err
 	}
 	if wrong := differs(d, opts); d.Backing != backing || len(wrong) > 0 {
-		return Device{}, fmt.Errorf("%s is not as configured (%s, %s)", d.Path, d.Backing, strings.Join(wrong, ", "))
+		return Device{}, fmt.Errorf("%s is not as configured (%s, %s)",
+			d.Path, d.Backing, strings.Join(wrong, ", "))
 	}
 	if err := finish(f, number, backing, opts); err != nil {
 		return Device{}, err
@@ -370,19 +380,23 @@ func configure(f *os.File, number int, image *os.File, opts Options) (_ Device, 
 // holds the image, or 4096 where that cannot be found out.
 func BlockSize(image *os.File) uint32 {
 	var st unix.Statx_t
-	err := unix.Statx(int(image.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE|unix.STATX_DIOALIGN, &st)
+	err := unix.Statx(int(image.Fd()), "", unix.AT_EMPTY_PATH,
+		unix.STATX_TYPE|unix.STATX_DIOALIGN, &st)
 	if err != nil {
 		return 4096
 	}
 	// Since Linux 6.1, and not on every filesystem.
-	if a := st.Dio_offset_align; st.Mask&unix.STATX_DIOALIGN != 0 && a >= 512 && a <= 4096 && a&(a-1) == 0 {
+	if a := st.Dio_offset_align; st.Mask&unix.STATX_DIOALIGN != 0 && a >= 512 && a <= 4096 &&
+		a&(a-1) == 0 {
 		return a
 	}
 	dir := fmt.Sprintf("/sys/dev/block/%d:%d/", st.Dev_major, st.Dev_minor)
-	for _, name := range []string{"queue/logical_block_size", "../queue/logical_block_size"} { // disk, partition
+	// Disk, partition.
+	for _, name := range []string{"queue/logical_block_size", "../queue/logical_block_size"} {
 		if content, err := os.ReadFile(dir + name); err == nil {
 			var size uint32
-			if _, err := fmt.Sscan(string(content), &size); err == nil && size >= 512 && size <= 4096 {
+			if _, err := fmt.Sscan(string(content), &size); err == nil && size >= 512 &&
+				size <= 4096 {
 				return size
 			}
 		}

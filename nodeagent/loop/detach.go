@@ -68,7 +68,9 @@ func detach(ctx context.Context, dev Device) (err error) {
 	if Unpin(dev.Number) {
 		defer func() {
 			if err != nil {
-				_ = Pin(dev) // it stays, so it is kept as before; that it is over another image by now is no fault of ours
+				// It stays, so it is kept as before; that it is over another
+				// image by now is no fault of ours.
+				_ = Pin(dev)
 			}
 		}()
 	}
@@ -143,7 +145,8 @@ func clear(dev Device) (outcome, error) {
 		return notOurs, err
 	}
 	marked := info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 // whoever attached it wanted that
-	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CLR_FD); err != nil && !errors.Is(err, unix.ENXIO) {
+	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.LOOP_CLR_FD); err != nil &&
+		!errors.Is(err, unix.ENXIO) {
 		return notOurs, fmt.Errorf("clear %s: %w", dev.Path, err)
 	}
 	info, err = status(f)
@@ -159,14 +162,15 @@ func clear(dev Device) (outcome, error) {
 		return opened, nil
 	}
 	if err := takeOffAutoclear(f, dev.Number, info); err != nil {
-		return notOurs, fmt.Errorf("%s is in use, and will now detach itself when its last user closes it: %w", dev.Path, err)
+		return notOurs, fmt.Errorf("%s is in use, and will now detach itself when its last user "+
+			"closes it: %w", dev.Path, err)
 	}
 	return opened, nil
 }
 
 // waitDetached waits until the kernel has let go of the image, which it does at
-// the last close, and on some versions some time after. Uevents tell it, but not
-// in every network namespace, so it is looked up in ever longer intervals.
+// the last close, and on some versions some time after. Uevents tell it, but
+// not in every network namespace, so it is looked up in ever longer intervals.
 func waitDetached(ctx context.Context, dev Device) error {
 	for interval := time.Millisecond; ; interval = min(2*interval, 100*time.Millisecond) {
 		now, err := inspect(dev.Number)
@@ -194,7 +198,8 @@ func busy(dev Device) error {
 	return errors.Join(&BusyError{Device: dev, Holders: holders}, err)
 }
 
-// IsClaimed reports whether a mount, in whatever mount namespace, or swap, md or dm has the device. Descriptors do not count.
+// IsClaimed reports whether a mount, in whatever mount namespace, or swap, md
+// or dm has the device. Descriptors do not count.
 func IsClaimed(d Device) (bool, error) {
 	f, err := openNode(d.Number, unix.O_RDONLY|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {

@@ -32,7 +32,9 @@ func BackingOf(image *os.File) (Backing, error) {
 	return Backing{Dev: st.Dev, Inode: st.Ino}, nil
 }
 
-func backingOf(info *unix.LoopInfo64) Backing { return Backing{Dev: info.Device, Inode: info.Inode} }
+func backingOf(info *unix.LoopInfo64) Backing {
+	return Backing{Dev: info.Device, Inode: info.Inode}
+}
 
 // Device is a loop device with an image beneath it.
 type Device struct {
@@ -92,7 +94,8 @@ func inspectOpen(number int, f *os.File) (Device, error) {
 		Path: f.Name(), Number: number, Dev: rdev,
 		Backing:   backingOf(info),
 		Name:      unix.ByteSliceToString(info.File_name[:]),
-		BlockSize: uint32(blockSize), SizeBytes: size, Offset: info.Offset, SizeLimit: info.Sizelimit,
+		BlockSize: uint32(blockSize), SizeBytes: size,
+		Offset: info.Offset, SizeLimit: info.Sizelimit,
 		DirectIO:  info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
 		ReadOnly:  info.Flags&unix.LO_FLAGS_READ_ONLY != 0,
 		Autoclear: info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
@@ -115,7 +118,8 @@ func isDeleted(path string, b Backing) bool {
 	return unix.Lstat(path, &st) != nil || (Backing{Dev: st.Dev, Inode: st.Ino}) != b
 }
 
-// status is LOOP_GET_STATUS64; the error is errUnbound when nothing is attached.
+// status is LOOP_GET_STATUS64; the error is errUnbound when nothing is
+// attached.
 func status(f *os.File) (*unix.LoopInfo64, error) {
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if errors.Is(err, unix.ENXIO) {
@@ -145,7 +149,8 @@ func openNode(number int, flags int) (*os.File, error) {
 		return nil, fmt.Errorf("device number of %s: %w", path, err)
 	}
 	f, err := openOrMake(path, flags, unix.S_IFBLK|0o660, want)
-	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // being detached or removed at this moment
+	// Being detached or removed at this moment.
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("%s: %w", path, errUnbound)
 	}
 	if err != nil {
@@ -153,14 +158,18 @@ func openNode(number int, flags int) (*os.File, error) {
 	}
 	if dev, err := mount.BlockDevice(f); err != nil || dev != want {
 		f.Close()
-		return nil, fmt.Errorf("%s is not the loop device %s: %v, %w", path, want, dev, errors.Join(err, unix.ENODEV))
+		return nil, fmt.Errorf("%s is not the loop device %s: %v, %w",
+			path, want, dev, errors.Join(err, unix.ENODEV))
 	}
 	return f, nil
 }
 
-// vanished tells whether reading something of a device's in sysfs failed because the device was removed (LOOP_CTL_REMOVE): its
-// directory is gone (ENOENT), or was removed under the open file (ENODEV).
-func vanished(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+// vanished tells whether reading something of a device's in sysfs failed
+// because the device was removed (LOOP_CTL_REMOVE): its directory is gone
+// (ENOENT), or was removed under the open file (ENODEV).
+func vanished(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
 
 // openOrMake opens a device node and makes it first if there is none.
 func openOrMake(path string, flags int, mode uint32, dev mount.Dev) (*os.File, error) {
@@ -176,7 +185,8 @@ func openOrMake(path string, flags int, mode uint32, dev mount.Dev) (*os.File, e
 }
 
 func openControl() (*os.File, error) {
-	return openOrMake("/dev/loop-control", unix.O_RDWR, unix.S_IFCHR|0o660, mount.Dev{Major: controlMajor, Minor: controlMinor})
+	return openOrMake("/dev/loop-control", unix.O_RDWR, unix.S_IFCHR|0o660,
+		mount.Dev{Major: controlMajor, Minor: controlMinor})
 }
 
 func sysfs(number int, name string) string {

@@ -17,7 +17,8 @@ const (
 
 // errStuck says that discards of a loop device cannot be switched on any more;
 // see the package's traps.
-var errStuck = errors.New("discards were switched off before, and the kernel does not switch them on again")
+var errStuck = errors.New("discards were switched off before, and the kernel does not switch " +
+	"them on again")
 
 // setDiscard switches discards of a device on or off, proven by reading back.
 // Where the image's filesystem cannot punch holes they stay off, and that is no

@@ -48,11 +48,11 @@
 //
 // # What a crash leaves
 //
-// A process that dies in [Attach] leaves a device over the image or none, and one
-// that dies after [Prepare] a device without an image and without discards. A
-// device over the image may still have discards on (before Linux 6.8, where they
-// are switched off last) and is used by nobody: the next [Attach] adopts it, and
-// [Detach] takes it away, whoever made it. On an error nothing is left.
+// A process that dies in [Attach] leaves a device over the image or none, and
+// one that dies after [Prepare] a device without an image and without discards.
+// A device over the image may still have discards on (before Linux 6.8, where
+// they are switched off last) and is used by nobody: the next [Attach] adopts
+// it, and [Detach] takes it away, whoever made it. On an error nothing is left.
 //
 // A process that dies in [Detach] leaves the device attached or not; calling it
 // again is fine.

@@ -15,8 +15,10 @@ import (
 
 // Holder is somebody who uses a loop device.
 type Holder struct {
-	Kind   Kind
-	PID    int    // for mounts: a process in that mount namespace; for descriptors: whose it is; else 0
+	Kind Kind
+	// For mounts: a process in that mount namespace; for descriptors: whose it
+	// is; else 0.
+	PID    int
 	Detail string // for people: where it is mounted, which process, which device
 }
 
@@ -99,7 +101,8 @@ func claims(dev Device, table *mount.Table) ([]Holder, error) {
 	if len(holders) == 0 { // a btrfs shows as its mounts, unless they cannot be seen
 		filesystems, _ := filepath.Glob("/sys/fs/btrfs/*/devices/" + name)
 		for _, path := range filesystems {
-			holders = append(holders, Holder{Kind: KindBtrfs, Detail: "btrfs " + filepath.Base(filepath.Dir(filepath.Dir(path)))})
+			holders = append(holders, Holder{Kind: KindBtrfs, Detail: "btrfs " +
+				filepath.Base(filepath.Dir(filepath.Dir(path)))})
 		}
 	}
 	swaps, err := os.ReadFile("/proc/swaps")
@@ -112,7 +115,8 @@ func claims(dev Device, table *mount.Table) ([]Holder, error) {
 			continue
 		}
 		var st unix.Stat_t
-		if filepath.Base(fields[0]) == name || unix.Stat(fields[0], &st) == nil && isNode(&st, dev) {
+		if filepath.Base(fields[0]) == name || unix.Stat(fields[0], &st) == nil &&
+			isNode(&st, dev) {
 			holders = append(holders, Holder{Kind: KindSwap, Detail: "swap"})
 		}
 	}
@@ -123,7 +127,8 @@ func claims(dev Device, table *mount.Table) ([]Holder, error) {
 	f, err := openNode(dev.Number, unix.O_RDONLY|unix.O_EXCL)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return []Holder{{Kind: KindUnknown, Detail: "claimed by a mount, swap or device that cannot be seen from here"}}, nil
+		return []Holder{{Kind: KindUnknown, Detail: "claimed by a mount, swap or device that " +
+			"cannot be seen from here"}}, nil
 	case errors.Is(err, errUnbound):
 		return nil, nil
 	case err != nil:
@@ -165,7 +170,8 @@ func descriptors(dev Device, self bool) ([]Holder, error) {
 		}
 		dir := filepath.Join("/proc", p.Name(), "fd")
 		fds, err := os.ReadDir(dir)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrPermission) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) ||
+			errors.Is(err, os.ErrPermission) {
 			continue
 		}
 		if err != nil {
@@ -198,9 +204,11 @@ func isOpen(link string, dev Device) bool {
 	}
 	var st unix.Statx_t
 	err = unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && mount.Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev.Dev
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+		mount.Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev.Dev
 }
 
 func isNode(st *unix.Stat_t, dev Device) bool {
-	return st.Mode&unix.S_IFMT == unix.S_IFBLK && unix.Major(st.Rdev) == dev.Dev.Major && unix.Minor(st.Rdev) == dev.Dev.Minor
+	return st.Mode&unix.S_IFMT == unix.S_IFBLK && unix.Major(st.Rdev) == dev.Dev.Major &&
+		unix.Minor(st.Rdev) == dev.Dev.Minor
 }

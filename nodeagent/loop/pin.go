@@ -12,16 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pins are the devices that this process keeps open, by number. There is one set for the process and not one for each
-// caller, since a device is open or it is not: who detaches a device has to let go of it, whoever had it kept.
+// pins are the devices that this process keeps open, by number. There is one
+// set for the process and not one for each caller, since a device is open or it
+// is not: who detaches a device has to let go of it, whoever had it kept.
 var pins struct {
 	sync.Mutex
 	kept map[int]*pin
 }
 
-// pin is one device, with the files of sysfs that every [Look] reads of it. A file that is open already is read for a quarter of what
-// opening it costs, and costs a descriptor and a page of the kernel's; what it says is made at each read, and once the device is
-// removed it says ENODEV.
+// pin is one device, with the files of sysfs that every [Look] reads of it. A
+// file that is open already is read for a quarter of what opening it costs, and
+// costs a descriptor and a page of the kernel's; what it says is made at each
+// read, and once the device is removed it says ENODEV.
 type pin struct {
 	device *os.File
 	// mu keeps the descriptors from being somebody else's while they are read.
@@ -68,7 +70,8 @@ func (p *pin) read(name string) (string, error) {
 	return strings.TrimSuffix(string(content[:n]), "\n"), nil
 }
 
-// sequence is the device's number as [identity] has it, as the device itself says it (Linux 5.15).
+// sequence is the device's number as [identity] has it, as the device itself
+// says it (Linux 5.15).
 func (p *pin) sequence() (uint64, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -77,7 +80,8 @@ func (p *pin) sequence() (uint64, error) {
 	}
 	const blkGetDiskSeq = 0x80081280 // _IOR(0x12, 128, __u64)
 	var sequence uint64
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, p.device.Fd(), blkGetDiskSeq, uintptr(unsafe.Pointer(&sequence))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, p.device.Fd(), blkGetDiskSeq,
+		uintptr(unsafe.Pointer(&sequence))); errno != 0 {
 		return 0, errno
 	}
 	return sequence, nil
@@ -90,17 +94,20 @@ func pinned(number int) *pin {
 	return pins.kept[number]
 }
 
-// Pin keeps a device open until this process ends or detaches it. Its number can then not come to mean another image: whoever
-// clears the device (losetup --detach) only marks it, and the mark is taken off, here and by [TakeBack]. A pin is no use of the
-// device: [Attach] and [Detach] of this process see past it.
+// Pin keeps a device open until this process ends or detaches it. Its number
+// can then not come to mean another image: whoever clears the device (losetup
+// --detach) only marks it, and the mark is taken off, here and by [TakeBack]. A
+// pin is no use of the device: [Attach] and [Detach] of this process see past
+// it.
 //
 // dev must be over its image still. A second call confirms it.
 func Pin(dev Device) error {
 	return PinIf(dev.Number, func(d Device) bool { return d.Backing == dev.Backing })
 }
 
-// PinIf is [Pin] of the device with that number if ours, which is told what is there while it is open, agrees. Otherwise, and
-// when nothing is there, nothing is kept, and the error says so.
+// PinIf is [Pin] of the device with that number if ours, which is told what is
+// there while it is open, agrees. Otherwise, and when nothing is there, nothing
+// is kept, and the error says so.
 func PinIf(number int, ours func(Device) bool) error {
 	pins.Lock()
 	defer pins.Unlock()
@@ -128,11 +135,12 @@ func PinIf(number int, ours func(Device) bool) error {
 	return nil
 }
 
-// IsPinned reports whether this process keeps the device open. It then is over the image it was over when [Pin] was called.
+// IsPinned reports whether this process keeps the device open. It then is over
+// the image it was over when [Pin] was called.
 func IsPinned(number int) bool { return pinned(number) != nil }
 
-// TakeBack takes off the mark that makes a device detach itself at its last close, if the device is over its image still and
-// somebody has set the mark.
+// TakeBack takes off the mark that makes a device detach itself at its last
+// close, if the device is over its image still and somebody has set the mark.
 func TakeBack(dev Device) error {
 	f, err := openNode(dev.Number, unix.O_RDONLY)
 	if err != nil {
@@ -170,7 +178,8 @@ func Unpin(number int) bool {
 	return true
 }
 
-// pinnedAt is the name in /proc/self/fd of the descriptor that keeps a device open; empty: none does.
+// pinnedAt is the name in /proc/self/fd of the descriptor that keeps a device
+// open; empty: none does.
 func pinnedAt(number int) string {
 	pins.Lock()
 	defer pins.Unlock()

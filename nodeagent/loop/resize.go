@@ -48,7 +48,8 @@ func resize(dev Device, image *os.File) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if want := st.Size() - int64(info.Offset); info.Sizelimit == 0 && size != want&^511 { // devices count in sectors
+	// Devices count in sectors.
+	if want := st.Size() - int64(info.Offset); info.Sizelimit == 0 && size != want&^511 {
 		return size, fmt.Errorf("it has %d bytes, the image %d", size, want)
 	}
 	return size, nil
@@ -57,7 +58,8 @@ func resize(dev Device, image *os.File) (int64, error) {
 // sizeOf is BLKGETSIZE64: the size of a block device in bytes.
 func sizeOf(f *os.File) (int64, error) {
 	var size uint64
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&size))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKGETSIZE64,
+		uintptr(unsafe.Pointer(&size))); errno != 0 {
 		return 0, &os.PathError{Op: "get the size of", Path: f.Name(), Err: errno}
 	}
 	return int64(size), nil

@@ -78,8 +78,8 @@ func inspect(number int) (Device, error) {
 }
 
 // identity is what lies beneath a device. The kernel gives a device a new
-// sequence number (/sys/block/loopN/diskseq, since Linux 5.15) before it gives it
-// another image, so as long as that is the same, so is this.
+// sequence number (/sys/block/loopN/diskseq, since Linux 5.15) before it gives
+// it another image, so as long as that is the same, so is this.
 type identity struct {
 	number   int
 	sequence uint64 // 0: the kernel has none
@@ -153,16 +153,17 @@ func (s *scans) run() ([]identity, error) {
 	return found, nil
 }
 
-// deadBeneath tells a device whose image can not be looked at any more: its filesystem shut down, or its server is gone. It is
-// not the image that our caller has just looked at, and must not keep it from being found.
+// deadBeneath tells a device whose image can not be looked at any more: its
+// filesystem shut down, or its server is gone. It is not the image that our
+// caller has just looked at, and must not keep it from being found.
 func deadBeneath(err error) bool {
 	return errors.Is(err, unix.EIO) || errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOTCONN)
 }
 
 // identify tells what lies beneath a device, which was last seen with the
 // identity before. There is no other way to learn the inode than to open the
-// device. That there is no image is not remembered: the kernel gives out the new
-// number first and attaches the image after that.
+// device. That there is no image is not remembered: the kernel gives out the
+// new number first and attaches the image after that.
 func identify(number int, before identity) (identity, error) {
 	sequence, err := sequenceOf(number)
 	if err != nil && !vanished(err) {
@@ -184,7 +185,12 @@ func identify(number int, before identity) (identity, error) {
 	if err != nil {
 		return identity{}, err
 	}
-	return identity{number: number, sequence: sequence, backing: backingOf(info), rdevice: info.Rdevice}, nil
+	return identity{
+		number:   number,
+		sequence: sequence,
+		backing:  backingOf(info),
+		rdevice:  info.Rdevice,
+	}, nil
 }
 
 func sequenceOf(number int) (uint64, error) {

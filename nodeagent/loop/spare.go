@@ -14,10 +14,10 @@ import (
 
 // Spare is a loop device without an image that is made ready for one.
 //
-// What takes long about an attach is to switch discards off: newer kernels freeze
-// the device's queue for that, and wait for an RCU grace period, 15 ms on a quiet
-// machine. It can be done before there is an image, and so while mkfs
-// works on the image.
+// What takes long about an attach is to switch discards off: newer kernels
+// freeze the device's queue for that, and wait for an RCU grace period, 15 ms
+// on a quiet machine. It can be done before there is an image, and so while
+// mkfs works on the image.
 type Spare struct {
 	opts  Options // those that matter to a device without an image
 	done  chan struct{}
@@ -35,7 +35,8 @@ func spareOptions(opts Options) Options {
 	return Options{ReadOnly: opts.ReadOnly, Discard: opts.Discard}
 }
 
-// suits reports whether an image that is attached with these options can have the device.
+// suits reports whether an image that is attached with these options can have
+// the device.
 func (s *Spare) suits(opts Options) bool {
 	return s.opts.ReadOnly == opts.ReadOnly && s.opts.Discard == opts.Discard
 }
@@ -44,8 +45,8 @@ func (s *Spare) suits(opts Options) bool {
 // will be attached with these options. It cannot fail: what goes wrong is said
 // by [Spare.Attach]. Whoever calls it calls [Spare.Release] in the end.
 //
-// A process that dies in between leaves a device without an image, with discards
-// off, as one that dies in [Detach] does.
+// A process that dies in between leaves a device without an image, with
+// discards off, as one that dies in [Detach] does.
 func Prepare(ctx context.Context, opts Options) *Spare {
 	s := &Spare{opts: spareOptions(opts), done: make(chan struct{})}
 	go func() {
@@ -132,14 +133,15 @@ func freeNumber(control *os.File, try int) (int, error) {
 	return n, nil
 }
 
-// makeReady holds a device and switches its discards off if they are not wanted.
+// makeReady holds a device and switches its discards off if they are not
+// wanted.
 func makeReady(number int, opts Options) (*os.File, error) {
 	f, err := hold(number, opts)
 	if err != nil || opts.Discard {
 		return f, err
 	}
-	// Held, its number cannot get to another device. Before Linux 6.8 this does not
-	// outlive LOOP_CONFIGURE, after which it is looked at again.
+	// Held, its number cannot get to another device. Before Linux 6.8 this does
+	// not outlive LOOP_CONFIGURE, after which it is looked at again.
 	if err := os.WriteFile(sysfs(number, discardInForce), []byte("0"), 0); err != nil {
 		letGo(f, number)
 		return nil, fmt.Errorf("switch discards of %s off: %w", f.Name(), err)
@@ -154,12 +156,12 @@ var ours struct {
 	numbers map[int]bool
 }
 
-// hold opens a device with O_EXCL, so that nobody mounts it or gives it an image,
-// and proves that it has none.
+// hold opens a device with O_EXCL, so that nobody mounts it or gives it an
+// image, and proves that it has none.
 //
 // In this process it never touches one that somebody else holds or has just
-// configured. Else whoever was told of a free device just before that could hold
-// it for an instant when it is to be mounted, and the mount would fail.
+// configured. Else whoever was told of a free device just before that could
+// hold it for an instant when it is to be mounted, and the mount would fail.
 func hold(number int, opts Options) (*os.File, error) {
 	ours.Lock()
 	defer ours.Unlock()
@@ -210,7 +212,8 @@ func openUnbound(number, flags int) (*os.File, error) {
 func pause(ctx context.Context, try int, cause error) error {
 	select {
 	case <-ctx.Done():
-		return fmt.Errorf("no free loop device after %d tries: %w", try+1, errors.Join(ctx.Err(), cause))
+		return fmt.Errorf("no free loop device after %d tries: %w",
+			try+1, errors.Join(ctx.Err(), cause))
 	case <-time.After(time.Duration(rand.Int64N(int64(min(try+1, 20) * int(time.Millisecond))))):
 		return nil
 	}

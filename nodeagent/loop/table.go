@@ -13,15 +13,17 @@ import (
 type Seen struct {
 	Number  int
 	Backing Backing
-	// Path leads to the image, as the kernel knows it now. An image that was deleted, or replaced by another file of its name,
-	// shows as "... (deleted)".
+	// Path leads to the image, as the kernel knows it now. An image that was
+	// deleted, or replaced by another file of its name, shows as "...
+	// (deleted)".
 	Path string
 	// Autoclear: it will detach itself when its last user closes it.
 	Autoclear bool
 }
 
-// Look returns what is beneath the machine's loop devices, by image. It costs a few reads of sysfs for each device, and opens
-// only those that it has not seen before. None of that waits for a disk.
+// Look returns what is beneath the machine's loop devices, by image. It costs a
+// few reads of sysfs for each device, and opens only those that it has not seen
+// before. None of that waits for a disk.
 func Look() (map[Backing][]Seen, error) {
 	scanned, err := theScans.scan()
 	if err != nil {
@@ -47,7 +49,8 @@ func Look() (map[Backing][]Seen, error) {
 	return table, nil
 }
 
-// readNow reads a file of a device, through what is open of it where it is kept open.
+// readNow reads a file of a device, through what is open of it where it is kept
+// open.
 func readNow(number int, name string) (string, error) {
 	if p := pinned(number); p != nil {
 		if text, err := p.read(name); err == nil {
@@ -64,8 +67,9 @@ func NumberOf(path string) (int, bool) {
 	return number, ok && err == nil && number >= 0
 }
 
-// readText reads a file of sysfs, which is a page at most, in three system calls where os.ReadFile takes nine: there are such
-// files for each device of the machine in a look.
+// readText reads a file of sysfs, which is a page at most, in three system
+// calls where os.ReadFile takes nine: there are such files for each device of
+// the machine in a look.
 func readText(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

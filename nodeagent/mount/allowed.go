@@ -33,8 +33,9 @@ var attributes = map[string]struct {
 var superFlags = []string{"sync", "async", "dirsync", "lazytime", "nolazytime"}
 
 const (
-	fstabOnly   = "it is a word for /etc/fstab, not for the kernel"
-	notAMount   = "it makes another kind of mount of it, and which mounts are made is the agent's decision"
+	fstabOnly = "it is a word for /etc/fstab, not for the kernel"
+	notAMount = "it makes another kind of mount of it, and which mounts are made is the " +
+		"agent's decision"
 	otherDevice = "it names another device or place"
 	ownQuota    = "quotas are the agent's; a volume on a device of its own needs none"
 	label       = "SELinux labels are set by the container runtime"
@@ -45,26 +46,37 @@ const (
 // refused are options known to do harm, with the reason. What is in no list is
 // refused too, as unknown.
 var refused = map[string]string{
-	"bind": notAMount, "rbind": notAMount, "move": notAMount, "remount": notAMount, "loop": notAMount, "offset": notAMount, "sizelimit": notAMount,
-	"shared": notAMount, "rshared": notAMount, "slave": notAMount, "rslave": notAMount, "private": notAMount, "rprivate": notAMount,
+	"bind": notAMount, "rbind": notAMount, "move": notAMount, "remount": notAMount,
+	"loop": notAMount, "offset": notAMount, "sizelimit": notAMount,
+	"shared": notAMount, "rshared": notAMount, "slave": notAMount,
+	"rslave": notAMount, "private": notAMount, "rprivate": notAMount,
 	"unbindable": notAMount, "runbindable": notAMount,
 
-	"auto": fstabOnly, "noauto": fstabOnly, "user": fstabOnly, "users": fstabOnly, "nouser": fstabOnly, "owner": fstabOnly, "group": fstabOnly,
+	"auto": fstabOnly, "noauto": fstabOnly, "user": fstabOnly, "users": fstabOnly,
+	"nouser": fstabOnly, "owner": fstabOnly, "group": fstabOnly,
 	"nofail": fstabOnly, "_netdev": fstabOnly,
 
-	"context": label, "fscontext": label, "defcontext": label, "rootcontext": label, "seclabel": label,
+	"context": label, "fscontext": label, "defcontext": label,
+	"rootcontext": label, "seclabel": label,
 
-	"subvol": otherDevice, "subvolid": otherDevice, "device": otherDevice, "logdev": otherDevice, "rtdev": otherDevice,
+	"subvol": otherDevice, "subvolid": otherDevice,
+	"device": otherDevice, "logdev": otherDevice, "rtdev": otherDevice,
 	"journal_dev": otherDevice, "journal_path": otherDevice, "sb": otherDevice,
 
-	"quota": ownQuota, "noquota": ownQuota, "usrquota": ownQuota, "grpquota": ownQuota, "prjquota": ownQuota,
-	"uquota": ownQuota, "gquota": ownQuota, "pquota": ownQuota, "uqnoenforce": ownQuota, "gqnoenforce": ownQuota, "pqnoenforce": ownQuota,
-	"qnoenforce": ownQuota, "usrjquota": ownQuota, "grpjquota": ownQuota, "jqfmt": ownQuota, "offusrjquota": ownQuota, "offgrpjquota": ownQuota,
+	"quota": ownQuota, "noquota": ownQuota, "usrquota": ownQuota,
+	"grpquota": ownQuota, "prjquota": ownQuota,
+	"uquota": ownQuota, "gquota": ownQuota, "pquota": ownQuota,
+	"uqnoenforce": ownQuota, "gqnoenforce": ownQuota, "pqnoenforce": ownQuota,
+	"qnoenforce": ownQuota, "usrjquota": ownQuota, "grpjquota": ownQuota,
+	"jqfmt": ownQuota, "offusrjquota": ownQuota, "offgrpjquota": ownQuota,
 
-	"nobarrier": losesWrites, "barrier": losesWrites, "journal_async_commit": losesWrites, "notreelog": losesWrites,
+	"nobarrier": losesWrites, "barrier": losesWrites,
+	"journal_async_commit": losesWrites, "notreelog": losesWrites,
 
-	"noload": hidesDamage, "norecovery": hidesDamage, "nologreplay": hidesDamage, "degraded": hidesDamage, "rescue": hidesDamage,
-	"usebackuproot": hidesDamage, "recovery": hidesDamage, "ignorebadroots": hidesDamage, "ignoredatacsums": hidesDamage, "abort": hidesDamage,
+	"noload": hidesDamage, "norecovery": hidesDamage,
+	"nologreplay": hidesDamage, "degraded": hidesDamage, "rescue": hidesDamage,
+	"usebackuproot": hidesDamage, "recovery": hidesDamage,
+	"ignorebadroots": hidesDamage, "ignoredatacsums": hidesDamage, "abort": hidesDamage,
 
 	"nouuid":       "two filesystems of one UUID are a copy that was not finished",
 	"fatal_errors": "a damaged volume must not take the node down",
@@ -127,7 +139,10 @@ func compression(value string, hasValue bool) string {
 	if !hasValue {
 		return ""
 	}
-	return oneOf("no", "none", "lzo", "zlib", "zlib:1", "zlib:2", "zlib:3", "zlib:4", "zlib:5", "zlib:6", "zlib:7", "zlib:8", "zlib:9",
-		"zstd", "zstd:1", "zstd:2", "zstd:3", "zstd:4", "zstd:5", "zstd:6", "zstd:7", "zstd:8", "zstd:9",
+	return oneOf("no", "none", "lzo",
+		"zlib", "zlib:1", "zlib:2", "zlib:3", "zlib:4",
+		"zlib:5", "zlib:6", "zlib:7", "zlib:8", "zlib:9",
+		"zstd", "zstd:1", "zstd:2", "zstd:3", "zstd:4",
+		"zstd:5", "zstd:6", "zstd:7", "zstd:8", "zstd:9",
 		"zstd:10", "zstd:11", "zstd:12", "zstd:13", "zstd:14", "zstd:15")(value, true)
 }

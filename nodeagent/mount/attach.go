@@ -52,12 +52,13 @@ var ErrOtherDevice = errors.New("mounted from another device than the one given"
 // mount over it: ask [IsDeviceMountedAt] first. Mounting may take long, when a
 // journal is replayed, and cannot be interrupted; ctx is looked at before.
 //
-// A device that is busy is tried again for a second: whoever looks for a free loop device, or looks whether one is in use,
-// claims it for a moment (O_EXCL).
+// A device that is busy is tried again for a second: whoever looks for a free
+// loop device, or looks whether one is in use, claims it for a moment (O_EXCL).
 func Device(ctx context.Context, source, target *os.File, fstype string, opts Options) error {
 	for end := time.Now().Add(busyFor); ; {
 		err := device(ctx, source, target, fstype, opts)
-		if failed := (*Error)(nil); !errors.As(err, &failed) || failed.Op != opCreate || !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+		if failed := (*Error)(nil); !errors.As(err, &failed) || failed.Op != opCreate ||
+			!errors.Is(err, unix.EBUSY) || time.Now().After(end) {
 			return err
 		}
 		select {
@@ -68,7 +69,8 @@ func Device(ctx context.Context, source, target *os.File, fstype string, opts Op
 	}
 }
 
-// busyFor is how long another one's claim to a device is waited for, and busyStep how long between two tries.
+// busyFor is how long another one's claim to a device is waited for, and
+// busyStep how long between two tries.
 const (
 	busyFor  = time.Second
 	busyStep = 10 * time.Millisecond
@@ -78,12 +80,20 @@ const (
 const opCreate = "fsconfig create"
 
 // device is one try: a filesystem context that failed can not be used again.
-func device(ctx context.Context, source, target *os.File, fstype string, opts Options) (retErr error) {
+func device(ctx context.Context, source, target *os.File, fstype string,
+	opts Options) (retErr error) {
 	op := ""
 	var fs *os.File
 	defer func() {
 		if retErr != nil {
-			retErr = &Error{Op: op, Source: source.Name(), Target: target.Name(), FSType: fstype, Log: kernelLog(fs), Err: retErr}
+			retErr = &Error{
+				Op:     op,
+				Source: source.Name(),
+				Target: target.Name(),
+				FSType: fstype,
+				Log:    kernelLog(fs),
+				Err:    retErr,
+			}
 		}
 		if fs != nil {
 			fs.Close()
@@ -126,7 +136,8 @@ func device(ctx context.Context, source, target *os.File, fstype string, opts Op
 	if err != nil {
 		return err
 	}
-	mnt := os.NewFile(uintptr(mfd), source.Name()) // closed before move_mount, it takes the mount along
+	// Closed before move_mount, it takes the mount along.
+	mnt := os.NewFile(uintptr(mfd), source.Name())
 	defer mnt.Close()
 	op = "verify"
 	devs, err := DevicesOf(mnt)
@@ -180,13 +191,20 @@ func Bind(ctx context.Context, source, target *os.File, opts BindOptions) (retEr
 	op := "open_tree"
 	defer func() {
 		if retErr != nil {
-			retErr = &Error{Op: op, Source: source.Name(), Target: target.Name(), FSType: "bind", Err: retErr}
+			retErr = &Error{
+				Op:     op,
+				Source: source.Name(),
+				Target: target.Name(),
+				FSType: "bind",
+				Err:    retErr,
+			}
 		}
 	}()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	fd, err := unix.OpenTree(int(source.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	fd, err := unix.OpenTree(int(source.Fd()), "",
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return err
 	}
@@ -211,7 +229,8 @@ func Bind(ctx context.Context, source, target *os.File, opts BindOptions) (retEr
 
 // move attaches a detached mount at the target.
 func move(mnt, target *os.File) error {
-	return unix.MoveMount(int(mnt.Fd()), "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	return unix.MoveMount(int(mnt.Fd()), "", int(target.Fd()), "",
+		unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
 // Unmount removes every mount that is stacked at a path, and is content when

@@ -26,9 +26,11 @@ func (o BindOptions) Confine(words []string) BindOptions {
 	return o
 }
 
-// BindFlags reads words of mount(8) for a bind mount. Those that belong to one mount, such as ro, noexec and noatime, take
-// effect; others belong to the filesystem that is bound, where they are in force or not, and are returned as they are.
-// suid and dev are among those: a bind mount never has more than the mount that it is made of.
+// BindFlags reads words of mount(8) for a bind mount. Those that belong to one
+// mount, such as ro, noexec and noatime, take effect; others belong to the
+// filesystem that is bound, where they are in force or not, and are returned as
+// they are. suid and dev are among those: a bind mount never has more than the
+// mount that it is made of.
 func BindFlags(words []string) (opts BindOptions, others []string) {
 	for _, word := range words {
 		a, known := attributes[word]
@@ -42,8 +44,9 @@ func BindFlags(words []string) (opts BindOptions, others []string) {
 				continue
 			}
 			opts.attr = opts.attr&^a.clear | a.set
-			// Clearing the atime bits is how mount_setattr(2) wants them replaced, and nothing else is cleared: what the
-			// source's mount forbids stays forbidden.
+			// Clearing the atime bits is how mount_setattr(2) wants them
+			// replaced, and nothing else is cleared: what the source's mount
+			// forbids stays forbidden.
 			opts.clear |= a.clear & unix.MOUNT_ATTR__ATIME
 		}
 	}

@@ -105,7 +105,8 @@ func btrfsDevices(f *os.File) ([]Dev, error) {
 		var st unix.Stat_t
 		path := unix.ByteSliceToString(info.path[:])
 		if err := unix.Stat(path, &st); err != nil {
-			return nil, fmt.Errorf("device %d of the btrfs at %s: %w", id, f.Name(), &os.PathError{Op: "stat", Path: path, Err: err})
+			return nil, fmt.Errorf("device %d of the btrfs at %s: %w",
+				id, f.Name(), &os.PathError{Op: "stat", Path: path, Err: err})
 		}
 		devs = append(devs, devOf(uint64(st.Rdev)))
 	}
@@ -120,5 +121,6 @@ func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
 }
 
 // procFD names the object that f refers to, whatever has become of its path.
-// What is behind f's own name can be appended: no part of it is looked up twice.
+// What is behind f's own name can be appended: no part of it is looked up
+// twice.
 func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }

@@ -28,8 +28,9 @@ type Info struct {
 	// mountinfo this is.
 	Mountpoint string
 
-	// Propagation are the peer groups that the mount is in, such as "shared:2 master:1". Empty: it is private, so that neither
-	// mounts nor unmounts of others reach it.
+	// Propagation are the peer groups that the mount is in, such as "shared:2
+	// master:1". Empty: it is private, so that neither mounts nor unmounts of
+	// others reach it.
 	Propagation string
 
 	FSType       string
@@ -38,14 +39,16 @@ type Info struct {
 	SuperOptions []string // of the filesystem, shared by all its mounts
 }
 
-// ReadOnly tells whether nothing can be written through this mount, be it the mount's own choice, the filesystem's, or what
-// the kernel did after an error.
+// ReadOnly tells whether nothing can be written through this mount, be it the
+// mount's own choice, the filesystem's, or what the kernel did after an error.
 func (i Info) ReadOnly() bool {
-	return slices.Contains(i.Options, "ro") || slices.Contains(i.SuperOptions, "ro") || slices.Contains(i.SuperOptions, "emergency_ro")
+	return slices.Contains(i.Options, "ro") || slices.Contains(i.SuperOptions, "ro") ||
+		slices.Contains(i.SuperOptions, "emergency_ro")
 }
 
-// ShutDown reports whether the filesystem says that it was shut down, after which it serves nothing. ext4 says so since Linux
-// 6.14, xfs does not: it answers statx(2) with EIO.
+// ShutDown reports whether the filesystem says that it was shut down, after
+// which it serves nothing. ext4 says so since Linux 6.14, xfs does not: it
+// answers statx(2) with EIO.
 func (i Info) ShutDown() bool { return slices.Contains(i.SuperOptions, "shutdown") }
 
 // ErrNotMountpoint says that something is not the root of a mount.
@@ -75,8 +78,9 @@ func At(f *os.File) (Info, error) {
 	return byID(f, st.Mnt_id)
 }
 
-// atDead is [At] in a filesystem that was shut down, which does not answer. What the kernel itself knows of the descriptor has
-// to do: in which mount it is (proc_pid_fdinfo(5)), and by which path.
+// atDead is [At] in a filesystem that was shut down, which does not answer.
+// What the kernel itself knows of the descriptor has to do: in which mount it
+// is (proc_pid_fdinfo(5)), and by which path.
 func atDead(f *os.File) (Info, error) {
 	id, err := idOf(f)
 	if err != nil {
@@ -96,7 +100,8 @@ func atDead(f *os.File) (Info, error) {
 	return info, nil
 }
 
-// idOf is the id of the mount in which f lies, without a word to its filesystem.
+// idOf is the id of the mount in which f lies, without a word to its
+// filesystem.
 func idOf(f *os.File) (uint64, error) {
 	content, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
 	if err != nil {
@@ -107,7 +112,8 @@ func idOf(f *os.File) (uint64, error) {
 			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
 		}
 	}
-	return 0, fmt.Errorf("%s: the kernel does not tell its mount: %w", f.Name(), errors.ErrUnsupported)
+	return 0, fmt.Errorf("%s: the kernel does not tell its mount: %w",
+		f.Name(), errors.ErrUnsupported)
 }
 
 // Own returns the mounts of our own mount namespace, in the order of mountinfo.
@@ -133,7 +139,8 @@ func IsDeviceMountedAt(f *os.File, dev Dev) (bool, error) {
 		return false, err
 	}
 	if info.FSType != "btrfs" {
-		return info.Root == "/" && info.Dev == dev, nil // nothing is asked of the filesystem, which may be dead
+		// Nothing is asked of the filesystem, which may be dead.
+		return info.Root == "/" && info.Dev == dev, nil
 	}
 	devs, err := DevicesOf(f)
 	if err != nil {
@@ -169,12 +176,14 @@ func PlaceOf(f *os.File) (Place, error) {
 
 func statx(f *os.File) (unix.Statx_t, error) {
 	var st unix.Statx_t
-	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MNT_ID, &st)
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC,
+		unix.STATX_TYPE|unix.STATX_MNT_ID, &st)
 	if err != nil {
 		return st, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
 	}
 	if st.Mask&unix.STATX_MNT_ID == 0 || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return st, fmt.Errorf("statx %s: the kernel does not tell mounts (Linux 5.8 does): %w", f.Name(), errors.ErrUnsupported)
+		return st, fmt.Errorf("statx %s: the kernel does not tell mounts (Linux 5.8 does): %w",
+			f.Name(), errors.ErrUnsupported)
 	}
 	return st, nil
 }
@@ -190,7 +199,8 @@ func byID(f *os.File, id uint64) (Info, error) {
 		}
 	}
 	// Mounted in another namespace, or not attached any more.
-	return Info{}, fmt.Errorf("%s lies in mount %d, which this mount namespace does not have: %w", f.Name(), id, unix.ENOENT)
+	return Info{}, fmt.Errorf("%s lies in mount %d, which this mount namespace does not have: %w",
+		f.Name(), id, unix.ENOENT)
 }
 
 // parse reads one mountinfo file. The whole file is read before anything of it
@@ -216,7 +226,8 @@ func parseContent(content []byte) ([]Info, error) {
 	for i, m := range parsed {
 		infos[i] = Info{
 			ID: m.ID, Parent: m.Parent, Dev: Dev{uint32(m.Major), uint32(m.Minor)},
-			Root: m.Root, Mountpoint: m.Mountpoint, Propagation: m.Optional, FSType: m.FSType, Source: m.Source,
+			Root: m.Root, Mountpoint: m.Mountpoint,
+			Propagation: m.Optional, FSType: m.FSType, Source: m.Source,
 			Options: strings.Split(m.Options, ","), SuperOptions: strings.Split(m.VFSOptions, ","),
 		}
 	}

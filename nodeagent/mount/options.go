@@ -37,7 +37,8 @@ func DefaultOptions() Options {
 	return Options{attr: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 }
 
-// ReadOnly returns the options with the filesystem and the mount made read-only.
+// ReadOnly returns the options with the filesystem and the mount made
+// read-only.
 func (o Options) ReadOnly() Options {
 	o.attr |= unix.MOUNT_ATTR_RDONLY
 	o.super = append(slices.Clip(o.super), param{key: "ro"})
@@ -95,10 +96,12 @@ func ParseOptions(fstype string, thick bool, options []string) (Options, error) 
 	o := DefaultOptions()
 	table, ok := allowed[fstype]
 	if !ok {
-		return Options{}, &OptionError{FSType: fstype, Option: strings.Join(options, ","), Reason: "volumes are ext4, xfs or btrfs"}
+		return Options{}, &OptionError{FSType: fstype, Option: strings.Join(options, ","),
+			Reason: "volumes are ext4, xfs or btrfs"}
 	}
 	if fstype == "ext4" {
-		// What its superblock says is up to whoever made it, and the kernel's default is to go on.
+		// What its superblock says is up to whoever made it, and the kernel's
+		// default is to go on.
 		o.super = append(o.super, param{"errors", "remount-ro", true})
 	}
 	for _, element := range options {
@@ -115,7 +118,9 @@ func (o *Options) add(fstype string, table map[string]check, thick bool, word st
 	if word == "" || word == "defaults" {
 		return nil
 	}
-	refuse := func(reason string) error { return &OptionError{FSType: fstype, Option: word, Reason: reason} }
+	refuse := func(reason string) error {
+		return &OptionError{FSType: fstype, Option: word, Reason: reason}
+	}
 	key, value, hasValue := strings.Cut(word, "=")
 	if a, ok := attributes[word]; ok {
 		o.attr = o.attr&^a.clear | a.set
@@ -133,12 +138,14 @@ func (o *Options) add(fstype string, table map[string]check, thick bool, word st
 	}
 	valid, ok := table[key]
 	if !ok {
-		known := slices.Concat(slices.Collect(maps.Keys(attributes)), superFlags, slices.Collect(maps.Keys(table)))
+		known := slices.Concat(slices.Collect(maps.Keys(attributes)), superFlags,
+			slices.Collect(maps.Keys(table)))
 		slices.Sort(known) // the same word each time
 		return &OptionError{FSType: fstype, Option: word, Nearest: nearest.Word(key, known)}
 	}
 	if key == "discard" && thick {
-		return refuse("the volume's space is reserved (allocation: thick), and discarding would give it away")
+		return refuse("the volume's space is reserved (allocation: thick), and discarding " +
+			"would give it away")
 	}
 	if reason := valid(value, hasValue); reason != "" {
 		return refuse(reason)

@@ -2,8 +2,9 @@ package mount
 
 import "strings"
 
-// AllowedOptions is what [ParseOptions] takes for a filesystem, for the reference: each option, and what may follow it after
-// "=", empty where nothing may. With the empty name it is what is taken for all filesystems.
+// AllowedOptions is what [ParseOptions] takes for a filesystem, for the
+// reference: each option, and what may follow it after "=", empty where nothing
+// may. With the empty name it is what is taken for all filesystems.
 func AllowedOptions(fstype string) map[string]string {
 	out := map[string]string{}
 	if fstype == "" {

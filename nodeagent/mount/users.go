@@ -20,21 +20,26 @@ import (
 // Use is a mount as one mount namespace sees it.
 type Use struct {
 	Info
-	Namespace uint64 // inode number of the mount namespace, or another unique number if it may not be read
+	// Inode number of the mount namespace, or another unique number if it may
+	// not be read.
+	Namespace uint64
 	PID       int    // a process that is (or was) in it
 	Command   string // what that process is called
 	Pod       string // the UID of the Kubernetes pod that the process is of; empty: of none
 
-	// hidden: the namespace has no process. It is kept alive by a mount of itself, which PID sees.
+	// hidden: the namespace has no process. It is kept alive by a mount of
+	// itself, which PID sees.
 	hidden bool
 }
 
 // String says it for people: "mounted at /mnt by pid 12 (postgres)".
 func (u Use) String() string {
 	if u.hidden {
-		return fmt.Sprintf("mounted at %s in a mount namespace without processes (%s)", u.Mountpoint, u.Command)
+		return fmt.Sprintf("mounted at %s in a mount namespace without processes (%s)",
+			u.Mountpoint, u.Command)
 	}
-	text := fmt.Sprintf("mounted at %s in the mount namespace of pid %d (%s)", u.Mountpoint, u.PID, u.Command)
+	text := fmt.Sprintf("mounted at %s in the mount namespace of pid %d (%s)",
+		u.Mountpoint, u.PID, u.Command)
 	if u.Pod != "" {
 		text += " of the pod with UID " + u.Pod
 	}
@@ -63,7 +68,8 @@ type Table struct {
 
 	byDev map[Dev][]Use
 	btrfs []btrfsUse
-	// who stands for each namespace: the first process that was met in it, and a thread of the kernel only where there is no other.
+	// who stands for each namespace: the first process that was met in it, and
+	// a thread of the kernel only where there is no other.
 	who map[uint64]process
 }
 
@@ -84,11 +90,11 @@ type btrfsUse struct {
 // the kernel (PROC_PID_INIT_INO in linux/proc_ns.h).
 const initPIDNamespace = 0xEFFFFFFC
 
-// seesMachine tells whether /proc shows the processes of the whole machine, or of
-// the whole node where nodes are containers themselves. It does in the first pid
-// namespace; and where process 1 lives in another mount namespace than we do:
-// then it is not our own container's, since hostPID is how a container gets to
-// see a process 1 that is not its own.
+// seesMachine tells whether /proc shows the processes of the whole machine, or
+// of the whole node where nodes are containers themselves. It does in the first
+// pid namespace; and where process 1 lives in another mount namespace than we
+// do: then it is not our own container's, since hostPID is how a container gets
+// to see a process 1 that is not its own.
 func seesMachine() bool {
 	if ino, err := inode("/proc/self/ns/pid"); err == nil && ino == initPIDNamespace {
 		return true
@@ -162,10 +168,16 @@ func (t *Table) name() {
 // describe reads who a process is.
 func describe(task string, pid int) process {
 	comm, _ := os.ReadFile(task + "/comm")
-	return process{pid: pid, command: strings.TrimSpace(string(comm)), pod: PodOf(pid), kernel: isKernelThread(pid)}
+	return process{
+		pid:     pid,
+		command: strings.TrimSpace(string(comm)),
+		pod:     PodOf(pid),
+		kernel:  isKernelThread(pid),
+	}
 }
 
-// isKernelThread goes by the flag PF_KTHREAD of linux/sched.h; see proc_pid_stat(5).
+// isKernelThread goes by the flag PF_KTHREAD of linux/sched.h; see
+// proc_pid_stat(5).
 func isKernelThread(pid int) bool {
 	const kthread, flagsAt = 0x00200000, 6 // after the name, which can have any characters in it
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
@@ -180,11 +192,13 @@ func isKernelThread(pid int) bool {
 	return err == nil && flags&kthread != 0
 }
 
-// podUID is how kubelet names the control group of a pod: with dashes, or with underscores where systemd makes the group.
-var podUID = regexp.MustCompile(`pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})`)
+// podUID is how kubelet names the control group of a pod: with dashes, or with
+// underscores where systemd makes the group.
+var podUID = regexp.MustCompile(
+	`pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})`)
 
-// PodOf returns the UID of the Kubernetes pod that a process is of, by its control group; empty where it is of none, or where
-// that cannot be read.
+// PodOf returns the UID of the Kubernetes pod that a process is of, by its
+// control group; empty where it is of none, or where that cannot be read.
 func PodOf(pid int) string {
 	groups, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err != nil {
@@ -207,8 +221,10 @@ type thread struct {
 	pid int
 }
 
-// addDenied adds the mounts of namespaces whose number may not be read, after all others: mountinfo can be read by more people
-// than the number. A mount is in one namespace only, so the first one tells whether the namespace is there already.
+// addDenied adds the mounts of namespaces whose number may not be read, after
+// all others: mountinfo can be read by more people than the number. A mount is
+// in one namespace only, so the first one tells whether the namespace is there
+// already.
 func (t *Table) addDenied(denied []thread, seen map[uint64]bool) error {
 	for _, task := range denied {
 		infos, err := parse(task.dir + "/mountinfo")
@@ -234,8 +250,9 @@ func (t *Table) addDenied(denied []thread, seen map[uint64]bool) error {
 	return nil
 }
 
-// addNamespace adds the mounts of the namespace that the task is in, unless they are there already. The error is
-// os.ErrPermission where it may not be told which namespace that is.
+// addNamespace adds the mounts of the namespace that the task is in, unless
+// they are there already. The error is os.ErrPermission where it may not be
+// told which namespace that is.
 func (t *Table) addNamespace(task string, pid int, seen map[uint64]bool) error {
 	ns, err := inode(task + "/ns/mnt")
 	if err != nil {
@@ -279,8 +296,8 @@ func (t *Table) hasMount(info Info) bool {
 }
 
 // findHidden looks for bind mounts of mount namespaces, a file of the
-// filesystem nsfs whose root is "mnt:[4026532256]", and looks into those that no
-// process is in (snapd and others keep such).
+// filesystem nsfs whose root is "mnt:[4026532256]", and looks into those that
+// no process is in (snapd and others keep such).
 func (t *Table) findHidden(seen map[uint64]bool) {
 	failed := map[uint64]bool{}
 	for again := true; again; { // one may be mounted in another
@@ -318,10 +335,12 @@ func (t *Table) namespaces() (found []Use) {
 	return found
 }
 
-// within reads the mounts of the mount namespace that u is a mount of. A thread enters it, and ends: there is no way back for it.
+// within reads the mounts of the mount namespace that u is a mount of. A thread
+// enters it, and ends: there is no way back for it.
 func within(u Use) ([]Info, error) {
 	if u.hidden {
-		return nil, fmt.Errorf("%s is in a namespace without processes: %w", u.Mountpoint, errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s is in a namespace without processes: %w",
+			u.Mountpoint, errors.ErrUnsupported)
 	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/root%s", u.PID, u.Mountpoint))
 	if err != nil {
@@ -351,7 +370,8 @@ func within(u Use) ([]Info, error) {
 }
 
 func readWithin(ns, proc *os.File) ([]byte, error) {
-	// The working directory is a thread's own then, as entering a mount namespace demands.
+	// The working directory is a thread's own then, as entering a mount
+	// namespace demands.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, err
 	}
@@ -379,9 +399,10 @@ func (t *Table) OfDevice(dev Dev) []Use {
 	return uses
 }
 
-// OfNode returns the bind mounts, in all namespaces, of a node of the block device, such as /dev/loop3: what kubelet and CSI
-// drivers give to containers. name is the node's, by which candidates are found; that it is this device is proven by its
-// number.
+// OfNode returns the bind mounts, in all namespaces, of a node of the block
+// device, such as /dev/loop3: what kubelet and CSI drivers give to containers.
+// name is the node's, by which candidates are found; that it is this device is
+// proven by its number.
 func (t *Table) OfNode(dev Dev, name string) []Use {
 	var uses []Use
 	for _, all := range t.byDev {
@@ -397,13 +418,16 @@ func (t *Table) OfNode(dev Dev, name string) []Use {
 				continue
 			}
 			var st unix.Statx_t
-			err := unix.Statx(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root%s", u.PID, u.Mountpoint), unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+			err := unix.Statx(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root%s", u.PID, u.Mountpoint),
+				unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
 			if gone(err) {
 				continue
 			}
-			node := st.Mode&unix.S_IFMT == unix.S_IFBLK && Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev
-			// What hides its mounts from us is a tenant with a mount namespace of its own, who can neither make a device's node nor
-			// mount the devtmpfs that has them all.
+			node := st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+				Dev{Major: st.Rdev_major, Minor: st.Rdev_minor} == dev
+			// What hides its mounts from us is a tenant with a mount namespace
+			// of its own, who can neither make a device's node nor mount the
+			// devtmpfs that has them all.
 			if node || err != nil && u.FSType == "devtmpfs" {
 				uses = append(uses, u)
 			}
@@ -426,8 +450,8 @@ func (t *Table) Under(p Place) []Use {
 	return uses
 }
 
-// Over returns the mounts, in all namespaces, whose mount point is a place within a filesystem or something below it: what
-// hides a part of it there.
+// Over returns the mounts, in all namespaces, whose mount point is a place
+// within a filesystem or something below it: what hides a part of it there.
 func (t *Table) Over(p Place) []Use {
 	type mount struct {
 		namespace uint64
@@ -469,7 +493,8 @@ func MountedBelow(dir string) ([]Info, error) {
 	// mountinfo has a mount before everything that is mounted in or on it,
 	// except after a move; the kernel refuses a wrong order with EBUSY.
 	for i := len(infos) - 1; i >= 0; i-- {
-		if m := infos[i].Mountpoint; m == dir || strings.HasPrefix(m, strings.TrimSuffix(dir, "/")+"/") {
+		if m := infos[i].Mountpoint; m == dir ||
+			strings.HasPrefix(m, strings.TrimSuffix(dir, "/")+"/") {
 			below = append(below, infos[i])
 		}
 	}

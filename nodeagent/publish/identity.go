@@ -31,6 +31,7 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer there.Close()
+
 	otherwise := func(have string) error {
 		return translate.Errorf(v1alpha1.ReasonPublishedOtherwise,
 			"volume %s is published at %s already, %s", v.ID, t.path, have)
@@ -39,6 +40,7 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 	if err != nil {
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "compare the target: %w", err)
 	}
+
 	if !same {
 		mine, err := p.isOf(ctx, v.ID, there)
 		if err != nil {
@@ -47,26 +49,33 @@ func (p *Publisher) isPublished(ctx context.Context, v *store.Volume, t *target,
 		if mine {
 			return false, otherwise("as another device: read-only, or not")
 		}
+
 		return false, translate.Errorf(v1alpha1.ReasonTargetTaken,
 			"something else than volume %s is mounted at %s", v.ID, t.path)
 	}
+
 	if v.VolumeMode == record.ModeBlock {
 		return true, nil
 	}
+
 	have, err := mount.At(there)
 	if err != nil {
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
+
 	from, err := mount.Of(source)
 	if err != nil {
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the volume: %w", err)
 	}
+
 	for word, asked := range map[string]bool{"ro": want.readOnly, "noexec": want.noExec} {
 		// What the volume's own mount has, every bind of it has.
-		if is := slices.Contains(have.Options, word); is != (asked || slices.Contains(from.Options, word)) {
+		if is := slices.Contains(have.Options, word); is != (asked ||
+			slices.Contains(from.Options, word)) {
 			return false, otherwise("with mount options " + strings.Join(have.Options, ","))
 		}
 	}
+
 	return true, nil
 }
 
@@ -78,14 +87,17 @@ func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string,
 		return nil, translate.WithReason(err)
 	}
 	defer source.Close()
+
 	paths, err := boundAt(source)
 	if err != nil || v.VolumeMode != record.ModeBlock {
 		return paths, err
 	}
+
 	readOnly, err := p.readOnlyDevices(ctx, v.ID)
 	if err != nil {
 		return nil, err
 	}
+
 	for _, ro := range readOnly {
 		more, err := deviceBoundAt(ro)
 		if err != nil {
@@ -93,6 +105,7 @@ func (p *Publisher) publishedAt(ctx context.Context, v *store.Volume) ([]string,
 		}
 		paths = append(paths, more...)
 	}
+
 	return paths, nil
 }
 
@@ -104,17 +117,20 @@ func boundAt(f *os.File) ([]string, error) {
 		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w",
 			f.Name(), err)
 	}
+
 	all, err := mount.MountedBelow("/")
 	if err != nil {
 		return nil, translate.Errorf(v1alpha1.ReasonFailed, "find where %s is mounted: %w",
 			f.Name(), err)
 	}
+
 	var paths []string
 	for _, m := range all {
 		if m.Dev == place.Dev && m.Root == place.Path {
 			paths = append(paths, m.Mountpoint)
 		}
 	}
+
 	return paths, nil
 }
 
@@ -128,6 +144,7 @@ func deviceBoundAt(dev loop.Device) ([]string, error) {
 			dev.Path, err)
 	}
 	defer f.Close()
+
 	return boundAt(f)
 }
 
@@ -143,6 +160,7 @@ func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source 
 		return no(err)
 	}
 	defer f.Close()
+
 	if _, err := mount.At(f); err != nil {
 		return no(err)
 	}
@@ -152,6 +170,7 @@ func (p *Publisher) checkPublished(ctx context.Context, v *store.Volume, source 
 	if mine, err := p.isOf(ctx, v.ID, f); err != nil || mine && v.VolumeMode == record.ModeBlock {
 		return err
 	}
+
 	return no(errors.New("something else is"))
 }
 
@@ -178,13 +197,16 @@ func (p *Publisher) isOf(ctx context.Context, id string, f *os.File) (bool, erro
 			// device under a running pod.
 		}
 	}
+
 	if record.CheckID(id) != nil {
 		return false, nil
 	}
+
 	info, err := mount.At(f)
 	if err != nil {
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
+
 	return wasOf(info, id), nil
 }
 
@@ -198,6 +220,7 @@ func (p *Publisher) isReadOnlyOf(ctx context.Context, id string, f *os.File) (bo
 	if err != nil {
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
+
 	devices, err := p.readOnlyDevices(ctx, id)
 	return slices.ContainsFunc(devices, func(d loop.Device) bool { return d.Dev == number }), err
 }
@@ -209,6 +232,7 @@ func wasOf(m mount.Info, id string) bool {
 	if names(m.Root, id) && (strings.Contains(m.Root, "/"+record.DataDir)) {
 		return true
 	}
+
 	device := ""
 	switch {
 	case strings.HasPrefix(m.Root, "/loop") && m.FSType == "devtmpfs":
@@ -216,20 +240,25 @@ func wasOf(m mount.Info, id string) bool {
 	case strings.HasPrefix(m.Source, "/dev/loop"):
 		device = strings.TrimPrefix(m.Source, "/dev/")
 	}
+
 	for range 2 { // a read-only device is over another one
 		if device == "" || strings.ContainsRune(device, '/') {
 			return false
 		}
+
 		backing, err := os.ReadFile(filepath.Join("/sys/block", device, "loop/backing_file"))
 		if err != nil {
 			return false
 		}
+
 		path := strings.TrimSpace(string(backing))
 		if names(path, id) {
 			return true
 		}
+
 		device = strings.TrimPrefix(path, "/dev/")
 	}
+
 	return false
 }
 

@@ -24,9 +24,11 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 			return translate.Errorf(v1alpha1.ReasonAlreadyExists,
 				"volume %s exists, and is not an inline one", id)
 		}
+
 		_, err := i.Store.Activate(ctx, id)
 		return translate.WithReason(err)
 	}
+
 	attributes := map[string]string{translate.InlineAttribute: "true"}
 	maps.Copy(attributes, spec.Attributes)
 	spec.Attributes = attributes
@@ -35,10 +37,12 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 	if err != nil {
 		return translate.WithReason(err)
 	}
+
 	admitted, err := i.Store.Admit(ctx, request)
 	if err == nil {
 		_, err = i.Store.Create(ctx, admitted[0])
 	}
+
 	return translate.WithReason(err)
 }
 
@@ -57,5 +61,6 @@ func (i *Inline) Remove(ctx context.Context, id string) error {
 		err = i.Store.Delete(ctx, id, record.Deletion{OnDelete: string(v1alpha1.OnDeletePurge),
 			Scrub: v.Origin.Deletion.Scrub})
 	}
+
 	return translate.WithReason(err)
 }

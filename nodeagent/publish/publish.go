@@ -59,10 +59,12 @@ func (p *Publisher) Publish(ctx context.Context, id, target string, flags []stri
 	if err != nil {
 		return translate.WithReason(err)
 	}
+
 	opts, err := optionsOf(&v, flags)
 	if err != nil {
 		return err
 	}
+
 	source, cleanup, err := p.source(ctx, &v, opts.readOnly)
 	if err != nil {
 		return err
@@ -73,15 +75,18 @@ func (p *Publisher) Publish(ctx context.Context, id, target string, flags []stri
 			err = errors.Join(err, e)
 		}
 	}()
+
 	t, err := openTarget(target)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
+
 	published, err := p.isPublished(ctx, &v, t, source, opts)
 	if err != nil || published {
 		return err
 	}
+
 	if alone {
 		elsewhere, err := p.publishedAt(ctx, &v)
 		if err != nil {
@@ -89,9 +94,11 @@ func (p *Publisher) Publish(ctx context.Context, id, target string, flags []stri
 		}
 		if len(elsewhere) > 0 {
 			return translate.Errorf(v1alpha1.ReasonPublishedElsewhere,
-				"volume %s is published at %s, and its access mode allows one place", id, elsewhere[0])
+				"volume %s is published at %s, and its access mode allows one place", id,
+				elsewhere[0])
 		}
 	}
+
 	return t.bind(ctx, source, opts)
 }
 
@@ -111,25 +118,31 @@ func optionsOf(v *store.Volume, flags []string) (options, error) {
 			o.noExec = flag == "noexec"
 		}
 	}
+
 	if v.VolumeMode == record.ModeBlock {
 		if len(others) > 0 || o.noExec {
 			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions,
 				"volume %s is a block device, which takes no mount flags: %q", v.ID, flags)
 		}
+
 		// The device refuses to be written; its node stays as it is.
 		o.BindOptions = mount.BindOptions{}
 		return o, nil
 	}
+
 	if v.Backend != record.BackendLoop {
 		o.BindOptions = o.BindOptions.Confine(flags)
 		return o, nil
 	}
+
 	for _, flag := range others {
 		if !slices.Contains(v.MountOptions, flag) {
 			return o, translate.Errorf(v1alpha1.ReasonInvalidOptions,
-				"volume %s was not made with the mount option %q, and is not mounted anew", v.ID, flag)
+				"volume %s was not made with the mount option %q, and is not mounted anew", v.ID,
+				flag)
 		}
 	}
+
 	return o, nil
 }
 
@@ -147,17 +160,23 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 		return f, none, nil
 	}
 	defer f.Close()
+
 	dev, err := p.Store.Device(ctx, v.ID)
 	if err != nil {
 		return nil, none, translate.WithReason(err)
 	}
+
 	ro, err := loop.AttachReadOnly(ctx, dev, v.ID)
 	if err == nil {
-		err = loop.Pin(ro) // as the volume's own: the node that is bound must not come to lead elsewhere
+		// As the volume's own: the node that is bound must not come to lead
+		// elsewhere.
+		err = loop.Pin(ro)
 	}
+
 	if err != nil {
 		return nil, none, translate.WithReason(err)
 	}
+
 	cleanup = func(ctx context.Context, outcome error) error {
 		if outcome == nil {
 			return nil
@@ -172,9 +191,11 @@ func (p *Publisher) source(ctx context.Context, v *store.Volume, readOnly bool) 
 			err = errors.Join(fmt.Errorf("%s is not the device it was", ro.Path), e)
 		}
 	}
+
 	if err != nil {
 		return nil, none, errors.Join(translate.WithReason(err), cleanup(ctx, err))
 	}
+
 	return node, cleanup, nil
 }
 
@@ -190,6 +211,7 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 		return err
 	}
 	defer t.Close()
+
 	_, err = p.Store.Get(id)
 	ours := err == nil
 	for {
@@ -200,6 +222,7 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 		if err != nil {
 			return err
 		}
+
 		mine, err := p.isOf(ctx, id, there)
 		there.Close()
 		if err != nil {
@@ -212,13 +235,16 @@ func (p *Publisher) Unpublish(ctx context.Context, id, target string) error {
 		if err := t.unmount(ctx); err != nil {
 			return err
 		}
+
 		ours = true
 	}
+
 	if ours {
 		if err := t.remove(); err != nil {
 			return err
 		}
 	}
+
 	return p.sweep(ctx, id)
 }
 
@@ -231,14 +257,17 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 	if err != nil {
 		return st, translate.WithReason(err)
 	}
+
 	source, err := p.Store.Open(ctx, id)
 	if err != nil {
 		return st, translate.WithReason(err)
 	}
 	defer source.Close()
+
 	if err := p.checkPublished(ctx, &v, source, path); err != nil {
 		return st, err
 	}
+
 	const unit = 4096
 	if v.VolumeMode == record.ModeBlock {
 		// What of a device is used only its user knows.
@@ -251,9 +280,11 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 	if st.Type == unix.BTRFS_SUPER_MAGIC {
 		st.Files, st.Ffree = 0, 0 // it makes inodes as they are needed
 	}
+
 	if v.Backend != record.BackendDirectory {
 		return st, nil
 	}
+
 	u, err := p.Store.Usage(ctx, id)
 	if err != nil {
 		return st, translate.WithReason(err)
@@ -261,6 +292,7 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 	if u.Known {
 		limitTo(&st, &v, u)
 	}
+
 	return st, nil
 }
 
@@ -270,10 +302,12 @@ func limitTo(st *unix.Statfs_t, v *store.Volume, u store.Usage) {
 	st.Bsize, st.Frsize = 4096, 4096
 	used := min(u.Bytes, v.SizeBytes)
 	free := v.SizeBytes - used
-	st.Blocks, st.Bfree, st.Bavail = uint64(v.SizeBytes/st.Bsize), uint64(free/st.Bsize), uint64(min(free, room)/st.Bsize)
+	st.Blocks, st.Bfree, st.Bavail = uint64(v.SizeBytes/st.Bsize), uint64(free/st.Bsize), uint64(
+		min(free, room)/st.Bsize)
 	if st.Files == 0 {
 		return
 	}
+
 	inodes := uint64(max(u.Inodes, 0))
 	if v.Inodes > 0 {
 		st.Files = uint64(v.Inodes)

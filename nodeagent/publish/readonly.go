@@ -17,11 +17,13 @@ func (p *Publisher) readOnlyDevices(ctx context.Context, id string) ([]loop.Devi
 	if err != nil {
 		return nil, translate.WithReason(err)
 	}
+
 	devices, err := loop.ReadOnlyOver(dev)
 	if err != nil {
 		return nil, translate.Errorf(v1alpha1.ReasonFailed,
 			"find the read-only devices of volume %s: %w", id, err)
 	}
+
 	return devices, nil
 }
 
@@ -32,15 +34,18 @@ func (p *Publisher) sweep(ctx context.Context, id string) error {
 	if err != nil || v.VolumeMode != record.ModeBlock {
 		return nil
 	}
+
 	devices, err := p.readOnlyDevices(ctx, id)
 	if err != nil {
 		return nil // not up: what is left goes at the next start
 	}
+
 	for _, ro := range devices {
 		if err := p.detachUnused(ctx, ro); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -64,6 +69,7 @@ func (p *Publisher) detachUnused(ctx context.Context, ro loop.Device) error {
 	if len(paths) > 0 {
 		return loop.Pin(ro) // a process before this one published it
 	}
+
 	err = loop.DetachReadOnly(ctx, ro)
 	if _, busy := errors.AsType[*loop.BusyError](err); busy {
 		return translate.Errorf(v1alpha1.ReasonTargetBusy,
@@ -72,5 +78,6 @@ func (p *Publisher) detachUnused(ctx context.Context, ro loop.Device) error {
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "take a read-only device away: %w", err)
 	}
+
 	return nil
 }

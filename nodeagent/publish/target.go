@@ -67,6 +67,7 @@ func (t *target) mounted() (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
+
 	return f, nil
 }
 
@@ -79,6 +80,7 @@ func (t *target) ensure(source *os.File) (made bool, err error) {
 	if err := unix.Fstat(int(source.Fd()), &src); err != nil {
 		return false, err
 	}
+
 	dir := src.Mode&unix.S_IFMT == unix.S_IFDIR
 	if dir {
 		err = unix.Mkdirat(int(t.parent.Fd()), t.name, targetDirMode)
@@ -90,12 +92,14 @@ func (t *target) ensure(source *os.File) (made bool, err error) {
 			err = unix.Close(fd)
 		}
 	}
+
 	switch {
 	case err == nil:
 		return true, nil
 	case !errors.Is(err, unix.EEXIST):
 		return false, translate.Errorf(v1alpha1.ReasonFailed, "make %s: %w", t.path, err)
 	}
+
 	return false, t.checkEmpty(dir)
 }
 
@@ -109,10 +113,12 @@ func (t *target) checkEmpty(dir bool) error {
 		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer f.Close()
+
 	st, err := f.Stat()
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
+
 	switch {
 	case dir && !st.IsDir():
 		return refuse("not a directory but " + kindOf(st.Mode()))
@@ -123,14 +129,17 @@ func (t *target) checkEmpty(dir bool) error {
 	case !dir:
 		return nil
 	}
+
 	list, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "look at the target: %w", err)
 	}
 	defer list.Close()
+
 	if _, err := list.Readdirnames(1); !errors.Is(err, io.EOF) {
 		return refuse("a directory that is not empty")
 	}
+
 	return nil
 }
 
@@ -143,6 +152,7 @@ func kindOf(mode os.FileMode) string {
 	case mode&os.ModeSymlink != 0:
 		return "a symbolic link"
 	}
+
 	return mode.Type().String()
 }
 
@@ -158,15 +168,18 @@ func (t *target) bind(ctx context.Context, source *os.File, opts options) (err e
 			err = errors.Join(err, t.remove())
 		}
 	}()
+
 	place, err := t.open()
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "open the target: %w", err)
 	}
+
 	err = mount.Bind(ctx, source, place, opts.BindOptions)
 	place.Close()
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "publish: %w", err)
 	}
+
 	there, err := t.mounted()
 	if err == nil {
 		defer there.Close()
@@ -175,6 +188,7 @@ func (t *target) bind(ctx context.Context, source *os.File, opts options) (err e
 			return nil
 		}
 	}
+
 	return errors.Join(translate.Errorf(v1alpha1.ReasonFailed,
 		"what is seen at %s is not what was mounted there: %w", t.path, err), t.unmount(ctx))
 }
@@ -184,6 +198,7 @@ func (t *target) unmount(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+
 	err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", t.parent.Fd(), t.name),
 		unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
@@ -193,6 +208,7 @@ func (t *target) unmount(ctx context.Context) error {
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "unmount %s: %w", t.path, err)
 	}
+
 	return nil
 }
 
@@ -206,11 +222,13 @@ func (t *target) remove() error {
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "remove the target: %w", err)
 	}
+
 	st, err := f.Stat()
 	f.Close()
 	if err != nil {
 		return translate.Errorf(v1alpha1.ReasonFailed, "remove the target: %w", err)
 	}
+
 	flags := 0
 	switch {
 	case st.IsDir():
@@ -219,6 +237,7 @@ func (t *target) remove() error {
 		return translate.Errorf(v1alpha1.ReasonInvalidTarget,
 			"%s is %s, or has content; it was left as it is", t.path, kindOf(st.Mode()))
 	}
+
 	err = unix.Unlinkat(int(t.parent.Fd()), t.name, flags)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT):
@@ -227,6 +246,7 @@ func (t *target) remove() error {
 		return translate.Errorf(v1alpha1.ReasonInvalidTarget,
 			"%s is not empty; it was left as it is", t.path)
 	}
+
 	return translate.Errorf(v1alpha1.ReasonFailed, "remove %s: %w", t.path, err)
 }
 
@@ -243,5 +263,6 @@ func isSame(a, b *os.File) (bool, error) {
 	if x.Mode&unix.S_IFMT == unix.S_IFBLK && y.Mode&unix.S_IFMT == unix.S_IFBLK {
 		return x.Rdev == y.Rdev, nil
 	}
+
 	return x.Mode&unix.S_IFMT == y.Mode&unix.S_IFMT && x.Dev == y.Dev && x.Ino == y.Ino, nil
 }

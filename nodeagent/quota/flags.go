@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An inode that is immutable or append-only keeps its project id too. To give it
-// another one these flags are taken off, and a process that dies in that moment
-// must not leave them off: so it is written down before, and whoever comes next
-// puts them back.
+// An inode that is immutable or append-only keeps its project id too. To give
+// it another one these flags are taken off, and a process that dies in that
+// moment must not leave them off: so it is written down before, and whoever
+// comes next puts them back.
 
 // Bare is an inode whose flags are off for a moment: its handle
-// (name_to_handle_at(2)), by which it is found whatever it is called by then, and
-// what has to be put back.
+// (name_to_handle_at(2)), by which it is found whatever it is called by then,
+// and what has to be put back.
 type Bare struct {
 	HandleType int32  `json:"handleType"`
 	Handle     []byte `json:"handle"`
@@ -25,8 +25,8 @@ type Bare struct {
 
 // Journal is where inodes are written down whose flags are off.
 type Journal interface {
-	// Note writes one down, durably, before its flags are taken off. Another one
-	// is not noted then: it replaces nothing.
+	// Note writes one down, durably, before its flags are taken off. Another
+	// one is not noted then: it replaces nothing.
 	Note(Bare) error
 	// Off is called while they are off. An error leaves them so.
 	Off() error
@@ -50,7 +50,8 @@ func withoutFlags(fd int, journal Journal, do func() error) error {
 		return fmt.Errorf("name_to_handle_at: %w", err)
 	}
 	flags := attr.XFlags & bothFlags
-	if err := journal.Note(Bare{HandleType: handle.Type(), Handle: handle.Bytes(), Flags: flags}); err != nil {
+	if err := journal.Note(Bare{HandleType: handle.Type(), Handle: handle.Bytes(),
+		Flags: flags}); err != nil {
 		return err
 	}
 	attr.XFlags &^= bothFlags
@@ -79,9 +80,10 @@ func setFlags(fd int, flags uint32) error {
 	return nil
 }
 
-// PutBack gives an inode of the filesystem that fs is on the flags that it had. A
-// second call changes nothing. One that is gone needs none. It is for what a
-// journal has, which nobody but us can have written: a handle leads to any inode.
+// PutBack gives an inode of the filesystem that fs is on the flags that it had.
+// A second call changes nothing. One that is gone needs none. It is for what a
+// journal has, which nobody but us can have written: a handle leads to any
+// inode.
 func PutBack(fs *os.File, b Bare) error {
 	if b.Flags&^bothFlags != 0 {
 		return fmt.Errorf("put back flags %#x: %w", b.Flags, unix.EINVAL)
@@ -89,7 +91,8 @@ func PutBack(fs *os.File, b Bare) error {
 	var fd int
 	err := control(fs, func(mount int) (err error) {
 		// NONBLOCK: a lease on the file would make us wait.
-		fd, err = unix.OpenByHandleAt(mount, unix.NewFileHandle(b.HandleType, b.Handle), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC)
+		fd, err = unix.OpenByHandleAt(mount, unix.NewFileHandle(b.HandleType, b.Handle),
+			unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC)
 		return err
 	})
 	if errors.Is(err, unix.ESTALE) {

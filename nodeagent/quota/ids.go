@@ -29,9 +29,10 @@ const tries = 64
 func IsOurs(id uint32) bool { return FirstID <= id && id <= LastID }
 
 // An Allocator gives out the quota ids of one filesystem, project ids on ext4
-// and xfs, numbers of level-1 groups on btrfs. There must be one per filesystem,
-// shared by all pools on it: two volumes under one id would share one limit. It
-// is safe for concurrent use, and remembers no more than what it gave out.
+// and xfs, numbers of level-1 groups on btrfs. There must be one per
+// filesystem, shared by all pools on it: two volumes under one id would share
+// one limit. It is safe for concurrent use, and remembers no more than what it
+// gave out.
 //
 // Ids are drawn at random: from a volume's own id nobody learns another's.
 type Allocator struct {

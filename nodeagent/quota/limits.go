@@ -40,7 +40,8 @@ type ErrNotInForce struct {
 }
 
 func (e *ErrNotInForce) Error() string {
-	return fmt.Sprintf("project %d: limit not in force: want %d bytes and %d inodes, read back %d and %d",
+	return fmt.Sprintf("project %d: limit not in force: want %d bytes and %d inodes, read "+
+		"back %d and %d",
 		e.ID, e.Want.Bytes, e.Want.Inodes, e.Got.Bytes, e.Got.Inodes)
 }
 
@@ -87,8 +88,8 @@ func SetLimits(dir *os.File, id uint32, want Limits) error {
 	return nil
 }
 
-// Rounded is the limit that is in force on the filesystem dir is on where one of
-// so many bytes is set: whole blocks.
+// Rounded is the limit that is in force on the filesystem dir is on where one
+// of so many bytes is set: whole blocks.
 func Rounded(dir *os.File, bytes uint64) (uint64, error) {
 	size, err := blockSize(dir)
 	if err != nil {
@@ -114,8 +115,8 @@ func GetLimits(dir *os.File, id uint32) (Limits, Usage, error) {
 // Clear takes all limits off project id. A second call changes nothing.
 func Clear(dir *os.File, id uint32) error { return SetLimits(dir, id, Limits{}) }
 
-// Free reports whether nothing is charged to project id on the filesystem dir is
-// on and nothing limits it.
+// Free reports whether nothing is charged to project id on the filesystem dir
+// is on and nothing limits it.
 func Free(dir *os.File, id uint32) (bool, error) {
 	q, err := get(dir, id)
 	return err == nil && !q.project().InUse(), err

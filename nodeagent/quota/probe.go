@@ -68,7 +68,8 @@ func Probe(dir *os.File) (Support, error) {
 	return s, nil
 }
 
-// Look is Probe without trying: it believes the filesystem's own state and changes nothing.
+// Look is Probe without trying: it believes the filesystem's own state and
+// changes nothing.
 func Look(dir *os.File) (Support, error) {
 	st, err := statfs(dir)
 	if err != nil {
@@ -90,8 +91,10 @@ func Look(dir *os.File) (Support, error) {
 
 // remedy is what an administrator does to have project quotas.
 var remedy = map[string]string{
-	"ext4": "`tune2fs -O project,quota -Q prjquota` on the unmounted device, and the mount option prjquota",
-	"xfs":  "the mount option prjquota, at the first mount of the device (a remount does not switch it on)",
+	"ext4": "`tune2fs -O project,quota -Q prjquota` on the unmounted device, and the mount " +
+		"option prjquota",
+	"xfs": "the mount option prjquota, at the first mount of the device (a remount does not " +
+		"switch it on)",
 }
 
 // off returns why the filesystem's own state says project quotas are not in
@@ -120,6 +123,7 @@ func off(dir *os.File, filesystem string) (string, error) {
 // CONFIG_QUOTACTL. It tells the system call from its absence: with a descriptor
 // that cannot be open, an existing call answers EBADF.
 func HasQuotactlFD() bool {
-	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, ^uintptr(0), qXGetState<<8|prjQuota, 0, 0, 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, ^uintptr(0),
+		qXGetState<<8|prjQuota, 0, 0, 0, 0)
 	return errno != unix.ENOSYS
 }

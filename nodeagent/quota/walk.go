@@ -33,7 +33,8 @@ type frame struct {
 
 // keepEntries is the depth down to which read entries are kept while their
 // subdirectories are walked. It spares a wide directory from being read again
-// for each of them; below, a tree 10,000 levels deep costs no memory to speak of.
+// for each of them; below, a tree 10,000 levels deep costs no memory to speak
+// of.
 const keepEntries = 64
 
 // returnDepth is how deep Return goes. A way down costs memory, and has to be
@@ -82,18 +83,20 @@ type bound struct {
 }
 
 // from returns what tells, after so many entries, whether the bound is reached.
-// Coming back to the cursor took a while already: with that the walk takes twice
-// as long at the most, and always comes further.
+// Coming back to the cursor took a while already: with that the walk takes
+// twice as long at the most, and always comes further.
 func (b bound) from(resumed time.Duration) func(entries int) bool {
 	end := time.Now().Add(max(b.time, resumed))
 	return func(entries int) bool {
-		return b.entries > 0 && entries >= b.entries || b.time > 0 && entries > 0 && time.Now().After(end)
+		return b.entries > 0 && entries >= b.entries ||
+			b.time > 0 && entries > 0 && time.Now().After(end)
 	}
 }
 
 // walk continues at the cursor and goes on until the bound. What is moved about
 // in the tree meanwhile may be missed.
-func walk(ctx context.Context, tree *os.File, at *Cursor, until bound, visit visitor) (Report, error) {
+func walk(ctx context.Context, tree *os.File, at *Cursor, until bound,
+	visit visitor) (Report, error) {
 	w := &walker{at: at, buf: make([]byte, direntBuffer), dir: -1, visit: visit, depth: until.depth}
 	err := control(tree, func(fd int) error {
 		w.top = fd

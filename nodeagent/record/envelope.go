@@ -11,7 +11,8 @@ import (
 // Format is the version this package writes. A reader refuses a higher one.
 const Format = 1
 
-// UnreadableError is returned for a record that must be left alone: another format, a broken checksum, not a record at all.
+// UnreadableError is returned for a record that must be left alone: another
+// format, a broken checksum, not a record at all.
 type UnreadableError struct{ Reason string }
 
 func (e *UnreadableError) Error() string { return "unreadable record: " + e.Reason }
@@ -53,7 +54,8 @@ func unseal(data []byte, body any, field func(*envelope) *json.RawMessage) error
 		return &UnreadableError{Reason: err.Error()}
 	}
 	if e.Format != Format {
-		return &UnreadableError{Reason: fmt.Sprintf("format %d, this program knows %d", e.Format, Format)}
+		return &UnreadableError{Reason: fmt.Sprintf("format %d, this program knows %d",
+			e.Format, Format)}
 	}
 	raw := *field(&e)
 	if len(raw) == 0 {

@@ -17,10 +17,12 @@ func (e *IDError) Error() string {
 	if len(id) > 64 {
 		id = id[:64] + "..."
 	}
-	return fmt.Sprintf("%q is not a volume id: lower-case letters, digits and inner dashes, 1 to %d of them", id, MaxID)
+	return fmt.Sprintf("%q is not a volume id: lower-case letters, digits and inner dashes, 1 "+
+		"to %d of them", id, MaxID)
 }
 
-// CheckID returns an *IDError unless id is of the grammar of volume ids. It is called before an id touches any path.
+// CheckID returns an *IDError unless id is of the grammar of volume ids. It is
+// called before an id touches any path.
 func CheckID(id string) error {
 	if !v1alpha1.IsVolumeID(id) {
 		return &IDError{ID: id}

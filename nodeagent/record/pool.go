@@ -5,17 +5,22 @@ import (
 	"time"
 )
 
-// Names in a pool's root. Nothing of Quarry's own is outside MetaDir but the volumes' directories.
+// Names in a pool's root. Nothing of Quarry's own is outside MetaDir but the
+// volumes' directories.
 const (
-	MetaDir     = ".quarry"
-	PoolFile    = "pool.json"   // in MetaDir
-	TmpDir      = "tmp"         // in MetaDir: volumes being built
-	TrashDir    = "trash"       // in MetaDir: deleted volumes
-	ByClaimDir  = "by-claim"    // in MetaDir: links for people
-	DataDir     = "data"        // in a volume, and in a loop volume's filesystem: the root of what its user sees
-	ImageFile   = "image"       // in a loop volume
-	MountDir    = "mount"       // in a loop volume: where its filesystem is mounted
-	RepairFile  = "repair.json" // in a loop volume: a repair of its filesystem has begun, and not come to its end
+	MetaDir    = ".quarry"
+	PoolFile   = "pool.json" // in MetaDir
+	TmpDir     = "tmp"       // in MetaDir: volumes being built
+	TrashDir   = "trash"     // in MetaDir: deleted volumes
+	ByClaimDir = "by-claim"  // in MetaDir: links for people
+	// In a volume, and in a loop volume's filesystem: the root of what its user
+	// sees.
+	DataDir   = "data"
+	ImageFile = "image" // in a loop volume
+	MountDir  = "mount" // in a loop volume: where its filesystem is mounted
+	// In a loop volume: a repair of its filesystem has begun, and not come to
+	// its end.
+	RepairFile  = "repair.json"
 	TrashedFile = "trash.json"
 )
 
@@ -23,16 +28,20 @@ const (
 type Pool struct {
 	UID       string    `json:"uid"`
 	CreatedAt time.Time `json:"createdAt"`
-	// ClusterID is the UID of the cluster's kube-system namespace, so that a disk of another cluster is recognised. Empty: made without a cluster.
+	// ClusterID is the UID of the cluster's kube-system namespace, so that a
+	// disk of another cluster is recognised. Empty: made without a cluster.
 	ClusterID string `json:"clusterID,omitempty"`
-	// Node and Name are where the pool was made, for people who find the disk in a drawer.
+	// Node and Name are where the pool was made, for people who find the disk
+	// in a drawer.
 	Node string `json:"node,omitempty"`
 	Name string `json:"name,omitempty"`
-	// Holder is who brought the pool up last. Nil: nobody since it was made, on Node, or a version that did not write it.
+	// Holder is who brought the pool up last. Nil: nobody since it was made, on
+	// Node, or a version that did not write it.
 	Holder *PoolHolder `json:"holder,omitempty"`
 }
 
-// PoolHolder is the node that has a pool, and its machine (machine-id(5)) where that is known.
+// PoolHolder is the node that has a pool, and its machine (machine-id(5)) where
+// that is known.
 type PoolHolder struct {
 	Node      string `json:"node"`
 	MachineID string `json:"machineID,omitempty"`
@@ -53,7 +62,8 @@ func EncodePool(p *Pool) ([]byte, error) {
 	return bounded(PoolFile, data, err)
 }
 
-// DecodePool reads what EncodePool wrote. It returns an *UnreadableError for anything else.
+// DecodePool reads what EncodePool wrote. It returns an *UnreadableError for
+// anything else.
 func DecodePool(data []byte) (*Pool, error) {
 	p := &Pool{}
 	if err := unseal(data, p, func(e *envelope) *json.RawMessage { return &e.Pool }); err != nil {
@@ -65,11 +75,13 @@ func DecodePool(data []byte) (*Pool, error) {
 	return p, nil
 }
 
-// Trash says that a volume was deleted on purpose, and when its space is to be freed.
+// Trash says that a volume was deleted on purpose, and when its space is to be
+// freed.
 type Trash struct {
 	DeletedAt time.Time `json:"deletedAt"`
 	Deletion  Deletion  `json:"deletion"`
-	// ElapsedSeconds of the retention were seen to pass by an agent whose clock was synchronised.
+	// ElapsedSeconds of the retention were seen to pass by an agent whose clock
+	// was synchronised.
 	ElapsedSeconds int64 `json:"elapsedSeconds,omitempty"`
 	// Purge: free it now, whatever is left of the retention.
 	Purge bool `json:"purge,omitempty"`
@@ -82,7 +94,8 @@ func EncodeTrash(t *Trash) ([]byte, error) {
 	return bounded(TrashedFile, data, err)
 }
 
-// DecodeTrash reads what EncodeTrash wrote. It returns an *UnreadableError for anything else.
+// DecodeTrash reads what EncodeTrash wrote. It returns an *UnreadableError for
+// anything else.
 func DecodeTrash(data []byte) (*Trash, error) {
 	t := &Trash{}
 	err := unseal(data, t, func(e *envelope) *json.RawMessage { return &e.Trash })

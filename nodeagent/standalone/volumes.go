@@ -41,20 +41,24 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		return nil, translate.Errorf(v1alpha1.ReasonNoSuitableNode,
 			"this is node %s, which is none of those asked for", s.Node)
 	}
+
 	wish.NodeName = s.Node
 	digest, err := digestOf(wish)
 	if err != nil {
 		return nil, err
 	}
+
 	_, err = s.Store.Find(ctx, name)
 	if missing, is := errors.AsType[*store.NotFoundError](err); is {
 		if err = s.away(name, &wish, missing.Unseen); err == nil {
 			err = s.create(ctx, name, wish, digest)
 		}
 	}
+
 	if err != nil {
 		return nil, translate.WithReason(err)
 	}
+
 	v, err := s.Store.Activate(ctx, name)
 	if err != nil {
 		return nil, translate.WithReason(err)
@@ -63,29 +67,36 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 		return nil, translate.Errorf(v1alpha1.ReasonAlreadyExists,
 			"volume %s exists, and was made with other parameters than those given now", name)
 	}
+
 	return s.describe(&v), nil
 }
 
-// away returns an error where the volume may be on a pool that could not be looked at: it was made from this wish before, say,
-// and its disk is away. Another one, empty, would be in its place then.
+// away returns an error where the volume may be on a pool that could not be
+// looked at: it was made from this wish before, say, and its disk is away.
+// Another one, empty, would be in its place then.
 func (s *Volumes) away(name string, wish *v1alpha1.VolumeSpec, unseen []*store.OfflineError) error {
 	selector, err := selectorOf(wish)
 	if err != nil {
 		return err
 	}
+
 	for _, p := range s.Store.Pools() {
 		may := wish.Pool == "" || wish.Pool == p.Name
 		if !may || !selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) {
 			continue // nothing was ever carved from it for such a wish
 		}
+
 		for _, off := range unseen {
 			// A second name of a directory that was looked at hides nothing.
 			if off.Pool == p.Name && off.Reason != store.OfflineDuplicate {
-				return translate.Errorf(v1alpha1.ReasonVolumeUnavailable, "volume %s may be on a pool that can not be looked at, and is not made anew "+
-					"(take the pool out of the configuration if its disk is gone for good): %w", name, off)
+				return translate.Errorf(v1alpha1.ReasonVolumeUnavailable,
+					"volume %s may be on a pool that can not be looked at, and is not made anew "+
+						"(take the pool out of the configuration if its disk is gone for good): %w",
+					name, off)
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -100,7 +111,8 @@ func selectorOf(wish *v1alpha1.VolumeSpec) (labels.Selector, error) {
 	return selector, nil
 }
 
-func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec, digest string) error {
+func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
+	digest string) error {
 	request, err := translate.RequestOf(&v1alpha1.Volume{
 		ObjectMeta: metav1.ObjectMeta{Name: name,
 			Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
@@ -108,25 +120,34 @@ func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeS
 	if err != nil {
 		return translate.WithReason(err)
 	}
+
 	request.Origin.Wish = digest
 	admitted, err := s.Store.Admit(ctx, request)
 	if err == nil {
 		_, err = s.Store.Create(ctx, admitted[0])
 	}
+
 	if _, offline := errors.AsType[*store.OfflineError](err); offline {
-		return &translate.Error{Code: v1alpha1.ReasonPoolOffline, Err: err} // there is no volume that would be unavailable
+		// There is no volume that would be unavailable.
+		return &translate.Error{Code: v1alpha1.ReasonPoolOffline, Err: err}
 	}
+
 	return translate.WithReason(err)
 }
 
 // digestOf tells wishes apart in what is fixed when a volume is made.
 func digestOf(wish v1alpha1.VolumeSpec) (string, error) {
-	wish.Capacity, wish.AccessModes, wish.Claim, wish.Attributes = resource.Quantity{}, nil, nil, nil
-	wish.Parameters, wish.SpreadGroup = nil, "" // what they mean is in the other fields; digests on disk were made without them
+	wish.Capacity, wish.AccessModes, wish.Claim, wish.Attributes = resource.Quantity{},
+		nil, nil, nil
+
+	// What they mean is in the other fields; digests on disk were made without
+	// them.
+	wish.Parameters, wish.SpreadGroup = nil, ""
 	text, err := json.Marshal(wish)
 	if err != nil {
 		return "", fmt.Errorf("digest of a wish: %w", err)
 	}
+
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:]), nil
 }
@@ -137,6 +158,7 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 	if record.CheckID(id) != nil {
 		return nil // no volume was ever called that
 	}
+
 	v, err := s.Store.Find(ctx, id)
 	if _, missing := errors.AsType[*store.NotFoundError](err); missing {
 		// It may be in the trash, and not durably so; nothing there is hurried.
@@ -146,6 +168,7 @@ func (s *Volumes) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return translate.WithReason(err)
 	}
+
 	return translate.WithReason(s.delete(ctx, id, v.Origin.Deletion))
 }
 
@@ -160,6 +183,7 @@ func (s *Volumes) delete(ctx context.Context, id string, how record.Deletion) er
 		if !isInUse || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == tries {
 			return err
 		}
+
 		select {
 		case <-ctx.Done():
 			return err
@@ -206,22 +230,29 @@ func (s *Volumes) Room(_ context.Context, node string, wish v1alpha1.VolumeSpec)
 	if node != "" && node != s.Node {
 		return 0, 0, nil
 	}
+
 	selector, err := selectorOf(&wish)
 	if err != nil {
 		return 0, 0, err
 	}
+
 	shared := map[string]int64{}
 	for _, p := range s.Store.Pools() {
 		enforces := p.Features.ProjectQuota || p.Features.SimpleQuota
-		needs := wish.Backend == v1alpha1.BackendDirectory && wish.Enforcement != v1alpha1.EnforcementNone
-		if p.Offline != nil || wish.Pool != "" && p.Name != wish.Pool || !selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) || needs && !enforces {
+		needs := wish.Backend == v1alpha1.BackendDirectory &&
+			wish.Enforcement != v1alpha1.EnforcementNone
+		if p.Offline != nil || wish.Pool != "" && p.Name != wish.Pool ||
+			!selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) || needs && !enforces {
 			continue
 		}
+
 		shared[p.FilesystemID] = max(shared[p.FilesystemID], p.Available)
 		largest = max(largest, p.Available)
 	}
+
 	for _, a := range shared {
 		available += a
 	}
+
 	return available, largest, nil
 }

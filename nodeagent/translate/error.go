@@ -47,6 +47,7 @@ func WithReason(err error) error {
 	case is[*store.OfflineError](err):
 		return &Error{v1alpha1.ReasonVolumeUnavailable, err}
 	}
+
 	reason, _ := store.Reason(err)
 	return &Error{reason, err}
 }

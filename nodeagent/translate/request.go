@@ -40,14 +40,18 @@ func RequestOf(v *v1alpha1.Volume) (store.Request, error) {
 				Message: "poolSelector: " + err.Error(),
 			}
 		}
+
 		r.PoolSelector = selector
 	}
+
 	if s.Owner != nil {
 		r.Owner = *s.Owner
 	}
+
 	if s.Group != nil {
 		r.Group = *s.Group
 	}
+
 	if s.Mode != "" {
 		mode, err := strconv.ParseUint(s.Mode, 8, 32)
 		if err != nil {
@@ -56,14 +60,18 @@ func RequestOf(v *v1alpha1.Volume) (store.Request, error) {
 				Message: fmt.Sprintf("mode %q is not an octal number", s.Mode),
 			}
 		}
+
 		r.Mode = uint32(mode)
 	}
+
 	if s.Adopt != nil {
 		r.Adopt = adoptionOf(v)
 	}
+
 	if s.Source != nil {
 		r.Source = &record.Source{Volume: s.Source.Volume, Snapshot: s.Source.Snapshot}
 	}
+
 	return r, nil
 }
 
@@ -97,10 +105,12 @@ func OriginOf(v *v1alpha1.Volume) record.Origin {
 	for _, m := range s.AccessModes {
 		o.AccessModes = append(o.AccessModes, string(m))
 	}
+
 	if c := s.Claim; c != nil {
 		o.ClaimNamespace, o.ClaimName, o.ClaimUID = c.Namespace, c.Name, string(c.UID)
 		o.ClaimLabels, o.ClaimLabelsLeftOut = c.Labels, int(c.LabelsLeftOut)
 	}
+
 	return o.Bound()
 }
 

@@ -25,6 +25,7 @@ func VolumeOnDisk(there *store.Volume, poolFilesystem string) *v1alpha1.Volume {
 		reason, _ := store.Reason(there.Unavailable)
 		SetReady(&v.Status, v1alpha1.VolumeUnavailable, reason, there.Unavailable.Error())
 	}
+
 	return v
 }
 
@@ -40,6 +41,7 @@ func SetPlace(status *v1alpha1.VolumeStatus, there *store.Volume, poolFilesystem
 	if there.Backend == record.BackendDirectory {
 		status.FSType = poolFilesystem
 	}
+
 	if there.VolumeMode == string(corev1.PersistentVolumeBlock) {
 		status.FSType = ""
 	}
@@ -62,6 +64,7 @@ func SetCondition(status *v1alpha1.VolumeStatus, kind string, truth metav1.Condi
 	if len(message) > longest {
 		message = message[:longest]
 	}
+
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
 		Type:               kind,
 		Status:             truth,

@@ -60,15 +60,19 @@ func VolumeOf(r *record.Volume) *v1alpha1.Volume {
 	if o.PVName != "" {
 		v.Labels[v1alpha1.LabelPVName] = o.PVName
 	}
+
 	if r.Mode != 0 && r.Mode != store.DefaultMode {
 		v.Spec.Mode = "0" + strconv.FormatUint(uint64(r.Mode), 8)
 	}
+
 	for _, m := range o.AccessModes {
 		v.Spec.AccessModes = append(v.Spec.AccessModes, corev1.PersistentVolumeAccessMode(m))
 	}
+
 	if r.Source != nil {
 		v.Spec.Source = &v1alpha1.VolumeSource{Volume: r.Source.Volume, Snapshot: r.Source.Snapshot}
 	}
+
 	if o.ClaimName != "" {
 		v.Spec.Claim = &v1alpha1.ClaimReference{
 			Namespace:     o.ClaimNamespace,
@@ -78,6 +82,7 @@ func VolumeOf(r *record.Volume) *v1alpha1.Volume {
 			LabelsLeftOut: int32(o.ClaimLabelsLeftOut),
 		}
 	}
+
 	return v
 }
 
@@ -102,8 +107,10 @@ func DeletionPolicyOf(d record.Deletion) v1alpha1.DeletionPolicy {
 		Scrub:    v1alpha1.Scrub(or(d.Scrub, string(v1alpha1.ScrubNone))),
 	}
 	if d.RetentionSeconds > 0 {
-		out.TrashRetention = &metav1.Duration{Duration: time.Duration(d.RetentionSeconds) * time.Second}
+		out.TrashRetention = &metav1.Duration{
+			Duration: time.Duration(d.RetentionSeconds) * time.Second}
 	}
+
 	return out
 }
 

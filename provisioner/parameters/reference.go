@@ -21,7 +21,8 @@ func Reference() string {
 		"Parameters that begin with `csi.storage.k8s.io/` belong to the CSI sidecars and are " +
 			"passed by. A class works\n")
 	b.WriteString(
-		"unchanged with `provisioner: " + v1alpha1.LocalProvisioner + "` and `provisioner: " + v1alpha1.CSIDriver + "`.\n\n",
+		"unchanged with `provisioner: " + v1alpha1.LocalProvisioner + "` and `provisioner: " +
+			v1alpha1.CSIDriver + "`.\n\n",
 	)
 	b.WriteString("| Parameter | Allowed | Default | Meaning |\n|---|---|---|---|\n")
 	for _, d := range parameterTable {
@@ -36,7 +37,8 @@ func Reference() string {
 ## What cannot be had together
 
 * ` + "`backend: directory` with `enforcement: strict`, or for a claim with `volumeMode: Block`" + `
-* ` + "`enforcement: none` with `backend: loop`, `inodes`, or for a claim with `volumeMode: Block`" + `
+* ` + "`enforcement: none` with `backend: loop`, `inodes`, or for a claim with " +
+		"`volumeMode: Block`" + `
 * ` + "`allocation` or `fsType` with `backend: directory` or `enforcement: none`: they are " +
 		"about images" + `
 * ` + "`mkfsOptions` without `fsType`; `trashRetention` without `onDelete: trash`; " +

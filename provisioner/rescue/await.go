@@ -27,7 +27,8 @@ const watchRetry = 200 * time.Millisecond
 func await[T any, P interface {
 	*T
 	client.Object
-}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, what string, done func(P) (bool, error)) error {
+}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, what string,
+	done func(P) (bool, error)) error {
 	ctx, cancel := r.patience(ctx)
 	defer cancel()
 	for {
@@ -51,7 +52,8 @@ func await[T any, P interface {
 func watchOnce[T any, P interface {
 	*T
 	client.Object
-}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey, done func(P) (bool, error)) (over bool, err error) {
+}](ctx context.Context, r *Rescuer, list client.ObjectList, key client.ObjectKey,
+	done func(P) (bool, error)) (over bool, err error) {
 	// Without a version the watch begins with what is there; of what is not
 	// there it says nothing.
 	w, err := r.Client.Watch(

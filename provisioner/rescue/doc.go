@@ -23,7 +23,8 @@
 // The files:
 //
 //	rescuer.go    the Rescuer, which works on a cluster
-//	restore.go    a volume back from the trash, or one without a PersistentVolume; deleting one for good
+//	restore.go    a volume back from the trash, or one without a
+//	              PersistentVolume; deleting one for good
 //	snapshot.go   what there is, on disk and in the cluster, at one time
 //	plan.go       what would make the cluster whole again, and what a person has to decide
 //	plan_move.go  the part of the plan for volumes whose disk is on another node now

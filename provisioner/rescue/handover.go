@@ -103,7 +103,8 @@ func wouldBeDeleted(pv *corev1.PersistentVolume) string {
 	if over && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete {
 		return fmt.Sprintf(
 			"is %s with reclaim policy Delete: its data would be deleted as soon as it is "+
-				"Quarry's; set its policy to Retain, or take away its claimRef, first", pv.Status.Phase)
+				"Quarry's; set its policy to Retain, or take away its claimRef, first",
+			pv.Status.Phase)
 	}
 	return ""
 }

@@ -109,7 +109,8 @@ func behind(pv *corev1.PersistentVolume) (id, node string, ok bool) {
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
 		id, node = pv.Spec.CSI.VolumeHandle, provisioner.TopologyNodeOf(pv)
 	case pv.Spec.Local != nil && pv.Annotations[annProvisionedBy] == v1alpha1.LocalProvisioner:
-		id, node = pv.Annotations[v1alpha1.AnnotationVolume], pv.Annotations[v1alpha1.AnnotationNode]
+		id, node = pv.Annotations[v1alpha1.AnnotationVolume],
+			pv.Annotations[v1alpha1.AnnotationNode]
 	}
 	return id, node, id != "" && node != ""
 }

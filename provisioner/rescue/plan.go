@@ -83,7 +83,9 @@ type Step struct {
 }
 
 // Changes reports whether applying the step writes something.
-func (s *Step) Changes() bool { return slices.Index(order, s.Verb) >= slices.Index(order, TakeOver) }
+func (s *Step) Changes() bool {
+	return slices.Index(order, s.Verb) >= slices.Index(order, TakeOver)
+}
 
 // NeedsDecision reports whether the step stands for something that was not
 // brought back and could be.
@@ -240,7 +242,8 @@ func (p *planner) judge(d *Disk, nodes []string) string {
 		p.add(Refused, object, at,
 			"disk %s is at %s, and the Pool remembers %s: its agent does not use it; if this is "+
 				"the right disk, "+
-				"`kubectl delete pools.quarry.storage %s` and run this again", d.UID, d.Path, known.Spec.UID, name)
+				"`kubectl delete pools.quarry.storage %s` and run this again", d.UID,
+			d.Path, known.Spec.UID, name)
 		return "its Pool remembers another disk"
 	case d.ClusterID == "" || d.ClusterID == p.ClusterID:
 		return ""
@@ -423,7 +426,8 @@ func (p *planner) inTrash(at place, record *v1alpha1.Volume, pv *corev1.Persiste
 	case pv != nil && names(pv, id):
 		p.add(Refused, "volume/"+id, at,
 			"it is in the trash, and PersistentVolume %s still names it: restore it (`kubectl "+
-				"quarry trash restore %s`) once it has a Volume, or delete that PersistentVolume", pv.Name, id)
+				"quarry trash restore %s`) once it has a Volume, or delete that PersistentVolume",
+			pv.Name, id)
 	case record == nil:
 		p.add(WriteVolume, "volume/"+id, at,
 			"it is in the trash of pool %s, and no Volume speaks of it; `kubectl quarry trash` "+

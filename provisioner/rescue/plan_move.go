@@ -57,7 +57,8 @@ func (p *planner) moved(at place, record *v1alpha1.Volume, pv *corev1.Persistent
 
 	_, node, ours := behind(pv)
 	return ours &&
-		(node != at.disk.Node || p.wrongHost(pv, at.disk.Node) || pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" ||
+		(node != at.disk.Node || p.wrongHost(pv, at.disk.Node) ||
+			pv.Annotations[v1alpha1.AnnotationReclaimPolicy] != "" ||
 			stalePath(at, record, pv) != "")
 }
 

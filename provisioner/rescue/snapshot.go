@@ -98,7 +98,8 @@ func (r *Rescuer) Take(
 		pools      v1alpha1.PoolList
 		volumes    v1alpha1.VolumeList
 	)
-	for _, list := range []client.ObjectList{&namespaces, &classes, &nodes, &pods, &claims, &pvs, &pools, &volumes} {
+	for _, list := range []client.ObjectList{&namespaces, &classes, &nodes, &pods, &claims, &pvs,
+		&pools, &volumes} {
 		if err := r.Client.List(ctx, list); err != nil {
 			return nil, fmt.Errorf("list %T: %w", list, err)
 		}

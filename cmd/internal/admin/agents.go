@@ -43,7 +43,8 @@ func (a *agents) flags(f *pflag.FlagSet) {
 	f.StringVar(&a.namespace, "quarry-namespace", "",
 		"the namespace Quarry is installed in (default: wherever its agents are)")
 	f.StringVar(&a.selector, "agent-selector",
-		"app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent", "labels of the agents' pods")
+		"app.kubernetes.io/name=quarry,app.kubernetes.io/component=agent",
+		"labels of the agents' pods")
 }
 
 // pods are the agents' pods by node; the running ones where there are several.
@@ -52,10 +53,13 @@ func (a *agents) pods(ctx context.Context, reader client.Reader) (map[string]*co
 	if err != nil {
 		return nil, fmt.Errorf("--agent-selector: %w", err)
 	}
+
 	var list corev1.PodList
-	if err := reader.List(ctx, &list, client.InNamespace(a.namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+	if err := reader.List(ctx, &list, client.InNamespace(a.namespace),
+		client.MatchingLabelsSelector{Selector: selector}); err != nil {
 		return nil, fmt.Errorf("find the agents: %w", err)
 	}
+
 	byNode := map[string]*corev1.Pod{}
 	for i := range list.Items {
 		pod := &list.Items[i]
@@ -63,16 +67,20 @@ func (a *agents) pods(ctx context.Context, reader client.Reader) (map[string]*co
 			byNode[node] = pod
 		}
 	}
+
 	if len(byNode) == 0 {
-		return nil, fmt.Errorf("no pod has the labels %s: install Quarry first, or say --quarry-namespace and --agent-selector", a.selector)
+		return nil, fmt.Errorf("no pod has the labels %s: install Quarry first, or say "+
+			"--quarry-namespace and --agent-selector", a.selector)
 	}
+
 	return byNode, nil
 }
 
 func isReady(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
+	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions,
+		func(c corev1.PodCondition) bool {
+			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		})
 }
 
 // run runs the program in a pod and returns what it printed. The error has what
@@ -82,40 +90,50 @@ func run(ctx context.Context, config *rest.Config, pod *corev1.Pod, args ...stri
 	if pod.Status.Phase != corev1.PodRunning {
 		return nil, fmt.Errorf("agent %s/%s is %s", pod.Namespace, pod.Name, pod.Status.Phase)
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, execPatience)
 	defer cancel()
+
 	core, err := corev1client.NewForConfig(config)
 	if err != nil {
 		return nil, err
 	}
-	url := core.RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+
+	url := core.RESTClient().Post().
+		Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container,
 			Command: append([]string{program}, args...), Stdout: true, Stderr: true},
 			scheme.ParameterCodec).URL()
+
 	// Websockets first, SPDY where the API server or a proxy before it does not
 	// know them, as kubectl does.
 	websocket, err := remotecommand.NewWebSocketExecutor(config, "GET", url.String())
 	if err != nil {
 		return nil, err
 	}
+
 	spdy, err := remotecommand.NewSPDYExecutor(config, "POST", url)
 	if err != nil {
 		return nil, err
 	}
+
 	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	var out, complaint bytes.Buffer
-	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &complaint}); err != nil {
+	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out,
+		Stderr: &complaint}); err != nil {
 		if text := strings.TrimSpace(complaint.String()); text != "" {
 			err = fmt.Errorf("%w: %s", err, text)
 		}
 		return out.Bytes(), fmt.Errorf("%s %s in pod %s/%s: %w", program, strings.Join(args, " "),
 			pod.Namespace, pod.Name, err)
 	}
+
 	return out.Bytes(), nil
 }
 
@@ -127,19 +145,23 @@ func (a *agents) disks(ctx context.Context, config *rest.Config,
 	if err != nil {
 		return nil, nil, err
 	}
+
 	unread = map[string]string{}
 	var pools v1alpha1.PoolList
 	if err := reader.List(ctx, &pools); err != nil {
 		return nil, nil, fmt.Errorf("list pools: %w", err)
 	}
+
 	for _, pool := range pools.Items {
 		if node := pool.Spec.NodeName; pods[node] == nil {
 			unread[node] = "it has a Pool, and no agent runs there"
 		}
 	}
+
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(execAtOnce)
+
 	for node, pod := range pods {
 		group.Go(func() error {
 			out, err := run(ctx, config, pod, "ls", "-o", "json")
@@ -147,19 +169,24 @@ func (a *agents) disks(ctx context.Context, config *rest.Config,
 			if err == nil {
 				err = json.Unmarshal(out, &l.pools)
 			}
+
 			mu.Lock()
 			defer mu.Unlock()
+
 			if err != nil {
 				unread[node] = err.Error()
 				return nil
 			}
+
 			found = append(found, l)
 			return nil
 		})
 	}
+
 	if err := group.Wait(); err != nil {
 		return nil, nil, err
 	}
+
 	slices.SortFunc(found, func(a, b nodeListing) int { return strings.Compare(a.node, b.node) })
 	return found, unread, nil
 }

@@ -38,20 +38,24 @@ func disksOf(nodes []nodeListing) []rescue.Disk {
 						&v.Volume, v.Path)})
 				}
 			}
+
 			for j := range p.Trash {
 				t := &p.Trash[j]
 				if t.Volume == nil || translate.IsInline(t.Volume) {
 					continue
 				}
+
 				v := volumeOf(n.node, p, t.Volume, "")
 				v.Spec.DesiredState = v1alpha1.DesiredTrashed
 				v.Spec.Deletion = translate.DeletionPolicyOf(t.Deletion)
 				d.Volumes = append(d.Volumes, rescue.Found{Volume: v, InTrash: true,
 					Remaining: time.Duration(t.RemainingSeconds) * time.Second})
 			}
+
 			out = append(out, d)
 		}
 	}
+
 	return out
 }
 
@@ -76,9 +80,11 @@ func volumeOf(node string, p *listing.PoolListing, r *record.Volume,
 	if len(r.Origin.Parameters) == 0 {
 		return v
 	}
+
 	asked := v.Spec.DeepCopy()
 	if _, err := parameters.Apply(r.Origin.Parameters, asked); err == nil {
 		v.Spec = *asked
 	}
+
 	return v
 }

@@ -39,14 +39,17 @@ func (c *cluster) rescuer() (*rescue.Rescuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
+
 	c.config = provisioner.Throughput(config)
 	scheme, err := provisioner.NewScheme()
 	if err != nil {
 		return nil, err
 	}
+
 	kube, err := client.NewWithWatch(c.config, client.Options{Scheme: scheme})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+
 	return &rescue.Rescuer{Client: kube}, nil
 }

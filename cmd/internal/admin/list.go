@@ -33,14 +33,17 @@ func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 		if err != nil {
 			return err
 		}
+
 		r, err := to.rescuer()
 		if err != nil {
 			return err
 		}
+
 		all, err := l.which(r, cmd.Context())
 		if err != nil {
 			return err
 		}
+
 		all = inNamespace(all, namespace)
 		if asJSON {
 			return show.JSON(cmd.OutOrStdout(), all)
@@ -49,15 +52,18 @@ func (l volumeList) command(cmd *cobra.Command) *cobra.Command {
 			fmt.Fprintln(cmd.ErrOrStderr(), l.none)
 			return nil
 		}
+
 		rows := [][]string{{"VOLUME", "NODE", "POOL", "CLAIM", "SIZE", "STATE", l.column}}
 		for i := range all {
 			rows = append(rows, volumeRow(&all[i], string(all[i].Status.Phase), l.cell(&all[i])))
 		}
+
 		return show.Table(cmd.OutOrStdout(), rows...)
 	}
 	to.flags(cmd.Flags())
 	o.Flags(cmd.Flags())
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"only volumes of this namespace's claims")
+
 	return cmd
 }

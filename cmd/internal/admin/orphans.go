@@ -41,9 +41,12 @@ A second run goes on where the first stopped.`,
   # For a claim that a chart or a StatefulSet makes:
   kubectl quarry orphans restore pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1 --claim shop/data-db-0 --no-claim`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0], v1alpha1.DesiredPresent) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, args[0], v1alpha1.DesiredPresent)
+		},
 	}
 	o.flags(cmd.Flags())
+
 	return cmd
 }
 
@@ -66,14 +69,18 @@ volume goes as soon as it is free.`,
 			if err != nil {
 				return err
 			}
+
 			all, err := r.Orphans(cmd.Context())
 			if err != nil {
 				return err
 			}
-			going, err := r.Deleting(cmd.Context()) // a second run waits for what the first one asked for
+
+			// A second run waits for what the first one asked for.
+			going, err := r.Deleting(cmd.Context())
 			if err != nil {
 				return err
 			}
+
 			return deleteOne(cmd, r, append(all, going...), args[0],
 				"an orphan: a PersistentVolume names it, or it does not exist", yes, timeout)
 		},
@@ -82,5 +89,6 @@ volume goes as soon as it is free.`,
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience,
 		"how long to wait for the node's agent")
+
 	return cmd
 }

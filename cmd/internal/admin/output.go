@@ -15,7 +15,9 @@ import (
 
 // sayTo has a rescuer tell what it does on the command's output.
 func sayTo(cmd *cobra.Command, r *rescue.Rescuer) {
-	r.Say = func(format string, args ...any) { fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...) }
+	r.Say = func(format string, args ...any) {
+		fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
+	}
 }
 
 var errNotConfirmed = errors.New("not confirmed; nothing was done")
@@ -25,6 +27,7 @@ func confirm(cmd *cobra.Command, yes bool, question string, args ...any) error {
 	if yes {
 		return nil
 	}
+
 	fmt.Fprintf(cmd.OutOrStdout(), question+" [yes/no] ", args...)
 	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
 	if err != nil && answer == "" {
@@ -34,6 +37,7 @@ func confirm(cmd *cobra.Command, yes bool, question string, args ...any) error {
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "yes" && a != "y" {
 		return errNotConfirmed
 	}
+
 	return nil
 }
 
@@ -43,10 +47,12 @@ func volumeRow(v *v1alpha1.Volume, more ...string) []string {
 	if c := v.Spec.Claim; c != nil {
 		claim = c.Namespace + "/" + c.Name
 	}
+
 	pool := v.Status.Pool
 	if pool == "" {
 		pool = v.Spec.Pool
 	}
+
 	return append([]string{v.Name, v.Spec.NodeName, pool, claim, v.Spec.Capacity.String()}, more...)
 }
 

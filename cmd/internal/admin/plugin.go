@@ -17,6 +17,7 @@ func NewPlugin(version string) *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
+
 	return root
 }
 

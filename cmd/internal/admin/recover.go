@@ -49,37 +49,50 @@ It ends with status 1 if a disk could not be read, if something was refused or i
 			if err != nil {
 				return err
 			}
+
 			r, err := to.rescuer()
 			if err != nil {
 				return err
 			}
+
 			nodes, unread, err := in.disks(cmd.Context(), to.config, r.Client)
 			if err != nil {
 				return err
 			}
+
 			snapshot, err := r.Take(cmd.Context(), disksOf(nodes), unread)
 			if err != nil {
 				return err
 			}
+
 			steps := rescue.Plan(snapshot, options)
 			if asJSON {
 				err = show.JSON(cmd.OutOrStdout(), steps)
 			} else {
 				err = printPlan(cmd.OutOrStdout(), snapshot, steps)
 			}
+
 			if err != nil {
 				return err
 			}
+
 			if apply {
 				r.Patience = timeout
-				r.Say = func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
+				r.Say = func(format string, args ...any) {
+					fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...)
+				}
 				err = r.Apply(cmd.Context(), steps)
 			} else if !asJSON && changes(steps) > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "\nNothing was changed. `%s recover --apply`, with the same flags, does it.\n", caller)
+				fmt.Fprintf(cmd.OutOrStdout(),
+					"\nNothing was changed. `%s recover --apply`, with the same flags, does it.\n",
+					caller)
 			}
+
 			if err != nil {
-				return fmt.Errorf("not everything worked; run this again when what is named was put right:\n%w", err)
+				return fmt.Errorf("not everything worked; run this again when what is named was "+
+					"put right:\n%w", err)
 			}
+
 			return undecided(steps)
 		},
 	}
@@ -91,10 +104,13 @@ It ends with status 1 if a disk could not be read, if something was refused or i
 	f.BoolVar(&options.Claims, "claims", false, "make claims again that are gone")
 	f.StringSliceVarP(&options.Namespaces, "namespace", "n", nil,
 		"only volumes of claims in these namespaces")
+
 	f.StringVar(&options.TakeOver, "take-over", "",
 		"the id of another cluster whose disks are to belong to this one")
+
 	f.StringSliceVar(&options.Only, "only", nil,
 		"only these volumes; decides which of several of one PersistentVolume is meant")
+
 	f.DurationVar(&timeout, "timeout", rescue.DefaultPatience,
 		"how long to wait for an agent, or for a claim to be bound, in each step")
 	return cmd
@@ -117,9 +133,11 @@ func undecided(steps []rescue.Step) error {
 			n++
 		}
 	}
+
 	if n == 0 {
 		return nil
 	}
+
 	return fmt.Errorf("%d of the lines above need a person (%s, %s, %s)", n, rescue.Unread,
 		rescue.Conflict, rescue.Refused)
 }
@@ -136,20 +154,25 @@ func printPlan(w io.Writer, s *rescue.Snapshot, steps []rescue.Step) error {
 			}
 		}
 	}
-	fmt.Fprintf(w, "Pools read: %d, on %d nodes; volumes: %d, and %d in the trash. This is cluster %s.\n\n", len(s.Disks), len(nodes), volumes, trashed, s.ClusterID)
+
+	fmt.Fprintf(w, "Pools read: %d, on %d nodes; volumes: %d, and %d in the trash. This is "+
+		"cluster %s.\n\n", len(s.Disks), len(nodes), volumes, trashed, s.ClusterID)
 	if len(steps) == 0 {
 		fmt.Fprintln(w, "The cluster's objects say what is on disk. There is nothing to do.")
 		return nil
 	}
+
 	rows := [][]string{{"STEP", "OBJECT", "NODE", "CLAIM", "WHY"}}
 	for i := range steps {
 		step := &steps[i]
 		rows = append(rows, []string{string(step.Verb), step.Object, step.Node, step.Claim,
 			step.Why})
 	}
+
 	if err := show.Table(w, rows...); err != nil {
 		return err
 	}
+
 	for i, first := 0, true; i < len(steps); i++ {
 		if steps[i].Sees == "" {
 			continue
@@ -158,7 +181,9 @@ func printPlan(w io.Writer, s *rescue.Snapshot, steps []rescue.Step) error {
 			fmt.Fprintln(w, "\nWhat will be seen of it:")
 			first = false
 		}
+
 		fmt.Fprintf(w, "  %s: %s\n", steps[i].Object, steps[i].Sees)
 	}
+
 	return nil
 }

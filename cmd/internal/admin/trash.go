@@ -32,7 +32,8 @@ func newTrashList() *cobra.Command {
 		},
 	}.command(&cobra.Command{
 		Short: "List the volumes in the trash",
-		Long:  "List the volumes in the trash, with the claim each was for and when its space will be freed.",
+		Long: "List the volumes in the trash, with the claim each was for and when its space " +
+			"will be freed.",
 		Example: `  kubectl quarry trash list
   kubectl quarry trash list -n shop -o json`,
 	})
@@ -51,9 +52,12 @@ A second run goes on where the first stopped.`,
 		Example: `  kubectl quarry trash restore pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1
   kubectl quarry trash restore pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1 --claim shop/data-copy`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0], v1alpha1.DesiredTrashed) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.run(cmd, args[0], v1alpha1.DesiredTrashed)
+		},
 	}
 	o.flags(cmd.Flags())
+
 	return cmd
 }
 
@@ -83,6 +87,7 @@ func (o *restoring) run(cmd *cobra.Command, id string, from v1alpha1.DesiredStat
 	if o.claim != "" && o.any {
 		return errors.New("--claim and --available exclude each other")
 	}
+
 	options := rescue.RestoreOptions{NoClaim: o.noClaim, Any: o.any}
 	if o.claim != "" {
 		ref, err := parseClaim(o.claim)
@@ -91,6 +96,7 @@ func (o *restoring) run(cmd *cobra.Command, id string, from v1alpha1.DesiredStat
 		}
 		options.Claim = ref
 	}
+
 	r, err := o.to.rescuer()
 	if err != nil {
 		return err
@@ -100,6 +106,7 @@ func (o *restoring) run(cmd *cobra.Command, id string, from v1alpha1.DesiredStat
 			return err
 		}
 	}
+
 	r.Patience = o.timeout
 	sayTo(cmd, r)
 	return r.Restore(cmd.Context(), id, options)
@@ -112,11 +119,13 @@ func notInTrash(cmd *cobra.Command, r *rescue.Rescuer, id string) error {
 	if err != nil {
 		return err
 	}
+
 	for i := range all {
 		if all[i].Name == id {
 			return fmt.Errorf("volume %s is in the trash: `kubectl quarry trash` handles it", id)
 		}
 	}
+
 	return nil
 }
 
@@ -136,10 +145,12 @@ func newTrashPurge() *cobra.Command {
 			if err != nil {
 				return err
 			}
+
 			all, err := r.Trashed(cmd.Context())
 			if err != nil {
 				return err
 			}
+
 			return deleteOne(cmd, r, all, args[0], "in the trash", yes, timeout)
 		},
 	}
@@ -147,6 +158,7 @@ func newTrashPurge() *cobra.Command {
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	cmd.Flags().DurationVar(&timeout, "timeout", rescue.DefaultPatience,
 		"how long to wait for the node's agent")
+
 	return cmd
 }
 
@@ -158,16 +170,21 @@ func deleteOne(cmd *cobra.Command, r *rescue.Rescuer, listed []v1alpha1.Volume, 
 		if v.Name != id {
 			continue
 		}
+
 		claim := "no claim"
 		if c := v.Spec.Claim; c != nil {
 			claim = "claim " + c.Namespace + "/" + c.Name
 		}
-		if err := confirm(cmd, yes, "Delete volume %s (%s, %s, on node %s) for good?", id, claim, v.Spec.Capacity.String(), v.Spec.NodeName); err != nil {
+
+		if err := confirm(cmd, yes, "Delete volume %s (%s, %s, on node %s) for good?", id, claim,
+			v.Spec.Capacity.String(), v.Spec.NodeName); err != nil {
 			return err
 		}
+
 		r.Patience = timeout
 		sayTo(cmd, r)
 		return r.Delete(cmd.Context(), id)
 	}
+
 	return fmt.Errorf("volume %s is not %s", id, where)
 }

@@ -49,13 +49,15 @@ func Table(w io.Writer, rows ...[]string) error {
 				row[i] = "-"
 			}
 		}
+
 		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
+
 	return t.Flush()
 }
 
-// Size is a number of bytes in mebibytes, the unit that volumes are usually made
-// in, or in bytes where that says more.
+// Size is a number of bytes in mebibytes, the unit that volumes are usually
+// made in, or in bytes where that says more.
 func Size(n int64) string {
 	if n < 10<<20 && n%(1<<20) != 0 {
 		return fmt.Sprintf("%d bytes", n)

@@ -31,20 +31,26 @@ func write(args []string, flags int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_WRONLY|os.O_APPEND|flags, 0o644)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
+
 	const chunk = 256 << 10
+
 	// O_DIRECT wants an aligned buffer.
-	buf, err := unix.Mmap(-1, 0, chunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	buf, err := unix.Mmap(-1, 0, chunk, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		return 0, err
 	}
+
 	for i := range buf { // nothing that compresses
 		buf[i] = byte(i*i>>8 ^ i)
 	}
+
 	var done int64
 	for done < most {
 		n, err := f.Write(buf[:min(chunk, most-done)])
@@ -53,6 +59,7 @@ func write(args []string, flags int) (int64, error) {
 			return done, errors.Join(err, f.Sync())
 		}
 	}
+
 	return done, f.Sync()
 }
 
@@ -61,14 +68,17 @@ func fallocate(args []string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	f, err := os.OpenFile(args[0], os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
+
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, bytes); err != nil {
 		return 0, os.NewSyscallError("fallocate", err)
 	}
+
 	return bytes, nil
 }
 
@@ -78,6 +88,7 @@ func files(args []string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	for done := range most {
 		f, err := os.OpenFile(fmt.Sprintf("%s%d", args[0], done), os.O_CREATE|os.O_EXCL, 0o644)
 		if err != nil {
@@ -85,6 +96,7 @@ func files(args []string) (int64, error) {
 		}
 		f.Close()
 	}
+
 	return most, nil
 }
 
@@ -95,8 +107,11 @@ func Ioctl(name string, request uintptr, arg unsafe.Pointer) error {
 		return err
 	}
 	defer f.Close()
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
+
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request,
+		uintptr(arg)); errno != 0 {
 		return errno
 	}
+
 	return nil
 }

@@ -26,14 +26,17 @@ import (
 type Who int
 
 const (
-	Root           Who = iota // with all capabilities the test has
-	ContainerRoot             // root without CAP_SYS_RESOURCE, as in any container that did not ask for it
-	User                      // uid and gid 65534, no capabilities
-	UserNamespaced            // uid 65534 outside, root of a user namespace inside
+	Root Who = iota // with all capabilities the test has
+	// Root without CAP_SYS_RESOURCE, as in any container that did not ask for
+	// it.
+	ContainerRoot
+	User           // uid and gid 65534, no capabilities
+	UserNamespaced // uid 65534 outside, root of a user namespace inside
 )
 
 func (w Who) String() string {
-	return [...]string{"root", "root without CAP_SYS_RESOURCE", "uid 65534", "root of a user namespace"}[w]
+	return [...]string{"root", "root without CAP_SYS_RESOURCE", "uid 65534",
+		"root of a user namespace"}[w]
 }
 
 // UID is the user of User and UserNamespaced in the initial user namespace.
@@ -58,14 +61,17 @@ func Main(m *testing.M, own map[string]Action) {
 	if !acting {
 		os.Exit(m.Run())
 	}
+
 	action := Actions[name]
 	if a, ok := own[name]; ok {
 		action = a
 	}
+
 	if err := act(action, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+
 	os.Exit(0)
 }
 
@@ -94,15 +100,19 @@ func Run(t testing.TB, who Who, dir *os.File, action string, args ...string) Res
 			Credential:  &syscall.Credential{},
 		}
 	}
+
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%s as %s: %v: %s", action, who, err, stderr.String())
 	}
+
 	var r Result
 	if err := json.Unmarshal(out, &r); err != nil {
 		t.Fatalf("%s as %s: %v: %s", action, who, err, out)
 	}
-	t.Logf("%s %s as %s: %d done, errno %d (%v)", action, strings.Join(args, " "), who, r.Done, r.Errno, r.Errno)
+
+	t.Logf("%s %s as %s: %d done, errno %d (%v)", action, strings.Join(args, " "), who, r.Done,
+		r.Errno, r.Errno)
 	return r
 }
 
@@ -112,6 +122,7 @@ func act(action Action, args []string) error {
 	if action == nil {
 		return errors.New("no such action")
 	}
+
 	// Capabilities belong to threads.
 	runtime.LockOSThread()
 	if os.Getenv(dropResource) != "" {
@@ -119,15 +130,18 @@ func act(action Action, args []string) error {
 			return err
 		}
 	}
+
 	if err := unix.Fchdir(3); err != nil {
 		return fmt.Errorf("enter the directory: %w", err)
 	}
+
 	var r Result
 	var err error
 	r.Done, err = action(args)
 	if err != nil && !errors.As(err, &r.Errno) {
 		return err
 	}
+
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
@@ -137,10 +151,12 @@ func dropCapability(capability uint) error {
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		return fmt.Errorf("capget: %w", err)
 	}
+
 	data[capability/32].Effective &^= 1 << (capability % 32)
 	data[capability/32].Permitted &^= 1 << (capability % 32)
 	if err := unix.Capset(&header, &data[0]); err != nil {
 		return fmt.Errorf("capset: %w", err)
 	}
+
 	return nil
 }

@@ -47,6 +47,7 @@ func NewImageIn(t testing.TB, dir string, size int64) *os.File {
 	if err != nil {
 		t.Fatalf("make an image: %v", err)
 	}
+
 	t.Cleanup(func() {
 		DetachAll(t, f.Name())
 		f.Close()
@@ -55,6 +56,7 @@ func NewImageIn(t testing.TB, dir string, size int64) *os.File {
 	if err := f.Truncate(size); err != nil {
 		t.Fatalf("make an image of %d bytes: %v", size, err)
 	}
+
 	return f
 }
 
@@ -93,8 +95,10 @@ func NewLoop(t testing.TB, image string, args ...string) string {
 	}
 }
 
-// Losetup has losetup put a free device over the image, and leaves it there. Its own --find keeps a device that another
-// process was faster to take open for up to seconds, and to whoever is to delete that one's volume it looks like a user.
+// Losetup has losetup put a free device over the image, and leaves it there.
+// Its own --find keeps a device that another process was faster to take open
+// for up to seconds, and to whoever is to delete that one's volume it looks
+// like a user.
 func Losetup(t testing.TB, image string, args ...string) string {
 	t.Helper()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
@@ -102,11 +106,13 @@ func Losetup(t testing.TB, image string, args ...string) string {
 		t.Fatal(err)
 	}
 	defer control.Close()
+
 	for {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			t.Fatalf("find a free loop device: %v", err)
 		}
+
 		device := fmt.Sprintf("/dev/loop%d", number)
 		out, err := exec.Command("losetup", append(args, device, image)...).CombinedOutput()
 		switch {
@@ -120,18 +126,21 @@ func Losetup(t testing.TB, image string, args ...string) string {
 	}
 }
 
-// withoutDiscards tells whether somebody switched the discards of the device's number off before: that outlives the image
-// (Linux 6.8), and a machine on which thick volumes were detached by other means than ours has such numbers.
+// withoutDiscards tells whether somebody switched the discards of the device's
+// number off before: that outlives the image (Linux 6.8), and a machine on
+// which thick volumes were detached by other means than ours has such numbers.
 func withoutDiscards(t testing.TB, device string) bool {
 	t.Helper()
-	limit, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "queue/discard_max_bytes"))
+	limit, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device),
+		"queue/discard_max_bytes"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(limit)) == "0"
 }
 
-// renew detaches the device and has the kernel forget its number, which then comes back as new.
+// renew detaches the device and has the kernel forget its number, which then
+// comes back as new.
 func renew(t testing.TB, device string) {
 	t.Helper()
 	Run(t, "losetup", "--detach", device)
@@ -139,21 +148,27 @@ func renew(t testing.TB, device string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer control.Close()
-	// Busy: another process has it already, and this one will be given another number.
-	if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENODEV) {
+
+	// Busy: another process has it already, and this one will be given another
+	// number.
+	if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number); err != nil &&
+		!errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENODEV) {
 		t.Fatalf("remove %s: %v", device, err)
 	}
 }
 
-// LoopsOver lists the paths of the loop devices over the file, as losetup sees them.
+// LoopsOver lists the paths of the loop devices over the file, as losetup sees
+// them.
 func LoopsOver(t testing.TB, image string) []string {
 	t.Helper()
-	return strings.Fields(Run(t, "losetup", "--noheadings", "--output", "NAME", "--associated", image))
+	return strings.Fields(Run(t, "losetup", "--noheadings", "--output", "NAME",
+		"--associated", image))
 }
 
 // DetachAll detaches every loop device over the file. It is meant for
@@ -163,11 +178,13 @@ func DetachAll(t testing.TB, image string) {
 	if _, err := os.Stat(image); err != nil {
 		return
 	}
+
 	for _, dev := range LoopsOver(t, image) {
 		// A test may have stacked another device over this one.
 		if dev != image {
 			DetachAll(t, dev)
 		}
+
 		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
 			t.Logf("cleanup: losetup --detach %s: %v: %s", dev, err, out)
 		}
@@ -236,6 +253,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, stderr.String())
 	}
+
 	return string(out)
 }
 
@@ -262,20 +280,24 @@ func NewMountNamespace(t testing.TB, script string, args ...string) *Namespace {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start a process in a mount namespace of its own: %v", err)
 	}
+
 	stopped := false
 	stop := func() {
 		if stopped {
 			return
 		}
+
 		stopped = true
 		stdin.Close() // the script's `read` ends
 		cmd.Wait()
@@ -287,6 +309,7 @@ func NewMountNamespace(t testing.TB, script string, args ...string) *Namespace {
 			return &Namespace{PID: cmd.Process.Pid, stop: stop}
 		}
 	}
+
 	stop()
 	t.Fatalf("in a mount namespace of its own: %s\n%s", script, stderr.String())
 	return nil
@@ -300,6 +323,7 @@ func Wipe(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if _, err := f.WriteAt(make([]byte, MiB), 0); err != nil {
 		t.Fatal(fmt.Errorf("wipe %s: %w", filepath.Base(path), err))
 	}

@@ -1,5 +1,6 @@
-// Package controlplane runs a real etcd, API server, controller manager and scheduler for tests, without nodes and
-// without root. Nodes are objects only: what a kubelet or an agent would do, a test does through the API.
+// Package controlplane runs a real etcd, API server, controller manager and
+// scheduler for tests, without nodes and without root. Nodes are objects only:
+// what a kubelet or an agent would do, a test does through the API.
 package controlplane
 
 import (
@@ -37,14 +38,16 @@ type ControlPlane struct {
 	dir string
 }
 
-// Start starts it and stops it when the test ends. It skips the test where the programs were not built.
+// Start starts it and stops it when the test ends. It skips the test where the
+// programs were not built.
 func Start(t testing.TB, crds string) *ControlPlane {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a control plane; not with -short")
 	}
 	bin := programs(t)
-	// Not t.TempDir: its path holds the test's name, and etcd's and the certificates' names must stay short.
+	// Not t.TempDir: its path holds the test's name, and etcd's and the
+	// certificates' names must stay short.
 	dir, err := os.MkdirTemp("", "quarry-controlplane-")
 	if err != nil {
 		t.Fatal(err)
@@ -54,29 +57,40 @@ func Start(t testing.TB, crds string) *ControlPlane {
 	c := &ControlPlane{dir: dir, url: fmt.Sprintf("https://127.0.0.1:%d", ports[2])}
 	key := c.file(t, "serviceaccount.key", serviceAccountKey(t))
 	tokens := c.file(t, "tokens.csv", []byte(
-		`admin-token,admin,1,"system:masters"`+"\n"+`controller-token,system:serviceaccount:quarry-system:quarry-controller,2,"system:serviceaccounts"`+"\n"))
-	kubeconfig := c.file(t, "kubeconfig", []byte(fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
+		`admin-token,admin,1,"system:masters"`+"\n"+
+			`controller-token,system:serviceaccount:quarry-system:quarry-controller,2,`+
+			`"system:serviceaccounts"`+"\n"))
+	kubeconfig := c.file(t, "kubeconfig",
+		[]byte(fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
 "clusters":[{"name":"c","cluster":{"server":%q,"insecure-skip-tls-verify":true}}],
 "users":[{"name":"c","user":{"token":"admin-token"}}],
 "contexts":[{"name":"c","context":{"cluster":"c","user":"c"}}]}`, c.url)))
 
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	c.run(t, filepath.Join(bin, "etcd"), "--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=error",
+	c.run(t, filepath.Join(bin, "etcd"), "--data-dir="+filepath.Join(dir, "etcd"),
+		"--unsafe-no-fsync", "--log-level=error",
 		"--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
+		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
+		"--initial-cluster=default="+peer)
 	kube := filepath.Join(bin, "kube")
-	c.run(t, kube, "kube-apiserver", "--etcd-servers="+etcd, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports[2]),
+	c.run(t, kube, "kube-apiserver", "--etcd-servers="+etcd, "--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", ports[2]),
 		"--cert-dir="+filepath.Join(dir, "certs"), "--service-cluster-ip-range=10.0.0.0/24",
-		"--service-account-issuer=https://quarry.test", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
-		"--token-auth-file="+tokens, "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount")
+		"--service-account-issuer=https://quarry.test", "--service-account-key-file="+key,
+		"--service-account-signing-key-file="+key,
+		"--token-auth-file="+tokens, "--authorization-mode=RBAC",
+		"--disable-admission-plugins=ServiceAccount")
 	c.await(t)
 	c.apply(t, crds)
-	c.run(t, kube, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0",
+	c.run(t, kube, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false",
+		"--secure-port=0",
 		"--kube-api-qps=500", "--kube-api-burst=500",
 		"--controllers=persistentvolume-binder-controller,persistentvolume-protection-controller,"+
-			"persistentvolumeclaim-protection-controller,persistentvolume-expander-controller,ephemeral-volume-controller,statefulset-controller")
-	c.run(t, kube, "kube-scheduler", "--kubeconfig="+kubeconfig, "--leader-elect=false", "--secure-port=0",
+			"persistentvolumeclaim-protection-controller,persistentvolume-expander-controller,"+
+			"ephemeral-volume-controller,statefulset-controller")
+	c.run(t, kube, "kube-scheduler", "--kubeconfig="+kubeconfig, "--leader-elect=false",
+		"--secure-port=0",
 		"--kube-api-qps=500", "--kube-api-burst=500")
 	return c
 }
@@ -97,7 +111,8 @@ func made(dir string) time.Time {
 	return info.ModTime()
 }
 
-// programs finds the directory with etcd and kube, which the project's own testbed builds.
+// programs finds the directory with etcd and kube, which the project's own
+// testbed builds.
 func programs(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("QUARRY_KUBE_DIR")
@@ -120,7 +135,8 @@ func programs(t testing.TB) string {
 	return dir
 }
 
-// run starts a program that ends with the test, and shows the end of its log if the test failed.
+// run starts a program that ends with the test, and shows the end of its log if
+// the test failed.
 func (c *ControlPlane) run(t testing.TB, program string, args ...string) {
 	t.Helper()
 	name := filepath.Base(program)
@@ -134,7 +150,8 @@ func (c *ControlPlane) run(t testing.TB, program string, args ...string) {
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also when the test binary is killed
+	// Also when the test binary is killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -187,11 +204,13 @@ func (c *ControlPlane) await(t testing.TB) {
 // apply creates the CRDs of a directory, as a person would.
 func (c *ControlPlane) apply(t testing.TB, dir string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(programs(t), "kube"), "kubectl", "--kubeconfig="+filepath.Join(c.dir, "kubeconfig"), "apply", "-f", dir)
+	cmd := exec.Command(filepath.Join(programs(t), "kube"), "kubectl", "--kubeconfig="+
+		filepath.Join(c.dir, "kubeconfig"), "apply", "-f", dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("applying %s: %v\n%s", dir, err, out)
 	}
-	wait := exec.Command(filepath.Join(programs(t), "kube"), "kubectl", "--kubeconfig="+filepath.Join(c.dir, "kubeconfig"),
+	wait := exec.Command(filepath.Join(programs(t), "kube"), "kubectl", "--kubeconfig="+
+		filepath.Join(c.dir, "kubeconfig"),
 		"wait", "--for=condition=Established", "--timeout=60s", "-f", dir)
 	if out, err := wait.CombinedOutput(); err != nil {
 		t.Fatalf("waiting for %s: %v\n%s", dir, err, out)
@@ -201,7 +220,9 @@ func (c *ControlPlane) apply(t testing.TB, dir string) {
 // Kubectl runs kubectl as the administrator and returns what it printed.
 func (c *ControlPlane) Kubectl(t testing.TB, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(programs(t), "kube"), append([]string{"kubectl", "--kubeconfig=" + filepath.Join(c.dir, "kubeconfig")}, args...)...)
+	cmd := exec.Command(filepath.Join(programs(t), "kube"),
+		append([]string{"kubectl", "--kubeconfig=" + filepath.Join(c.dir, "kubeconfig")},
+			args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("kubectl %v: %v\n%s", args, err, out)
@@ -209,7 +230,8 @@ func (c *ControlPlane) Kubectl(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-// freePorts finds ports that are free now. Another program may take one before ours does; then the test fails.
+// freePorts finds ports that are free now. Another program may take one before
+// ours does; then the test fails.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int
@@ -231,7 +253,8 @@ func serviceAccountKey(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := pem.Encode(&b, &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}); err != nil {
+	if err := pem.Encode(&b, &pem.Block{Type: "RSA PRIVATE KEY",
+		Bytes: x509.MarshalPKCS1PrivateKey(key)}); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
