@@ -82,7 +82,11 @@ verify-generate: ## Check that what is generated is what is committed
 
 ##### Test
 
-GOTEST := $(BIN)/gotestsum --format $(GOTESTFORMAT) --
+# How often a test that failed is run once more, alone. A test that passes then is a race, in it or in the code, and is said in
+# the stage's last lines; on a developer's machine it fails.
+RERUNS ?= 0
+# $(1): packages, $(2): flags of go test.
+gotest = $(BIN)/gotestsum --format $(GOTESTFORMAT) --rerun-fails=$(RERUNS) --rerun-fails-max-failures=6 --packages "$(1)" -- $(GOTESTFLAGS) $(2)
 $(BIN)/gotestsum: test/dev/go.mod test/dev/go.sum
 	go -C test/dev build -o $@ gotest.tools/gotestsum
 
@@ -127,39 +131,39 @@ test-fresh: root ## The set-up of demo and test in root filesystems of Debian 12
 
 .PHONY: test-unit
 test-unit: $(BIN)/gotestsum ## Tests that need no root
-	$(GOTEST) $(GOTESTFLAGS) $$(go list ./... | grep -v /nodeagent)
+	$(call gotest,$$(go list ./... | grep -v /nodeagent))
 
 .PHONY: test-root
 test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on this kernel: loop devices, filesystems, mounts
-	$(GOTEST) $(GOTESTFLAGS) -count=1 -p 1 -timeout 20m ./nodeagent/... ./csi/...
+	$(call gotest,./nodeagent/... ./csi/...,-count=1 -p 1 -timeout 20m)
 
 # The store's tests in which goroutines meet; a test of cmd/quarry says when one is
 # missing here.
 STORE_RACES := Books|Parallel|Group|Pressure|SameID|ALookIsNotWaitedFor
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GOTEST) $(GOTESTFLAGS) -count=1 -race -timeout 10m -run '$(STORE_RACES)' ./nodeagent/store ./nodeagent/keylock
+	CGO_ENABLED=1 $(call gotest,./nodeagent/store ./nodeagent/keylock,-count=1 -race -timeout 10m -run '$(STORE_RACES)')
 
 .PHONY: test-chart
 test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples
-	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 ./chart # Go's cache does not see files outside the module
+	cd test && $(call gotest,./chart,-count=1) # Go's cache does not see files outside the module
 
 .PHONY: test-image
 test-image: $(BIN)/gotestsum filesystem-tools ## Tests of the container image and its tools
-	cd test && $(GOTEST) $(GOTESTFLAGS) ./cmd/mkimage
+	cd test && $(call gotest,./cmd/mkimage)
 
 .PHONY: test-vm
 test-vm: $(BIN)/gotestsum root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU
-	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 30m -p 1 ./machine/... ./vm/...
+	cd test && $(call gotest,./machine/... ./vm/...,-count=1 -timeout 30m -p 1)
 
 .PHONY: test-scale
 test-scale: $(BIN)/gotestsum ## The controller against a real API server and simulated agents of 20 nodes; make bench-scale has the large ones
-	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 10m ./measure/... ./scale/...
+	cd test && $(call gotest,./measure/... ./scale/...,-count=1 -timeout 10m)
 
 .PHONY: test-e2e
 test-e2e: $(BIN)/gotestsum root image ## End-to-end tests in a real Kubernetes on this machine; a cluster of the demo's is taken down
 	go -C test run ./cmd/testbed down
-	cd test && $(GOTEST) $(GOTESTFLAGS) -count=1 -timeout 60m -p 1 -parallel 4 ./testbed/... ./sanity/... ./e2e/...
+	cd test && $(call gotest,./testbed/... ./sanity/... ./e2e/...,-count=1 -timeout 60m -p 1 -parallel 4)
 
 ##### Run
 
