@@ -19,6 +19,7 @@
 //	node.go        the Node service
 //	publish.go     NodePublishVolume, and inline volumes
 //	capability.go  which access modes and kinds of volumes are given
+//	ids.go         the ids that callers know volumes by
 //	request.go     limits on what a caller may send
 //	server.go      the gRPC server
 //	intercept.go   what every call passes: a log, a net for panics, one change at

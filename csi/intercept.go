@@ -15,10 +15,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// chain is what every call passes: logged, with panics caught, one at a time
-// for each volume.
-func chain(log *slog.Logger) grpc.ServerOption {
-	return grpc.ChainUnaryInterceptor(logged(log), recovered(log), oneAtATime(&inFlight{}))
+// chain is what every call passes: logged, with panics caught, with ids put into
+// our words, one at a time for each volume.
+func chain(log *slog.Logger, ids IDs) grpc.ServerOption {
+	calls := []grpc.UnaryServerInterceptor{logged(log), recovered(log)}
+	if ids != nil {
+		calls = append(calls, translated(ids))
+	}
+	return grpc.ChainUnaryInterceptor(append(calls, oneAtATime(&inFlight{}))...)
 }
 
 // logged writes one line for each call, and for each failed one. Of a request

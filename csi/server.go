@@ -25,6 +25,8 @@ type Server struct {
 	Identity   *Identity
 	Controller *Controller
 	Node       *Node
+	// IDs are the ids that callers know volumes by. Nil: the volumes' own.
+	IDs IDs
 	// Log receives one line for each call. Nil: slog.Default.
 	Log *slog.Logger
 }
@@ -47,7 +49,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		log = slog.Default()
 	}
 
-	g := grpc.NewServer(chain(log), grpc.MaxRecvMsgSize(maxMessage))
+	g := grpc.NewServer(chain(log, s.IDs), grpc.MaxRecvMsgSize(maxMessage))
 	if s.Identity != nil {
 		spec.RegisterIdentityServer(g, s.Identity)
 	}

@@ -133,6 +133,7 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 			Parameters: parameters.Apply},
 		Node: &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes,
 			Parameters: parameters.Apply},
+		IDs: &standalone.IDs{Store: disks, Node: o.node},
 		Log: log,
 	}
 	if o.inline {

@@ -63,6 +63,13 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 	if err != nil {
 		return nil, translate.WithReason(err)
 	}
+	if v.Origin.Node != "" && v.Origin.Node != s.Node {
+		// Its disk came from there, and its digest was made there.
+		wish.NodeName = v.Origin.Node
+		if digest, err = digestOf(wish); err != nil {
+			return nil, err
+		}
+	}
 	if v.Origin.Wish != digest {
 		return nil, translate.Errorf(v1alpha1.ReasonAlreadyExists,
 			"volume %s exists, and was made with other parameters than those given now", name)
