@@ -27,6 +27,7 @@ import (
 // disks are the flags of commands that look at a node's pools without an agent.
 type disks struct {
 	config, node string
+	deviceDir    string
 	paths        []string
 	output       show.Output
 }
@@ -40,6 +41,8 @@ func (d *disks) flags(cmd *cobra.Command) {
 	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringArrayVar(&d.paths, "pool", nil,
 		"a pool's path, instead of those of the configuration (repeatable)")
+	f.StringVar(&d.deviceDir, "device-dir", store.DeviceDir,
+		"where the links to the devices of Block volumes are (that of quarry standalone)")
 	d.output.Flags(f)
 }
 
@@ -96,7 +99,7 @@ no failure of the command.`,
 				return err
 			}
 
-			found := listing.Read(pools)
+			found := listing.Read(pools, d.deviceDir)
 			if asJSON {
 				return show.JSON(cmd.OutOrStdout(), found)
 			}
@@ -205,7 +208,7 @@ the column REPAIR says beforehand what that would do.`,
 				}
 			}
 
-			findings, err := verify(cmd.Context(), d.node, pools, reader)
+			findings, err := d.verify(cmd.Context(), pools, reader)
 			if err != nil {
 				return err
 			}
@@ -223,7 +226,7 @@ the column REPAIR says beforehand what that would do.`,
 				if err := store.Repair(cmd.Context(), findings); err != nil {
 					return err
 				}
-				if findings, err = verify(cmd.Context(), d.node, pools, reader); err != nil {
+				if findings, err = d.verify(cmd.Context(), pools, reader); err != nil {
 					return err
 				}
 
@@ -258,18 +261,19 @@ func objectReader(config *rest.Config) (client.Reader, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-func verify(ctx context.Context, node string, pools []config.Pool,
+func (d *disks) verify(ctx context.Context, pools []config.Pool,
 	reader client.Reader) ([]store.Finding, error) {
 	var expect map[string]store.Expectation
 	var err error
 	if reader != nil {
-		if expect, err = nodeagent.Identities(ctx, reader, node); err != nil {
+		if expect, err = nodeagent.Identities(ctx, reader, d.node); err != nil {
 			return nil, err
 		}
 	}
 
 	quiet := slog.New(slog.DiscardHandler)
-	findings := store.VerifyPools(ctx, store.Options{Node: node, Pools: pools, Log: quiet}, expect)
+	findings := store.VerifyPools(ctx, store.Options{Node: d.node, Pools: pools,
+		DeviceDir: d.deviceDir, Log: quiet}, expect)
 	if reader == nil {
 		return findings, nil
 	}
@@ -293,6 +297,6 @@ func verify(ctx context.Context, node string, pools []config.Pool,
 		}
 	}
 
-	more, err := nodeagent.VerifyObjects(ctx, reader, node, volumes, unread)
+	more, err := nodeagent.VerifyObjects(ctx, reader, d.node, volumes, unread)
 	return append(findings, more...), err
 }

@@ -63,7 +63,10 @@ func diskOf(t *testing.T) string {
 	}
 	volume := func(in string, v record.Volume) {
 		t.Helper()
-		v.CreatedAt, v.VolumeMode, v.Enforcement = then, record.ModeFilesystem, record.EnforcementQuota
+		v.CreatedAt, v.Enforcement = then, record.EnforcementQuota
+		if v.VolumeMode == "" {
+			v.VolumeMode = record.ModeFilesystem
+		}
 		text, err := record.EncodeVolume(&v)
 		write(filepath.Join(in, record.VolumeFile), text, err)
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, in, record.DataDir), 0o755))
@@ -79,6 +82,9 @@ func diskOf(t *testing.T) string {
 	})
 	volume("vol-2", record.Volume{
 		ID: "vol-2", Backend: record.BackendDirectory, SizeBytes: 5 << 20,
+	})
+	volume("vol-6", record.Volume{
+		ID: "vol-6", Backend: record.BackendLoop, SizeBytes: 64 << 20, VolumeMode: record.ModeBlock, Allocation: record.AllocationThick,
 	})
 	trash := filepath.Join(record.MetaDir, record.TrashDir, "pvc-3-1@1764417600")
 	volume(trash, record.Volume{ID: "pvc-3-1", Backend: record.BackendDirectory, SizeBytes: 20 << 20})

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/csi"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
@@ -55,8 +56,12 @@ func newStandaloneCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringArrayVar(&o.pools, "pool", nil,
 		"a directory that volumes are carved out of, or name=directory; may be repeated")
-	f.StringVar(&o.endpoint, "endpoint", "unix:///run/quarry/csi.sock",
-		"the unix socket that is served")
+	endpoint := "unix:///run/quarry/csi.sock"
+	if env := os.Getenv("CSI_ENDPOINT"); env != "" { // spec.md, "Environment Variables"
+		endpoint = env
+	}
+	f.StringVar(&o.endpoint, "endpoint", endpoint, "the unix socket that is served")
+	f.Lookup("endpoint").DefValue = "$CSI_ENDPOINT, or unix:///run/quarry/csi.sock"
 	f.StringVar(&o.node, "node-id", strings.ToLower(host),
 		"what this machine is called: the CSI node id")
 	f.Lookup("node-id").DefValue = "the host's name"
@@ -130,15 +135,16 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 		Identity: &csi.Identity{Version: version,
 			Ready: func(context.Context) error { return anyOnline(disks) }},
 		Controller: &csi.Controller{Volumes: volumes, Catalogue: volumes,
-			Parameters: parameters.Apply},
+			Parameters: parameters.ApplyAlone},
 		Node: &csi.Node{Name: o.node, Volumes: publisher, MaxVolumes: o.maxVolumes,
-			Parameters: parameters.Apply},
+			Parameters: parameters.ApplyAlone},
 		IDs: &standalone.IDs{Store: disks, Node: o.node},
 		Log: log,
 	}
 	if o.inline {
 		server.Node.Inline = &publish.Inline{Store: disks}
 	}
+	o.introduce(log)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx, listener) })
 	group.Go(func() error { disks.Run(ctx); return nil })
@@ -146,6 +152,22 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	group.Go(func() error { return disks.Watch(ctx) })
 	group.Go(func() error { return refreshEvery(ctx, disks, lookAgain) })
 	return group.Wait()
+}
+
+// introduce says what is served, and what a client of it needs.
+func (o *standaloneFlags) introduce(log *slog.Logger) {
+	services := "Identity, Controller, Node"
+	if o.inline {
+		services += " (with inline volumes)"
+	}
+	log.Info("what a client needs",
+		"endpoint", o.endpoint,
+		"plugin", v1alpha1.CSIDriver,
+		"services", services,
+		"topology", v1alpha1.TopologyNode+"="+o.node,
+		"ids", "<volume>@"+o.node,
+		"machines", "one plugin id for each: a machine serves its own volumes only",
+		"paths", "volumes are mounted where this process runs: the directories of stage and publish have to be there")
 }
 
 // takeCopies makes volumes of what was copied here from pools that are not here.

@@ -10,6 +10,7 @@ package listing
 import (
 	"errors"
 	"math"
+	"path/filepath"
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
@@ -65,16 +66,17 @@ type TrashListing struct {
 }
 
 // Read reads the pools, each by itself: what cannot be read of one is in its
-// Error and keeps nothing back of the others.
-func Read(pools []config.Pool) []PoolListing {
+// Error and keeps nothing back of the others. deviceDir is where the links to
+// the devices of Block volumes are.
+func Read(pools []config.Pool, deviceDir string) []PoolListing {
 	out := make([]PoolListing, 0, len(pools))
 	for i := range pools {
-		out = append(out, read(&pools[i]))
+		out = append(out, read(&pools[i], deviceDir))
 	}
 	return out
 }
 
-func read(p *config.Pool) PoolListing {
+func read(p *config.Pool, deviceDir string) PoolListing {
 	l := PoolListing{Name: p.Name, Path: p.Path, Labels: p.Labels, Volumes: []VolumeListing{}}
 	in, err := store.Inspect(p.Path)
 	if err != nil {
@@ -91,7 +93,11 @@ func read(p *config.Pool) PoolListing {
 	l.UID, l.ClusterID, l.Identity, l.Unfinished = in.Identity.UID, in.Identity.ClusterID,
 		&in.Identity, in.Unfinished
 	for _, v := range in.Volumes {
-		l.Volumes = append(l.Volumes, VolumeListing{Volume: v.Volume, Path: v.Path})
+		path := v.Path
+		if v.VolumeMode == record.ModeBlock {
+			path = filepath.Join(deviceDir, v.ID)
+		}
+		l.Volumes = append(l.Volumes, VolumeListing{Volume: v.Volume, Path: path})
 	}
 
 	for _, t := range in.Trash {

@@ -55,7 +55,7 @@ func TestEveryPoolIsListed(t *testing.T) {
 		[]byte("{"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(mine.Path, "pvc-3"), nil, 0o600))
 
-	listed := Read([]config.Pool{missing, mine, broken, foreign})
+	listed := Read([]config.Pool{missing, mine, broken, foreign}, store.DeviceDir)
 	require.Len(t, listed, 4)
 	require.Equal(t, store.OfflineMissing, listed[0].Reason)
 	require.Contains(t, listed[0].Error, missing.Path)

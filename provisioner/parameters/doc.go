@@ -6,6 +6,7 @@
 //	parameters.go  Set, what the parameters of a class say, and Parse
 //	table.go       the table of all parameters, which Parse and Reference share
 //	apply.go       a Set written into a Volume's spec
+//	alone.go       the parameters of a volume without a cluster
 //	annotation.go  a Set as a PersistentVolume remembers it, and read from there
 //	pools.go       which pools a class may use
 //	reference.go   docs/reference/parameters.md

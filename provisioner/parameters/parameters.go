@@ -136,7 +136,7 @@ func Parse(class map[string]string) (Set, error) {
 
 		def, ok := parameterNamed(key)
 		if !ok {
-			return Set{}, unknownParameter(key)
+			return Set{}, unknownParameter(key, false)
 		}
 		if err := def.check(value); err != nil {
 			return Set{}, err

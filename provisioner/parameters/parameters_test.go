@@ -72,6 +72,55 @@ func TestInodesParameter(t *testing.T) {
 	require.ErrorContains(t, err, "not such a number")
 }
 
+// TestFSTypeByEitherName: the sidecars' key stands for fsType, and both may be
+// there as long as they agree.
+func TestFSTypeByEitherName(t *testing.T) {
+	for _, class := range []map[string]string{
+		{"fsType": "xfs"},
+		{"csi.storage.k8s.io/fstype": "xfs"},
+		{"fsType": "xfs", "csi.storage.k8s.io/fstype": "xfs"},
+		{"fsType": "xfs", "csi.storage.k8s.io/fstype": ""},
+	} {
+		p, err := Parse(class)
+		require.NoError(t, err, "%v", class)
+		require.Equal(t, "xfs", p.FSType, "%v", class)
+		require.Contains(t, p.JSON(), `"fsType":"xfs"`, "%v", class)
+		require.NotContains(t, p.JSON(), "csi.storage", "%v", class)
+	}
+}
+
+// TestApplyAlone refuses what means nothing without a cluster, and speaks of no
+// StorageClass where there is none.
+func TestApplyAlone(t *testing.T) {
+	for _, test := range []struct {
+		parameters map[string]string
+		want       string // empty: taken
+	}{
+		{map[string]string{"backend": "loop", "onDelete": "recycle", "pool": "ssd", "csi.storage.k8s.io/fstype": "xfs"}, ""},
+		{map[string]string{"onNodeLoss": "never", "poolSpread": "mostFree"}, ""},
+		{map[string]string{"onNodeLoss": "afterDelay"}, `parameter "onNodeLoss": means nothing without a cluster; leave it out`},
+		{map[string]string{"nodeLossDelay": "1h"}, "without a cluster"},
+		{map[string]string{"poolSpread": "apart"}, "`pool` takes one by its name"},
+		{map[string]string{"poolSelector": "disk=ssd"}, "pools have no labels here"},
+		{map[string]string{"onNodeLos": "never"}, `parameter "onNodeLos": is not known; known: backend, enforcement, allocation, pool, fsType, `},
+		{map[string]string{"backend": "looop"}, `parameter "backend": value "looop" is not known (did you mean "loop"?)`},
+	} {
+		var spec v1alpha1.VolumeSpec
+		canonical, err := ApplyAlone(test.parameters, &spec)
+		if test.want == "" {
+			require.NoError(t, err, "%v", test.parameters)
+			require.NotEmpty(t, canonical)
+			require.NotEmpty(t, spec.Backend)
+			continue
+		}
+		require.ErrorContains(t, err, test.want)
+		require.NotContains(t, err.Error(), "StorageClass")
+		reasoned, is := err.(interface{ Reason() string })
+		require.True(t, is)
+		require.Equal(t, v1alpha1.ReasonInvalidParameter, reasoned.Reason())
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, test := range []struct {
 		class map[string]string

@@ -30,7 +30,11 @@ func Reference() string {
 		if len(d.Values) > 0 {
 			allowed = "`" + strings.Join(d.Values, "`, `") + "`"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, allowed, d.Default, d.Meaning)
+		meaning := d.Meaning
+		if d.ClusterOnly {
+			meaning += " Not without a cluster (`quarry standalone`)."
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", d.Name, allowed, d.Default, meaning)
 	}
 
 	b.WriteString(`

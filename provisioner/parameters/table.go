@@ -25,6 +25,8 @@ type Parameter struct {
 	// a value.
 	Default string
 	Meaning string
+	// ClusterOnly is set where nothing would follow from it without a cluster.
+	ClusterOnly bool
 
 	set func(*Set, string) error
 }
@@ -106,7 +108,9 @@ var parameterTable = []Parameter{
 		Form:    "a label selector, such as `disk=ssd,tier!=cold`",
 		Default: "every pool",
 		Meaning: "Chooses among a node's pools by their labels.",
-		set:     setPoolSelector,
+		// Without a cluster pools have none.
+		ClusterOnly: true,
+		set:         setPoolSelector,
 	},
 	{
 		Name:    "fsType",
@@ -189,14 +193,17 @@ var parameterTable = []Parameter{
 			"never; once the node was not ready or gone for `nodeLossDelay`; or once an " +
 			"administrator set the taint `node.kubernetes.io/out-of-service`. The old volume is " +
 			"kept. Needs `nodeLoss.enabled` in the chart's values.",
-		set: func(p *Set, v string) error { p.OnNodeLoss = OnNodeLoss(v); return nil },
+		ClusterOnly: true,
+		set:         func(p *Set, v string) error { p.OnNodeLoss = OnNodeLoss(v); return nil },
 	},
 	{
 		Name:    "nodeLossDelay",
 		Form:    "a duration above 0, such as `30m`",
 		Default: "15m with `onNodeLoss: afterDelay`",
 		Meaning: "How long a node has to be lost before its claims start over.",
-		set:     setNodeLossDelay,
+
+		ClusterOnly: true,
+		set:         setNodeLossDelay,
 	},
 	{
 		Name:    "poolSpread",
@@ -204,7 +211,8 @@ var parameterTable = []Parameter{
 		Default: "mostFree",
 		Meaning: "Which of a node's pools is taken where several will do: the one with the most " +
 			"room, or another one than the other volumes of the same StatefulSet.",
-		set: func(p *Set, v string) error { p.PoolSpread = PoolSpread(v); return nil },
+		ClusterOnly: true,
+		set:         func(p *Set, v string) error { p.PoolSpread = PoolSpread(v); return nil },
 	},
 }
 
@@ -220,10 +228,14 @@ func parameterNamed(name string) (Parameter, bool) {
 	return Parameter{}, false
 }
 
-func unknownParameter(name string) error {
+// unknownParameter is the error for a name that is in no row; alone is set
+// where there is no cluster.
+func unknownParameter(name string, alone bool) *Error {
 	var names []string
 	for _, d := range parameterTable {
-		names = append(names, d.Name)
+		if !alone || !d.ClusterOnly {
+			names = append(names, d.Name)
+		}
 	}
 	return &Error{shorten(name), fmt.Sprintf(
 		"is not known%s; known: %s", didYouMean(name, names), strings.Join(names, ", "))}
