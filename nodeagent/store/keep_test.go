@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -128,4 +129,31 @@ func TestVolumesTakeTurns(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLooksHaveTheLowestPriority: what is looked at in turn keeps nobody's disk
+// busy, and no other thread of the process is slowed with it.
+func TestLooksHaveTheLowestPriority(t *testing.T) {
+	priorities := func() (class, nice int) {
+		const whoProcess, classShift = 1, 13 // ioprio_get(2)
+		priority, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, whoProcess, 0, 0)
+		require.Zero(t, errno)
+		left, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // the system call returns 20 less it
+		require.NoError(t, err)
+		return int(priority >> classShift), 20 - left
+	}
+	const classIdle = 3
+	t.Run("a look", func(t *testing.T) {
+		runtime.LockOSThread() // which ends with this goroutine, as a look's does
+		require.NoError(t, idle())
+		class, nice := priorities()
+		require.Equal(t, classIdle, class)
+		require.Equal(t, 19, nice)
+	})
+
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	class, nice := priorities()
+	require.NotEqual(t, classIdle, class)
+	require.Less(t, nice, 19)
 }

@@ -134,3 +134,16 @@ func TestFlagsComeBackAfterACrash(t *testing.T) {
 		}
 	}
 }
+
+// TestLimitInWholeBlocks: a filesystem rounds a limit up to its blocks, of 64 KiB
+// where pages are that large. That is the volume's size, and no repair.
+func TestLimitInWholeBlocks(t *testing.T) {
+	rec := &record.Volume{SizeBytes: 10*mib + 4096}
+	require.True(t, limitHolds(rec, 10*mib+4096))
+	require.True(t, limitHolds(rec, 10*mib+64<<10))
+	require.False(t, limitHolds(rec, 10*mib), "less than its size")
+	require.False(t, limitHolds(rec, 10*mib+128<<10))
+	require.False(t, limitHolds(rec, 0), "none")
+	rec.GrowingTo = 20 * mib
+	require.True(t, limitHolds(rec, 20*mib), "it grows")
+}
