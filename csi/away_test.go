@@ -12,7 +12,7 @@ import (
 
 // TestNotMadeAnewWhileItsDiskIsAway asks for a volume again after a restart while
 // its pool is away: none is made in its place, it is not said to be unknown, and
-// what can not be there is made all the same.
+// what cannot be there is made all the same.
 func TestNotMadeAnewWhileItsDiskIsAway(t *testing.T) {
 	requireRoot(t)
 	fs := filesystem(t, "ext4", gib)

@@ -99,7 +99,7 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
-// Names that can not be a directory's are other volumes' than those that are made of them.
+// Names that cannot be a directory's are other volumes' than those that are made of them.
 func TestNames(t *testing.T) {
 	requireRoot(t)
 	d := newDriver(t, nil, filesystem(t, "xfs", 2*gib))

@@ -99,7 +99,7 @@ func FuzzDeleteVolume(f *testing.F) {
 	fuzzID(f, q, func(ctx context.Context, id, _ string) error {
 		_, err := q.DeleteVolume(ctx, &spec.DeleteVolumeRequest{VolumeId: id})
 		return err
-	}, codes.InvalidArgument, codes.Unavailable) // that the volume is not there can not be said of a pool that is offline
+	}, codes.InvalidArgument, codes.Unavailable) // that the volume is not there cannot be said of a pool that is offline
 }
 
 func FuzzValidateVolumeCapabilities(f *testing.F) {

@@ -28,7 +28,7 @@ func newMeter(registry prometheus.Registerer, s *store.Store) (*meter, error) {
 	m := &meter{
 		store: s,
 		unavailable: desc("volumes_unavailable",
-			"Volumes that are on the node's disks and can not be used, by the reason of their "+
+			"Volumes that are on the node's disks and cannot be used, by the reason of their "+
 				"condition Ready.", "reason"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "quarry_agent_operation_duration_seconds",

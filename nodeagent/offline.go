@@ -101,7 +101,7 @@ func found(path string) string {
 	_, offline := errors.AsType[*store.OfflineError](err)
 	switch {
 	case offline:
-		return "which can not be read"
+		return "which cannot be read"
 	case err != nil:
 		return fmt.Sprintf("not all of which can be read (%v)", err)
 	}

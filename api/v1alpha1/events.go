@@ -9,13 +9,13 @@ const (
 	EventLabelsLeftOut = "LabelsLeftOut"
 	// EventVolumeLost, on a claim: the pool is there without the volume. Nothing was made in its place.
 	EventVolumeLost = "VolumeLost"
-	// EventVolumeUnavailable, on a claim: the volume can not be used now, most often because its disk is not there.
+	// EventVolumeUnavailable, on a claim: the volume cannot be used now, most often because its disk is not there.
 	EventVolumeUnavailable = "VolumeUnavailable"
 	// EventResizing, on a claim: the node's agent has been asked to let the volume grow.
 	EventResizing = "Resizing"
 	// EventVolumeResizeSuccessful, on a claim: the volume has its new size.
 	EventVolumeResizeSuccessful = "VolumeResizeSuccessful"
-	// EventVolumeResizeFailed, on a claim: the volume can not grow that far. It is as it was; ask for less, or make room.
+	// EventVolumeResizeFailed, on a claim: the volume cannot grow that far. It is as it was; ask for less, or make room.
 	EventVolumeResizeFailed = "VolumeResizeFailed"
 	// EventNoAttributes, on a claim: it was given a VolumeAttributesClass, and volumes have no attributes that change.
 	EventNoAttributes = "NoVolumeAttributes"
@@ -30,7 +30,7 @@ const (
 	EventNodeLost = "NodeLost"
 	// EventRecordRestored, on a PersistentVolume: its Volume object was gone, and was written again.
 	EventRecordRestored = "RecordRestored"
-	// EventRecordLost, on a PersistentVolume: its Volume object is gone, and can not be written again.
+	// EventRecordLost, on a PersistentVolume: its Volume object is gone, and cannot be written again.
 	EventRecordLost = "RecordLost"
 	// EventOrphaned, on a Volume: no PersistentVolume points at it any more. It is kept until a person decides.
 	EventOrphaned = "Orphaned"

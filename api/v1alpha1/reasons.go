@@ -24,7 +24,7 @@ const (
 	ReasonInvalidOptions = "InvalidOptions"
 	// ReasonSourceNotFound: the volume or snapshot to start from is not on this node.
 	ReasonSourceNotFound = "SourceNotFound"
-	// ReasonNotAdoptable: what is at the path of spec.adopt can not become a volume; the message says why. It was not touched.
+	// ReasonNotAdoptable: what is at the path of spec.adopt cannot become a volume; the message says why. It was not touched.
 	ReasonNotAdoptable = "NotAdoptable"
 	// ReasonIDConflict: another volume is on disk under this record's name. It was not touched.
 	ReasonIDConflict = "IDConflict"
@@ -80,7 +80,7 @@ const (
 	ReasonQuotaLost = "QuotaLost"
 	// ReasonEscaped: a tenant had taken files, or subvolumes, out of the volume's quota. The message says what became of them.
 	ReasonEscaped = "Escaped"
-	// ReasonUnchecked: part of the volume can not be looked at for files that are charged to another one. The message says why.
+	// ReasonUnchecked: part of the volume cannot be looked at for files that are charged to another one. The message says why.
 	ReasonUnchecked = "Unchecked"
 	// ReasonUncounted: the quotas of the pool's filesystem were switched off and on again, and what the volume held then is not counted any
 	// more. The limit holds for what was written since.
@@ -115,7 +115,7 @@ const (
 	ReasonNoMatchingPool = "NoMatchingPool"
 	// ReasonPending: the wish is recorded, and its outcome is not known yet.
 	ReasonPending = "Pending"
-	// ReasonVolumeUnavailable: the volume exists and can not be used now; its data is not touched.
+	// ReasonVolumeUnavailable: the volume exists and cannot be used now; its data is not touched.
 	ReasonVolumeUnavailable = "VolumeUnavailable"
 	// ReasonClaimGone: nobody waits for the volume any more.
 	ReasonClaimGone = "ClaimGone"
@@ -137,11 +137,11 @@ const (
 const (
 	// ReasonNotActive: the volume is not up, so that what is in its place is not proven to be it. Staging brings it up.
 	ReasonNotActive = "NotActive"
-	// ReasonInvalidTarget: the path can not be published at: a symlink, a file where a directory is due, no parent.
+	// ReasonInvalidTarget: the path cannot be published at: a symlink, a file where a directory is due, no parent.
 	ReasonInvalidTarget = "InvalidTarget"
 	// ReasonTargetTaken: something else is mounted at the path. It was not touched.
 	ReasonTargetTaken = "TargetTaken"
-	// ReasonTargetBusy: the path can not be unmounted because something uses it.
+	// ReasonTargetBusy: the path cannot be unmounted because something uses it.
 	ReasonTargetBusy = "TargetBusy"
 	// ReasonPublishedOtherwise: the volume is published at that very path with other options.
 	ReasonPublishedOtherwise = "PublishedOtherwise"

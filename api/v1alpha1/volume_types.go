@@ -337,7 +337,7 @@ const (
 
 // Types of a Volume's conditions.
 const (
-	// ConditionReady is True when the volume can be used. Its reason and message say why it can not.
+	// ConditionReady is True when the volume can be used. Its reason and message say why it cannot.
 	ConditionReady = "Ready"
 	// ConditionInUse is True when the volume is wanted gone and something still uses it.
 	ConditionInUse = "InUse"

@@ -85,7 +85,7 @@ not use. Nothing is changed.
 The output of -o json is stable, for programs: an array with one object for each pool, in which fields may be added later but none is
 renamed or means something else. It holds all that is on disk and is needed to write the cluster's objects again: the pool's "name" in
 the configuration, its "identity" (UID, cluster, and where it was made), the records of its "volumes" with their "origin", and its
-"trash" with what deleting was to mean. A pool that can not be read has "error" and "reason" in its object; with -o json that is
+"trash" with what deleting was to mean. A pool that cannot be read has "error" and "reason" in its object; with -o json that is
 no failure of the command.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

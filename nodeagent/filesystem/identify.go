@@ -26,7 +26,7 @@ const (
 // Types are all of them.
 func Types() []Type { return []Type{Ext4, XFS, Btrfs} }
 
-// Valid tells whether it is one of ours.
+// Valid reports whether it is one of ours.
 func (t Type) Valid() bool { return t == Ext4 || t == XFS || t == Btrfs }
 
 // Info is what a superblock says.
@@ -133,8 +133,8 @@ func CheckBlank(f *os.File) error {
 	return nil
 }
 
-// isHole tells whether an image has nowhere any data, and so reads as zeros: it
-// was never written to. That is known without reading it (SEEK_DATA of
+// isHole reports whether an image has nowhere any data, and so reads as zeros:
+// it was never written to. That is known without reading it (SEEK_DATA of
 // lseek(2)); space that is only reserved counts as a hole.
 func isHole(f *os.File) bool {
 	st, err := f.Stat()

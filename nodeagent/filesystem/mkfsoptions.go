@@ -70,7 +70,7 @@ type option struct{ flag, key, value string }
 
 func (o *options) set(flag, key, value string) { *o = append(*o, option{flag, key, value}) }
 
-// same tells whether two options are about the same thing: "^has_journal" and
+// same reports whether two options are about the same thing: "^has_journal" and
 // "has_journal", "agcount=4" and "agcount=8".
 func (a option) same(b option) bool {
 	return a.flag == b.flag && strings.TrimPrefix(a.key, "^") == strings.TrimPrefix(b.key, "^")
@@ -89,7 +89,7 @@ func merge(defaults, extra options) options {
 	return append(out, extra...)
 }
 
-// supersedes tells whether e says the same as d in other words: ways to give
+// supersedes reports whether e says the same as d in other words: ways to give
 // the number of inodes.
 func supersedes(e, d option) bool {
 	inodes := []string{"-i", "-N", "-T"}

@@ -211,7 +211,7 @@ func IsClaimed(d Device) (bool, error) {
 	return false, f.Close()
 }
 
-// isInUse tells whether anybody but us has the device open or mounted, by
+// isInUse reports whether anybody but us has the device open or mounted, by
 // trying: see the package's traps. It leaves the device as it is.
 func isInUse(d Device) (bool, error) {
 	f, err := openNode(d.Number, unix.O_RDONLY|unix.O_EXCL)

@@ -108,8 +108,8 @@ func inspectOpen(number int, f *os.File) (Device, error) {
 	return d, nil
 }
 
-// isDeleted tells whether a path as the kernel prints it says that the file is
-// gone; a file can also be called "x (deleted)".
+// isDeleted reports whether a path as the kernel prints it says that the file
+// is gone; a file can also be called "x (deleted)".
 func isDeleted(path string, b Backing) bool {
 	if !strings.HasSuffix(path, " (deleted)") {
 		return false
@@ -164,7 +164,7 @@ func openNode(number int, flags int) (*os.File, error) {
 	return f, nil
 }
 
-// vanished tells whether reading something of a device's in sysfs failed
+// vanished reports whether reading something of a device's in sysfs failed
 // because the device was removed (LOOP_CTL_REMOVE): its directory is gone
 // (ENOENT), or was removed under the open file (ENODEV).
 func vanished(err error) bool {

@@ -53,7 +53,7 @@ func setDiscard(number int, on bool) error {
 	return err
 }
 
-// isStuck tells whether discards are possible on a device but switched off.
+// isStuck reports whether discards are possible on a device but switched off.
 func isStuck(number int) bool { return errors.Is(setDiscard(number, true), errStuck) }
 
 // remove takes a loop device without an image away, number and all, so that

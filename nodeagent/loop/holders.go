@@ -195,7 +195,7 @@ func descriptors(dev Device, self bool) ([]Holder, error) {
 	return holders, nil
 }
 
-// isOpen tells whether a link in /proc/<pid>/fd leads to the device. It does
+// isOpen reports whether a link in /proc/<pid>/fd leads to the device. It does
 // not wait for a network filesystem that does not answer.
 func isOpen(link string, dev Device) bool {
 	name, err := os.Readlink(link)

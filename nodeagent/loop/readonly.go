@@ -36,7 +36,7 @@ func AttachReadOnly(ctx context.Context, dev Device, name string) (Device, error
 }
 
 func attachReadOnly(ctx context.Context, dev Device, name string) (Device, error) {
-	// Held open, dev can not get another image in the meantime.
+	// Held open, dev cannot get another image in the meantime.
 	node, err := openNode(dev.Number, unix.O_RDONLY)
 	if err != nil {
 		return Device{}, err

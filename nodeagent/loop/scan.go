@@ -153,7 +153,7 @@ func (s *scans) run() ([]identity, error) {
 	return found, nil
 }
 
-// deadBeneath tells a device whose image can not be looked at any more: its
+// deadBeneath tells a device whose image cannot be looked at any more: its
 // filesystem shut down, or its server is gone. It is not the image that our
 // caller has just looked at, and must not keep it from being found.
 func deadBeneath(err error) bool {

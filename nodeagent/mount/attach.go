@@ -79,7 +79,7 @@ const (
 // opCreate is where the kernel claims the device.
 const opCreate = "fsconfig create"
 
-// device is one try: a filesystem context that failed can not be used again.
+// device is one try: a filesystem context that failed cannot be used again.
 func device(ctx context.Context, source, target *os.File, fstype string,
 	opts Options) (retErr error) {
 	op := ""

@@ -39,7 +39,7 @@ type Info struct {
 	SuperOptions []string // of the filesystem, shared by all its mounts
 }
 
-// ReadOnly tells whether nothing can be written through this mount, be it the
+// ReadOnly reports whether nothing can be written through this mount, be it the
 // mount's own choice, the filesystem's, or what the kernel did after an error.
 func (i Info) ReadOnly() bool {
 	return slices.Contains(i.Options, "ro") || slices.Contains(i.SuperOptions, "ro") ||
@@ -128,8 +128,9 @@ func Of(f *os.File) (Info, error) {
 	return byID(f, st.Mnt_id)
 }
 
-// IsDeviceMountedAt tells whether f is the root of a mount of the block device
-// dev, of the whole filesystem and not of one directory in it. See [At] for f.
+// IsDeviceMountedAt reports whether f is the root of a mount of the block
+// device dev, of the whole filesystem and not of one directory in it. See [At]
+// for f.
 func IsDeviceMountedAt(f *os.File, dev Dev) (bool, error) {
 	info, err := At(f)
 	if errors.Is(err, ErrNotMountpoint) {

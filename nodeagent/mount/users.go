@@ -49,7 +49,7 @@ func (u Use) String() string {
 // Table holds the mounts of every mount namespace of the machine at one moment.
 // One scan answers for all volumes.
 type Table struct {
-	// HostPID tells whether the processes of the whole machine were seen. A
+	// HostPID reports whether the processes of the whole machine were seen. A
 	// container needs hostPID for it. Without it, mounts of other pods are
 	// missing from the table and "nobody uses it" is not proven.
 	HostPID bool
@@ -90,11 +90,11 @@ type btrfsUse struct {
 // the kernel (PROC_PID_INIT_INO in linux/proc_ns.h).
 const initPIDNamespace = 0xEFFFFFFC
 
-// seesMachine tells whether /proc shows the processes of the whole machine, or
-// of the whole node where nodes are containers themselves. It does in the first
-// pid namespace; and where process 1 lives in another mount namespace than we
-// do: then it is not our own container's, since hostPID is how a container gets
-// to see a process 1 that is not its own.
+// seesMachine reports whether /proc shows the processes of the whole machine,
+// or of the whole node where nodes are containers themselves. It does in the
+// first pid namespace; and where process 1 lives in another mount namespace
+// than we do: then it is not our own container's, since hostPID is how a
+// container gets to see a process 1 that is not its own.
 func seesMachine() bool {
 	if ino, err := inode("/proc/self/ns/pid"); err == nil && ino == initPIDNamespace {
 		return true

@@ -36,8 +36,8 @@ type Journal interface {
 
 const bothFlags = xflagImmutable | xflagAppend
 
-// errFlagsStay says that the flags can not be taken off.
-var errFlagsStay = errors.New("its flags can not be taken off")
+// errFlagsStay says that the flags cannot be taken off.
+var errFlagsStay = errors.New("its flags cannot be taken off")
 
 // withoutFlags calls do while the inode is neither immutable nor append-only.
 func withoutFlags(fd int, journal Journal, do func() error) error {

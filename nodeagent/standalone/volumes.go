@@ -97,7 +97,7 @@ func (s *Volumes) away(name string, wish *v1alpha1.VolumeSpec, unseen []*store.O
 			// A second name of a directory that was looked at hides nothing.
 			if off.Pool == p.Name && off.Reason != store.OfflineDuplicate {
 				return translate.Errorf(v1alpha1.ReasonVolumeUnavailable,
-					"volume %s may be on a pool that can not be looked at, and is not made anew "+
+					"volume %s may be on a pool that cannot be looked at, and is not made anew "+
 						"(take the pool out of the configuration if its disk is gone for good): %w",
 					name, off)
 			}

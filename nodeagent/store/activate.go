@@ -57,8 +57,8 @@ func (s *Store) activateLocked(ctx context.Context, v *volume) error {
 	return err
 }
 
-// bringUpLocked proves that a volume is what its record says, and does what it
-// lacks to be used. It is called with the volume's lock held.
+// bringUpLocked proves that a volume is what its record says, and does what is
+// missing for its use. It is called with the volume's lock held.
 func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 	r, err := v.pool.open()
 	if err != nil {
@@ -84,8 +84,8 @@ func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 	}
 
 	if v.rec.Backend == record.BackendDirectory {
-		// A limit that can not be had does not take the data away from its pod;
-		// it is said, and looked at again (Recheck).
+		// A limit that cannot be put in force does not take the data away from
+		// its pod: the volume's state says so, and Recheck looks at it again.
 		err := enforced(r, &v.rec, false)
 		var lost *EnforcementError
 		if errors.As(err, &lost) {

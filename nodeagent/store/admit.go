@@ -49,17 +49,17 @@ func (a *Admission) Cancel() {
 	}
 }
 
-// open tells whether neither Create nor Cancel has ended the admission yet.
+// open reports whether neither Create nor Cancel has ended the admission yet.
 func (a *Admission) open() bool { return a.space.ledger.Has(a.key) }
 
 // Admit promises space to all of the requests or to none: the claims of one pod
 // are of use only together. It chooses the pools. Volumes that are there
-// already need no promise; they are admitted as they are. What is to be adopted
-// is looked at, which may mean to read a whole tree.
+// already need no promise; they are admitted as they are. Data that is to be
+// adopted is examined, which may mean reading a whole tree.
 //
-// When not all fit, the error is the one of the first request that did not; it
-// is a *CapacityError if room is all that lacked. Where a pool allows it, trash
-// is then freed before its time, so that a later call finds room.
+// If not all fit, the error is that of the first request that did not: a
+// *CapacityError if room was all that lacked. Where a pool allows it, trash is
+// then freed before its time, so that a later call finds room.
 func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, error) {
 	for i := range requests {
 		if err := requests[i].normalize(); err != nil {
@@ -134,7 +134,7 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 	return admitted, nil
 }
 
-// wants tells whether the request may be carved from the pool.
+// wants reports whether the request may be carved from the pool.
 func (r *Request) wants(p *pool, node string) bool {
 	if r.Pool != "" {
 		return p.name() == r.Pool
@@ -148,7 +148,7 @@ type choice struct {
 	room  int64 // how much more it could promise
 }
 
-// before reports whether it is taken rather than another one.
+// before reports whether c is preferred to other.
 func (c choice) before(other choice) bool {
 	if c.alike != other.alike {
 		return c.alike < other.alike

@@ -411,7 +411,7 @@ func TestPoolSelector(t *testing.T) {
 		adm[0].Cancel()
 	}
 	long := strings.Repeat("n", 64)
-	require.NotContains(t, PoolLabels(long, &n.pools[0]), "quarry.storage/node", "a label's value can not be so long")
+	require.NotContains(t, PoolLabels(long, &n.pools[0]), "quarry.storage/node", "a label's value cannot be so long")
 }
 
 // TestRefusals are requests that no pool here can meet.

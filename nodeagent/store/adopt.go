@@ -30,10 +30,10 @@ func (f *found) describe(rec *record.Volume) {
 	}
 }
 
-// adoptLocked is buildLocked for a volume that is made of what was found. It is
-// called with the volume's lock held. Once the data was moved it stays so: then
-// the volume is known also if there is an error, and bringing it up again
-// carries on.
+// adoptLocked is buildLocked for a volume that is made of data which was found.
+// It is called with the volume's lock held. Data that was moved stays moved:
+// then the store knows the volume even if adoptLocked returns an error, and
+// bringing the volume up again carries on.
 func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err error) {
 	r, err := a.pool.open()
 	if err != nil {
@@ -130,8 +130,8 @@ func (m *moving) run(ctx context.Context) (err error) {
 		return err
 	}
 
-	// Whoever could use the old path still can: the data's own permissions
-	// decide, not those above it.
+	// Users of the old path keep their access: the data's own permissions
+	// decide, not those of the directories above it.
 	if m.dir, err = m.tmp.EnsureDir(m.rec.ID, 0o711); err != nil {
 		return err
 	}
@@ -175,7 +175,8 @@ func (m *moving) run(ctx context.Context) (err error) {
 	return m.prove(ctx)
 }
 
-// limit puts the directory's limit in force on an id that nothing carries yet.
+// limit puts the directory's limit in force, on a quota id that no file carries
+// yet.
 func (m *moving) limit() error {
 	if m.adm.plan.quotaKind == "" || m.rec.Backend == record.BackendLoop {
 		return nil
@@ -215,11 +216,11 @@ func (m *moving) exchange() error {
 	err := m.old.parent.Exchange(m.old.name, m.dir, name)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		return notAdoptable("%s can not be renamed into the pool: it is in another subvolume or "+
+		return notAdoptable("%s cannot be renamed into the pool: it is in another subvolume or "+
 			"quota project (%v); copy it into a new volume", m.adm.req.Adopt.Path, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
 		return notAdoptable(
-			"%s can not be renamed (%v); is it immutable (lsattr -d), or a mount point?",
+			"%s cannot be renamed (%v); is it immutable (lsattr -d), or a mount point?",
 			m.adm.req.Adopt.Path, err)
 	case err != nil:
 		return err
@@ -254,9 +255,9 @@ func (m *moving) back() error {
 	return err
 }
 
-// prove brings the image up, which nobody could try before it was in its place,
-// and puts it back where it was if that fails. Nothing in it has been changed
-// by then but what a mount changes.
+// prove brings the image up, which was not possible before it was in its place,
+// and puts it back where it was if that fails. Up to then nothing in it has
+// changed but what a mount changes.
 func (m *moving) prove(ctx context.Context) error {
 	s := m.store
 	err := s.fault("adopt: prove")
@@ -282,7 +283,7 @@ func (m *moving) prove(ctx context.Context) error {
 	}
 
 	if undo != nil {
-		// No refusal: it is on disk.
+		// Not a refusal, since the volume is on disk.
 		return fmt.Errorf("%v; and the image could not be put back: %w", err, undo)
 	}
 
@@ -295,15 +296,14 @@ func (m *moving) prove(ctx context.Context) error {
 	if errors.As(err, &mismatch) || errors.As(err, &damaged) || errors.As(err, &unusable) ||
 		errors.As(err, &refused) {
 		return notAdoptable(
-			"the image %s can not be brought up as a volume, and is where it was: %v",
+			"the image %s cannot be brought up as a volume, and is where it was: %v",
 			m.adm.req.Adopt.Path, err)
 	}
 
 	return err
 }
 
-// shrinkTo takes off again what was put at the image's end to fill its last
-// block.
+// shrinkTo cuts off the padding that filled up the image's last block.
 func shrinkTo(dir *beneath.Dir, size int64) error {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 	if err != nil {
@@ -316,7 +316,8 @@ func shrinkTo(dir *beneath.Dir, size int64) error {
 		return err
 	}
 
-	// Not ours to take off: somebody made the image larger meanwhile.
+	// Somebody made the image larger meanwhile; that part is not ours to cut
+	// off.
 	if now.Size() != roundUp(size) {
 		return nil
 	}
@@ -324,8 +325,8 @@ func shrinkTo(dir *beneath.Dir, size int64) error {
 	return image.Truncate(size)
 }
 
-// takeBack clears away an adoption whose data was not moved, wherever it has
-// come to. Called again it finishes.
+// takeBack clears away an adoption whose data was not moved, however far it
+// came. A second call finishes what the first could not.
 func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
 	if rec, err := readEntry(r.Dir, id, id); err == nil {
 		if err := s.uncommitAdoption(r, tmp, rec); err != nil {
@@ -335,8 +336,8 @@ func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir
 	return s.scrapLocked(ctx, p, r, tmp, id)
 }
 
-// uncommitAdoption renames the directory of an adoption whose data was not
-// moved back to tmp.
+// uncommitAdoption renames the volume's directory back to tmp, for an adoption
+// whose data was not moved.
 func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) error {
 	if unmoved, err := isUnmoved(r.Dir, rec); err != nil || !unmoved {
 		return errors.Join(err, fmt.Errorf("volume %s holds adopted data and stays", rec.ID))

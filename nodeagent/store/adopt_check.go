@@ -37,7 +37,7 @@ type AdoptionReport struct {
 	UUID       string `json:"uuid,omitempty"`
 	// SizeBytes is an image's size, which becomes the volume's. UsedBytes is
 	// what the data takes on the disk, Files how many files and directories
-	// there are; Partly: counting was ended, and there is more.
+	// there are; Partly is true if counting ended early and there is more.
 	SizeBytes int64 `json:"sizeBytes,omitempty"`
 	UsedBytes int64 `json:"usedBytes"`
 	Files     int64 `json:"files,omitempty"`
@@ -45,16 +45,16 @@ type AdoptionReport struct {
 	// Link is what the symbolic link at the path will say; <id> stands for the
 	// volume's name.
 	Link string `json:"link,omitempty"`
-	// Mounts are where it is mounted now, which may go on.
+	// Mounts are where the data is mounted now. They may stay.
 	Mounts []string `json:"mounts,omitempty"`
-	// Problems are why it can not be adopted as it is; empty: it can be.
+	// Problems are why it cannot be adopted as it is; empty if it can be.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// CheckAdoption looks at what is at a path as adopting it would, and changes
-// nothing. kind, volumeMode and enforcement are the API's words, empty for
-// their defaults. Whether the pool has room is not looked at. The error is for
-// what could not be looked at; what speaks against the adoption is in the
+// CheckAdoption looks at a path as an adoption would, and changes nothing.
+// kind, volumeMode and enforcement are the API's words, empty for their
+// defaults. It does not look whether the pool has room. An error means that
+// something could not be examined; what speaks against the adoption is in the
 // report.
 func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeMode,
 	enforcement string) (AdoptionReport, error) {
@@ -119,7 +119,7 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 	return report.with(err)
 }
 
-// tell writes down what was found.
+// tell fills in what was found.
 func (report *AdoptionReport) tell(f *found) {
 	if !f.there {
 		report.Found = FoundNothing
@@ -137,7 +137,8 @@ func (report *AdoptionReport) tell(f *found) {
 	}
 }
 
-// with takes what speaks against the adoption into the report.
+// with adds an error that speaks against the adoption to the report, and
+// returns any other.
 func (report AdoptionReport) with(err error) (AdoptionReport, error) {
 	var offline *OfflineError
 	if _, refused := Reason(err); refused || errors.As(err, &offline) {
@@ -151,7 +152,7 @@ func (report AdoptionReport) with(err error) (AdoptionReport, error) {
 	return report, nil
 }
 
-// look is probe for those who must not change anything.
+// look is probe without changing anything.
 func look(r *root) (Features, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {

@@ -29,11 +29,12 @@ const countBudget = 1_000_000
 type found struct {
 	// from is the path below the pool.
 	from string
-	// there is false where nothing is, and the volume is to be made empty.
+	// there is false if nothing is at the path, and the volume is to be made
+	// empty.
 	there bool
 	stat  unix.Stat_t
-	// bytes is what it takes on the disk; files are the directories and files
-	// in it. partly: there is more than was counted.
+	// bytes is what the data takes on the disk, files how many directories and
+	// files are in it. partly is true if there is more than was counted.
 	bytes, files int64
 	partly       bool
 	// fs is what is in an image, blockSize the logical block that a device over
@@ -42,16 +43,16 @@ type found struct {
 	blockSize uint32
 }
 
-// is tells whether an open file is what was found.
+// is reports whether an open file is the one that was found.
 func (f *found) is(file *os.File) bool {
 	var st unix.Stat_t
 	return unix.Fstat(int(file.Fd()), &st) == nil && st.Dev == f.stat.Dev && st.Ino == f.stat.Ino &&
 		st.Mode&unix.S_IFMT == f.stat.Mode&unix.S_IFMT
 }
 
-// examine looks at what the request is to adopt, and makes the request one for
-// it: of its pool, its size and its filesystem. It may read a whole tree, so it
-// is called without any lock. What can not be adopted is a *RefusedError.
+// examine looks at what the request is to adopt, and fits the request to it:
+// pool, size and filesystem. It may read a whole tree, so it is called without
+// any lock. Data that cannot be adopted is a *RefusedError.
 func (s *Store) examine(ctx context.Context, r *Request) error {
 	if r.Adopt == nil || s.lookup(r.ID) != nil {
 		return nil
@@ -117,7 +118,7 @@ func (s *Store) examine(ctx context.Context, r *Request) error {
 	return notAdoptable("%s lies in no pool of this node", r.Adopt.Path)
 }
 
-// suit makes the request one for what was found.
+// suit fits the request to what was found.
 func (r *Request) suit() error {
 	f := r.found
 	if r.Adopt.isFile() {
@@ -140,8 +141,8 @@ func (r *Request) suit() error {
 	return nil
 }
 
-// poolAbove finds the pool whose directory path is below, the innermost if
-// there are several.
+// poolAbove finds the pool that a path lies in, the innermost if there are
+// several. from is the path below that pool's directory.
 func poolAbove(pools []config.Pool, name string) (in config.Pool, from string, err error) {
 	for _, p := range pools {
 		if rel, ok := strings.CutPrefix(name, strings.TrimSuffix(p.Path, "/")+"/"); ok &&
@@ -180,14 +181,16 @@ type examination struct {
 	fstype      string
 	volumeMode  string
 	enforcement string
-	// ownerOf names who has a filesystem of this UUID already.
+	// ownerOf names what has a filesystem of this UUID already; empty if
+	// nothing has.
 	ownerOf func(uuid string) string
-	// linkIn names a volume whose link is below a path of the pool.
+	// linkIn names a volume that was adopted from below a path of the pool;
+	// empty if none was.
 	linkIn func(from string) string
-	// enough ends counting early: after so many entries; 0: where it has to be
-	// exact, never.
+	// enough is the number of entries after which counting ends. With 0 it ends
+	// early only where the count need not be exact.
 	enough int
-	// uses are mounts of it elsewhere, of no harm.
+	// uses are mounts of the data elsewhere, which do no harm.
 	uses []mount.Use
 }
 
@@ -216,7 +219,7 @@ func (e *examination) run(ctx context.Context, r *root) (*found, error) {
 	to, err := sp.parent.Readlink(sp.name)
 	if err == nil {
 		f.there = true
-		return f, notAdoptable("%s is a symbolic link to %s; a link can not be adopted, and the "+
+		return f, notAdoptable("%s is a symbolic link to %s; a link cannot be adopted, and the "+
 			"link of a volume that was adopted leads to its data", e.adopt.Path, to)
 	}
 
@@ -256,16 +259,16 @@ func (e *examination) run(ctx context.Context, r *root) (*found, error) {
 	}
 }
 
-// outside refuses what is a volume, or in one.
+// outside refuses a path that is a volume or a pool, or lies in one.
 func (e *examination) outside(r *root) error {
 	first, _, _ := strings.Cut(e.from, "/")
 	if isLink(r.Dir, first) {
-		return nil // said by whoever comes to it
+		return nil // the walk to the path reports it
 	}
 
 	dir, err := r.OpenDir(first)
 	if err != nil {
-		return nil // no directory, or not to be opened: said by whoever comes to it
+		return nil // no directory, or not to be opened: the walk to the path reports it
 	}
 	defer dir.Close()
 
@@ -298,12 +301,12 @@ func (e *examination) unreachable(err error, at string) error {
 }
 
 // unmounted refuses what has mounts on it or in it, in any mount namespace:
-// they would hide a part of the volume. That it is mounted elsewhere, as
-// kubelet mounts it for pods, is of no harm: a mount is of the directory, not
-// of its name.
+// they would hide a part of the volume. That the data is mounted elsewhere, as
+// kubelet mounts it for pods, does no harm: a mount is of the directory, not of
+// its name.
 func (e *examination) unmounted(thing *os.File) error {
 	if !e.table.HostPID {
-		return fmt.Errorf("%s: it can not be proven that nothing is mounted there: the machine's "+
+		return fmt.Errorf("%s: it cannot be proven that nothing is mounted there: the machine's "+
 			"processes are not visible (the agent needs hostPID)", e.adopt.Path)
 	}
 
@@ -354,10 +357,10 @@ func (e *examination) directory(ctx context.Context, f *found, sp *spot) error {
 	case report.Mounts > 0:
 		return notAdoptable("something is mounted below %s; unmount it first", e.adopt.Path)
 	case limited && e.features.Filesystem == "btrfs":
-		// A directory can not become a subvolume, and what a subvolume held
+		// A directory cannot become a subvolume, and what a subvolume held
 		// before simple quotas were switched on is charged to nobody.
 		return notAdoptable(
-			"on btrfs the size of data that is there already can not be enforced; " +
+			"on btrfs the size of data that is there already cannot be enforced; " +
 				"use enforcement none, or copy it into a new volume")
 	case limited && !e.features.ProjectQuota:
 		return notAdoptable("the pool's filesystem (%s) does not enforce sizes of directories "+
@@ -409,8 +412,8 @@ func (e *examination) image(f *found, sp *spot) error {
 	}
 
 	if e.volumeMode == record.ModeBlock {
-		// What it was written with nobody knows; 512 can be written in larger
-		// pieces, not the other way round.
+		// Nobody knows with what block size it was written. A device of 512
+		// takes larger writes; the other way round it would not work.
 		f.blockSize = 512
 		return nil
 	}
@@ -440,7 +443,7 @@ func (e *examination) idle(image *os.File) error {
 	case errors.Is(err, unix.EAGAIN):
 		return notAdoptable("%s is open in another process; stop that first", e.adopt.Path)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES):
-		return nil // no leases here: nobody can say
+		return nil // no leases here, and no other way to know
 	}
 
 	return err
@@ -472,7 +475,7 @@ func (e *examination) filesystem(f *found, image *os.File) (err error) {
 			newUUID[f.fs.Type])
 	}
 
-	// A filesystem can not be mounted on a device whose logical blocks are
+	// A filesystem cannot be mounted on a device whose logical blocks are
 	// larger than its own.
 	own := uint32(min(f.fs.BlockSize, blockAlign))
 	if f.fs.Type == filesystem.XFS {
@@ -492,7 +495,7 @@ var newUUID = map[filesystem.Type]string{
 	filesystem.Btrfs: "btrfstune -u",
 }
 
-// isBelow tells a volume whose link is below a path of its pool.
+// isBelow reports whether a volume was adopted from below a path of its pool.
 func isBelow(rec *record.Volume, from string) bool {
 	return strings.HasPrefix(rec.AdoptedFrom, from+"/")
 }
@@ -529,8 +532,9 @@ func (s *Store) ownerOfFilesystem(uuid string) string {
 	return mountedBtrfs(uuid)
 }
 
-// mountedBtrfs: a second btrfs of one UUID is taken for another device of the
-// first. ext4 does not care, and xfs is not mounted twice by the kernel.
+// mountedBtrfs names a mounted btrfs of this UUID; empty if there is none. The
+// kernel takes a second btrfs of one UUID for another device of the first. ext4
+// does not care, and of xfs the kernel refuses to mount a second.
 func mountedBtrfs(uuid string) string {
 	if _, err := os.Stat(filepath.Join("/sys/fs/btrfs", uuid)); err == nil {
 		return "a btrfs that is mounted"

@@ -20,8 +20,8 @@ import (
 // is brought up.
 func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root,
 	dir *beneath.Dir) error {
-	// One at a time, and beside the other heavy jobs: walking a large tree
-	// takes long, and no new volume waits for that.
+	// One adoption at a time, and not counted among the heavy jobs: walking a
+	// large tree takes long, and no new volume should wait for it.
 	space := v.pool.books()
 	if space == nil {
 		return v.pool.gone()
@@ -54,7 +54,7 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root,
 	return nil
 }
 
-// noteAdoption writes down how far an adoption is.
+// noteAdoption writes down how far an adoption has come.
 func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
 	next := v.next()
 	next.Adopting = phase
@@ -163,11 +163,12 @@ func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) er
 	return unix.Syncfs(int(inner.File().Fd()))
 }
 
-// stagingName is a name that nobody would have given a directory of theirs.
+// stagingName is a name that no directory of a user would have.
 func stagingName(id string) string { return ".quarry-" + id }
 
-// checkMovable looks whether everything in the root of an adopted image's
-// filesystem can be moved: what is immutable can not be (ioctl_iflags(2)).
+// checkMovable returns an error unless everything in the root of an adopted
+// image's filesystem can be moved: what is immutable cannot be
+// (ioctl_iflags(2)).
 func checkMovable(dir *beneath.Dir, rec *record.Volume) error {
 	if rec.VolumeMode == record.ModeBlock {
 		return nil
@@ -207,7 +208,7 @@ func checkMovable(dir *beneath.Dir, rec *record.Volume) error {
 		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 		f.Close()
 		if err == nil && flags&(fsImmutable|fsAppendOnly) != 0 {
-			return notAdoptable("%q in its root is immutable or append-only and can not be moved; "+
+			return notAdoptable("%q in its root is immutable or append-only and cannot be moved; "+
 				"take the flag off (chattr -i -a)", name)
 		}
 	}
@@ -233,7 +234,7 @@ func (s *Store) gather(ctx context.Context, inner *beneath.Dir, staging, fstype 
 	defer to.Close()
 
 	for {
-		// What stays never fills a reading.
+		// The entries that stay are too few to fill one reading.
 		names, err := someNames(inner)
 		if err != nil {
 			return err
@@ -346,14 +347,14 @@ func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) erro
 	return s.activateLoop(ctx, v, dir, features.DirectIO)
 }
 
-// ownBlocksStep is how many bytes of an image are allocated at once: xfs wants
-// as much free space for a call as it could take at the most, also where all is
-// allocated already.
+// ownBlocksStep is how many bytes of an image are allocated at once: for a
+// call, xfs wants as much free space as the range could take at most, even if
+// all of it is allocated already.
 const ownBlocksStep = 8 << 20
 
-// ownBlocks allocates what is missing of the file, and where the filesystem can
-// share blocks between files makes all of them its own: a thick image never
-// waits for space.
+// ownBlocks allocates what the file lacks. Where the filesystem can share
+// blocks between files it also unshares them, so that a thick image never waits
+// for space.
 func ownBlocks(ctx context.Context, image *os.File, size int64) error {
 	mode := uint32(unix.FALLOC_FL_UNSHARE_RANGE) // it fills holes too
 	for at := int64(0); at < size; {

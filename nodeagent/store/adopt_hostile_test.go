@@ -99,11 +99,11 @@ func TestAdoptionRefuses(t *testing.T) {
 		requireNotAdoptable(t, err, "")
 	}
 	for words, change := range map[string]func(*Request){
-		"a directory can not be a block device": raw,
-		"enforcement strict":                    func(r *Request) { r.Enforcement = record.EnforcementStrict },
-		"does not enforce":                      func(r *Request) { r.Enforcement = record.EnforcementQuota },
-		"needs another name":                    nil,
-		"lies in pool":                          func(r *Request) { r.Pool, r.Enforcement = "elsewhere", record.EnforcementNone },
+		"a directory cannot be a block device": raw,
+		"enforcement strict":                   func(r *Request) { r.Enforcement = record.EnforcementStrict },
+		"does not enforce":                     func(r *Request) { r.Enforcement = record.EnforcementQuota },
+		"needs another name":                   nil,
+		"lies in pool":                         func(r *Request) { r.Pool, r.Enforcement = "elsewhere", record.EnforcementNone },
 	} {
 		r := adoption(n, adoptDirectory, "Old")
 		if change == nil {
@@ -155,7 +155,7 @@ func TestAdoptionKeepsLinks(t *testing.T) {
 	require.EqualValues(t, 0o711, st.Mode&0o777)
 }
 
-// TestAdoptionRefusesImages tries to adopt images that must not be, or can not be used.
+// TestAdoptionRefusesImages tries to adopt images that must not be, or cannot be used.
 func TestAdoptionRefusesImages(t *testing.T) {
 	pool := onXFS.make(t, 2*gib)
 	n := newNode(t, pool)
@@ -237,7 +237,7 @@ func TestAdoptionOfCopyOnWriteImage(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(pool, "disk.raw"), make([]byte, 8*mib), 0o600))
 	_, err := n.create(adoption(n, adoptFile, "disk.raw", raw))
 	requireNotAdoptable(t, err, "copy-on-write")
-	// A directory has no limit there that would hold, and a subvolume can not tell what it held before.
+	// A directory has no limit there that would hold, and a subvolume cannot tell what it held before.
 	oldDirectory(t, filepath.Join(pool, "Old"))
 	_, err = n.create(adoption(n, adoptDirectory, "Old"))
 	requireNotAdoptable(t, err, "enforcement none")

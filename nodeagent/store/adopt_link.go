@@ -13,7 +13,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// spot is a name in a directory of a pool, reached over no link and no mount.
+// spot is an entry of a directory of a pool, reached without crossing a link or
+// a mount: where adopted data is, or was.
 type spot struct {
 	parent *beneath.Dir
 	name   string
@@ -39,9 +40,9 @@ func (sp *spot) Close() error { return sp.parent.Close() }
 // open opens what is there, O_PATH.
 func (sp *spot) open() (*os.File, error) { return sp.parent.OpenFile(sp.name, unix.O_PATH, 0) }
 
-// linkTarget is what the link at an adopted volume's old path says: the way
-// from there to its data. It is relative, so that it holds wherever the pool is
-// mounted.
+// linkTarget is the content of the link at an adopted volume's old path: the
+// way from there to its data. It is relative, so that it holds wherever the
+// pool is mounted.
 func linkTarget(rec *record.Volume) string {
 	return path.Join(strings.Repeat("../", strings.Count(rec.AdoptedFrom, "/")), rec.ID,
 		adoptedName(rec))
@@ -53,7 +54,7 @@ type linkState int
 const (
 	linkOurs    linkState = iota
 	linkMissing           // nothing is there
-	linkTaken             // something else is there, or the path can not be reached any more
+	linkTaken             // something else is there, or the path cannot be reached any more
 )
 
 func (sp *spot) link(rec *record.Volume) (linkState, error) {
@@ -70,9 +71,9 @@ func (sp *spot) link(rec *record.Volume) (linkState, error) {
 	return linkTaken, err
 }
 
-// atOldPath calls f with the place of an adopted volume's link. A place that is
-// not there any more, or not to be reached without following links, is as if
-// something else were there.
+// atOldPath calls f with an adopted volume's old path and what is there. A path
+// that does not exist any more, or cannot be reached without following links,
+// counts as taken by something else; f is given nil for it.
 func atOldPath(r *root, rec *record.Volume, f func(*spot, linkState) error) error {
 	sp, err := openSpot(r, rec.AdoptedFrom)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) ||
@@ -92,8 +93,8 @@ func atOldPath(r *root, rec *record.Volume, f func(*spot, linkState) error) erro
 	return f(sp, state)
 }
 
-// ensureLink makes the link at an adopted volume's old path where nothing is.
-// What else may be there is left alone; Verify tells of it.
+// ensureLink makes the link at an adopted volume's old path if nothing is
+// there. Anything else there is left alone; Verify reports it.
 func (s *Store) ensureLink(r *root, rec *record.Volume) error {
 	if rec.AdoptedFrom == "" {
 		return nil
@@ -145,7 +146,7 @@ func adoptedName(rec *record.Volume) string {
 	return record.DataDir
 }
 
-// isUnmoved tells whether the record in parent is of an adoption that was not
+// isUnmoved reports whether the record in parent is of an adoption that was not
 // committed: the link is still where the data belongs.
 func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
 	if rec.Adopting != record.AdoptionMoving {
@@ -167,8 +168,8 @@ func isUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
 }
 
 // unlinkPrepared removes the links that an adoption made under tmp, so that
-// what is left is an attempt like others. Adopted data that somebody put there
-// is no such attempt: it is a *MismatchError, and nothing clears it away.
+// what is left is like any other unfinished volume. Adopted data that somebody
+// put there is a *MismatchError, and nothing clears it away.
 func unlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 	rec, err := readEntry(tmp, id, id)
 	adopting := err == nil && rec.Adopting != ""

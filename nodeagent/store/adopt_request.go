@@ -8,20 +8,22 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Adoption makes a volume of what is on the node already. A directory becomes a
-// volume's data, a file a volume's image, by being renamed; a symbolic link is
-// left where it was, so that what names the old path goes on working.
+// Adoption makes a volume of data that is on the node already. A directory
+// becomes a volume's data, a file becomes a volume's image, by being renamed; a
+// symbolic link is left in its place, so that everything that names the old
+// path goes on working.
 //
 // # Crash order
 //
 // The volume's directory is built under tmp and renamed into place with a link
 // in it where the data belongs: the very link that is to be left at the old
 // path. Then RENAME_EXCHANGE swaps the two in one step. That is the commit.
-// Before it the data is at the old path, and what is in the pool holds nothing
-// but a link, by which a start knows that it is to be cleared away. After it
-// both paths lead to the data, and a start finishes what is left to do: quota
-// ids, the order within an image. So the data is at no time below tmp, where
-// things are cleared away, and at no time without a path that leads to it.
+// Before it the data is at the old path, and the volume's directory holds
+// nothing but a link, by which the next start knows that it is to be cleared
+// away. After it both paths lead to the data, and the next start finishes what
+// is left to do: quota ids, the order within an image. So the data is at no
+// time below tmp, where things are cleared away, and at no time without a path
+// that leads to it.
 type Adoption struct {
 	// Path is where it is: absolute, clean, and below one of the node's pools.
 	Path string
@@ -34,7 +36,7 @@ func (a *Adoption) isFile() bool {
 	return a.Type == string(v1alpha1.AdoptFile) || a.Type == string(v1alpha1.AdoptFileOrCreate)
 }
 
-// mayCreate: where there is nothing, the volume is made empty.
+// mayCreate reports whether the volume is made empty if nothing is there.
 func (a *Adoption) mayCreate() bool {
 	return a.Type == string(v1alpha1.AdoptDirectoryOrCreate) ||
 		a.Type == string(v1alpha1.AdoptFileOrCreate)
@@ -71,7 +73,7 @@ func (a *Adoption) normalize(r *Request) error {
 		return refuse(v1alpha1.ReasonInvalidOptions, "what is adopted as %s is a volume of "+
 			"backend %s, not %s", a.Type, backend, r.Backend)
 	case !a.isFile() && r.VolumeMode == record.ModeBlock:
-		return notAdoptable("a directory can not be a block device; adopt an image (type File), " +
+		return notAdoptable("a directory cannot be a block device; adopt an image (type File), " +
 			"or use volumeMode Filesystem")
 	case !a.isFile() && r.Enforcement == record.EnforcementStrict:
 		return notAdoptable("enforcement strict is only kept by images, and %s is adopted as a "+
@@ -82,11 +84,11 @@ func (a *Adoption) normalize(r *Request) error {
 	return nil
 }
 
-// adopts tells whether there is data that the volume is made of.
+// adopts reports whether there is data to make the volume of.
 func (r *Request) adopts() bool { return r.found != nil && r.found.there }
 
-// occupied is how many bytes of what the request is promised its data takes of
-// the disk already: they are neither free nor counted as a volume's yet.
+// occupied is how many of the requested bytes the data takes on the disk
+// already. They are neither free nor counted as a volume's yet.
 func (r *Request) occupied() int64 {
 	if !r.adopts() {
 		return 0

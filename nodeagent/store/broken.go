@@ -14,9 +14,9 @@ import (
 )
 
 // A directory whose record cannot be read is broken: it is reported and left
-// alone. Its data is there all the same and so is what its user was promised,
-// so the books keep both, by the last record that was read or by what image or
-// quota say.
+// alone. Its data is there all the same, and so is the promise to its user. The
+// ledger keeps both, by the last record that was read, or by the size of the
+// image or the quota's limit.
 
 // guess is what a broken directory most likely takes of its pool.
 type guess struct {
@@ -26,9 +26,9 @@ type guess struct {
 	image string
 }
 
-// markBroken keeps that the directory name of a pool cannot be read, and what
-// it is owed. name is that of a volume, or the path of an entry of the trash
-// below the pool's own directory.
+// markBroken remembers that a directory of a pool cannot be read, and promises
+// it what it most likely takes. name is that of a volume, or the path of an
+// entry of the trash below the pool's own directory.
 func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string, cause error) {
 	key := p.key(name)
 	s.mu.Lock()
@@ -72,7 +72,7 @@ func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string
 }
 
 // unmarkBroken forgets that a directory was broken: it can be read again, or is
-// gone. What it was owed goes with it, unless it is a volume's.
+// gone. Its promise ends with that, unless it is a volume's now.
 func (s *Store) unmarkBroken(p *pool, name string) {
 	key := p.key(name)
 	s.mu.Lock()
@@ -91,9 +91,9 @@ func (s *Store) unmarkBroken(p *pool, name string) {
 	space.ledger.Disown(key, uint32(g.rec.QuotaID))
 }
 
-// guess says what a directory without a readable record takes: the size of its
-// image, or the limit of the quota that is on its data. What tells nothing is a
-// record that is owed nothing.
+// guess returns a record of what a directory without a readable one takes: the
+// size of its image, or the limit of the quota that is on its data. If it has
+// neither, the record is owed nothing.
 func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 	p.mu.Lock()
 	features := p.features
@@ -153,8 +153,9 @@ func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 	return rec
 }
 
-// unreadable says that a volume's directory is there and cannot be read. An
-// error of the disk stays one: the record may be as good as ever.
+// unreadable is the error for a volume whose directory is there and cannot be
+// read. An error of the disk stays one: the record itself may be as good as
+// ever.
 func unreadable(id string, p *pool, cause error) error {
 	if isUnreadable(cause) {
 		return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone",
@@ -171,8 +172,8 @@ func (s *Store) brokenCause(p *pool, name string) error {
 	return s.broken[p.key(name)]
 }
 
-// inTrash says of an entry of the trash that it cannot be read, and what can be
-// done. An error of the disk stays one.
+// inTrash is the error for an entry of the trash that cannot be read, and says
+// what can be done. An error of the disk stays one.
 func inTrash(entry string, cause error) error {
 	err := fmt.Errorf("its entry %s in the trash cannot be read, and is kept (to have it freed "+
 		"rename it to %s%s): %w", entry, entry, freeingSuffix, cause)

@@ -14,8 +14,8 @@ import (
 )
 
 // The index by claim is for people who look at a disk:
-// .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing here
-// reads it but to tidy it up, and what goes wrong with it is logged only.
+// .quarry/by-claim/<namespace>/<claim> is a link to a volume. This package
+// reads it only to tidy it up, and what goes wrong with it is only logged.
 
 // indexClaim links the volume by its claim, in the place of another volume's
 // link if replace. A second call changes nothing.
@@ -78,8 +78,8 @@ func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
 	}
 }
 
-// removeClaim removes a link if it leads to a volume that goes, and then its
-// directory if nothing else is in it.
+// removeClaim removes a link if goes is true for the volume that it leads to,
+// and then the link's directory if nothing else is in it.
 func removeClaim(r *root, namespace, claim string, goes func(id string) bool) error {
 	index, err := r.meta.OpenDir(record.ByClaimDir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,13 +8,13 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// A volume's record names the pool that it was made on. So a directory that was
-// copied to another pool, a backup that was laid beside it, is told from the
-// volume, also while the volume's own disk is away. It is left alone. One whose
-// record names no pool, of a version before 0.2, is believed.
+// A volume's record names the pool that it was made on. That tells a copy on
+// another pool (a backup that was put there, say) from the volume itself, even
+// while the volume's own disk is away. Copies are left alone. A record that
+// names no pool, written by a version before 0.2, is believed.
 
-// CopyError says that all there is of a volume is a directory whose record
-// names another pool than the one that it is on.
+// CopyError means that the only directory there is of a volume has a record
+// that names another pool than the one it lies in.
 type CopyError struct {
 	ID string
 	// Pool is the pool that has it, and PoolUID its identity.
@@ -82,7 +82,7 @@ func (s *Store) wasMoved(v *volume, rec *record.Volume) bool {
 		s.isMissing(v)
 }
 
-// mayBeOn reports whether the pool with an identity may be one of those that
+// mayBeOn reports whether the pool with identity uid may be one of those that
 // could not be looked at.
 func (s *Store) mayBeOn(uid string, unseen []*OfflineError) bool {
 	for _, off := range unseen {
@@ -101,11 +101,11 @@ func (s *Store) mayBeOn(uid string, unseen []*OfflineError) bool {
 	return false
 }
 
-// TakeCopy makes the volume of what a pool has of it, and writes that down.
-// Whoever calls it knows that it was moved there, or that there is no other any
-// more. It is a *CopyError where that cannot be: the pool that the record names
-// has it, has it in its trash, or cannot be looked at. A volume that is there
-// already is left as it is.
+// TakeCopy makes the volume of a copy, and writes that down. The caller has to
+// know that the volume was moved there, or that there is no other any more. The
+// error is a *CopyError if that cannot be true: the pool that the record names
+// has the volume, has it in its trash, or cannot be looked at. A volume that is
+// there already is left as it is.
 func (s *Store) TakeCopy(ctx context.Context, id string) error {
 	if err := record.CheckID(id); err != nil {
 		return err

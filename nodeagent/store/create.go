@@ -39,7 +39,8 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	var mismatch *MismatchError
 	unreadable := errors.As(err, &mismatch)
 
-	// Adopting says more: it may be the very directory.
+	// An adoption goes on: what cannot be read may be the very directory that
+	// it is of.
 	if err != nil && !(unreadable && a.req.adopts()) {
 		a.Cancel()
 		if copied := (*CopyError)(nil); errors.As(err, &copied) {
@@ -94,8 +95,8 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		// nothing is on disk.
 		if space := a.pool.books(); space != nil && s.lookup(id) == nil &&
 			(isFull(err) || errors.As(err, &full)) {
-			// There is less than was measured: whoever asks next is to hear of
-			// it.
+			// There is less room than was measured, and the next request is to
+			// know.
 			space.expire()
 			if full == nil {
 				err = fmt.Errorf("%w (%v)",
@@ -135,8 +136,8 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	}
 	defer r.Close()
 
-	// A directory of this name that is no volume we know of: somebody's, or a
-	// record that can not be read.
+	// A directory of this name that is no volume we know of: somebody's, or one
+	// with a record that cannot be read.
 	if there, err := r.Exists(a.req.ID); err != nil {
 		return nil, err
 	} else if there {
@@ -222,7 +223,8 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 
 	key := a.pool.key(v.id)
 
-	// The volume's promise first, so that what it has is at no time nobody's.
+	// The volume's promise comes before the admission's end, so that its space
+	// is at no time anybody else's.
 	a.pool.promise(a.space, key, b.rec.Owed())
 	a.space.ledger.Release(a.key)
 	a.space.move(tmpKey(a.pool, v.id), key, b.rec)
@@ -263,8 +265,8 @@ func (b *building) writeRecord() error {
 }
 
 // commit renames the volume, with its record, into place. After the rename it
-// is there, whole. There reports whether it is, or may be: also after an error,
-// where what was done could not be taken back.
+// is there, whole. there reports whether it is, or may be, which can be so even
+// after an error: when what was done could not be taken back.
 func (b *building) commit() (there bool, err error) {
 	if err := b.store.fault("commit"); err != nil {
 		return false, err
@@ -286,8 +288,8 @@ func (b *building) commit() (there bool, err error) {
 }
 
 // uncommit takes back a commit that may not be durable, so that "an error"
-// means "not there". Where the disk does not take that either, the volume is
-// there as far as anybody can say.
+// means "not there". If the disk does not take that either, the volume is there
+// as far as anybody can say.
 func (b *building) uncommit(cause error) (there bool, err error) {
 	if err := b.root.Rename(b.rec.ID, b.tmp, b.rec.ID); err != nil {
 		return true, errors.Join(cause, fmt.Errorf("take it back: %w", err))

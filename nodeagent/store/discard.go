@@ -12,8 +12,9 @@ import (
 )
 
 // discard notes what deletion means and renames the directory t.id of parent
-// into the trash. The rename is the commit: from then on it is in the trash,
-// also if an error is returned, and what key had is the entry's.
+// into the trash. The rename is the commit: from then on the volume is in the
+// trash, even if an error is returned, and what the ledger kept for key is the
+// entry's.
 func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key string) error {
 	data, err := record.EncodeTrash(&t.trash)
 	if err != nil {
@@ -26,8 +27,8 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	suffix := ""
 	err = dir.WriteFile(record.TrashedFile, data, 0o600)
 	if isFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
-		// A full disk has no block for a note, and freeing this one helps it:
-		// so it goes where no note is needed.
+		// A full disk has no block for a note, and freeing this volume helps
+		// it, so the volume goes where no note is needed.
 		suffix, err = freeingSuffix, nil
 	}
 
@@ -66,8 +67,8 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 	return errors.Join(trash.Sync(), parent.Sync())
 }
 
-// enterTrash makes the entry known, in the place of the volume of its id if
-// that is what it was.
+// enterTrash registers the entry, and forgets the volume of its id if that is
+// what it was.
 func (s *Store) enterTrash(t *trashed, key string) {
 	s.mu.Lock()
 	if v := s.volumes[t.id]; v != nil && v.pool.key(v.id) == key {
@@ -90,8 +91,8 @@ func (s *Store) enterTrash(t *trashed, key string) {
 
 // scrapLocked clears away a volume that was never committed: unmounted,
 // detached and renamed into the trash, to be freed at once. Nothing ever used
-// it: no path led there. Called again it finishes; with nothing there it does
-// nothing. It is called with the volume's lock held.
+// it: no path led there. A second call finishes what the first could not; with
+// nothing there it does nothing. It is called with the volume's lock held.
 func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.Dir,
 	id string) error {
 	dir, err := tmp.OpenDir(id)
@@ -141,8 +142,9 @@ func (s *Store) scrapTmpLocked(ctx context.Context, p *pool, id string) error {
 	})
 }
 
-// deletedNow is the time of a deletion. Of several of one id the last one is
-// restored, so it is later than the others', whatever the clock did meanwhile.
+// deletedNow returns the time to note for a deletion. Restore takes the latest
+// of several entries of one id, so this time is later than theirs, whatever the
+// clock did meanwhile.
 func (s *Store) deletedNow(id string) time.Time {
 	at := time.Now().UTC().Truncate(time.Millisecond)
 	for _, t := range s.entriesOf(id) {

@@ -20,8 +20,8 @@ const (
 	// retryKernel is how long the kernel is left to free a deleted btrfs
 	// subvolume before it is asked again.
 	retryKernel = 2 * time.Second
-	// noteRetention is how often the time a retention was seen to pass is
-	// written down.
+	// noteRetention is how often it is written down how much of a retention has
+	// passed.
 	noteRetention = time.Hour
 )
 
@@ -31,11 +31,12 @@ const (
 type freer struct {
 	store *Store
 	poke  chan struct{}
-	// sweepAgain: something in tmp or of the index could not be cleared away.
+	// sweepAgain is set when something in tmp or of the index could not be
+	// cleared away.
 	sweepAgain atomic.Bool
 	// Counters, for metrics.
 	bytes, files atomic.Int64
-	// running is not 0 while somebody frees in the background.
+	// running is not 0 while Run frees in the background.
 	running atomic.Int32
 }
 
@@ -48,16 +49,16 @@ func (f *freer) wake() {
 	}
 }
 
-// kernelBusyError says that the kernel is still freeing a subvolume; that is no
-// failure.
+// kernelBusyError says that the kernel is still freeing a subvolume, which is
+// not a failure.
 type kernelBusyError struct{ subvolume uint64 }
 
 func (e *kernelBusyError) Error() string {
 	return fmt.Sprintf("the kernel is still freeing subvolume %d", e.subvolume)
 }
 
-// Freed tells how many bytes of images and how many files were freed since the
-// store was opened.
+// Freed returns how many bytes of images and how many files were freed since
+// the store was opened.
 func (s *Store) Freed() (bytes, files int64) { return s.freer.bytes.Load(), s.freer.files.Load() }
 
 func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *trashed) {
@@ -87,8 +88,8 @@ func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *tras
 	s.mu.Unlock()
 }
 
-// Drain does what was left for later and is due now, adoptions and trash, and
-// returns; for tests and for programs that end.
+// Drain does what was left for later and is due now, adoptions and trash. It is
+// for tests and for programs that end.
 func (s *Store) Drain(ctx context.Context) error {
 	s.sweepLeftovers(ctx)
 	for _, v := range s.List() {
@@ -119,9 +120,9 @@ func (s *Store) Drain(ctx context.Context) error {
 	}
 }
 
-// next returns the entry of a filesystem whose turn it is: of those that are
-// due the one whose last turn is longest ago, or was deleted first; or how long
-// to wait for one.
+// next returns the entry of a filesystem whose turn it is, or how long to wait
+// for one. Of the entries that are due it is the one whose last turn is longest
+// ago; of those that had none, the one that was deleted first.
 func (f *freer) next(space *filesystemSpace, now time.Time) (*trashed, time.Duration) {
 	s := f.store
 	s.mu.Lock()
@@ -147,7 +148,7 @@ func (f *freer) next(space *filesystemSpace, now time.Time) (*trashed, time.Dura
 	return due, wait
 }
 
-// before tells whose turn is first.
+// before reports whether t's turn comes before other's.
 func (t *trashed) before(other *trashed) bool {
 	if !t.served.Equal(other.served) {
 		return t.served.Before(other.served)
@@ -155,7 +156,7 @@ func (t *trashed) before(other *trashed) bool {
 	return t.trash.DeletedAt.Before(other.trash.DeletedAt)
 }
 
-// nextOfAll is next for whoever frees everything.
+// nextOfAll is next over all filesystems, for Drain.
 func (f *freer) nextOfAll(now time.Time) *trashed {
 	for _, space := range f.store.allSpaces() {
 		if t, _ := f.next(space, now); t != nil {
@@ -165,8 +166,8 @@ func (f *freer) nextOfAll(now time.Time) *trashed {
 	return nil
 }
 
-// toNote are the entries of a filesystem of whose retention as much passed
-// unwritten as is to be written down.
+// toNote returns the entries of a filesystem of whose retention so much passed
+// since it was last written down that it is to be written down again.
 func (s *Store) toNote(space *filesystemSpace, now time.Time) []*trashed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,7 +183,8 @@ func (s *Store) toNote(space *filesystemSpace, now time.Time) []*trashed {
 	return waiting
 }
 
-// noteRetention writes down how much of each retention on a filesystem passed.
+// noteRetention writes down how much of each retention on a filesystem has
+// passed.
 func (s *Store) noteRetention(ctx context.Context, space *filesystemSpace, now time.Time) {
 	for _, t := range s.toNote(space, now) {
 		s.mu.Lock()
@@ -248,8 +250,8 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	return nil
 }
 
-// pointOfNoReturn renames the entry so that it can not be restored any more.
-// gone: somebody restored it meanwhile.
+// pointOfNoReturn renames the entry so that it cannot be restored any more.
+// gone is true if somebody restored it meanwhile.
 func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.Dir) (gone bool,
 	err error) {
 	s := f.store
@@ -276,13 +278,13 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 	return false, s.beginFreeingLocked(t, trash)
 }
 
-// freeEntry empties an entry and removes it. The records go last: they say what
-// else has to be given back.
+// freeEntry empties an entry and removes it. Its records go last, since they
+// say what else has to be given back.
 func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *beneath.Dir) error {
 	s := f.store
 	opened, err := trash.OpenDir(t.entry)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // removed, and the process ended before it was forgotten
+		return nil // an earlier process removed it and was ended right after
 	}
 	if err != nil {
 		return err
@@ -334,7 +336,7 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *benea
 	return trash.Rmdir(t.entry)
 }
 
-// releaseQuota gives a directory volume's quota back, once nothing carries it
+// releaseQuota gives a directory volume's quota back, once no file carries it
 // any more.
 func (f *freer) releaseQuota(t *trashed, r *root) error {
 	if t.rec == nil || t.rec.QuotaKind == "" {
@@ -348,8 +350,8 @@ func (f *freer) releaseQuota(t *trashed, r *root) error {
 
 	id := uint32(t.rec.QuotaID)
 
-	// A record that names another volume's id, or none of ours, must not take
-	// the limit off that.
+	// The record may name another volume's quota id, or one that is not ours:
+	// their limits must stay.
 	if !quota.IsOurs(id) || !space.owns(t.key(), t.rec) {
 		return nil
 	}
@@ -368,15 +370,15 @@ func (f *freer) releaseQuota(t *trashed, r *root) error {
 			}
 		}
 
-		// Whoever else is in it does not keep the volume from being gone.
+		// The volume is gone all the same if something else is in its group.
 		if errors.As(err, &used) && !used.Deleted {
 			f.store.log.Info("a deleted volume's qgroup is dissolved with what is not the "+
 				"volume's in it", "entry", t.entry, "found", used)
 			err = btrfs.DissolveGroup(r.File(), id)
 		}
 
-		// The cleaner thread frees subvolumes later; until it did, the group is
-		// in use and the space still taken.
+		// The kernel's cleaner thread frees subvolumes later. Until then the
+		// group is in use and the space is taken.
 		if errors.As(err, &used) && used.Deleted {
 			return &kernelBusyError{used.Subvolume}
 		}

@@ -10,8 +10,8 @@ import (
 
 // What is deleted is not free at once: a tree is emptied file by file, and the
 // kernel frees a btrfs subvolume in its own time. It counts as promised until
-// then. Whoever asks for room that is on its way waits for it some seconds, or
-// is told of it.
+// then. A request for room that is on its way waits for it for some seconds,
+// and if that was in vain its error says how much is on its way.
 
 const (
 	// freedWait is how long a request waits for room that is being freed.
@@ -51,9 +51,10 @@ func (s *Store) freeing(requests []Request) int64 {
 	return most
 }
 
-// awaitFreed waits until something changed while what the requests lack is
-// being freed. It is false when that is not so, when it takes too long, and
-// where nobody frees anything. The error says how much is being freed.
+// awaitFreed waits until something changes while the room that the requests
+// lack is being freed. It returns false if it is not, if it takes too long, or
+// if this process does not free trash. It notes in full how much is being
+// freed.
 func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityError,
 	requests []Request) bool {
 	changed := s.Changed()
@@ -81,8 +82,9 @@ func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityE
 	return false
 }
 
-// settleFreed has the kernel give back what was freed before it is said to be:
-// btrfs does it when a transaction is committed, up to 30 seconds later.
+// settleFreed has the kernel give back what was freed, before it counts as
+// free: btrfs does that when a transaction is committed, up to 30 seconds
+// later.
 func settleFreed(r *root, filesystem string) error {
 	if filesystem != "btrfs" {
 		return nil

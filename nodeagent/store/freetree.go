@@ -65,15 +65,15 @@ func (f *freer) freeImage(ctx context.Context, entry *beneath.Dir, scrub string)
 }
 
 // freeTree empties the entry but for its records. It needs two descriptors,
-// however deep a tenant's tree is: what is found in a directory is moved up
-// into the entry, and from there each is a directory of its own.
+// however deep a tenant's tree is: a directory found in another one is moved up
+// into the entry, and emptied from there.
 func (f *freer) freeTree(ctx context.Context, entry *beneath.Dir, scrub string) error {
 	keep := map[string]bool{
 		record.VolumeFile: true, beneath.Temporary(record.VolumeFile): true,
 		record.TrashedFile: true, beneath.Temporary(record.TrashedFile): true,
 	}
 	for {
-		// The records alone never fill a reading.
+		// The records are too few to fill one reading.
 		names, err := someNames(entry)
 		if err != nil {
 			return err
@@ -165,8 +165,8 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 }
 
 // deleteSubvolume deletes a subvolume that a tenant made, or one without a
-// group of its own. It may be in a group of somebody else that is full, and
-// then has to leave it first.
+// group of its own. It may be in another volume's group that is full, and then
+// has to leave it first.
 func deleteSubvolume(ctx context.Context, dir *beneath.Dir, name string) error {
 	err := btrfs.DeleteSubvolume(ctx, dir.File(), name)
 	if !errors.Is(err, unix.EDQUOT) {
@@ -211,8 +211,7 @@ func (f *freer) moveUp(dir *beneath.Dir, name string, st unix.Stat_t, entry *ben
 	return renameAnew(dir, name, entry)
 }
 
-// renameAnew moves name to another directory under a name that nobody has
-// there.
+// renameAnew moves name to another directory, under a name that is free there.
 func renameAnew(dir *beneath.Dir, name string, to *beneath.Dir) error {
 	for {
 		err := dir.Rename(name, to, fmt.Sprintf("d%016x", rand.Uint64()))
@@ -243,8 +242,8 @@ func (f *freer) freeFile(ctx context.Context, dir *beneath.Dir, name string, st 
 	return retryMutable(dir, name, st, func() error { return dir.Unlink(name) })
 }
 
-// scrubFile scrubs a file from its end, and shortens it step by step: whoever
-// goes on with it does not begin anew.
+// scrubFile scrubs a file from its end, and shortens it step by step, so that
+// after an interruption it does not begin anew.
 func scrubFile(ctx context.Context, file *os.File, size int64, scrub string) error {
 	for size > 0 {
 		if err := ctx.Err(); err != nil {
@@ -285,7 +284,8 @@ func retryMutable(dir *beneath.Dir, name string, st unix.Stat_t, try func() erro
 	return try()
 }
 
-// clearFlags is best effort: what could not be cleared shows at the next try.
+// clearFlags is best effort: flags that could not be cleared show at the next
+// try.
 func clearFlags(f *os.File) {
 	const immutable, appendOnly = 0x10, 0x20 // FS_IMMUTABLE_FL, FS_APPEND_FL of linux/fs.h
 	fd := int(f.Fd())

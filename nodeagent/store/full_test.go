@@ -51,7 +51,7 @@ func fill(t *testing.T, path string) string {
 }
 
 // TestThickThatDoesNotFit promises more than there is and is held to it. The disk has to be as it was afterwards: ext4 keeps
-// every block it could allocate before it found that it can not allocate all.
+// every block it could allocate before it found that it cannot allocate all.
 func TestThickThatDoesNotFit(t *testing.T) {
 	for _, kind := range []poolKind{onExt4, onXFS, onBtrfs} {
 		t.Run(kind.name, func(t *testing.T) {

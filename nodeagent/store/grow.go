@@ -11,8 +11,8 @@ import (
 
 // Grow makes the volume size bytes large, rounded up to a multiple of 4096,
 // while it is in use. A volume that is as large already is left as it is:
-// volumes do not shrink. Without room in the pool it is a *CapacityError and
-// nothing changed; where the pool allows it, trash is then freed before its
+// volumes do not shrink. If the pool has no room the error is a *CapacityError
+// and nothing changed; where the pool allows it, trash is then freed before its
 // time, so that a later call finds room.
 func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
 	grown, err := s.lockAndGrow(ctx, id, size)
@@ -58,9 +58,9 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 	return s.Get(id)
 }
 
-// growLocked is called with the volume's lock held. The record says where it
-// goes before anything is changed, so that after a crash the growth is carried
-// on and its space is not promised to somebody else.
+// growLocked is called with the volume's lock held. It notes the new size in
+// the record before it changes anything, so that after a crash the growth is
+// carried on, and its space is promised to nobody else.
 func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	r, err := v.pool.open()
 	if err != nil {
@@ -123,9 +123,10 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	return nil
 }
 
-// reserveGrowth promises the volume what it lacks to be size bytes large, or is
-// a *CapacityError. For a directory without a limit it looks that there is
-// room, as when the volume was made, and promises nothing (record.Volume.Owed).
+// reserveGrowth promises the volume what it lacks to be size bytes large, or
+// returns a *CapacityError. For a directory without a limit it makes sure that
+// there is room, as when the volume was made, and promises nothing
+// (record.Volume.Owed).
 func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) error {
 	former := v.rec.Promise()
 	if size <= former {
@@ -153,9 +154,9 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 	return nil
 }
 
-// growFailed takes the wish back where the disk turned out to be full, so that
-// the pool does not owe it for ever. An image that an earlier growth made
-// larger stays that large, and so does the wish.
+// growFailed takes the new size out of the record if the disk turned out to be
+// full, so that the pool does not owe it for ever. An image that an earlier
+// growth made larger stays that large, and so does its size in the record.
 func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
 	var capacity *CapacityError
 	if !errors.As(cause, &capacity) {

@@ -113,7 +113,7 @@ var (
 	quotaPools = []poolKind{onBtrfs, onExt4Prj, onXFSPrj}
 )
 
-// make makes the filesystem, of size bytes, and returns where it is mounted. What the kernel can not do skips the test,
+// make makes the filesystem, of size bytes, and returns where it is mounted. What the kernel cannot do skips the test,
 // unless QUARRY_TEST_REQUIRE says that it must.
 func (k poolKind) make(t testing.TB, size int64) string {
 	t.Helper()
@@ -360,7 +360,7 @@ func keep(seconds int64) record.Deletion {
 type shape struct {
 	name string
 	Request
-	// here tells whether pools of a kind can carve it.
+	// here reports whether pools of a kind can carve it.
 	here func(poolKind) bool
 }
 

@@ -61,7 +61,7 @@ func TestInodesOfANewRecord(t *testing.T) {
 	require.False(t, inodesHold(grows, 131073))
 }
 
-// A volume under a project quota can not take the inodes of its pool's
+// A volume under a project quota cannot take the inodes of its pool's
 // filesystem, and has more of them when it has grown.
 func TestInodesAreLimitedBySize(t *testing.T) {
 	for _, k := range []poolKind{onExt4Prj, onXFSPrj} {

@@ -18,8 +18,8 @@ const (
 	// LookWithin is the time within which all of a directory volume is looked
 	// at, as long as its filesystem can be read so fast.
 	LookWithin = time.Hour
-	// restFactor is how many times as long as it worked the look at a
-	// filesystem then rests, while it is not late.
+	// restFactor is how long the look at a filesystem rests, in multiples of
+	// the time that it worked, while it is not late.
 	restFactor = 3
 	// lockPatience is how long an operation on a volume is waited for before
 	// the next volume's turn.
@@ -126,8 +126,8 @@ func (s *Store) recheckFilesystem(ctx context.Context, ids []string, until time.
 	}
 }
 
-// recheckTurn is one volume's slice. done: there is nothing more to look at in
-// it for now.
+// recheckTurn is one volume's slice. done is true if there is nothing more to
+// look at in it for now.
 func (s *Store) recheckTurn(ctx context.Context, id string) (done bool) {
 	patient, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
@@ -144,7 +144,7 @@ func (s *Store) recheckTurn(ctx context.Context, id string) (done bool) {
 			s.log.WarnContext(ctx, "a volume's size was not enforced", "volume", id, "error", lost)
 		}
 	case errors.Is(err, context.DeadlineExceeded):
-		return false // something else is done with it
+		return false // an operation has its lock
 	default:
 		s.log.WarnContext(ctx, "look whether a volume's size is enforced", "volume", id,
 			"error", err)
@@ -167,8 +167,8 @@ func (s *Store) isLate(ids []string) bool {
 	return false
 }
 
-// OldestLook tells of each pool how long ago all of that volume was looked at,
-// among those held by a quota, that waits for it the longest. Pools without
+// OldestLook returns for each pool how long ago a volume that is held by a
+// quota was last looked at whole, of all its volumes the longest. Pools without
 // such volumes are not in it.
 func (s *Store) OldestLook() map[string]time.Duration {
 	out := map[string]time.Duration{}

@@ -15,27 +15,27 @@ import (
 
 // A link in the device directory is the path of a Block volume, and a path that
 // leads to another volume's device would give one tenant the data of another.
-// So a link is there only while this process keeps the device open that it
-// leads to: the number can not get another image then, whatever is done to the
-// device.
+// So a link exists only while this process keeps its device open: until then
+// the device's number cannot come to mean another image, whatever is done to
+// the device.
 //
-// While no process keeps it open, between two agents, a device can be taken
-// away, and its number be given out. So the first thing that a new process does
-// is to keep open what the links lead to, and to drop those that lead to
-// anything else.
+// Between two agents no process keeps it open: the device can be taken away,
+// and its number be given out. So a new process first opens what the links lead
+// to, and drops those that lead to anything but their volume's device.
 
-// links are the links that there are, by the device they lead to.
+// links are the links that exist, by the device they lead to.
 type links struct {
 	once sync.Once
 	mu   sync.Mutex
 	ids  map[string]string
-	// found are those that were there, until it is known whose they are.
+	// found are the links that were there at the start, until it is known whose
+	// they are.
 	found map[string]string
 }
 
-// takeOverLinks keeps open what the links lead to that a process before this
-// one made, and drops the others. It is called before this process attaches
-// anything.
+// takeOverLinks opens the devices that an earlier process's links lead to, and
+// drops the links that lead to none of a volume's. It is called before this
+// process attaches anything.
 func (s *Store) takeOverLinks(ctx context.Context) {
 	s.links.once.Do(func() {
 		entries, err := os.ReadDir(s.opts.DeviceDir)
@@ -55,7 +55,7 @@ func (s *Store) takeOverLinks(ctx context.Context) {
 			}
 
 			if e.Type()&os.ModeSymlink == 0 {
-				continue // nobody made that for a volume
+				continue // not a link to a volume's device
 			}
 
 			s.log.WarnContext(ctx, "a link does not lead to its volume's device any more and is "+
@@ -109,7 +109,8 @@ func (s *Store) isUnread(id string) bool {
 	return slices.ContainsFunc(s.pools, func(p *pool) bool { return s.isBroken(p, id) })
 }
 
-// errNoLoop says that a link leads to something that no volume's device is.
+// errNoLoop says that a link leads to something that cannot be a volume's
+// device.
 var errNoLoop = errors.New("it is no loop device")
 
 // pinLinked keeps the device that a volume's link leads to open if it is over
@@ -151,9 +152,9 @@ func (s *Store) forgetLink(id string) {
 	}
 }
 
-// dropLinkTo takes away the link that leads to a device which is about to get
-// an image. There is none, as long as nothing but this process makes links and
-// lets go of devices.
+// dropLinkTo removes the link that leads to a device which is about to get an
+// image. There is none as long as only this process makes links and lets go of
+// devices.
 func (s *Store) dropLinkTo(device string) error {
 	s.links.mu.Lock()
 	id, there := s.links.ids[device]
@@ -211,7 +212,7 @@ func (s *Store) unlinkDevice(id string) error {
 
 	link := filepath.Join(s.opts.DeviceDir, id)
 
-	// The first if linkDevice was ended in between.
+	// The first exists if linkDevice was interrupted.
 	for _, name := range []string{link + ".new", link} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

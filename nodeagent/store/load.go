@@ -25,11 +25,11 @@ const bringUpWait = time.Minute
 // load reads what is on the pools whose disks came, clears away what a crash
 // left, and brings the volumes up, each filesystem by itself: one that hangs
 // holds up no other. It waits for that no longer than wait; what is left goes
-// on.
+// on in the background.
 //
-// They are read in the order of the configuration, as long as none takes long:
-// of a volume and a copy of it on another disk it is always the same that is
-// served.
+// The pools are read in the order of the configuration, as long as none takes
+// long, so that of a volume and a copy of it on another disk the same one is
+// served each time.
 func (s *Store) load(ctx context.Context, came [][]*pool, wait time.Duration) {
 	if len(came) == 0 {
 		return
@@ -50,8 +50,8 @@ func (s *Store) load(ctx context.Context, came [][]*pool, wait time.Duration) {
 	})
 }
 
-// soon does work, and returns when it, and what others began to do so, is done,
-// or takes longer than wait; then it goes on by itself.
+// soon begins work in the background, and waits until it is done, and all that
+// earlier calls began; for each no longer than wait after it began.
 func (s *Store) soon(ctx context.Context, wait time.Duration, work func()) {
 	began := &begun{since: time.Now(), done: make(chan struct{})}
 	s.mu.Lock()
@@ -100,11 +100,11 @@ func (s *Store) awaitBegun(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// loadFilesystem is load for the pools of one filesystem. None of them is
-// online before all volumes and promises of all of them are known, for they
-// share it: nobody must be told that a volume is not there, nor be promised its
-// space. It begins at its turn, or when that takes long, and closes done when
-// it has read them.
+// loadFilesystem is load for the pools of one filesystem. None of them goes
+// online before all volumes and promises of all of them are known, since they
+// share the filesystem: nobody must be told that a volume is not there, or be
+// promised its space. It begins at its turn, or without it if that takes long,
+// and closes done when it has read the pools.
 func (s *Store) loadFilesystem(ctx context.Context, pools []*pool, turn <-chan struct{},
 	done chan<- struct{}) {
 	patience := time.NewTimer(s.patience.look)
@@ -263,7 +263,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 		return nil, err
 	}
 
-	slices.Sort(names) // of two that name one quota id it is always the same that is served
+	slices.Sort(names) // of two that name one quota id the same one is served each time
 	var vols []*volume
 	found := map[string]bool{}
 	for _, name := range names {
@@ -280,7 +280,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 
 		if err != nil {
 			s.markBroken(p, r, space, name, err)
-			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is "+
+			s.log.ErrorContext(ctx, "a directory of the pool cannot be read as a volume and is "+
 				"left alone", "pool", p.name(), "name", name, "error", err)
 			continue
 		}
@@ -307,9 +307,9 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 	return vols, nil
 }
 
-// scanVolume registers one volume; none if there is but an adoption that moved
-// nothing, which it puts into tmp. Its lock is taken: the pool may have come
-// back while an operation on it was under way.
+// scanVolume registers one volume, and returns nil for an adoption that moved
+// nothing, which it renames into tmp. It takes the volume's lock: the pool may
+// have come back while an operation on the volume was under way.
 func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesystemSpace,
 	name string) (*volume, error) {
 	unlock, err := s.locks.Lock(ctx, name)
@@ -477,7 +477,7 @@ func (s *Store) hasLeft(v *volume, p *pool) bool {
 	return s.isMissing(v)
 }
 
-// forgetMoved ends what the books of its former pool say of a volume.
+// forgetMoved takes a volume out of the ledger of its former pool's filesystem.
 func (s *Store) forgetMoved(v *volume) {
 	s.mu.Lock()
 	if s.volumes[v.id] == v {

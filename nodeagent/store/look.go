@@ -38,23 +38,23 @@ const (
 	// mount.
 	tryAgainFirst, tryAgainLast = 5 * time.Second, 2 * time.Minute
 	tryAgainSoonest             = time.Second
-	// What a check gave up on is left to a person, and looked at again now and
-	// then for one.
+	// What a check gave up on is left to a person, and looked at now and then
+	// in case one has mended it.
 	tryDamagedAgain = 10 * time.Minute
 )
 
 // watcher compares, for all volumes together, what each should be with what is
 // there.
 type watcher struct {
-	// looking keeps two looks apart.
+	// looking is held during a look: there is one at a time.
 	looking sync.Mutex
 	count   int
 
 	mu      sync.Mutex
 	repairs map[string]*repair // by volume
 	running sync.WaitGroup
-	// slots are each pool's: one whose disk hangs keeps no other's volumes from
-	// being brought up.
+	// slots bound the repairs of each pool separately: a disk that hangs does
+	// not keep other pools' volumes from being brought up.
 	slots map[*pool]chan struct{}
 	// again asks for a look before its time.
 	again   chan struct{}
@@ -70,11 +70,11 @@ type repair struct {
 }
 
 // Watch looks at every volume that is up, at each change of the node's mounts
-// and every [LookEvery], until ctx ends, and brings up what does not stand as
-// it was brought up: whose mount was taken away, whose device is over another
-// image or marked to go, whose filesystem the kernel made read-only or shut
-// down. What cannot be brought up is unavailable, and says why. It is called
-// once, after the first Refresh.
+// and every [LookEvery], until ctx ends, and brings up again those that are not
+// as they were brought up: the mount was taken away, the device is over another
+// image or marked to go, or the kernel made the filesystem read-only or shut it
+// down. A volume that cannot be brought up is unavailable, with the reason. It
+// is called once, after the first Refresh.
 func (s *Store) Watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.watcher.running.Wait()
@@ -109,7 +109,8 @@ func (s *Store) Watch(ctx context.Context) error {
 	}
 }
 
-// Look looks at every volume once and returns when all is done that came of it.
+// Look looks at every volume once, and returns when all repairs that follow
+// from it are done.
 func (s *Store) Look(ctx context.Context) error {
 	err := s.lookAtAll(ctx, true)
 	s.watcher.running.Wait()
@@ -125,7 +126,7 @@ func (w *watcher) wakeUp() chan struct{} {
 	return w.again
 }
 
-// answeredLate is told of a filesystem that answered after it was given up: it
+// answeredLate is called when a filesystem answers after it was given up: it
 // may be well again.
 func (s *Store) answeredLate(id string) {
 	s.watcher.mu.Lock()
@@ -148,8 +149,8 @@ type seen struct {
 	unavailable error
 }
 
-// lookAtAll is one look. all: at the devices, links and filesystems too, and
-// not only at what is mounted.
+// lookAtAll is one look. With all it looks at devices, links and filesystems
+// too; without, only at what is mounted.
 func (s *Store) lookAtAll(ctx context.Context, all bool) error {
 	s.watcher.looking.Lock()
 	defer s.watcher.looking.Unlock()
@@ -182,10 +183,10 @@ func (s *Store) lookAtAll(ctx context.Context, all bool) error {
 	return errors.Join(errs...)
 }
 
-// inSight returns the volumes of the pools that are online, apart by what there
-// is to look at; with the images are all that could not be brought up. Those
-// that were not brought up yet are being so, and those whose adoption is not
-// finished are not looked at.
+// inSight returns the volumes of the pools that are online, in two groups by
+// what there is to look at. Those that could not be brought up are with the
+// images. Left out are volumes that are still being brought up for the first
+// time, and those whose adoption is not finished.
 func (s *Store) inSight() (images, directories []seen) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -332,7 +333,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 			return nil
 		})
 		if err != nil {
-			continue // the pool is offline, or does not answer, which is told of the pool
+			continue // the pool is offline, or does not answer, as its own state says
 		}
 
 		for _, id := range lost {
@@ -344,8 +345,8 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 	}
 }
 
-// limitInForce reports whether the filesystem has the volume's limit, by one
-// question.
+// limitInForce reports whether the filesystem has the volume's limit. It asks
+// once, and walks through nothing.
 func limitInForce(r *root, rec *record.Volume) bool {
 	switch id := uint32(rec.QuotaID); rec.QuotaKind {
 	case record.QuotaProject:
@@ -359,9 +360,10 @@ func limitInForce(r *root, rec *record.Volume) bool {
 	return true
 }
 
-// setRight brings up, in the background, what does not stand as it should, and
-// tries those again that could not be brought up. soon: the node's mounts
-// changed, so that what kept a volume from being mended may be gone.
+// setRight brings up, in the background, the volumes that are not as they
+// should be, and tries again those that could not be brought up. soon means
+// that the node's mounts changed, and that what kept a volume from being mended
+// may be gone.
 func (s *Store) setRight(ctx context.Context, images []seen, wrong map[*volume]string, soon bool) {
 	s.watcher.mu.Lock()
 	defer s.watcher.mu.Unlock()
@@ -463,7 +465,7 @@ func (s *Store) unavailability(v *volume) string {
 	return v.unavailable.Error()
 }
 
-// Unavailable counts the volumes that can not be used, by the API's reason of
+// Unavailable counts the volumes that cannot be used, by the API's reason of
 // the condition Ready.
 func (s *Store) Unavailable() map[string]int {
 	counts := map[string]int{}

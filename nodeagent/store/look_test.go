@@ -176,7 +176,7 @@ func TestTakenAway(t *testing.T) {
 	}
 }
 
-// damage makes a filesystem one that can not be worked with, as the kernel does after an error, with an administrator's calls.
+// damage makes a filesystem one that cannot be worked with, as the kernel does after an error, with an administrator's calls.
 type damage struct {
 	name, fstype, reason string
 	do                   func(t *testing.T, at, device string)

@@ -20,8 +20,8 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 
 	var victims []*trashed
 	for _, space := range s.allSpaces() {
-		// Only those count that may go to this filesystem: another's lack of
-		// room is none of its trash's.
+		// Only requests that may go to this filesystem count: its trash does
+		// not give way for others.
 		var here, elsewhere []Request
 		var need int64
 		for _, r := range unmet {
@@ -50,9 +50,9 @@ func (s *Store) relieve(ctx context.Context, requests []Request) {
 	}
 }
 
-// makeRoom makes so much trash due that need bytes can be promised on one of a
-// filesystem's pools that are wanted, once it is freed; if that is not
-// possible, nothing is touched.
+// makeRoom makes so much trash due that, once it is freed, need bytes can be
+// promised on one of the filesystem's wanted pools. If there is not enough
+// trash for that, it touches nothing.
 func (s *Store) makeRoom(ctx context.Context, space *filesystemSpace, need int64,
 	wanted func(*pool) bool) {
 	if victims, enough := s.victims(space, need, wanted); enough {
@@ -76,10 +76,10 @@ func (s *Store) giveWay(ctx context.Context, victims []*trashed) {
 	}
 }
 
-// victims are the oldest entries of a filesystem's trash that have to go so
-// that need bytes can be promised on one of its wanted pools, and whether that
-// is enough; none if it is not, if what is being freed already is, or if no
-// wanted pool is there.
+// victims returns the oldest entries of a filesystem's trash that have to go so
+// that need bytes can be promised on one of its wanted pools. There are none if
+// all trash would not be enough (enough is false), if what is being freed
+// already is, or if no wanted pool is online.
 func (s *Store) victims(space *filesystemSpace, need int64,
 	wanted func(*pool) bool) (oldest []*trashed, enough bool) {
 	room := int64(math.MinInt64)
@@ -123,9 +123,9 @@ func (s *Store) victims(space *filesystemSpace, need int64,
 	return oldestEnough(kept, room, need, now)
 }
 
-// oldestEnough is as many of the entries, the oldest first, as have to go so
-// that there is room for need bytes, and whether that is enough; none if it is
-// not. It orders what it is given.
+// oldestEnough returns as many of the entries, the oldest first, as have to go
+// so that there is room for need bytes; none, with enough false, if all of them
+// are too little. It sorts kept in place.
 func oldestEnough(kept []*trashed, room, need int64, now time.Time) (oldest []*trashed,
 	enough bool) {
 	// By the time that was seen to pass: the clock may have been wrong when

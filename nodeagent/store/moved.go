@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// Feed says which volumes changed. Who follows a store looks at these, and not
-// at all of them.
+// Feed names the volumes that changed, so that a follower of the store need not
+// look at all of them.
 type Feed struct {
 	store *Store
 	// Guarded by the store's mutex.
@@ -25,8 +25,8 @@ func (s *Store) Feed() *Feed {
 
 // Take returns the ids of the volumes whose state on the node changed since the
 // last call: made, grown, gone, available or not, in force or not, out of the
-// trash. all is true if it may be any volume: a pool came or went. Ask for
-// Changed before, or what changes in between is seen one change later.
+// trash. all is true if it may be any volume: a pool came or went. Call Changed
+// first: otherwise what changes in between is seen one change later.
 func (f *Feed) Take() (ids []string, all bool) {
 	f.store.mu.Lock()
 	defer f.store.mu.Unlock()
@@ -35,7 +35,7 @@ func (f *Feed) Take() (ids []string, all bool) {
 	return ids, all
 }
 
-// notify tells of a change of anything.
+// notify says that anything may have changed.
 func (s *Store) notify() { s.tell(true) }
 
 // notifyOf is notify where it is known which volumes changed; without any there

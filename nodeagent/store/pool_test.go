@@ -302,7 +302,7 @@ func TestNothingIsHeld(t *testing.T) {
 	require.DirExists(t, v.Path)
 }
 
-// TestUnreadableRecords leaves alone what it can not read, and says so.
+// TestUnreadableRecords leaves alone what it cannot read, and says so.
 func TestUnreadableRecords(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -349,7 +349,7 @@ func TestUnreadableRecords(t *testing.T) {
 	require.DirExists(t, filepath.Join(path, ".quarry/trash", entry, record.DataDir))
 }
 
-// TestUnreadableIdentity leaves a pool alone whose identity can not be read.
+// TestUnreadableIdentity leaves a pool alone whose identity cannot be read.
 func TestUnreadableIdentity(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)

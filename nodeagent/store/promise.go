@@ -8,7 +8,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// promise writes into the books of a filesystem what is kept for key, unless
+// promise writes into the ledger of a filesystem what is kept for key, unless
 // the pool has left that filesystem since it was looked at: then what is
 // promised to it there was forgotten, and is read again from its disk when that
 // is back. A promise written after that would be nobody's to take back.
@@ -33,7 +33,8 @@ func (p *pool) isOn(key string) bool {
 }
 
 // forgetKept ends what was kept for the pool while it was offline, unless it is
-// in the books of the filesystem that it is on now: then it is read anew there.
+// in the ledger of the filesystem that the pool is on now, where it is read
+// anew.
 func (p *pool) forgetKept(now *filesystemSpace) {
 	p.mu.Lock()
 	kept := p.kept
@@ -44,10 +45,10 @@ func (p *pool) forgetKept(now *filesystemSpace) {
 	}
 }
 
-// dropStale takes back what the books keep for the pool and its disk does not
-// have any more, once that was read: it went while the pool was offline. What
-// an operation is under way with is left to that: it moves things about, and
-// for a moment the books know them under a name that the store does not.
+// dropStale takes back what the ledger keeps for the pool and its disk, once
+// read, does not have any more: it went while the pool was offline. What an
+// operation is working on is left to the operation: it moves things about, and
+// for a moment the ledger knows them under a name that the store does not.
 func (s *Store) dropStale(p *pool, space *filesystemSpace) {
 	for key := range space.ledger.Promises() {
 		s.ifStale(p, key, func() { space.ledger.Release(key) })
@@ -57,7 +58,8 @@ func (s *Store) dropStale(p *pool, space *filesystemSpace) {
 	}
 }
 
-// ifStale calls drop if a key of the books is the pool's and nothing has it.
+// ifStale calls drop if a key of the ledger is the pool's and nothing on it has
+// that key.
 func (s *Store) ifStale(p *pool, key string, drop func()) {
 	name, ours := strings.CutPrefix(key, p.key(""))
 	if !ours || strings.HasPrefix(name, record.TmpDir+"/") || strings.Contains(key, admissionMark) {

@@ -16,12 +16,12 @@ import (
 
 // Open returns what the volume's user is to see, open and proven to be this
 // volume: the data directory (O_PATH), or for a Block volume its loop device
-// (O_RDONLY, so that the device can not become another's while it is open). It
+// (O_RDONLY, so that the device cannot become another's while it is open). It
 // changes nothing: a volume that is not up is an *InactiveError.
 //
-// Whoever binds the volume somewhere binds this descriptor, and so no path that
-// could mean something else by now (Kubernetes issue 120853). The caller closes
-// it soon: while it is open the volume can not be taken down.
+// Package publish binds this descriptor, and so no path that could mean
+// something else by now (Kubernetes issue 120853). The caller has to close it
+// soon: while it is open the volume cannot be taken down.
 func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 	var f *os.File
 	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) (err error) {
@@ -170,7 +170,7 @@ func deviceOf(v *volume, dir *beneath.Dir) (f *os.File, dev loop.Device, err err
 		return nil, dev, err
 	}
 
-	// Again, now that nobody can give the device another image.
+	// Asked again, now that nobody can give the device another image.
 	again, err := deviceOver(v, image)
 	if err == nil && again.Dev != dev.Dev {
 		err = &InactiveError{ID: v.rec.ID, Detail: "its device changed"}

@@ -34,8 +34,8 @@ type round struct {
 // without its quota, an administrator may have lifted the limit, and files or
 // subvolumes may be charged to another volume or to none. What it found is an
 // *EnforcementError, which stays with the volume (Volume.NotEnforced) until a
-// whole round finds nothing. Images are as large as they are: nothing to look
-// at.
+// whole round finds nothing. An image is as large as it is, so there is nothing
+// to look at.
 //
 // The volume's lock is held for a slice at a time, so that a deletion, say,
 // does not wait for a large tree.
@@ -49,9 +49,10 @@ func (s *Store) Recheck(ctx context.Context, id string) error {
 	}
 }
 
-// recheckSlice looks at the limit, and a slice further through the volume's
-// tree. done: a round has come to its end; the error is what it found. A round
-// that could not be ended is no news of what was found before.
+// recheckSlice looks at the limit, and walks on through the volume's tree for a
+// slice. done is true if a round has come to its end, and the error is what it
+// found. A round that could not be finished changes nothing of what an earlier
+// one found.
 func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err error) {
 	unlock, err := s.locks.Lock(ctx, id)
 	if err != nil {
@@ -96,7 +97,7 @@ func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err err
 	return true, found
 }
 
-// setNotEnforced keeps what was found. A nil error says that all holds again.
+// setNotEnforced keeps what was found. A nil error means that all holds again.
 func (s *Store) setNotEnforced(v *volume, err error) {
 	s.mu.Lock()
 	changed := whyNotEnforced(v.notEnforced) != whyNotEnforced(err)
@@ -117,8 +118,8 @@ func whyNotEnforced(err error) string {
 	return ""
 }
 
-// recheckLocked is called with the volume's lock held. done: all of the volume
-// has been looked at by now, over one or more calls.
+// recheckLocked is called with the volume's lock held. done is true if all of
+// the volume has been looked at by now, over one or more calls.
 func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err error) {
 	r, err := v.pool.open()
 	if err != nil {
@@ -127,7 +128,7 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 	defer r.Close()
 
 	if err := enforced(r, &v.rec, true); err != nil {
-		return true, err // a walk that is under way says nothing of what is limited by nothing
+		return true, err // without a limit there is nothing that a walk could find
 	}
 
 	dir, err := r.OpenDir(v.rec.ID)

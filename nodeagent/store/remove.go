@@ -12,12 +12,13 @@ import (
 
 // Delete takes the volume away: renamed into the trash at once, however much is
 // in it, and freed in the background when its deletion policy says. It begins
-// with the proof that nothing uses the volume; else it is an *InUseError and
-// nothing changed that a user could see. A volume that is not there, or in the
-// trash already, is not an error: purge hurries one in the trash. One that can
-// not be read is a *MismatchError and stays. That there is none is said after a
-// look at the disks of all pools; when not all of them could be looked at it is
-// an *UnseenError, and the caller may know whether the volume can be there.
+// with the proof that nothing uses the volume; without it the error is an
+// *InUseError, and nothing has changed that a user could see. A volume that is
+// not there, or is in the trash already, is not an error; purge hurries one in
+// the trash. A volume that cannot be read is a *MismatchError and stays. A
+// volume counts as absent only after a look at the disks of all pools. If not
+// all of them could be looked at, the error is an *UnseenError, and the caller
+// may know whether the volume can be there.
 func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) error {
 	return s.lockAndDelete(ctx, id, how, false)
 }
@@ -35,7 +36,7 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 	}
 	defer unlock()
 
-	// Gone is what is on no disk, not what is not known here.
+	// A volume is gone if it is on no disk, not if it is just not known here.
 	v, unseen, err := s.seekAllLocked(ctx, id)
 	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
 		err = nil // it is the volume that was deleted, and the copy is nobody's
@@ -59,8 +60,8 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 
 	err = end(ctx, v, how)
 	if errors.Is(err, errNoDirectory) {
-		// Not where it was. It may be on another disk of the node by now, or in
-		// the trash.
+		// It is not where it was. It may be on another disk of the node by now,
+		// or in the trash.
 		s.setGone(v, true)
 		if v, unseen, err = s.seekAllLocked(ctx, id); err == nil && !s.isGone(v) {
 			err = end(ctx, v, how)
@@ -90,9 +91,10 @@ func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record
 	return s.removeLocked(ctx, v, how)
 }
 
-// deleteUnfoundLocked deletes what is in the trash of a volume that is on no pool
-// that was looked at. With nothing there either it is gone, unless it is
-// unseen. It is called with the volume's lock held.
+// deleteUnfoundLocked deletes from the trash a volume that is on none of the
+// pools that were looked at. If it is not in the trash either it is gone,
+// unless there are pools that could not be looked at. It is called with the
+// volume's lock held.
 func (s *Store) deleteUnfoundLocked(ctx context.Context, id string, how record.Deletion,
 	unseen []*OfflineError) error {
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
@@ -154,17 +156,18 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 	}
 
 	if s.lookup(v.id) == v {
-		// It stays, so it is served as before.
+		// The volume stays, so it is served as before.
 		return errors.Join(err, s.activateLocked(context.WithoutCancel(ctx), v))
 	}
 
-	// It is in the trash, also if that is not durable yet.
+	// The volume is in the trash, even if that is not durable yet.
 	s.unindexClaim(ctx, r, v)
 	return err
 }
 
-// forgetLostLocked ends a volume whose directory is gone although its pool is there:
-// nothing is left to delete. It is called with the volume's lock held.
+// forgetLostLocked forgets a volume whose directory is gone although its pool
+// is there: nothing is left to delete. It is called with the volume's lock
+// held.
 func (s *Store) forgetLostLocked(v *volume) error {
 	if err := s.unlinkDevice(v.id); err != nil {
 		return err
@@ -178,8 +181,8 @@ func (s *Store) forgetLostLocked(v *volume) error {
 
 	if space := v.pool.books(); space != nil {
 		space.ledger.Release(v.pool.key(v.id))
-		// Its quota id stays taken: files may carry it still, wherever the
-		// directory went.
+		// Its quota id stays taken: wherever the directory went, its files may
+		// still carry it.
 	}
 
 	return nil

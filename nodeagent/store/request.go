@@ -64,7 +64,7 @@ type Request struct {
 	// Adopt makes the volume of what is on the node already; nil: it is made
 	// empty. A file's size is then the volume's.
 	Adopt *Adoption
-	// found is what Admit found there.
+	// found is what Admit found at Adopt's path.
 	found *found
 }
 
@@ -122,13 +122,13 @@ func (r *Request) normalize() error {
 	case r.Inodes < UnlimitedInodes:
 		return refuse(v1alpha1.ReasonInvalidOptions, "inodes %d is negative", r.Inodes)
 	case r.Backend == record.BackendDirectory && r.VolumeMode == record.ModeBlock:
-		return refuse(v1alpha1.ReasonUnsupported, "a directory can not be a block device: "+
+		return refuse(v1alpha1.ReasonUnsupported, "a directory cannot be a block device: "+
 			"volumeMode Block is always made by the loop backend")
 	case r.Backend == record.BackendDirectory && r.Enforcement == record.EnforcementStrict:
 		return refuse(v1alpha1.ReasonUnsupported, "enforcement strict is always made by the loop "+
 			"backend: the owner of a file in a directory can leave its quota")
 	case r.Source != nil:
-		return refuse(v1alpha1.ReasonSourceNotFound, "volumes can not be made from a volume or a "+
+		return refuse(v1alpha1.ReasonSourceNotFound, "volumes cannot be made from a volume or a "+
 			"snapshot yet")
 	}
 
@@ -144,9 +144,9 @@ func (r *Request) normalize() error {
 	return nil
 }
 
-// checkRecord refuses what has no room in a volume's record, before anything is
-// made. What the volume's life adds to its record (a growth, an adoption) is
-// less than the room that is left.
+// checkRecord refuses a request that does not fit into a volume's record,
+// before anything is made. It leaves more room than the volume's life adds to
+// its record (a growth, an adoption).
 func (r *Request) checkRecord() error {
 	r.Origin = r.Origin.Bound()
 	const room = 64 << 10
@@ -186,7 +186,7 @@ func (r *Request) checkFilesystem(fstype string) error {
 
 func roundUp(n int64) int64 { return (n + blockAlign - 1) / blockAlign * blockAlign }
 
-// plan is how a request will be carved.
+// plan is how a requested volume will be made.
 type plan struct {
 	backend   string
 	quotaKind string // directory backend; empty: no limit
@@ -194,7 +194,7 @@ type plan struct {
 }
 
 // planFor decides the backend for a request on a pool with features f, or says
-// why the pool can not make it.
+// why the pool cannot make it.
 func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	quotaKind := ""
 	switch {
@@ -224,7 +224,7 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 	scrubs := r.Origin.Deletion.Scrub != scrubZero || f.Filesystem != "btrfs"
 	switch {
 	case !scrubs && r.Backend == record.BackendDirectory:
-		return plan{}, refuse(v1alpha1.ReasonUnsupported, "scrub zero can not be kept in a "+
+		return plan{}, refuse(v1alpha1.ReasonUnsupported, "scrub zero cannot be kept in a "+
 			"directory on btrfs; use backend loop or auto, or scrub discard")
 	case !scrubs:
 		return loop()
@@ -235,7 +235,7 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 		return plan{backend: record.BackendDirectory}, nil
 	case quotaKind != "" && !(r.Inodes > 0 && quotaKind == record.QuotaBtrfs):
 		if r.Backend == "auto" && r.FSType != "" {
-			// Somebody who names a filesystem means one of its own.
+			// A request that names a filesystem wants one of its own.
 			return loop()
 		}
 		return plan{backend: record.BackendDirectory, quotaKind: quotaKind}, nil
@@ -243,7 +243,7 @@ func planFor(r *Request, f Features, defaultFS string) (plan, error) {
 		return loop()
 	case quotaKind != "":
 		return plan{}, refuse(v1alpha1.ReasonUnsupported,
-			"btrfs can not limit the number of inodes")
+			"btrfs cannot limit the number of inodes")
 	default:
 		return plan{}, refuse(v1alpha1.ReasonUnsupported, "%s", fmt.Sprintf(
 			"the pool's filesystem (%s) does not enforce sizes of directories (%s); use backend "+

@@ -6,16 +6,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Room comes and goes without us: an image is pulled, a log is cut off. Whoever
-// decides by what was reported is told when it moved by more than a step.
+// Room comes and goes without us: an image is pulled, a log is cut off. When it
+// has moved by more than a step from what was reported, Changed fires, so that
+// it is reported anew.
 
 const (
 	// roomStepShare of a filesystem's size, or roomStepBytes where that is
 	// less, is how far a pool's room has to move to be told.
 	roomStepShare = 100
 	roomStepBytes = 1 << 30
-	// measuredForReport is how old a measurement may be that nothing speaks
-	// against.
+	// measuredForReport is how old a measurement may be if nothing suggests
+	// that it has changed.
 	measuredForReport = time.Minute
 )
 
@@ -33,9 +34,9 @@ func (s *Store) Told(pools []Pool) {
 	}
 }
 
-// roomMoved reports whether the room of a pool is by more than a step another
-// one than was told. What volumes take is measured only where the filesystem's
-// free space moved.
+// roomMoved reports whether the room of a pool differs by more than a step from
+// what was told. What volumes take is measured only if the filesystem's free
+// space moved.
 func (s *Store) roomMoved(p *pool, r *root, space *filesystemSpace) bool {
 	p.mu.Lock()
 	told, wasTold := p.told, p.wasTold

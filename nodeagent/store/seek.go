@@ -13,14 +13,15 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// What the store knows is what it read when a pool came, and what it did since.
-// A person may have put a directory back, another agent may have made one: so
-// before anything is said to be gone, the disks are looked at.
+// The store knows what it read when a pool came online, and what it did since.
+// Meanwhile a person may have put a directory back, or another agent may have
+// made one. So the store looks at the disks before it says that a volume is
+// gone.
 
 // Find returns the volume id like Get, but looks at the disks of all pools that
-// are online before it says that there is none: then it is a *NotFoundError.
-// One that is there and cannot be read is a *MismatchError, or the error of the
-// disk. Of pools that are offline nothing is known: ask Pools.
+// are online before it says that there is none, with a *NotFoundError. A volume
+// that is there and cannot be read is a *MismatchError, or the error of the
+// disk. Find knows nothing of pools that are offline: ask Pools.
 func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	if v, err := s.Get(id); err == nil {
 		return v, nil
@@ -29,8 +30,8 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	if s.Abandoned(id) {
-		// Nothing of it will stay, and its lock is held by who waits for the
-		// disk.
+		// Nothing of it will stay, and its lock is held by the operation that
+		// waits for the disk.
 		return Volume{}, &NotFoundError{ID: id}
 	}
 
@@ -52,16 +53,16 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 }
 
 // seekLocked returns the volume, known or found on a disk, or nil when no pool
-// that is online has it; by then its entries in their trash are known too. An
-// error says that it is there and cannot be read. It is called with the
-// volume's lock held.
+// that is online has it; by then its entries in those pools' trash are known,
+// too. An error means that it is there and cannot be read. It is called with
+// the volume's lock held.
 func (s *Store) seekLocked(ctx context.Context, id string) (*volume, error) {
 	v, _, err := s.seekAllLocked(ctx, id)
 	return v, err
 }
 
-// seekAllLocked is seekLocked, and tells which pools could not be looked at
-// where it returns no volume.
+// seekAllLocked is seekLocked. If it returns no volume it also returns the
+// pools that could not be looked at.
 func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume,
 	unseen []*OfflineError, _ error) {
 	if record.CheckID(id) != nil {
@@ -144,8 +145,8 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	}
 	defer r.Close()
 
-	// What cannot be read in the trash is there all the same. The volume may
-	// have been made anew since.
+	// What cannot be read in the trash is there all the same, and the volume
+	// may have been made anew since.
 	trashErr := s.seekTrash(p, r, space, id)
 	there, err := r.Exists(id)
 	if err != nil {
@@ -180,9 +181,9 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 	return v, nil
 }
 
-// answers returns why a pool cannot be asked for a volume, an *OfflineError, or
-// nil. It reads what is read where there is none: who looks for one must not
-// wait for a disk that hangs.
+// answers returns an *OfflineError if a pool cannot be asked for a volume. It
+// tries the reads that are enough if the pool has none, with a time limit,
+// since a search must not wait for a disk that hangs.
 func (s *Store) answers(p *pool, id string) error {
 	err := s.ask(p, func(r *root) error {
 		_ = s.fault("seek in " + p.name()) // nothing is changed that could fail
@@ -198,12 +199,13 @@ func (s *Store) answers(p *pool, id string) error {
 		return offline
 	}
 
-	return nil // what else there is, whoever looks for the volume finds
+	return nil // any other error comes up in the search itself
 }
 
-// seekTrash takes in entries of a volume in a pool's trash that are not known.
-// An error says that one is there and cannot be read: when it may be freed, and
-// whether that is the volume's last data, nobody can say.
+// seekTrash registers those of a volume's entries in a pool's trash that are
+// not known yet. An error means that one is there and cannot be read, so that
+// nobody can say when it may be freed, or whether it is the last of the
+// volume's data.
 func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) error {
 	names, err := namesIn(r.meta, record.TrashDir)
 	if err != nil {
@@ -242,14 +244,14 @@ func (s *Store) setGone(v *volume, gone bool) {
 	v.gone = gone
 }
 
-// lastSeen is what was last seen of a pool's directories, by which a look knows
-// that nothing came or went since.
+// lastSeen is what was last seen of a pool's directories. A look compares it
+// with what is there now, to know whether anything came or went.
 type lastSeen struct {
 	root, trash unix.Timespec // modification times
 	// since is when they were first seen, by the monotonic clock.
 	since time.Time
-	// settled: all was read at a time when nothing could have come within the
-	// same tick of the filesystem's clock.
+	// settled is true if all was read so late that nothing can have come within
+	// the same tick of the filesystem's clock.
 	settled bool
 }
 
@@ -262,9 +264,8 @@ const (
 
 // lookAgain finds what came to a pool's directories without us, and what could
 // not be read and can be now: a record that a person put back, a directory that
-// was moved back. It is a few system calls where nothing changed. What came is
-// brought up by who looks (takeFound); what takes long is left for the next
-// look.
+// was moved back. It costs a few system calls if nothing changed. takeFound
+// brings up what came; what takes long is left to the next look.
 func (s *Store) lookAgain(ctx context.Context, p *pool) {
 	_, space, err := p.state()
 	if err != nil {
@@ -311,8 +312,9 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 	}
 }
 
-// takeFound brings up what looks found since it was called last, each pool's by
-// itself, and waits for that no longer than wait; what is left goes on.
+// takeFound brings up what looks found since its last call, each pool's volumes
+// separately. It waits no longer than wait; what is left goes on in the
+// background.
 func (s *Store) takeFound(ctx context.Context, wait time.Duration) {
 	found := map[*pool][]*volume{}
 	for _, p := range s.pools {
@@ -379,8 +381,8 @@ func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 	}
 
 	for _, name := range all {
-		// Also one that is known to be on another pool: here is another one of
-		// it.
+		// Also a volume that is known to be on another pool: this is a second
+		// one of its id.
 		v := s.volumes[name]
 		if record.CheckID(name) == nil && (v == nil || v.pool != p) && s.builds[name] == nil &&
 			s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
@@ -434,13 +436,13 @@ func (p *pool) unsettle() {
 	p.seen = lastSeen{}
 }
 
-// lookAt takes in a directory that came, or that can be read again. It returns
+// lookAt registers a directory that came, or that can be read again. It returns
 // the volume if there is one to bring up.
 func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemSpace,
 	name string) *volume {
 	unlock, err := s.locks.TryLock(name)
 	if err != nil {
-		p.unsettle() // somebody works on it; it may be what came
+		p.unsettle() // an operation has it, which may have made what came
 		return nil
 	}
 	defer unlock()
@@ -470,7 +472,7 @@ func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemS
 	case err != nil:
 		s.markBroken(p, r, space, name, err)
 		if !wasBroken {
-			s.log.ErrorContext(ctx, "a directory of the pool can not be read as a volume and is "+
+			s.log.ErrorContext(ctx, "a directory of the pool cannot be read as a volume and is "+
 				"left alone", "pool", p.name(), "name", name, "error", err)
 			s.notify()
 		}

@@ -100,7 +100,7 @@ func (s *Store) Run(ctx context.Context) {
 	s.waitFor(&busy)
 }
 
-// waitFor waits for what is under way, but not for a disk that hangs.
+// waitFor waits for the work that is under way, but not for a disk that hangs.
 func (s *Store) waitFor(busy *sync.WaitGroup) {
 	done := make(chan struct{})
 	go func() { busy.Wait(); close(done) }()
@@ -130,7 +130,7 @@ func (f *freer) idleFor(space *filesystemSpace, now time.Time) time.Duration {
 func (s *Store) freeFilesystem(ctx context.Context, space *filesystemSpace) {
 	defer func() {
 		space.freeing.Store(false)
-		s.freer.wake() // what came meanwhile
+		s.freer.wake() // something may have come meanwhile
 	}()
 
 	// Priorities belong to threads; this one is given up with the goroutine.

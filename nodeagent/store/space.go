@@ -49,8 +49,8 @@ func newSpace(key string) *filesystemSpace {
 	return &filesystemSpace{key: key, ledger: ledger.New(), adopting: semaphore.NewWeighted(1)}
 }
 
-// own gives key the quota id that its record names, if it has one. It is false
-// when another has it.
+// own gives key the quota id that its record names, if there is one. It returns
+// false if another key has that id.
 func (sp *filesystemSpace) own(key string, rec *record.Volume) bool {
 	return rec.QuotaKind == "" || sp.ledger.Own(key, uint32(rec.QuotaID))
 }
@@ -72,8 +72,8 @@ func (sp *filesystemSpace) move(key, to string, rec *record.Volume) {
 
 // forget drops everything whose key begins with prefix: a pool's disk went
 // away. What is being made there keeps its promise and its quota id, which end
-// with the work: the disk may be back before that, and nobody must have been
-// given them meanwhile.
+// with the work: the disk may be back before that, and nobody else must have
+// been given them meanwhile.
 func (sp *filesystemSpace) forget(prefix string) {
 	making := prefix + record.TmpDir + "/"
 	sp.ledger.Forget(
@@ -86,7 +86,7 @@ func (sp *filesystemSpace) forget(prefix string) {
 	)
 }
 
-// expire makes the next look at the filesystem's space a fresh one.
+// expire has the filesystem's space measured anew when it is asked for next.
 func (sp *filesystemSpace) expire() {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
@@ -105,8 +105,8 @@ func (s *Store) capacity(p *pool, space *filesystemSpace, maxAge time.Duration) 
 	space.mu.Unlock()
 
 	if !fresh {
-		// What was known counts while the disk is slow: it is taken out if that
-		// does not pass.
+		// What was measured before counts while the disk is slow. A disk that
+		// stays slow is taken offline elsewhere.
 		if err := s.measureNow(p, space, since); err != nil && (!known ||
 			!errors.Is(err, errSlow)) {
 			return 0, err
@@ -171,8 +171,8 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 	for _, m := range s.taking(space) {
 		own, opened := roots[m.pool]
 		if !opened {
-			// A pool that can not be opened takes space that nobody else is
-			// promised.
+			// What is on a pool that cannot be opened takes its space all the
+			// same, and nobody is promised it.
 			own, _ = m.pool.open()
 			roots[m.pool] = own
 		}
@@ -187,8 +187,8 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 				"error", err)
 		}
 
-		// More than was promised is no promise of ours kept: it counts as
-		// somebody else's.
+		// What it takes beyond its promise does not count as its own: it is
+		// taken from what all may be promised.
 		used += min(n, m.rec.Owed())
 	}
 
@@ -211,7 +211,8 @@ type taker struct {
 	rec  record.Volume
 	// image is the path of the image below the pool.
 	image string
-	// whole: every block of it is taken, which needs no look.
+	// whole is true if every block of it is taken, so that nothing has to be
+	// measured.
 	whole bool
 }
 
@@ -284,8 +285,8 @@ func (m *taker) used(r *root) (int64, error) {
 	return st.Blocks * 512, nil // st_blocks is in units of 512 bytes (stat(2))
 }
 
-// heavy bounds the heavy jobs of one filesystem, so that a disk that hangs
-// keeps no other one's from being done.
+// heavy bounds the heavy jobs of one filesystem, so that a disk that hangs does
+// not keep others' from being done.
 func (s *Store) heavy(space *filesystemSpace) *semaphore.Weighted {
 	space.mu.Lock()
 	defer space.mu.Unlock()
@@ -305,8 +306,9 @@ type measuring struct {
 // errSlow says that a filesystem did not say in time what room it has.
 var errSlow = errors.New("its disk takes long to say what room there is")
 
-// measureNow measures the filesystem no earlier than since, and waits for it
-// only so long. There is one measurement of a filesystem at a time.
+// measureNow returns once the filesystem was measured, no earlier than since.
+// It does not wait long (errSlow). There is one measurement of a filesystem at
+// a time.
 func (s *Store) measureNow(p *pool, space *filesystemSpace, since time.Time) error {
 	wait := time.NewTimer(s.patience.measure)
 	defer wait.Stop()

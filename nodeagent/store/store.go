@@ -39,8 +39,9 @@ type Options struct {
 	// MachineID tells this machine from another one under the same node name
 	// (machine-id(5)). Empty: it is not known.
 	MachineID string
-	// LockDir is where other processes of the machine are kept from the pools:
-	// LockDir. Empty: nowhere, for programs that change nothing and for tests.
+	// LockDir is the directory with the locks that keep other processes of the
+	// machine from the pools: LockDir, for all that change anything. Empty: no
+	// locks, for programs that change nothing and for tests.
 	LockDir string
 	// HangAfter is how long a disk may take to answer before its pool is
 	// offline. 0: 45 seconds.
@@ -50,7 +51,7 @@ type Options struct {
 	KubeletDir string
 	// DeviceDir replaces the constant, for tests.
 	DeviceDir string
-	// Log receives what no caller is told. Nil: slog.Default.
+	// Log receives what no caller is told. nil: slog.Default.
 	Log *slog.Logger
 	// Fault is called with the name of each step that changes the disk, before
 	// it is taken; an error ends the operation there. For tests that crash at
@@ -79,7 +80,7 @@ type Store struct {
 	// abandoned are the volumes that were given up while their disk did not
 	// answer, by id.
 	abandoned sync.Map
-	// holding keeps two pools from becoming one.
+	// holding keeps two pools from taking the same directory.
 	holding sync.Mutex
 	// refreshing keeps the looks at the pools that are under way. It is never
 	// held while somebody waits for a disk.
@@ -104,7 +105,7 @@ type Store struct {
 	builds  map[string]*volume  // being made
 	trash   map[string]*trashed // by pool and entry
 	spaces  map[string]*filesystemSpace
-	// broken are directories of pools that can not be read as volumes, by pool
+	// broken are directories of pools that cannot be read as volumes, by pool
 	// and name. They are reported and left alone.
 	broken map[string]error
 	// guesses are what broken ones most likely take of their pool, by the same
@@ -124,9 +125,9 @@ type volume struct {
 	pool *pool
 	// rec changes only with both the volume's lock and Store.mu held.
 	rec record.Volume
-	// unavailable says why it can not be used, nil when it can.
+	// unavailable says why it cannot be used, nil if it can.
 	unavailable error
-	// gone: its directory was not there when it was last looked at.
+	// gone is true if its directory was not there when it was last looked at.
 	gone bool
 	// poolUID is the identity of the disk it was found or made on.
 	poolUID string
@@ -153,7 +154,7 @@ type Volume struct {
 	// Path is what a local PersistentVolume points at: a directory, or for
 	// Block a link to the device.
 	Path string
-	// Unavailable says why the volume can not be used, nil when it can.
+	// Unavailable says why the volume cannot be used, nil if it can.
 	Unavailable error
 	// NotEnforced says why its size is not, or lately was not, in force: an
 	// *EnforcementError, or nil.
@@ -174,7 +175,7 @@ type Pool struct {
 	Promised     int64
 	Available    int64
 	// Purgeable is how much more could be promised if trash were freed before
-	// its time, as the pool allows.
+	// its time; 0 if the pool does not allow that.
 	Purgeable int64
 	Volumes   int
 	Trashed   int
@@ -228,7 +229,7 @@ func New(opts Options) *Store {
 type Expectation struct {
 	// UID is the identity the pool must have; empty: any.
 	UID string
-	// MayCreate: where there is no pool yet, make one.
+	// MayCreate allows making a pool where there is none yet.
 	MayCreate bool
 	// ClusterID is the cluster the disk must belong to, where the disk names
 	// one.
@@ -237,8 +238,8 @@ type Expectation struct {
 	// there. A disk of any other is not touched.
 	TakeOver string
 	// TakeFrom is who had the disk last (record.PoolHolder.String) and has it
-	// no more, or Anybody. A disk that another node or machine had last is not
-	// touched else.
+	// no more, or Anybody. A disk that any other node or machine had last is
+	// not touched.
 	TakeFrom string
 }
 
@@ -259,8 +260,8 @@ func (s *Store) Expect(poolName string, e Expectation) {
 // is done. It is called at start and whenever a mount of the node changed.
 func (s *Store) Refresh(ctx context.Context) { s.lookAtPools(ctx, bringUpWait) }
 
-// Glance is Refresh for those who come again soon: it does not wait for volumes
-// to come up, nor long for a disk that does not answer.
+// Glance is Refresh for callers that come again soon: it does not wait for
+// volumes to come up, nor long for a disk that does not answer.
 func (s *Store) Glance(ctx context.Context) { s.lookAtPools(ctx, 0) }
 
 func (s *Store) lookAtPools(ctx context.Context, wait time.Duration) {
@@ -369,8 +370,8 @@ func (s *Store) Pools() []Pool {
 	return out
 }
 
-// describedAge is how old a measurement may be that Pools reports. It is the
-// volumes that move it little, and their coming and going makes it a fresh one.
+// describedAge is how old a measurement may be that Pools reports. A volume
+// changes it little while it exists; creating or deleting one expires it.
 const describedAge = time.Second
 
 func (s *Store) describePool(p *pool) Pool {
@@ -420,10 +421,10 @@ func (s *Store) describePool(p *pool) Pool {
 	return d
 }
 
-// forgetPool drops what is known of a pool that went offline. Where its
-// directory still is on its filesystem, which other pools may share, what it
-// was promised is kept for it: it is back as soon as its trouble is over. With
-// its disk gone it counts no more.
+// forgetPool drops what is known of a pool that went offline. If its directory
+// is still on its filesystem, which other pools may share, its promises are
+// kept: the pool is back as soon as its trouble is over. If its disk is gone,
+// they are dropped.
 func (s *Store) forgetPool(p *pool, still bool) {
 	p.mu.Lock()
 	space := p.space
@@ -454,8 +455,8 @@ func (s *Store) forgetPool(p *pool, still bool) {
 	}
 }
 
-// forgetVolumes drops the volumes of a pool in whose place another pool came,
-// with identity uid. They are not that one's.
+// forgetVolumes drops the volumes of a pool in whose place another one came,
+// with identity uid. They are not on that one.
 func (s *Store) forgetVolumes(p *pool, uid string) {
 	p.mu.Lock()
 	same := p.identity == nil || p.identity.UID == uid

@@ -6,9 +6,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// sweepTmp clears away the unfinished volumes of a pool but those that are
-// being made at this moment. What can not be cleared away yet, since mkfs
-// outlived the agent, say, is tried again later.
+// sweepTmp clears away the unfinished volumes of a pool, except those that are
+// being made at this moment. What cannot be cleared away yet (mkfs may have
+// outlived the agent) is tried again later.
 func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
 	names, err := namesIn(r.meta, record.TmpDir)
 	if err != nil {

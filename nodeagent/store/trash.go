@@ -17,16 +17,16 @@ type trashed struct {
 	pool  *pool
 	entry string // <id>@<time>, or with freeingSuffix
 	id    string
-	// rec is nil for what was never committed and has no record.
+	// rec is nil for an attempt that was never committed and has no record.
 	rec   *record.Volume
 	trash record.Trash
-	// since is when the agent began to watch the retention pass; the monotonic
-	// clock does not jump.
+	// since is when this process began to watch the retention pass, by the
+	// monotonic clock, which does not jump.
 	since time.Time
-	// retry is when freeing may be tried again after an error, and noted when
-	// the retention was last to be written down.
+	// retry is when freeing may be tried again after an error. noted is when
+	// the passing of the retention was last to be written down.
 	retry, noted time.Time
-	// served is when its last turn of being freed began.
+	// served is when its last turn at being freed began.
 	served time.Time
 }
 
@@ -45,7 +45,8 @@ func (t *trashed) remaining(now time.Time) time.Duration {
 	return seconds(t.trash.Deletion.RetentionSeconds) - t.elapsed(now)
 }
 
-// left is remaining as the disk tells it: without what this process saw pass.
+// left is remaining by the note on the disk alone, without the time that this
+// process saw pass.
 func (t *trashed) left() time.Duration {
 	if t.trash.Purge || isFreeing(t.entry) || t.trash.Deletion.OnDelete != "trash" {
 		return 0
@@ -53,8 +54,9 @@ func (t *trashed) left() time.Duration {
 	return max(seconds(t.trash.Deletion.RetentionSeconds)-seconds(t.trash.ElapsedSeconds), 0)
 }
 
-// seconds is a number of seconds as it stands in a record. What is more than a
-// Duration holds is kept for as long as there can be, never freed at once.
+// seconds makes a Duration of a record's number of seconds. A number too large
+// for a Duration is the longest there is: such trash is kept, and not freed at
+// once.
 func seconds(n int64) time.Duration {
 	const most = int64(math.MaxInt64/time.Second) / 2
 	return time.Duration(min(max(n, 0), most)) * time.Second
@@ -67,7 +69,7 @@ type Trashed struct {
 	record.Trash
 	// Volume is nil for an attempt that never became a volume.
 	Volume *record.Volume
-	// Remaining is how long it is still kept; zero: its space is being freed.
+	// Remaining is how long it is still kept; zero if its space is being freed.
 	Remaining time.Duration
 }
 
@@ -91,8 +93,8 @@ func (s *Store) Trash() []Trashed {
 	return out
 }
 
-// deleteTrashedLocked makes entries of the trash due, when their volume is deleted
-// for good. It is called with the volume's lock held.
+// deleteTrashedLocked makes a volume's entries of the trash due when it is
+// deleted for good. It is called with the volume's lock held.
 func (s *Store) deleteTrashedLocked(ctx context.Context, id string, how record.Deletion) error {
 	for _, t := range s.entriesOf(id) {
 		// The call that put it there may have ended before that was durable.
@@ -132,7 +134,7 @@ func (s *Store) entriesOf(id string) []*trashed {
 	return out
 }
 
-// purgeLocked notes durably that an entry is due whatever is left of its
+// purgeLocked notes durably that an entry is due, whatever is left of its
 // retention. It is called with the volume's lock held.
 func (s *Store) purgeLocked(t *trashed) error {
 	s.mu.Lock()
@@ -153,7 +155,7 @@ func (s *Store) purgeLocked(t *trashed) error {
 		return err
 	}
 
-	// A full disk has no block for the note, and room for another name.
+	// A full disk has no block for the note, but room for another name.
 	return t.pool.with(func(r *root) error {
 		trash, err := r.sub(record.TrashDir)
 		if err != nil {
@@ -183,7 +185,7 @@ func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
 	return s.purgeLocked(t)
 }
 
-// beginFreeingLocked renames the entry so that it can not be restored any more.
+// beginFreeingLocked renames the entry so that it cannot be restored any more.
 // It is called with the volume's lock held.
 func (s *Store) beginFreeingLocked(t *trashed, trash *beneath.Dir) error {
 	to := t.entry + freeingSuffix
@@ -255,8 +257,8 @@ func (s *Store) writeTrash(t *trashed, next record.Trash) error {
 }
 
 // Restore brings a volume back from the trash, the one that was deleted last if
-// there are several of its id. It is a *NotFoundError when there is none, or
-// when its space is being freed already.
+// there are several of its id. The error is a *NotFoundError if there is none,
+// or if its space is being freed already.
 func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 	if err := record.CheckID(id); err != nil {
 		return Volume{}, err
@@ -352,7 +354,7 @@ func (s *Store) restoreLocked(t *trashed) (*volume, error) {
 
 	if space := t.pool.books(); space != nil {
 		space.move(t.key(), t.pool.key(t.id), t.rec)
-		// Also where the pool was just read anew.
+		// Needed also if the pool was just read anew.
 		t.pool.promise(space, t.pool.key(t.id), t.rec.Owed())
 	}
 
@@ -373,6 +375,6 @@ func (s *Store) restoreLocked(t *trashed) (*volume, error) {
 		return nil, err
 	}
 
-	// Only a note by now: where the directory is counts.
+	// It is only a note by now: what counts is where the directory is.
 	return v, dir.Unlink(record.TrashedFile)
 }

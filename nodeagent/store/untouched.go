@@ -13,19 +13,19 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// DeleteUntouched is Delete of a volume that nobody is known to have been
-// served from: it goes only if nothing is in it, no name in what its user sees,
-// no block of a raw image written. Else it stays as it was, and the error is a
-// *NotEmptyError; what is in the trash by somebody's wish stays there as well.
-// It is decided with the volume's lock held, about whatever is found on any
-// disk, and that nobody uses the volume is looked at after it.
+// DeleteUntouched is Delete for a volume that nobody is known to have been
+// given. It deletes only an empty one: no entry in the directory that its user
+// sees, no block of a raw image written. Any other stays as it was, and the
+// error is a *NotEmptyError; one that is in the trash because somebody asked
+// for that stays there, too. This is decided with the volume's lock held, about
+// whatever is found on any disk, before the proof that nothing uses the volume.
 func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
 	return s.lockAndDelete(ctx, id, how, true)
 }
 
 // mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be
-// looked at is an error, and nothing is known of it. It is called with the
-// volume's lock held.
+// looked into is an error that says nothing of its content. It is called with
+// the volume's lock held.
 func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 	if err := s.activateLocked(ctx, v); err != nil {
 		if s.isGone(v) {
@@ -66,8 +66,8 @@ func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 	return nil
 }
 
-// mustBeDue refuses to end the retention of what is in the trash: somebody
-// asked for the one, nobody for the other.
+// mustBeDue refuses to end the retention of a volume in the trash: somebody
+// asked for the retention, and nobody for its end.
 func (s *Store) mustBeDue(id string) error {
 	for _, t := range s.entriesOf(id) {
 		if t.left() > 0 {
@@ -103,7 +103,7 @@ func isEmpty(dir *beneath.Dir, names ...string) (bool, error) {
 }
 
 // isUnwritten reports whether an image has no data: unwritten extents and holes
-// read as zeros and are none.
+// read as zeros and do not count.
 func isUnwritten(dir *beneath.Dir) (bool, error) {
 	devices, err := devicesOf(dir)
 	if err != nil {

@@ -47,7 +47,7 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 		return fmt.Errorf("look for mounts of volume %s: %w", rec.ID, err)
 	}
 	if !table.HostPID {
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's "+
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the machine's "+
 			"processes are not visible (the agent needs hostPID)", rec.ID)
 	}
 	if err := unproven(rec, table); err != nil {
@@ -71,7 +71,7 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 		return err
 	}
 
-	var copies []string // named last: who has the data itself is whom people look for
+	var copies []string // named last: people look for those who have the data itself
 	for _, dev := range devices {
 		for _, u := range table.OfDevice(dev.Dev) {
 			if !ownMount(u, rec.ID) {
@@ -81,8 +81,8 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 			}
 		}
 
-		// A node that was given to a container leads to whatever has the number
-		// next.
+		// A device node that was given to a container leads to whatever gets
+		// the number next.
 		for _, u := range table.OfNode(dev.Dev, path.Base(dev.Path)) {
 			in.By = append(in.By, u.String())
 		}
@@ -118,9 +118,9 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 	return nil
 }
 
-// unproven says why "nobody uses it" cannot be proven, where there are mounts
-// that could not be looked at. For a filesystem in an image the kernel knows:
-// it neither unmounts nor detaches what is used from anywhere.
+// unproven says why "nobody uses it" cannot be proven, if there are mounts that
+// could not be looked at. For a filesystem in an image the kernel's own refusal
+// is enough: it neither unmounts nor detaches what is used from anywhere.
 func unproven(rec *record.Volume, table *mount.Table) error {
 	if rec.Backend == record.BackendLoop && rec.VolumeMode != record.ModeBlock {
 		return nil
@@ -128,11 +128,11 @@ func unproven(rec *record.Volume, table *mount.Table) error {
 
 	switch {
 	case len(table.Unreadable) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mounts of pid "+
-			"%d can not be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the mounts of pid "+
+			"%d cannot be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
 	case len(table.Hidden) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mount "+
-			"namespace %d, which no process is in, can not be looked into", rec.ID, table.Hidden[0])
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the mount "+
+			"namespace %d, which no process is in, cannot be looked into", rec.ID, table.Hidden[0])
 	}
 
 	return nil
@@ -169,10 +169,10 @@ func holdersOf(dev loop.Device, table *mount.Table) ([]loop.Holder, error) {
 	}
 }
 
-// ownMount tells the agent's own mount of a volume's filesystem, and the copies
-// of it that mount propagation put into other namespaces, from a pod's: it is
-// of the whole filesystem, at a path that ends in <id>/mount. Pods get data
-// below it.
+// ownMount reports whether a mount is the agent's own of a volume's filesystem,
+// or a copy of that which mount propagation put into another namespace, and not
+// a pod's: it is of the whole filesystem, at a path that ends in <id>/mount.
+// Pods get data below it.
 func ownMount(u mount.Use, id string) bool {
 	return strings.HasSuffix(u.Mountpoint, path.Join("/", id, record.MountDir)) && (u.Root == "/" ||
 		u.FSType == "btrfs" && !strings.HasSuffix(u.Root, "/"+record.DataDir))
@@ -180,8 +180,8 @@ func ownMount(u mount.Use, id string) bool {
 
 // mountScans lets all who need the machine's mounts at the same time share one
 // scan: reading every mount namespace takes some milliseconds, and a hundred
-// deletions need not do it a hundred times. Who asks is never served by a scan
-// that began before.
+// deletions need not do it a hundred times. A caller is never served by a scan
+// that began before its call.
 type mountScans struct {
 	mu      sync.Mutex
 	next    *mountScan // not begun yet

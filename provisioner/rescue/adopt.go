@@ -73,7 +73,7 @@ func (r *Rescuer) Prepare(ctx context.Context, a Adoption) (*v1alpha1.Volume, er
 	name := a.Name + "-1"
 	if !v1alpha1.IsVolumeID(name) || len(validation.IsValidLabelValue(a.Name)) > 0 {
 		return nil, fmt.Errorf(
-			"%q can not be the name of a volume's PersistentVolume: lower-case letters, digits "+
+			"%q cannot be the name of a volume's PersistentVolume: lower-case letters, digits "+
 				"and inner dashes, at most 63; name another with --name", a.Name)
 	}
 

@@ -140,7 +140,7 @@ func (o *adopting) run(cmd *cobra.Command) error {
 
 	switch {
 	case len(report.Problems) > 0:
-		return fmt.Errorf("%s can not be adopted as it is; nothing was done", v.Spec.Adopt.Path)
+		return fmt.Errorf("%s cannot be adopted as it is; nothing was done", v.Spec.Adopt.Path)
 	case v.Spec.Capacity.IsZero() && report.Found == store.FoundImage:
 		v.Spec.Capacity = *resource.NewQuantity(report.SizeBytes, resource.BinarySI)
 	case v.Spec.Capacity.IsZero():

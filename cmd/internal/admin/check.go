@@ -25,7 +25,7 @@ func NewCheckAdoption() *cobra.Command {
 		check                 bool
 		errCheck              = errors.New(
 			"only --check is done here; `kubectl quarry adopt` adopts")
-		errNotAdoptable             = errors.New("it can not be adopted as it is")
+		errNotAdoptable             = errors.New("it cannot be adopted as it is")
 		defaultMode, defaultEnforce = "Filesystem", string(v1alpha1.EnforcementQuota)
 	)
 	cmd := &cobra.Command{
@@ -33,7 +33,7 @@ func NewCheckAdoption() *cobra.Command {
 		Short: "Look at what adopting a path of this node would mean; nothing is changed",
 		Long: `Look at what is at a path of this node, and say what adopting it as a volume would mean. Nothing is changed.
 It is what ` + "`kubectl quarry adopt`" +
-			` asks the node's agent. It ends with status 1 if the path can not be adopted as it is; with -o json the
+			` asks the node's agent. It ends with status 1 if the path cannot be adopted as it is; with -o json the
 report says that.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -126,9 +126,10 @@ func Losetup(t testing.TB, image string, args ...string) string {
 	}
 }
 
-// withoutDiscards tells whether somebody switched the discards of the device's
-// number off before: that outlives the image (Linux 6.8), and a machine on
-// which thick volumes were detached by other means than ours has such numbers.
+// withoutDiscards reports whether somebody switched the discards of the
+// device's number off before: that outlives the image (Linux 6.8), and a
+// machine on which thick volumes were detached by other means than ours has
+// such numbers.
 func withoutDiscards(t testing.TB, device string) bool {
 	t.Helper()
 	limit, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device),
@@ -329,7 +330,7 @@ func Wipe(t testing.TB, path string) {
 	}
 }
 
-// HasCapability tells whether this process has a capability (unix.CAP_...) in
+// HasCapability reports whether this process has a capability (unix.CAP_...) in
 // force. Root in a container may lack some.
 func HasCapability(t testing.TB, capability int) bool {
 	t.Helper()
