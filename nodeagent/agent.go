@@ -70,6 +70,8 @@ type Agent struct {
 	// untold are the volumes that were made and that no status has told of yet:
 	// the UIDs of their objects, by name.
 	untold sync.Map
+	// written are the objects that the cache is behind of.
+	written written
 	// growing are the volumes whose growth was refused for want of room; more
 	// room wakes them.
 	growing sync.Map
@@ -121,9 +123,10 @@ func New(o Options) (*Agent, error) {
 
 	config := rest.CopyConfig(o.Config)
 	if config.QPS == 0 {
-		// The library's default of 5 a second would make a burst of volumes
-		// wait; the API server protects itself.
-		config.QPS, config.Burst = 100, 200
+		// No limit: a burst of volumes would wait for it, at 100 a second for
+		// longer than for the disk. The queue's delays bound what goes wrong,
+		// and the API server protects itself.
+		config.QPS = -1
 	}
 
 	mine := cache.ByObject{Field: fields.OneTermEqualSelector("spec.nodeName", o.Node)}

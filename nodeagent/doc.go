@@ -29,6 +29,7 @@
 //
 //	reconcile.go  from what is wanted to what is: make, bring up, grow; its status
 //	admission.go  the claims of one pod are promised room together
+//	written.go    status that the cache does not have yet
 //	failures.go   when a volume that cannot be made is given up
 //	copies.go     what was found may be a copy of the volume
 //	removal.go    into the trash, or deleted

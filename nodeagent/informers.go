@@ -21,6 +21,7 @@ func (a *Agent) watch(ctx context.Context) error {
 	_, err = volumes.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { a.enqueue(obj.(*v1alpha1.Volume)) },
 		UpdateFunc: func(before, after any) {
+			a.written.seen(after.(*v1alpha1.Volume))
 			a.updated(before.(*v1alpha1.Volume), after.(*v1alpha1.Volume))
 		},
 		DeleteFunc: func(obj any) {
@@ -29,6 +30,7 @@ func (a *Agent) watch(ctx context.Context) error {
 			}
 
 			if v, ok := obj.(*v1alpha1.Volume); ok {
+				a.written.forget(v.Name)
 				a.queue.Add(v.Name)
 			}
 		},

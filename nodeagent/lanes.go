@@ -7,9 +7,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -68,8 +66,8 @@ func (a *Agent) laneOf(ctx context.Context, name string) string {
 	if there, err := a.store.Get(name); err == nil {
 		return there.Pool
 	}
-	var v v1alpha1.Volume
-	if err := a.client.Get(ctx, client.ObjectKey{Name: name}, &v); err != nil {
+	v, err := a.volumeObject(ctx, name)
+	if err != nil || v == nil {
 		return ""
 	}
 	return v.Status.Pool

@@ -21,22 +21,21 @@ import (
 // in its status. It can be called at any time and any number of times. An error
 // means that it has to be called again.
 func (a *Agent) reconcile(ctx context.Context, name string) error {
-	v := &v1alpha1.Volume{}
-	if err := a.client.Get(ctx, client.ObjectKey{Name: name}, v); err != nil {
-		if apierrors.IsNotFound(err) {
-			// No object is no wish. What was promised and never begun is let
-			// go; what is on disk stays, as an orphan.
-			a.groups.cancel(name)
-			a.failures.forget(name)
-			a.inUse.Delete(name)
-			a.untold.Delete(name)
-			a.pools.suspect(name)
-			a.pools.poke()
-
-			return nil
-		}
-
+	v, err := a.volumeObject(ctx, name)
+	if err != nil {
 		return err
+	}
+	if v == nil {
+		// No object is no wish. What was promised and never begun is let go;
+		// what is on disk stays, as an orphan.
+		a.groups.cancel(name)
+		a.failures.forget(name)
+		a.inUse.Delete(name)
+		a.untold.Delete(name)
+		a.pools.suspect(name)
+		a.pools.poke()
+
+		return nil
 	}
 	if v.DeletionTimestamp != nil && v.Spec.DesiredState == v1alpha1.DesiredPresent {
 		a.groups.cancel(name)
@@ -45,7 +44,6 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 
 	status := v.Status.DeepCopy()
 	status.ObservedGeneration = v.Generation
-	var err error
 	start := time.Now()
 
 	switch v.Spec.DesiredState {
@@ -87,6 +85,7 @@ func (a *Agent) writeStatus(ctx context.Context, v *v1alpha1.Volume,
 		return fmt.Errorf("write the status of volume %s: %w", v.Name, err)
 	}
 
+	a.written.note(changed)
 	return nil
 }
 

@@ -46,18 +46,20 @@ func (a *Agent) followMoved(ctx context.Context, feed *store.Feed) {
 	})
 }
 
-// volumeObject returns a Volume object, nil if there is none.
+// volumeObject returns the newest state of a Volume object that is known here,
+// nil if there is none. It must not be changed.
 func (a *Agent) volumeObject(ctx context.Context, id string) (*v1alpha1.Volume, error) {
 	v := &v1alpha1.Volume{}
 	err := a.client.Get(ctx, client.ObjectKey{Name: id}, v)
 	if apierrors.IsNotFound(err) {
+		a.written.forget(id)
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read volume %s: %w", id, err)
 	}
 
-	return v, nil
+	return a.written.newest(v), nil
 }
 
 // waitsForRoom reports whether a volume is to grow, and does not fit.
@@ -134,7 +136,7 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 	}
 
 	for i := range list.Items {
-		if v := &list.Items[i]; a.moved(v, func(id string) bool { return trashed[id] }) {
+		if v := a.written.newest(&list.Items[i]); a.moved(v, func(id string) bool { return trashed[id] }) {
 			a.queue.Add(v.Name)
 		}
 	}
