@@ -357,7 +357,7 @@ func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.
 	there store.Volume) error {
 	// The record follows the object (G7). A volume whose disk does not take it
 	// is of use all the same.
-	originErr := a.store.Describe(ctx, v.Name, translate.OriginOf(v))
+	originErr := a.store.SetOrigin(ctx, v.Name, translate.OriginOf(v))
 	growErr := a.grow(ctx, v, status, &there)
 	translate.SetPlace(status, &there, a.store.FilesystemOf(there.Pool))
 	status.ExpiresAt = nil

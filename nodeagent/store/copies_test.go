@@ -243,7 +243,7 @@ func TestRecordsNameTheirPool(t *testing.T) {
 
 	withoutPool(t, filepath.Join(n.pools[0].Path, v.ID))
 	s = n.start()
-	require.NoError(t, s.Describe(t.Context(), v.ID, record.Origin{ClaimNamespace: "a", ClaimName: "b"}))
+	require.NoError(t, s.SetOrigin(t.Context(), v.ID, record.Origin{ClaimNamespace: "a", ClaimName: "b"}))
 	require.Equal(t, uids[0], named(0), "written with the next change")
 
 	run(t, "cp", "-a", filepath.Join(n.pools[0].Path, v.ID), n.pools[1].Path)

@@ -112,7 +112,7 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 	case opDescribe:
 		o := r.Origin
 		o.ClaimName = "another"
-		err = s.Describe(ctx, r.ID, o)
+		err = s.SetOrigin(ctx, r.ID, o)
 	default:
 		err = fmt.Errorf("no operation %q", op)
 	}

@@ -227,7 +227,7 @@ func TestAPoolThatAnotherProcessHasIsNotTouched(t *testing.T) {
 		"activate": call(one.Activate(t.Context(), v.ID)),
 		"open":     call(one.Open(t.Context(), v.ID)),
 		"grow":     call(one.Grow(t.Context(), v.ID, 2*v.SizeBytes)),
-		"describe": one.Describe(t.Context(), v.ID, record.Origin{ClaimName: "other"}),
+		"describe": one.SetOrigin(t.Context(), v.ID, record.Origin{ClaimName: "other"}),
 		"delete":   one.Delete(t.Context(), v.ID, purge),
 	} {
 		var off *OfflineError

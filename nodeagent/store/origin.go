@@ -10,16 +10,15 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// Describe makes the record on disk say what the cluster says of the volume by
-// now: another claim, another reclaim policy, another meaning of deletion. The
-// disk is what a lost cluster is written again from, so it has to follow.
-// Nothing of the volume itself changes, and nothing is written where nothing
-// differs.
+// SetOrigin writes into the record on disk what the cluster says of the volume
+// by now: another claim, another reclaim policy, another meaning of deletion. A
+// lost cluster is written again from the disks, so they have to follow. The
+// volume itself does not change, and nothing is written if nothing differs.
 //
 // What was settled when the volume was made stays where origin does not name
-// it: it may come from an object that was written again by hand. Wish stays in
-// any case.
-func (s *Store) Describe(ctx context.Context, id string, origin record.Origin) error {
+// it, since origin may come from an object that was written again by hand. Wish
+// stays in any case.
+func (s *Store) SetOrigin(ctx context.Context, id string, origin record.Origin) error {
 	if v, err := s.Get(id); err == nil &&
 		equality.Semantic.DeepEqual(v.Origin, v.Origin.Follow(origin)) {
 		return nil
@@ -42,8 +41,9 @@ func (s *Store) Describe(ctx context.Context, id string, origin record.Origin) e
 		moved := next.Origin.ClaimNamespace != v.rec.Origin.ClaimNamespace ||
 			next.Origin.ClaimName != v.rec.Origin.ClaimName
 		if moved {
-			// Before the record: what a crash takes away of the index comes
-			// back at the next start, what it leaves too much stays.
+			// Before the record is written: a link that a crash takes away
+			// comes back at the next start, and one that it leaves behind would
+			// stay.
 			s.unindexClaim(ctx, r, v)
 		}
 
@@ -62,7 +62,7 @@ func (s *Store) Describe(ctx context.Context, id string, origin record.Origin) e
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("describe volume %s: %w", id, err)
+		return fmt.Errorf("set the origin of volume %s: %w", id, err)
 	}
 
 	return nil

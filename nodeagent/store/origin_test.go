@@ -39,7 +39,7 @@ func TestDescribe(t *testing.T) {
 	before := inode()
 	same := r.Origin
 	same.Wish = ""
-	require.NoError(t, n.store.Describe(t.Context(), v.ID, same))
+	require.NoError(t, n.store.SetOrigin(t.Context(), v.ID, same))
 	require.Equal(t, before, inode())
 
 	moved := r.Origin
@@ -47,7 +47,7 @@ func TestDescribe(t *testing.T) {
 	moved.ClaimNamespace, moved.ClaimName, moved.ClaimUID, moved.ClaimLabels = "other", "new", "uid-2", nil
 	moved.Deletion = record.Deletion{OnDelete: "trash", RetentionSeconds: 60, Scrub: "zero"}
 	moved.Parameters = map[string]string{"onDelete": "trash"}
-	require.NoError(t, n.store.Describe(t.Context(), v.ID, moved))
+	require.NoError(t, n.store.SetOrigin(t.Context(), v.ID, moved))
 	require.NotEqual(t, before, inode())
 	moved.Wish = "digest" // it never changes
 	require.Equal(t, moved, onDisk())
@@ -61,7 +61,7 @@ func TestDescribe(t *testing.T) {
 	require.NoDirExists(t, filepath.Join(index, "default"), "the former claim's link is gone")
 
 	// What an object that was written again by hand does not name stays, but not a claim.
-	require.NoError(t, n.store.Describe(t.Context(), v.ID, record.Origin{ReclaimPolicy: "Retain"}))
+	require.NoError(t, n.store.SetOrigin(t.Context(), v.ID, record.Origin{ReclaimPolicy: "Retain"}))
 	kept := onDisk()
 	require.Equal(t, "pv-1", kept.PVName)
 	require.Equal(t, moved.Parameters, kept.Parameters)
@@ -77,7 +77,7 @@ func TestDescribe(t *testing.T) {
 	require.Equal(t, kept, got.Origin)
 
 	var missing *NotFoundError
-	require.ErrorAs(t, n.store.Describe(t.Context(), "pvc-2", moved), &missing)
+	require.ErrorAs(t, n.store.SetOrigin(t.Context(), "pvc-2", moved), &missing)
 
 	// Somebody else's record in its place is not written over.
 	file := filepath.Join(path, v.ID, record.VolumeFile)
@@ -89,7 +89,7 @@ func TestDescribe(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, swapped, 0o600))
 	var mismatch *MismatchError
-	require.ErrorAs(t, n.store.Describe(t.Context(), v.ID, moved), &mismatch)
+	require.ErrorAs(t, n.store.SetOrigin(t.Context(), v.ID, moved), &mismatch)
 	left, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Equal(t, swapped, left)
