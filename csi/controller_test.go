@@ -16,8 +16,10 @@ func TestCreateIsIdempotent(t *testing.T) {
 	d := newDriver(t, nil, filesystem(t, "xfs", 4*gib))
 	request := func(change ...func(*spec.CreateVolumeRequest)) (*spec.Volume, error) {
 		r := &spec.CreateVolumeRequest{
-			Name: "pvc-1", CapacityRange: &spec.CapacityRange{RequiredBytes: 64 * mib}, VolumeCapabilities: []*spec.VolumeCapability{mountable(multiWriter)},
-			Parameters: map[string]string{"fsType": "ext4", "csi.storage.k8s.io/pvc/name": "data", "csi.storage.k8s.io/pvc/namespace": "ns"},
+			Name: "pvc-1", CapacityRange: &spec.CapacityRange{RequiredBytes: 64 * mib},
+			VolumeCapabilities: []*spec.VolumeCapability{mountable(multiWriter)},
+			Parameters: map[string]string{"fsType": "ext4", "csi.storage.k8s.io/pvc/name": "data",
+				"csi.storage.k8s.io/pvc/namespace": "ns"},
 		}
 		for _, f := range change {
 			f(r)
@@ -40,9 +42,11 @@ func TestCreateIsIdempotent(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, v.String(), again.String())
 	for what, change := range map[string]func(*spec.CreateVolumeRequest){
-		"larger":     func(r *spec.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = 128 * mib },
-		"limited":    func(r *spec.CreateVolumeRequest) { r.CapacityRange = &spec.CapacityRange{LimitBytes: 32 * mib} },
-		"block":      func(r *spec.CreateVolumeRequest) { r.VolumeCapabilities = []*spec.VolumeCapability{block(multiWriter)} },
+		"larger":  func(r *spec.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = 128 * mib },
+		"limited": func(r *spec.CreateVolumeRequest) { r.CapacityRange = &spec.CapacityRange{LimitBytes: 32 * mib} },
+		"block": func(r *spec.CreateVolumeRequest) {
+			r.VolumeCapabilities = []*spec.VolumeCapability{block(multiWriter)}
+		},
 		"parameters": func(r *spec.CreateVolumeRequest) { r.Parameters["mode"] = "0700" },
 	} {
 		_, err := request(change)
@@ -50,7 +54,8 @@ func TestCreateIsIdempotent(t *testing.T) {
 		require.NotContains(t, err.Error(), "there is no volume", what)
 	}
 	// The sizes of one volume are one volume's, whoever grew it.
-	grown, err := d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: "pvc-1", CapacityRange: &spec.CapacityRange{RequiredBytes: 64 * mib}})
+	grown, err := d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: "pvc-1",
+		CapacityRange: &spec.CapacityRange{RequiredBytes: 64 * mib}})
 	require.NoError(t, err)
 	require.False(t, grown.GetNodeExpansionRequired())
 }
@@ -62,34 +67,52 @@ func TestCreateRefuses(t *testing.T) {
 	size := func(required, limit int64) *spec.CapacityRange {
 		return &spec.CapacityRange{RequiredBytes: required, LimitBytes: limit}
 	}
-	other := &spec.TopologyRequirement{Requisite: []*spec.Topology{{Segments: map[string]string{"topology.quarry.storage/node": "other"}}}}
+	other := &spec.TopologyRequirement{Requisite: []*spec.Topology{
+		{Segments: map[string]string{"topology.quarry.storage/node": "other"}}}}
 	foreign := &spec.TopologyRequirement{Requisite: []*spec.Topology{{Segments: map[string]string{"zone": "z"}}}}
 	for what, test := range map[string]struct {
 		req  *spec.CreateVolumeRequest
 		code codes.Code
 		text string
 	}{
-		"no name":              {&spec.CreateVolumeRequest{VolumeCapabilities: fs}, codes.InvalidArgument, "name"},
-		"a long name":          {&spec.CreateVolumeRequest{Name: strings.Repeat("n", 129), VolumeCapabilities: fs}, codes.InvalidArgument, "128"},
-		"a name with NUL":      {&spec.CreateVolumeRequest{Name: "a\x00b", VolumeCapabilities: fs}, codes.InvalidArgument, "control"},
-		"no capability":        {&spec.CreateVolumeRequest{Name: "v"}, codes.InvalidArgument, "volume_capabilities"},
-		"block and filesystem": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{mountable(multiWriter), block(multiWriter)}}, codes.InvalidArgument, "contradict"},
-		"negative":             {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(-1, 0)}, codes.OutOfRange, "negative"},
-		"a range upside down":  {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(2*mib, mib)}, codes.OutOfRange, "more than limit_bytes"},
-		"a range too narrow":   {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(4097, 4098)}, codes.OutOfRange, "multiple"},
-		"huge":                 {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(1<<62, 0)}, codes.OutOfRange, "large"},
-		"no room":              {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(5*gib, 0)}, codes.ResourceExhausted, "room"},
-		"too small for xfs":    {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, CapacityRange: size(20*mib, 0), Parameters: map[string]string{"fsType": "xfs"}}, codes.OutOfRange, "300Mi"},
-		"an unknown parameter": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, Parameters: map[string]string{"fstype": "xfs"}}, codes.InvalidArgument, `did you mean "fsType"`},
-		"a bad value":          {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, Parameters: map[string]string{"backend": "loob"}}, codes.InvalidArgument, `did you mean "loop"`},
-		"many parameters":      {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, Parameters: map[string]string{"x": strings.Repeat("x", 5000)}}, codes.InvalidArgument, "bytes"},
-		"an unknown pool":      {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, Parameters: map[string]string{"pool": "nvme"}}, codes.ResourceExhausted, "nvme"},
-		"another node":         {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, AccessibilityRequirements: other}, codes.ResourceExhausted, "none of those"},
-		"another topology":     {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, AccessibilityRequirements: foreign}, codes.ResourceExhausted, "topologies"},
-		"a source": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs, VolumeContentSource: &spec.VolumeContentSource{}}, codes.InvalidArgument,
+		"no name": {&spec.CreateVolumeRequest{VolumeCapabilities: fs}, codes.InvalidArgument, "name"},
+		"a long name": {&spec.CreateVolumeRequest{Name: strings.Repeat("n", 129), VolumeCapabilities: fs},
+			codes.InvalidArgument, "128"},
+		"a name with NUL": {&spec.CreateVolumeRequest{Name: "a\x00b", VolumeCapabilities: fs},
+			codes.InvalidArgument, "control"},
+		"no capability": {&spec.CreateVolumeRequest{Name: "v"}, codes.InvalidArgument, "volume_capabilities"},
+		"block and filesystem": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{
+			mountable(multiWriter), block(multiWriter)}}, codes.InvalidArgument, "contradict"},
+		"negative": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(-1, 0)}, codes.OutOfRange, "negative"},
+		"a range upside down": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(2*mib, mib)}, codes.OutOfRange, "more than limit_bytes"},
+		"a range too narrow": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(4097, 4098)}, codes.OutOfRange, "multiple"},
+		"huge": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(1<<62, 0)}, codes.OutOfRange, "large"},
+		"no room": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(5*gib, 0)}, codes.ResourceExhausted, "room"},
+		"too small for xfs": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			CapacityRange: size(20*mib, 0), Parameters: map[string]string{"fsType": "xfs"}}, codes.OutOfRange, "300Mi"},
+		"an unknown parameter": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			Parameters: map[string]string{"fstype": "xfs"}}, codes.InvalidArgument, `did you mean "fsType"`},
+		"a bad value": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			Parameters: map[string]string{"backend": "loob"}}, codes.InvalidArgument, `did you mean "loop"`},
+		"many parameters": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			Parameters: map[string]string{"x": strings.Repeat("x", 5000)}}, codes.InvalidArgument, "bytes"},
+		"an unknown pool": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			Parameters: map[string]string{"pool": "nvme"}}, codes.ResourceExhausted, "nvme"},
+		"another node": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			AccessibilityRequirements: other}, codes.ResourceExhausted, "none of those"},
+		"another topology": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			AccessibilityRequirements: foreign}, codes.ResourceExhausted, "topologies"},
+		"a source": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: fs,
+			VolumeContentSource: &spec.VolumeContentSource{}}, codes.InvalidArgument,
 			"volume_content_source"},
-		"a bad mount flag": {&spec.CreateVolumeRequest{Name: "v", VolumeCapabilities: []*spec.VolumeCapability{mountable(multiWriter, "barrier=0")},
-			Parameters: map[string]string{"backend": "loop"}}, codes.InvalidArgument, "barrier"},
+		"a bad mount flag": {&spec.CreateVolumeRequest{Name: "v",
+			VolumeCapabilities: []*spec.VolumeCapability{mountable(multiWriter, "barrier=0")},
+			Parameters:         map[string]string{"backend": "loop"}}, codes.InvalidArgument, "barrier"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			_, err := d.CreateVolume(t.Context(), test.req)
@@ -99,13 +122,16 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
-// Names that cannot be a directory's are other volumes' than those that are made of them.
+// Names that cannot be a directory's are other volumes' than those that are
+// made of them.
 func TestNames(t *testing.T) {
 	requireRoot(t)
 	d := newDriver(t, nil, filesystem(t, "xfs", 2*gib))
 	ids := map[string]string{}
-	for _, name := range []string{"pvc-1", "PVC-1", "../../etc", "a/b", "ünï çødé", strings.Repeat("n", 128), "name-0123456789012345678901234567890123456789", ".quarry"} {
-		resp, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: 2 * mib},
+	for _, name := range []string{"pvc-1", "PVC-1", "../../etc", "a/b", "ünï çødé", strings.Repeat("n", 128),
+		"name-0123456789012345678901234567890123456789", ".quarry"} {
+		resp, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: name,
+			CapacityRange:      &spec.CapacityRange{RequiredBytes: 2 * mib},
 			VolumeCapabilities: []*spec.VolumeCapability{block(multiWriter)}})
 		require.NoError(t, err, name)
 		id := resp.GetVolume().GetVolumeId()
@@ -132,7 +158,8 @@ func TestListPages(t *testing.T) {
 	}
 	first, next := page("")
 	require.Equal(t, []string{"pvc-0", "pvc-1"}, first)
-	// The last of a page goes, one that was given comes, and one is still to come: no other is missed or repeated.
+	// The last of a page goes, one that was given comes, and one is still to
+	// come: no other is missed or repeated.
 	_, err := d.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: "pvc-1"})
 	require.NoError(t, err)
 	d.create(t, "pvc-00", 2*mib, block(multiWriter), nil)
@@ -149,7 +176,8 @@ func TestListPages(t *testing.T) {
 	requireCode(t, codes.InvalidArgument, err)
 }
 
-// The largest volume is what one pool can take, not all of them together; pools on one filesystem share its room.
+// The largest volume is what one pool can take, not all of them together; pools
+// on one filesystem share its room.
 func TestCapacity(t *testing.T) {
 	requireRoot(t)
 	large := filesystem(t, "xfs", 2*gib)
@@ -172,7 +200,8 @@ func TestCapacity(t *testing.T) {
 		none, _ = get(&spec.GetCapacityRequest{AccessibleTopology: &spec.Topology{Segments: topology}})
 		require.Zero(t, none)
 	}
-	// While a pool is away a volume is only made for a wish that it cannot be on.
+	// While a pool is away a volume is only made for a wish that it cannot be
+	// on.
 	d.create(t, "pvc-1", gib, block(multiWriter), map[string]string{"pool": "b"})
 	after, _ := get(&spec.GetCapacityRequest{})
 	require.InDelta(t, available-gib, after, 16*mib)
@@ -208,17 +237,20 @@ func TestValidate(t *testing.T) {
 	requireCode(t, codes.NotFound, err)
 }
 
-// xfs grows while it is mounted; the filesystem in the volume is as large as it was said to be.
+// xfs grows while it is mounted; the filesystem in the volume is as large as it
+// was said to be.
 func TestExpand(t *testing.T) {
 	requireRoot(t)
 	d := newDriver(t, nil, filesystem(t, "ext4", 2*gib))
 	c := mountable(multiWriter)
 	id := d.create(t, "pvc-1", 320*mib, c, map[string]string{"fsType": "xfs"})
 	require.NoError(t, d.publish(t, id, d.target("t"), c, false))
-	resp, err := d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: &spec.CapacityRange{RequiredBytes: 512 * mib}})
+	resp, err := d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: id,
+		CapacityRange: &spec.CapacityRange{RequiredBytes: 512 * mib}})
 	require.NoError(t, err)
 	require.EqualValues(t, 512*mib, resp.GetCapacityBytes())
-	stats, err := d.NodeGetVolumeStats(t.Context(), &spec.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: d.target("t")})
+	stats, err := d.NodeGetVolumeStats(t.Context(), &spec.NodeGetVolumeStatsRequest{VolumeId: id,
+		VolumePath: d.target("t")})
 	require.NoError(t, err)
 	require.Greater(t, stats.GetUsage()[0].GetTotal(), int64(400*mib))
 	node, err := d.NodeExpandVolume(t.Context(), &spec.NodeExpandVolumeRequest{VolumeId: id, VolumePath: d.target("t")})
@@ -235,9 +267,11 @@ func TestExpand(t *testing.T) {
 		{&spec.CapacityRange{RequiredBytes: 64 * gib}, codes.OutOfRange},
 		{&spec.CapacityRange{RequiredBytes: 100 * mib, LimitBytes: 200 * mib}, codes.OutOfRange},
 	} {
-		_, err := d.ControllerExpandVolume(context.Background(), &spec.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: test.r})
+		_, err := d.ControllerExpandVolume(context.Background(), &spec.ControllerExpandVolumeRequest{VolumeId: id,
+			CapacityRange: test.r})
 		requireCode(t, test.code, err)
 	}
-	_, err = d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: "pvc-none", CapacityRange: &spec.CapacityRange{RequiredBytes: 1}})
+	_, err = d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: "pvc-none",
+		CapacityRange: &spec.CapacityRange{RequiredBytes: 1}})
 	requireCode(t, codes.NotFound, err)
 }

@@ -14,14 +14,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Every fuzz test sends one RPC what a hostile caller could, to a driver whose only pool is offline: whatever it is sent,
-// it answers with one of the codes that the specification has for that RPC, and touches nothing.
+// Every fuzz test sends one RPC what a hostile caller could, to a driver whose
+// only pool is offline: whatever it is sent, it answers with one of the codes
+// that the specification has for that RPC, and touches nothing.
 
 // hostile are strings that have broken programs before.
 var hostile = []string{
-	"", ".", "..", "/", "../../etc/passwd", "/etc/passwd", "pvc-1", "pvc-1/../pvc-2", "pvc-1\x00", "\x00", "-rf", ".quarry", "lost+found",
-	"pvc-1\n", "pvc-é", strings.Repeat("€", 1365), strings.Repeat("a", 128), strings.Repeat("a", 129), "\xff\xfe", "%s%n", "$(id)",
-	"name-0123456789012345678901234567890123456789", "PVC-1", "csi-1", strings.Repeat("/a", 2048), "/tmp/../etc", "//tmp", "/tmp/",
+	"", ".", "..", "/", "../../etc/passwd", "/etc/passwd", "pvc-1",
+	"pvc-1/../pvc-2", "pvc-1\x00", "\x00", "-rf", ".quarry", "lost+found",
+	"pvc-1\n", "pvc-é", strings.Repeat("€", 1365), strings.Repeat("a", 128),
+	strings.Repeat("a", 129), "\xff\xfe", "%s%n", "$(id)",
+	"name-0123456789012345678901234567890123456789", "PVC-1", "csi-1",
+	strings.Repeat("/a", 2048), "/tmp/../etc", "//tmp", "/tmp/",
 }
 
 // quiet answers for the whole fuzz test.
@@ -35,7 +39,8 @@ func newQuiet(f *testing.F) *quiet {
 	return &quiet{newDriver(f, nil, pool), pool}
 }
 
-// check fails unless the answer is one of the codes, or OK, and nothing was touched.
+// check fails unless the answer is one of the codes, or OK, and nothing was
+// touched.
 func (q *quiet) check(t *testing.T, err error, allowed ...codes.Code) {
 	t.Helper()
 	require.Contains(t, append(allowed, codes.OK), status.Code(err), "%v", err)
@@ -54,18 +59,21 @@ func (q *quiet) check(t *testing.T, err error, allowed ...codes.Code) {
 	q.log.mu.Unlock()
 }
 
-// unsent are errors of the client before anything was sent: protobuf wants UTF-8.
+// unsent are errors of the client before anything was sent: protobuf wants
+// UTF-8.
 func unsent(err error) bool {
 	return status.Code(err) == codes.Internal && strings.Contains(err.Error(), "marshal")
 }
 
 func capability(kind byte, mode int32, text string) *spec.VolumeCapability {
-	c := &spec.VolumeCapability{AccessMode: &spec.VolumeCapability_AccessMode{Mode: spec.VolumeCapability_AccessMode_Mode(mode)}}
+	c := &spec.VolumeCapability{AccessMode: &spec.VolumeCapability_AccessMode{
+		Mode: spec.VolumeCapability_AccessMode_Mode(mode)}}
 	switch kind % 4 {
 	case 0:
 		c.AccessType = &spec.VolumeCapability_Block{}
 	case 1:
-		c.AccessType = &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: text, MountFlags: []string{text}}}
+		c.AccessType = &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{FsType: text,
+			MountFlags: []string{text}}}
 	case 2:
 		c.AccessMode = nil
 	}
@@ -81,10 +89,12 @@ func FuzzCreateVolume(f *testing.F) {
 	f.Add("v", byte(1), int32(1), "", "trashRetention", "-1h", int64(1)<<62, int64(1))
 	f.Fuzz(func(t *testing.T, name string, kind byte, mode int32, text, key, value string, required, limit int64) {
 		_, err := q.CreateVolume(context.Background(), &spec.CreateVolumeRequest{
-			Name: name, VolumeCapabilities: []*spec.VolumeCapability{capability(kind, mode, text)}, Parameters: map[string]string{key: value},
+			Name: name, VolumeCapabilities: []*spec.VolumeCapability{capability(kind, mode, text)},
+			Parameters:    map[string]string{key: value},
 			CapacityRange: &spec.CapacityRange{RequiredBytes: required, LimitBytes: limit},
-			AccessibilityRequirements: &spec.TopologyRequirement{Preferred: []*spec.Topology{{Segments: map[string]string{
-				"topology.quarry.storage/node": node, key: value}}}},
+			AccessibilityRequirements: &spec.TopologyRequirement{
+				Preferred: []*spec.Topology{{Segments: map[string]string{
+					"topology.quarry.storage/node": node, key: value}}}},
 		})
 		if unsent(err) {
 			return
@@ -99,14 +109,18 @@ func FuzzDeleteVolume(f *testing.F) {
 	fuzzID(f, q, func(ctx context.Context, id, _ string) error {
 		_, err := q.DeleteVolume(ctx, &spec.DeleteVolumeRequest{VolumeId: id})
 		return err
-	}, codes.InvalidArgument, codes.Unavailable) // that the volume is not there cannot be said of a pool that is offline
+		// That the volume is not there cannot be said of a pool that is
+		// offline.
+	}, codes.InvalidArgument, codes.Unavailable)
 }
 
 func FuzzValidateVolumeCapabilities(f *testing.F) {
 	q := newQuiet(f)
 	fuzzID(f, q, func(ctx context.Context, id, text string) error {
-		_, err := q.ValidateVolumeCapabilities(ctx, &spec.ValidateVolumeCapabilitiesRequest{VolumeId: id, VolumeContext: map[string]string{text: text},
-			VolumeCapabilities: []*spec.VolumeCapability{capability(1, 1, text)}, Parameters: map[string]string{text: text}})
+		_, err := q.ValidateVolumeCapabilities(ctx, &spec.ValidateVolumeCapabilitiesRequest{VolumeId: id,
+			VolumeContext:      map[string]string{text: text},
+			VolumeCapabilities: []*spec.VolumeCapability{capability(1, 1, text)},
+			Parameters:         map[string]string{text: text}})
 		return err
 	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
@@ -139,7 +153,8 @@ func FuzzListVolumes(f *testing.F) {
 		f.Add(s, int32(i-5))
 	}
 	f.Fuzz(func(t *testing.T, token string, entries int32) {
-		_, err := q.ListVolumes(context.Background(), &spec.ListVolumesRequest{StartingToken: token, MaxEntries: entries})
+		_, err := q.ListVolumes(context.Background(), &spec.ListVolumesRequest{StartingToken: token,
+			MaxEntries: entries})
 		if !unsent(err) {
 			q.check(t, err, codes.InvalidArgument, codes.Aborted)
 		}
@@ -152,9 +167,10 @@ func FuzzGetCapacity(f *testing.F) {
 		f.Add(s, s, byte(i), int32(i%9))
 	}
 	f.Fuzz(func(t *testing.T, key, value string, kind byte, mode int32) {
-		_, err := q.GetCapacity(context.Background(), &spec.GetCapacityRequest{Parameters: map[string]string{key: value},
-			VolumeCapabilities: []*spec.VolumeCapability{capability(kind, mode, value)},
-			AccessibleTopology: &spec.Topology{Segments: map[string]string{key: value}}})
+		_, err := q.GetCapacity(context.Background(),
+			&spec.GetCapacityRequest{Parameters: map[string]string{key: value},
+				VolumeCapabilities: []*spec.VolumeCapability{capability(kind, mode, value)},
+				AccessibleTopology: &spec.Topology{Segments: map[string]string{key: value}}})
 		if !unsent(err) {
 			q.check(t, err, codes.InvalidArgument)
 		}
@@ -164,8 +180,9 @@ func FuzzGetCapacity(f *testing.F) {
 func FuzzNodeStageVolume(f *testing.F) {
 	q := newQuiet(f)
 	fuzzID(f, q, func(ctx context.Context, id, path string) error {
-		_, err := q.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: path, VolumeCapability: capability(1, 1, ""),
-			VolumeContext: map[string]string{path: id}})
+		_, err := q.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: path,
+			VolumeCapability: capability(1, 1, ""),
+			VolumeContext:    map[string]string{path: id}})
 		return err
 	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable)
 }
@@ -181,8 +198,10 @@ func FuzzNodeUnstageVolume(f *testing.F) {
 func FuzzNodePublishVolume(f *testing.F) {
 	q := newQuiet(f)
 	fuzzID(f, q, func(ctx context.Context, id, path string) error {
-		_, err := q.NodePublishVolume(ctx, &spec.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: "/staging", TargetPath: path,
-			VolumeCapability: capability(1, 1, ""), VolumeContext: map[string]string{"csi.storage.k8s.io/ephemeral": id}})
+		_, err := q.NodePublishVolume(ctx, &spec.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: "/staging",
+			TargetPath:       path,
+			VolumeCapability: capability(1, 1, ""),
+			VolumeContext:    map[string]string{"csi.storage.k8s.io/ephemeral": id}})
 		return err
 	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable, codes.FailedPrecondition)
 }
@@ -212,8 +231,8 @@ func FuzzNodeExpandVolume(f *testing.F) {
 	}, codes.InvalidArgument, codes.NotFound, codes.Unavailable, codes.OutOfRange)
 }
 
-// fuzzID fuzzes a call that takes an id and one more string, a path mostly. The pool is offline, so of a good id nobody can say that
-// its volume is not there.
+// fuzzID fuzzes a call that takes an id and one more string, a path mostly. The
+// pool is offline, so of a good id nobody can say that its volume is not there.
 func fuzzID(f *testing.F, q *quiet, call func(ctx context.Context, id, text string) error, allowed ...codes.Code) {
 	for i, s := range hostile {
 		f.Add(s, hostile[len(hostile)-1-i])

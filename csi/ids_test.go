@@ -12,7 +12,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
 )
 
-// called makes a driver that of a machine of another name, with ids that say so.
+// called makes a driver that of a machine of another name, with ids that say
+// so.
 func called(name string) func(*csi.Server) {
 	return func(s *csi.Server) {
 		disks := s.Node.Volumes.(*publish.Publisher).Store
@@ -45,7 +46,8 @@ func TestIDsSayWhoseTheyAre(t *testing.T) {
 		got, err := alpha.ControllerGetVolume(t.Context(), &spec.ControllerGetVolumeRequest{VolumeId: id})
 		require.NoError(t, err)
 		require.Equal(t, "data@alpha", got.GetVolume().GetVolumeId())
-		_, err = alpha.NodeGetVolumeStats(t.Context(), &spec.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: target})
+		_, err = alpha.NodeGetVolumeStats(t.Context(), &spec.NodeGetVolumeStatsRequest{VolumeId: id,
+			VolumePath: target})
 		require.NoError(t, err)
 		_, err = alpha.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: id,
 			CapacityRange: &spec.CapacityRange{RequiredBytes: 64 * mib}})
@@ -66,7 +68,8 @@ func TestIDsSayWhoseTheyAre(t *testing.T) {
 		_, err = beta.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: foreign,
 			CapacityRange: &spec.CapacityRange{RequiredBytes: 128 * mib}})
 		requireCode(t, codes.NotFound, err, "alpha", "Beta.example")
-		_, err = beta.NodeStageVolume(t.Context(), &spec.NodeStageVolumeRequest{VolumeId: foreign, StagingTargetPath: beta.dir, VolumeCapability: c})
+		_, err = beta.NodeStageVolume(t.Context(), &spec.NodeStageVolumeRequest{VolumeId: foreign,
+			StagingTargetPath: beta.dir, VolumeCapability: c})
 		requireCode(t, codes.NotFound, err, "alpha", "Beta.example")
 	}
 	require.Len(t, beta.store.List(), 1, "nothing was deleted")
@@ -101,7 +104,8 @@ func TestIDsFollowTheirDisk(t *testing.T) {
 	require.Equal(t, id, after.create(t, "data", 64*mib, c, map[string]string{"fsType": "ext4"}))
 	got, err := after.ControllerGetVolume(t.Context(), &spec.ControllerGetVolumeRequest{VolumeId: id})
 	require.NoError(t, err)
-	require.Equal(t, "beta", got.GetVolume().GetAccessibleTopology()[0].GetSegments()["topology.quarry.storage/node"], "that is where it is")
+	require.Equal(t, "beta", got.GetVolume().GetAccessibleTopology()[0].GetSegments()["topology.quarry.storage/node"],
+		"that is where it is")
 	_, err = after.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: "data@beta"})
 	requireCode(t, codes.FailedPrecondition, err, "on node alpha")
 	_, err = after.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: id})

@@ -22,17 +22,21 @@ func TestLogKeepsSecrets(t *testing.T) {
 	c := &spec.VolumeCapability{AccessMode: &spec.VolumeCapability_AccessMode{Mode: multiWriter},
 		AccessType: &spec.VolumeCapability_Mount{Mount: &spec.VolumeCapability_MountVolume{}}}
 	ctx := t.Context()
-	_, err := d.CreateVolume(ctx, &spec.CreateVolumeRequest{Name: "v", Secrets: m, VolumeCapabilities: []*spec.VolumeCapability{c}})
+	_, err := d.CreateVolume(ctx, &spec.CreateVolumeRequest{Name: "v", Secrets: m,
+		VolumeCapabilities: []*spec.VolumeCapability{c}})
 	require.Error(t, err)
 	_, err = d.DeleteVolume(ctx, &spec.DeleteVolumeRequest{VolumeId: "v", Secrets: m})
 	require.NoError(t, err)
 	_, err = d.ControllerExpandVolume(ctx, &spec.ControllerExpandVolumeRequest{VolumeId: "v", Secrets: m})
 	require.Error(t, err)
-	_, err = d.ValidateVolumeCapabilities(ctx, &spec.ValidateVolumeCapabilitiesRequest{VolumeId: "v", Secrets: m, VolumeContext: m, VolumeCapabilities: []*spec.VolumeCapability{c}})
+	_, err = d.ValidateVolumeCapabilities(ctx, &spec.ValidateVolumeCapabilitiesRequest{VolumeId: "v", Secrets: m,
+		VolumeContext: m, VolumeCapabilities: []*spec.VolumeCapability{c}})
 	require.Error(t, err)
-	_, err = d.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{VolumeId: "v", StagingTargetPath: "/s", Secrets: m, VolumeContext: m, PublishContext: m, VolumeCapability: c})
+	_, err = d.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{VolumeId: "v", StagingTargetPath: "/s", Secrets: m,
+		VolumeContext: m, PublishContext: m, VolumeCapability: c})
 	require.Error(t, err)
-	_, err = d.NodePublishVolume(ctx, &spec.NodePublishVolumeRequest{VolumeId: "v", StagingTargetPath: "/s", TargetPath: "/t", Secrets: m, VolumeContext: m, PublishContext: m, VolumeCapability: c})
+	_, err = d.NodePublishVolume(ctx, &spec.NodePublishVolumeRequest{VolumeId: "v", StagingTargetPath: "/s",
+		TargetPath: "/t", Secrets: m, VolumeContext: m, PublishContext: m, VolumeCapability: c})
 	require.Error(t, err)
 	log := d.log.String()
 	for _, method := range []string{"CreateVolume", "DeleteVolume", "NodeStageVolume", "NodePublishVolume"} {
@@ -123,7 +127,8 @@ func TestSocket(t *testing.T) {
 	_, err = csi.Listen(file)
 	require.ErrorContains(t, err, "something else")
 	require.FileExists(t, file)
-	for _, endpoint := range []string{"tcp://0.0.0.0:1", "csi.sock", "", "unix://relative", "unix:///" + string(make([]byte, 200))} {
+	for _, endpoint := range []string{"tcp://0.0.0.0:1", "csi.sock", "", "unix://relative", "unix:///" +
+		string(make([]byte, 200))} {
 		_, err := csi.Listen(endpoint)
 		require.Error(t, err, endpoint)
 	}

@@ -26,7 +26,9 @@ func TestWhatWasGivenUpIsDeletedOnlyIfNothingIsInIt(t *testing.T) {
 	}
 	block := func(s *v1alpha1.VolumeSpec) { s.VolumeMode = corev1.PersistentVolumeBlock }
 	write := map[string]func(path string) error{
-		"image": func(path string) error { return os.WriteFile(filepath.Join(path, "file"), []byte("precious"), 0o644) },
+		"image": func(path string) error {
+			return os.WriteFile(filepath.Join(path, "file"), []byte("precious"), 0o644)
+		},
 		"plain": func(path string) error { return os.Mkdir(filepath.Join(path, "directory"), 0o755) },
 		"block": func(path string) error {
 			device, err := os.OpenFile(path, os.O_WRONLY, 0)

@@ -28,7 +28,8 @@ func TestAttemptNames(t *testing.T) {
 
 func TestPlanAttempt(t *testing.T) {
 	const pv = "pvc-1"
-	want := v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent, Capacity: resource.MustParse("1Gi")}
+	want := v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent,
+		Capacity: resource.MustParse("1Gi")}
 	record := func(n int, change func(*v1alpha1.Volume)) v1alpha1.Volume {
 		v := *newVolumeObject(pv, attemptID(pv, n), &want)
 		if change != nil {
@@ -56,10 +57,13 @@ func TestPlanAttempt(t *testing.T) {
 		{"one under way", []v1alpha1.Volume{record(1, equal)}, "pvc-1-1", "pvc-1-2", nil},
 		{"one on another node", []v1alpha1.Volume{record(1, elsewhere)}, "", "pvc-1-2", []string{"pvc-1-1"}},
 		{"published on another node", []v1alpha1.Volume{record(1, published)}, "pvc-1-1", "pvc-1-2", nil},
-		{"published there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, published)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
+		{"published there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, published)}, "pvc-1-1",
+			"pvc-1-3", []string{"pvc-1-2"}},
 		{"ready on another node", []v1alpha1.Volume{record(1, ready)}, "pvc-1-1", "pvc-1-2", nil},
-		{"ready there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, ready)}, "pvc-1-1", "pvc-1-3", []string{"pvc-1-2"}},
-		{"ready there, and published there", []v1alpha1.Volume{record(1, ready), record(2, published)}, "pvc-1-2", "pvc-1-3", nil},
+		{"ready there, and one under way here", []v1alpha1.Volume{record(2, nil), record(1, ready)}, "pvc-1-1",
+			"pvc-1-3", []string{"pvc-1-2"}},
+		{"ready there, and published there", []v1alpha1.Volume{record(1, ready), record(2, published)}, "pvc-1-2",
+			"pvc-1-3", nil},
 		{"lost before anybody had it", []v1alpha1.Volume{record(1, lost)}, "", "pvc-1-2", []string{"pvc-1-1"}},
 		{"a tombstone keeps its number", []v1alpha1.Volume{record(3, tombstone)}, "", "pvc-1-4", nil},
 		{"refused", []v1alpha1.Volume{record(1, refused)}, "", "pvc-1-2", []string{"pvc-1-1"}},

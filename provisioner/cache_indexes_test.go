@@ -49,7 +49,9 @@ func newCounted(t *testing.T, objects ...client.Object) *counted {
 	for _, index := range cacheIndexes {
 		b.WithIndex(index.object, index.field, index.of)
 	}
-	b.WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} })
+	b.WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string {
+		return []string{o.(*corev1.Pod).Spec.NodeName}
+	})
 	c.Client = b.Build()
 	return c
 }
@@ -68,16 +70,21 @@ func TestWhatLeadsToAVolumeIsFoundByIndex(t *testing.T) {
 		objects = append(objects, pvForIndex(fmt.Sprint("x", i), "node"))
 	}
 	byHand := func(name, path string) *corev1.PersistentVolume {
-		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
-			Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}}}}
+		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
+			Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{
+				Local: &corev1.LocalVolumeSource{Path: path}}}}
 	}
 	byHandle := func(name, handle string) *corev1.PersistentVolume {
-		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
-			Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: v1alpha1.CSIDriver, VolumeHandle: handle}}}}
+		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
+			Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{
+				CSI: &corev1.CSIPersistentVolumeSource{Driver: v1alpha1.CSIDriver, VolumeHandle: handle}}}}
 	}
 	forged := pvForIndex("forged", "node")
 	forged.Annotations[v1alpha1.AnnotationVolume] = "pvc-victim-1"
-	objects = append(objects, byHand("rescued", "/volumes/pvc-a-1/mount/data"), byHandle("imported", "pvc-b-1"), byHand("adopted", "/srv/old"),
+	objects = append(objects, byHand("rescued", "/volumes/pvc-a-1/mount/data"), byHandle("imported", "pvc-b-1"),
+		byHand("adopted", "/srv/old"),
 		byHand("device", "/run/quarry/dev/pvc-c-1"), byHand("named", "/volumes/by-hand/data"), forged)
 	c := newCounted(t, objects...)
 	adopt := &v1alpha1.Adoption{Path: "/srv/old"}
@@ -86,11 +93,14 @@ func TestWhatLeadsToAVolumeIsFoundByIndex(t *testing.T) {
 		adopt  *v1alpha1.Adoption
 		want   []string
 	}{
-		{"pvc-a-1", nil, []string{"rescued"}}, {"pvc-b-1", nil, []string{"imported"}}, {"pvc-c-1", nil, []string{"device"}},
-		{"pvc-z-1", adopt, []string{"adopted"}}, {"by-hand", nil, []string{"named"}}, {"pvc-victim-1", nil, []string{"pvc-forged"}},
+		{"pvc-a-1", nil, []string{"rescued"}}, {"pvc-b-1", nil, []string{"imported"}},
+		{"pvc-c-1", nil, []string{"device"}},
+		{"pvc-z-1", adopt, []string{"adopted"}}, {"by-hand", nil, []string{"named"}},
+		{"pvc-victim-1", nil, []string{"pvc-forged"}},
 		{"pvc-x7-1", nil, []string{"pvc-x7"}}, {"pvc-x7-2", nil, nil}, {"pvc-none-1", nil, nil},
 	} {
-		v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: test.volume}, Spec: v1alpha1.VolumeSpec{Adopt: test.adopt}}
+		v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: test.volume},
+			Spec: v1alpha1.VolumeSpec{Adopt: test.adopt}}
 		// The same as a look at every one of them gives.
 		var all corev1.PersistentVolumeList
 		require.NoError(t, c.List(t.Context(), &all))
@@ -113,23 +123,28 @@ func TestWhatLeadsToAVolumeIsFoundByIndex(t *testing.T) {
 	}
 }
 
-// TestManyClaimsAreAdvisedByOneLook: claims that wait share a look at the nodes and
-// one at their namespace's pods.
+// TestManyClaimsAreAdvisedByOneLook: claims that wait share a look at the nodes
+// and one at their namespace's pods.
 func TestManyClaimsAreAdvisedByOneLook(t *testing.T) {
 	const nodes, claims = 200, 1000
 	wait := storagev1.VolumeBindingWaitForFirstConsumer
-	objects := []client.Object{&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "class"}, Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: &wait}}
+	objects := []client.Object{&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "class"},
+		Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: &wait}}
 	agents := &agentWatch{}
 	for i := range nodes {
 		name := fmt.Sprint("node-", i)
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-		pool := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: name + ".default"}, Spec: v1alpha1.PoolSpec{NodeName: name, Pool: "default"}}
-		pool.Status.MaximumVolumeSize, pool.Status.Available = resource.NewQuantity(1<<30, resource.BinarySI), resource.NewQuantity(1<<30, resource.BinarySI)
+		pool := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: name + ".default"},
+			Spec: v1alpha1.PoolSpec{NodeName: name, Pool: "default"}}
+		pool.Status.MaximumVolumeSize, pool.Status.Available = resource.NewQuantity(1<<30, resource.BinarySI),
+			resource.NewQuantity(1<<30, resource.BinarySI)
 		pool.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}}
 		objects = append(objects, node, pool)
-		agents.OnAdd(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name}, Spec: corev1.PodSpec{NodeName: name},
-			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}}, false)
+		agents.OnAdd(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name},
+			Spec: corev1.PodSpec{NodeName: name},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady,
+				Status: corev1.ConditionTrue}}}}, false)
 	}
 	var names []string
 	for i := range claims {
@@ -140,12 +155,16 @@ func TestManyClaimsAreAdvisedByOneLook(t *testing.T) {
 		name := fmt.Sprint("claim-", i)
 		names = append(names, name)
 		objects = append(objects, &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: "u", CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Minute))},
-			Spec:       corev1.PersistentVolumeClaimSpec{StorageClassName: new("class"), Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}}}})
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: "u",
+				CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Minute))},
+			Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: new("class"),
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceStorage: size}}}})
 	}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "pod"}}
 	for _, name := range []string{"claim-0", "claim-1"} {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}})
 	}
 	c := newCounted(t, append(objects, pod)...)
 	metrics, err := NewMetrics(prometheus.NewRegistry())
@@ -153,11 +172,14 @@ func TestManyClaimsAreAdvisedByOneLook(t *testing.T) {
 	recorder := events.NewFakeRecorder(claims)
 	now := time.Now()
 	l := &frontDoor{client: c, live: c, agents: agents, events: recorder, metrics: metrics}
-	a := &unschedulableReporter{door: l, now: func() time.Time { return now }, surveys: &surveyCache{door: l, now: func() time.Time { return now }}}
+	a := &unschedulableReporter{door: l, now: func() time.Time {
+		return now
+	}, surveys: &surveyCache{door: l, now: func() time.Time { return now }}}
 	for round := range 2 {
 		c.reset()
 		for _, name := range names {
-			_, err := a.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "ns", Name: name}})
+			_, err := a.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "ns",
+				Name: name}})
 			require.NoError(t, err)
 		}
 		require.Equal(t, map[string]int{"*v1.NodeList": 1, "*v1alpha1.PoolList": 1, "*v1.PodList": 2 - round}, c.listed,

@@ -22,49 +22,69 @@ import (
 
 func init() { samplesWanted = 1 } // so that the tests with an API server meet packed objects
 
-// quietVolume is what there is of the i-th volume of a cluster, as the API server
-// sends it.
+// quietVolume is what there is of the i-th volume of a cluster, as the API
+// server sends it.
 func quietVolume(i int) (*corev1.PersistentVolume, *corev1.PersistentVolumeClaim, *v1alpha1.Volume) {
 	now := metav1.Now().Rfc3339Copy()
 	uid := func() types.UID { return uuid.NewUUID() }
 	claimUID, node := uid(), fmt.Sprintf("ip-10-0-%d-%d.eu-central-1.compute.internal", i/20/200, i/20%200)
 	pvName := "pvc-" + string(claimUID)
 	size := resource.MustParse("10Gi")
-	params, _ := parameters.Parse(map[string]string{"backend": "loop", "fsType": "ext4", "onDelete": "trash", "trashRetention": "72h"})
+	params, _ := parameters.Parse(map[string]string{"backend": "loop", "fsType": "ext4", "onDelete": "trash",
+		"trashRetention": "72h"})
 	mode := corev1.PersistentVolumeFilesystem
-	fields := []metav1.ManagedFieldsEntry{{Manager: "quarry", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1",
-		FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 1500))}}
+	fields := []metav1.ManagedFieldsEntry{{Manager: "quarry", Operation: metav1.ManagedFieldsOperationApply,
+		APIVersion: "v1",
+		FieldsV1:   metav1.NewFieldsV1(strings.Repeat("f", 1500))}}
 	claim := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("team-", i%300), Name: fmt.Sprint("data-database-", i), UID: claimUID,
-			ResourceVersion: fmt.Sprint(1000000 + i), CreationTimestamp: now, ManagedFields: fields, Finalizers: []string{"kubernetes.io/pvc-protection"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("team-", i%300), Name: fmt.Sprint("data-database-", i),
+			UID:             claimUID,
+			ResourceVersion: fmt.Sprint(1000000 + i), CreationTimestamp: now,
+			ManagedFields: fields, Finalizers: []string{"kubernetes.io/pvc-protection"},
 			Labels: map[string]string{"app": "database", "team": fmt.Sprint(i % 300)},
-			Annotations: map[string]string{"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes", annSelectedNode: node,
-				"volume.kubernetes.io/storage-provisioner": v1alpha1.LocalProvisioner, "volume.beta.kubernetes.io/storage-provisioner": v1alpha1.LocalProvisioner}},
-		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, StorageClassName: new("quarry"), VolumeName: pvName, VolumeMode: &mode,
+			Annotations: map[string]string{"pv.kubernetes.io/bind-completed": "yes",
+				"pv.kubernetes.io/bound-by-controller": "yes", annSelectedNode: node,
+				"volume.kubernetes.io/storage-provisioner":      v1alpha1.LocalProvisioner,
+				"volume.beta.kubernetes.io/storage-provisioner": v1alpha1.LocalProvisioner}},
+		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			StorageClassName: new("quarry"), VolumeName: pvName, VolumeMode: &mode,
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}}},
-		Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Capacity: corev1.ResourceList{corev1.ResourceStorage: size}},
+		Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound,
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Capacity:    corev1.ResourceList{corev1.ResourceStorage: size}},
 	}
-	spec := v1alpha1.VolumeSpec{NodeName: node, DesiredState: v1alpha1.DesiredPresent, Published: true, VolumeMode: mode, AccessModes: claim.Spec.AccessModes,
-		Capacity: size, StorageClassName: "quarry", ReclaimPolicy: corev1.PersistentVolumeReclaimDelete, Provisioner: v1alpha1.LocalProvisioner, MountOptions: []string{"noatime"},
-		Claim: &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, Labels: claim.Labels}}
+	spec := v1alpha1.VolumeSpec{NodeName: node, DesiredState: v1alpha1.DesiredPresent, Published: true,
+		VolumeMode: mode, AccessModes: claim.Spec.AccessModes,
+		Capacity: size, StorageClassName: "quarry", ReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+		Provisioner: v1alpha1.LocalProvisioner, MountOptions: []string{"noatime"},
+		Claim: &v1alpha1.ClaimReference{Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID,
+			Labels: claim.Labels}}
 	params.Apply(&spec)
 	v := newVolumeObject(pvName, pvName+"-1", &spec)
-	v.UID, v.ResourceVersion, v.CreationTimestamp, v.ManagedFields, v.Generation = uid(), fmt.Sprint(2000000+i), now, fields, 2
-	v.Status = v1alpha1.VolumeStatus{Phase: v1alpha1.VolumeReady, Pool: "default", PoolUID: "5d0a2f7e-8a0b-4a5f-9d4c-0a1b2c3d4e5f", Backend: v1alpha1.BackendLoop, FSType: "ext4",
+	v.UID, v.ResourceVersion, v.CreationTimestamp, v.ManagedFields, v.Generation = uid(), fmt.Sprint(2000000+i),
+		now, fields, 2
+	v.Status = v1alpha1.VolumeStatus{Phase: v1alpha1.VolumeReady, Pool: "default",
+		PoolUID: "5d0a2f7e-8a0b-4a5f-9d4c-0a1b2c3d4e5f", Backend: v1alpha1.BackendLoop, FSType: "ext4",
 		Path: "/volumes/" + pvName + "-1/mount/data", Capacity: &size, ObservedGeneration: 2,
-		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady, LastTransitionTime: now, ObservedGeneration: 1}}}
-	host := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node, UID: uid(), Labels: map[string]string{corev1.LabelHostname: node}}}
-	pv, err := PersistentVolumeOf(pvName, v, host, map[string]string{v1alpha1.LabelPool: "default", v1alpha1.LabelNode: node})
+		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue,
+			Reason: v1alpha1.ReasonReady, LastTransitionTime: now, ObservedGeneration: 1}}}
+	host := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node, UID: uid(),
+		Labels: map[string]string{corev1.LabelHostname: node}}}
+	pv, err := PersistentVolumeOf(pvName, v, host, map[string]string{v1alpha1.LabelPool: "default",
+		v1alpha1.LabelNode: node})
 	if err != nil {
 		panic(err)
 	}
-	pv.UID, pv.ResourceVersion, pv.CreationTimestamp, pv.ManagedFields, pv.Finalizers = uid(), fmt.Sprint(3000000+i), now, fields, []string{"kubernetes.io/pv-protection", finalizerOfLibrary}
-	pv.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: "4000000"}
+	pv.UID, pv.ResourceVersion, pv.CreationTimestamp, pv.ManagedFields, pv.Finalizers = uid(), fmt.Sprint(3000000+i),
+		now, fields, []string{"kubernetes.io/pv-protection", finalizerOfLibrary}
+	pv.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1",
+		Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: "4000000"}
 	pv.Status = corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound, LastPhaseTransitionTime: new(now)}
 	return pv, claim, v
 }
 
-// packer returns a codec that has learnt from other objects than those it is given.
+// packer returns a codec that has learnt from other objects than those it is
+// given.
 func packers(t *testing.T) map[string]*codec {
 	volumes, claims, records := newPackers()
 	pv, claim, v := quietVolume(1 << 20)
@@ -73,7 +93,8 @@ func packers(t *testing.T) map[string]*codec {
 		require.NoError(t, err)
 		require.NotNil(t, c.ready.Load())
 	}
-	return map[string]*codec{"*v1.PersistentVolume": volumes, "*v1.PersistentVolumeClaim": claims, "*v1alpha1.Volume": records}
+	return map[string]*codec{"*v1.PersistentVolume": volumes, "*v1.PersistentVolumeClaim": claims,
+		"*v1alpha1.Volume": records}
 }
 
 func TestPackedObjectsAreWhole(t *testing.T) {
@@ -92,12 +113,24 @@ func TestPackedObjectsAreWhole(t *testing.T) {
 		require.Same(t, p, again)
 		require.True(t, equality.Semantic.DeepEqual(want, p.DeepCopyObject()), "%T", o)
 		for name, get := range map[string]func(metav1.Object) any{
-			"name": func(o metav1.Object) any { return o.GetName() }, "namespace": func(o metav1.Object) any { return o.GetNamespace() },
-			"UID": func(o metav1.Object) any { return o.GetUID() }, "version": func(o metav1.Object) any { return o.GetResourceVersion() },
-			"labels": func(o metav1.Object) any { return o.GetLabels() }, "annotations": func(o metav1.Object) any { return o.GetAnnotations() },
-			"finalizers": func(o metav1.Object) any { return o.GetFinalizers() }, "generation": func(o metav1.Object) any { return o.GetGeneration() },
-			"created": func(o metav1.Object) any { return o.GetCreationTimestamp().Unix() }, "deleted": func(o metav1.Object) any { return o.GetDeletionTimestamp() },
-			"owners": func(o metav1.Object) any { return o.GetOwnerReferences() }, "fields": func(o metav1.Object) any { return o.GetManagedFields() },
+			"name": func(o metav1.Object) any {
+				return o.GetName()
+			}, "namespace": func(o metav1.Object) any { return o.GetNamespace() },
+			"UID": func(o metav1.Object) any {
+				return o.GetUID()
+			}, "version": func(o metav1.Object) any { return o.GetResourceVersion() },
+			"labels": func(o metav1.Object) any {
+				return o.GetLabels()
+			}, "annotations": func(o metav1.Object) any { return o.GetAnnotations() },
+			"finalizers": func(o metav1.Object) any {
+				return o.GetFinalizers()
+			}, "generation": func(o metav1.Object) any { return o.GetGeneration() },
+			"created": func(o metav1.Object) any {
+				return o.GetCreationTimestamp().Unix()
+			}, "deleted": func(o metav1.Object) any { return o.GetDeletionTimestamp() },
+			"owners": func(o metav1.Object) any {
+				return o.GetOwnerReferences()
+			}, "fields": func(o metav1.Object) any { return o.GetManagedFields() },
 		} {
 			require.Equal(t, get(want), get(p), "%T: %s", o, name)
 		}
@@ -115,36 +148,45 @@ func TestPackedObjectsAreWhole(t *testing.T) {
 // lies in the cache as it is.
 func TestRestlessObjectsAreNotPacked(t *testing.T) {
 	codecs := packers(t)
-	for name, change := range map[string]func(*corev1.PersistentVolume, *corev1.PersistentVolumeClaim, *v1alpha1.Volume) client.Object{
-		"a released PersistentVolume": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+	for name, change := range map[string]func(*corev1.PersistentVolume, *corev1.PersistentVolumeClaim,
+		*v1alpha1.Volume) client.Object{
+		"a released PersistentVolume": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			pv.Status.Phase = corev1.VolumeReleased
 			return pv
 		},
-		"one that lacks the library's finalizer": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+		"one that lacks the library's finalizer": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			pv.Finalizers = nil
 			return pv
 		},
-		"one that is kept now, and has it": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+		"one that is kept now, and has it": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
 			return pv
 		},
-		"one that leads to another volume": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+		"one that leads to another volume": func(pv *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			pv.Spec.Local.Path = "/volumes/pvc-x-1/data"
 			return pv
 		},
-		"a claim that grows": func(_ *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+		"a claim that grows": func(_ *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			c.Spec.Resources.Requests[corev1.ResourceStorage] = resource.MustParse("11Gi")
 			return c
 		},
-		"a claim that is not bound": func(_ *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim, _ *v1alpha1.Volume) client.Object {
+		"a claim that is not bound": func(_ *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim,
+			_ *v1alpha1.Volume) client.Object {
 			c.Spec.VolumeName, c.Status.Phase = "", corev1.ClaimPending
 			return c
 		},
-		"a volume that is to be deleted": func(_ *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, v *v1alpha1.Volume) client.Object {
+		"a volume that is to be deleted": func(_ *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			v *v1alpha1.Volume) client.Object {
 			v.Spec.DesiredState = v1alpha1.DesiredDeleted
 			return v
 		},
-		"a volume that is lost": func(_ *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim, v *v1alpha1.Volume) client.Object {
+		"a volume that is lost": func(_ *corev1.PersistentVolume, _ *corev1.PersistentVolumeClaim,
+			v *v1alpha1.Volume) client.Object {
 			v.Status.Phase = v1alpha1.VolumeLost
 			return v
 		},
@@ -156,8 +198,8 @@ func TestRestlessObjectsAreNotPacked(t *testing.T) {
 	}
 }
 
-// TestMemoryOfAVolume holds what the caches keep of one volume to what the sizing
-// guide says.
+// TestMemoryOfAVolume holds what the caches keep of one volume to what the
+// sizing guide says.
 func TestMemoryOfAVolume(t *testing.T) {
 	const volumes, most = 5000, 2300 // bytes
 	codecs := packers(t)
@@ -169,7 +211,8 @@ func TestMemoryOfAVolume(t *testing.T) {
 	stores := map[string]toolscache.Indexer{
 		"*v1.PersistentVolume": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{
 			indexPVNode: field(indexPV), indexLeadsTo: field(indexOfLeadsTo), indexNodeLoss: field(indexOfNodeLoss)}),
-		"*v1.PersistentVolumeClaim": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{"uid": byUID, "namespace": namespace}),
+		"*v1.PersistentVolumeClaim": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc,
+			toolscache.Indexers{"uid": byUID, "namespace": namespace}),
 		"*v1alpha1.Volume": toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{
 			indexPVName: field(indexOfPVName), indexTrouble: field(indexOfTrouble)}),
 	}

@@ -19,12 +19,14 @@ import (
 const gib = 1 << 30
 
 func waitingClaim(uid types.UID, class string, size int64) *corev1.PersistentVolumeClaim {
-	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{UID: uid}, Spec: corev1.PersistentVolumeClaimSpec{
-		StorageClassName: &class, Resources: corev1.VolumeResourceRequirements{
-			Requests: corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(size, resource.BinarySI)}}}}
+	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{UID: uid},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, Resources: corev1.VolumeResourceRequirements{
+				Requests: corev1.ResourceList{corev1.ResourceStorage: *resource.NewQuantity(size, resource.BinarySI)}}}}
 }
 
-// A claim counts once the scheduler has not found it a node for a while, and no longer than until it has.
+// A claim counts once the scheduler has not found it a node for a while, and no
+// longer than until it has.
 func TestNeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []int64
@@ -60,7 +62,8 @@ func TestNeed(t *testing.T) {
 func TestUrgency(t *testing.T) {
 	c := newCapacityPublisher(&capacityPublisher{})
 	object := func(available, largest int64) *storagev1.CSIStorageCapacity {
-		return &storagev1.CSIStorageCapacity{StorageClassName: "a", Capacity: resource.NewQuantity(available, resource.BinarySI),
+		return &storagev1.CSIStorageCapacity{StorageClassName: "a", Capacity: resource.NewQuantity(available,
+			resource.BinarySI),
 			MaximumVolumeSize: resource.NewQuantity(largest, resource.BinarySI)}
 	}
 	const total = 100 * gib
@@ -81,8 +84,10 @@ func TestUrgency(t *testing.T) {
 
 func TestTotalOfTheClass(t *testing.T) {
 	pool := func(name, filesystem string, size int64) v1alpha1.Pool {
-		return v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "n." + name}, Spec: v1alpha1.PoolSpec{NodeName: "n", Pool: name},
-			Status: v1alpha1.PoolStatus{FilesystemID: filesystem, Capacity: resource.NewQuantity(size, resource.BinarySI)}}
+		return v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "n." + name}, Spec: v1alpha1.PoolSpec{NodeName: "n",
+			Pool: name},
+			Status: v1alpha1.PoolStatus{FilesystemID: filesystem, Capacity: resource.NewQuantity(size,
+				resource.BinarySI)}}
 	}
 	pools := []v1alpha1.Pool{pool("a", "1", 10), pool("b", "1", 10), pool("c", "2", 5)}
 	require.EqualValues(t, 15, totalOf(pools, parameters.Set{}))

@@ -12,7 +12,8 @@ import (
 )
 
 func TestHoldsGetLonger(t *testing.T) {
-	r := nodeRefusal{Node: "n", Class: "c", Below: 6 << 30, Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: "data", UID: "u"}}
+	r := nodeRefusal{Node: "n", Class: "c", Below: 6 << 30, Claim: &v1alpha1.ClaimReference{Namespace: "ns",
+		Name: "data", UID: "u"}}
 	now := time.Now()
 	first := r.after(nil, 8<<30, now)
 	require.Equal(t, firstHold, first.For)
@@ -37,7 +38,8 @@ func TestHoldsGetLonger(t *testing.T) {
 	require.True(t, failing.madeBefore(now.Add(time.Minute)), "the agent was started anew")
 	require.False(t, first.madeBefore(now.Add(time.Minute)), "which makes no room")
 
-	object := &storagev1.CSIStorageCapacity{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationHold: second.text()}}}
+	object := &storagev1.CSIStorageCapacity{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+		v1alpha1.AnnotationHold: second.text()}}}
 	require.Equal(t, second, holdIn(object))
 	object.Annotations[v1alpha1.AnnotationHold] = "{}"
 	require.Nil(t, holdIn(object))

@@ -13,8 +13,10 @@ import (
 
 func TestCheckClaim(t *testing.T) {
 	claim := func(change func(*corev1.PersistentVolumeClaimSpec)) *corev1.PersistentVolumeClaim {
-		c := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{"storage": resource.MustParse("1Gi")}}}}
+		c := &corev1.PersistentVolumeClaim{Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				"storage": resource.MustParse("1Gi")}}}}
 		change(&c.Spec)
 		return c
 	}
@@ -22,17 +24,22 @@ func TestCheckClaim(t *testing.T) {
 		s.AccessModes = append(s.AccessModes, corev1.ReadWriteOncePod)
 	})))
 	for want, change := range map[string]func(*corev1.PersistentVolumeClaimSpec){
-		"accessModes: ReadOnlyMany": func(s *corev1.PersistentVolumeClaimSpec) { s.AccessModes = append(s.AccessModes, corev1.ReadOnlyMany) },
-		"must be more than 0":       func(s *corev1.PersistentVolumeClaimSpec) { s.Resources.Requests = nil },
+		"accessModes: ReadOnlyMany": func(s *corev1.PersistentVolumeClaimSpec) {
+			s.AccessModes = append(s.AccessModes, corev1.ReadOnlyMany)
+		},
+		"must be more than 0": func(s *corev1.PersistentVolumeClaimSpec) { s.Resources.Requests = nil },
 		"18446744073709551617: no volume is larger than 1Ei": func(s *corev1.PersistentVolumeClaimSpec) {
 			s.Resources.Requests["storage"] = resource.MustParse("18446744073709551617") // 1, in 64 bits
 		},
 		"9223372036854775808: no volume": func(s *corev1.PersistentVolumeClaimSpec) {
 			s.Resources.Requests["storage"] = resource.MustParse("9223372036854775808") // negative, in 64 bits
 		},
-		"volumeAttributesClassName": func(s *corev1.PersistentVolumeClaimSpec) { s.VolumeAttributesClassName = new("gold") },
+		"volumeAttributesClassName": func(s *corev1.PersistentVolumeClaimSpec) {
+			s.VolumeAttributesClassName = new("gold")
+		},
 		`snapshot "s"`: func(s *corev1.PersistentVolumeClaimSpec) {
-			s.DataSourceRef = &corev1.TypedObjectReference{APIGroup: new("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "s"}
+			s.DataSourceRef = &corev1.TypedObjectReference{APIGroup: new("snapshot.storage.k8s.io"),
+				Kind: "VolumeSnapshot", Name: "s"}
 		},
 		`claim "c"`: func(s *corev1.PersistentVolumeClaimSpec) {
 			s.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "c"}

@@ -19,7 +19,8 @@ func TestConditionsBecomeEvents(t *testing.T) {
 	require.NoError(t, err)
 	recorder := events.NewFakeRecorder(10)
 	leading := make(chan struct{})
-	n := &conditionReporter{client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim).WithIndex(&v1alpha1.Volume{}, indexTrouble, indexOfTrouble).Build(), events: recorder, leading: leading}
+	n := &conditionReporter{client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim).WithIndex(
+		&v1alpha1.Volume{}, indexTrouble, indexOfTrouble).Build(), events: recorder, leading: leading}
 	volume := func(phase v1alpha1.VolumePhase, enforced metav1.ConditionStatus, uid string) *v1alpha1.Volume {
 		v := &v1alpha1.Volume{Spec: v1alpha1.VolumeSpec{Published: true, DesiredState: v1alpha1.DesiredPresent,
 			Claim: &v1alpha1.ClaimReference{Namespace: "default", Name: "data", UID: claim.UID}}}
@@ -29,7 +30,8 @@ func TestConditionsBecomeEvents(t *testing.T) {
 		}
 		v.Status.Phase = phase
 		if enforced != "" {
-			v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionEnforced, Status: enforced, Reason: v1alpha1.ReasonEscaped, Message: "two files left"}}
+			v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionEnforced, Status: enforced,
+				Reason: v1alpha1.ReasonEscaped, Message: "two files left"}}
 		}
 		return v
 	}
@@ -52,7 +54,8 @@ func TestConditionsBecomeEvents(t *testing.T) {
 	require.Empty(t, update(ready, volume(v1alpha1.VolumeLost, "", "u2")), "another claim of that name")
 
 	pool := func(ready metav1.ConditionStatus) *v1alpha1.Pool {
-		return &v1alpha1.Pool{Status: v1alpha1.PoolStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: ready, Reason: "Missing", Message: "no disk"}}}}
+		return &v1alpha1.Pool{Status: v1alpha1.PoolStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady,
+			Status: ready, Reason: "Missing", Message: "no disk"}}}}
 	}
 	pools := n.pools()
 	pools.OnUpdate(pool(metav1.ConditionTrue), pool(metav1.ConditionFalse))

@@ -15,7 +15,8 @@ import (
 )
 
 func TestPVOf(t *testing.T) {
-	for id, want := range map[string]string{"pvc-1": "pvc", "pvc-0a-2": "pvc-0a", "pvc": "", "pvc-01": "", "pvc-x": "", "": "", "-1": ""} {
+	for id, want := range map[string]string{"pvc-1": "pvc", "pvc-0a-2": "pvc-0a", "pvc": "", "pvc-01": "", "pvc-x": "",
+		"": "", "-1": ""} {
 		require.Equal(t, want, pvOf(id), id)
 	}
 }
@@ -50,7 +51,8 @@ func testCSI(t *testing.T, k *cluster) {
 	defer cancel()
 	name := k.name("pvc")
 	wish := func(size string, class map[string]string) v1alpha1.VolumeSpec {
-		w := v1alpha1.VolumeSpec{DesiredState: v1alpha1.DesiredPresent, Provisioner: v1alpha1.CSIDriver, VolumeMode: corev1.PersistentVolumeFilesystem,
+		w := v1alpha1.VolumeSpec{DesiredState: v1alpha1.DesiredPresent, Provisioner: v1alpha1.CSIDriver,
+			VolumeMode:  corev1.PersistentVolumeFilesystem,
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Capacity: resource.MustParse(size)}
 		_, err := parameters.Apply(class, &w)
 		require.NoError(t, err)
@@ -81,7 +83,8 @@ func testCSI(t *testing.T, k *cluster) {
 	require.Equal(t, v1alpha1.ReasonAlreadyExists, reason(err))
 	k.until("the refused attempt is gone", func() string { return differs(len(attempts()), 1) })
 
-	// Any node will do: the one with room is taken. No node: nothing is written.
+	// Any node will do: the one with room is taken. No node: nothing is
+	// written.
 	any, err := door.Ensure(ctx, k.name("any"), wish("3Gi", nil), []string{a, b})
 	require.NoError(t, err)
 	require.Equal(t, b, any.Spec.NodeName)
@@ -130,14 +133,19 @@ func testCSI(t *testing.T, k *cluster) {
 
 	// Bound, then in use, then deleted; what is not there is deleted already.
 	meta := clusterMeta(name)
-	meta.Annotations = map[string]string{annProvisionedBy: v1alpha1.CSIDriver} // external-provisioner's; it is not running here
+	// External-provisioner's; it is not running here.
+	meta.Annotations = map[string]string{annProvisionedBy: v1alpha1.CSIDriver}
 	pv := &corev1.PersistentVolume{ObjectMeta: meta, Spec: corev1.PersistentVolumeSpec{
-		Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")}, AccessModes: v.Spec.AccessModes,
+		Capacity:                      corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")},
+		AccessModes:                   v.Spec.AccessModes,
 		PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain, StorageClassName: "none",
-		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
+		PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+			Driver: v1alpha1.CSIDriver, VolumeHandle: v.Name,
 			VolumeAttributes: map[string]string{v1alpha1.AnnotationNode: "where it was made, long ago"}}},
-		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: v1alpha1.TopologyNode, Operator: corev1.NodeSelectorOpIn, Values: []string{b}}}}}}},
+		NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+			NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: v1alpha1.TopologyNode,
+					Operator: corev1.NodeSelectorOpIn, Values: []string{b}}}}}}},
 		ClaimRef: &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: k.namespace, Name: "data"},
 	}}
 	k.make(pv)
@@ -145,13 +153,15 @@ func testCSI(t *testing.T, k *cluster) {
 	k.bound("data")
 	require.Equal(t, v1alpha1.ReasonVolumeInUse, reason(door.Delete(ctx, v.Name)))
 	require.NoError(t, k.Get(ctx, client.ObjectKeyFromObject(got), got))
-	require.Equal(t, v1alpha1.DesiredPresent, got.Spec.DesiredState, "a volume whose PersistentVolume is bound is not deleted")
+	require.Equal(t, v1alpha1.DesiredPresent, got.Spec.DesiredState, "a volume whose PersistentVolume is bound "+
+		"is not deleted")
 	require.NoError(t, k.Delete(ctx, claim))
 	k.until("the PersistentVolume is released", func() string {
 		require.NoError(t, k.Get(ctx, client.ObjectKeyFromObject(pv), pv))
 		return differs(pv.Status.Phase, corev1.VolumeReleased)
 	})
-	require.Equal(t, v1alpha1.ReasonNotOurs, reason(door.Delete(ctx, v.Name)), "the PersistentVolume's policy is Retain")
+	require.Equal(t, v1alpha1.ReasonNotOurs, reason(door.Delete(ctx, v.Name)),
+		"the PersistentVolume's policy is Retain")
 	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
 	require.NoError(t, k.Update(ctx, pv))
 	agentB.set(func() { agentB.inUse[v.Name] = true })

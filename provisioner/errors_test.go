@@ -19,11 +19,14 @@ func TestJudge(t *testing.T) {
 		state  controller.ProvisioningState
 		reason string
 	}{
-		{&refusedError{Node: "n", Code: v1alpha1.ReasonInsufficientCapacity, Message: "full"}, controller.ProvisioningReschedule, "InsufficientCapacity"},
-		{&refusedError{Node: "n", Code: v1alpha1.ReasonTooSmall, Message: "300 MB"}, controller.ProvisioningFinished, "TooSmall"},
+		{&refusedError{Node: "n", Code: v1alpha1.ReasonInsufficientCapacity, Message: "full"},
+			controller.ProvisioningReschedule, "InsufficientCapacity"},
+		{&refusedError{Node: "n", Code: v1alpha1.ReasonTooSmall, Message: "300 MB"}, controller.ProvisioningFinished,
+			"TooSmall"},
 		{&refusedError{Node: "n", Code: "FromTomorrow", Message: "?"}, controller.ProvisioningFinished, "FromTomorrow"},
 		{&agentNotReadyError{Node: "n"}, controller.ProvisioningNoChange, v1alpha1.ReasonAgentNotReady},
-		{&agentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground, v1alpha1.ReasonAgentNotReady},
+		{&agentNotReadyError{Node: "n", Recorded: true}, controller.ProvisioningInBackground,
+			v1alpha1.ReasonAgentNotReady},
 		{&pendingError{"n", "?"}, controller.ProvisioningInBackground, v1alpha1.ReasonPending},
 		{&apiError{"reading", errors.New("timeout")}, controller.ProvisioningNoChange, v1alpha1.ReasonAPIError},
 		{errors.New("what?"), controller.ProvisioningInBackground, "InternalError"},
@@ -37,8 +40,10 @@ func TestJudge(t *testing.T) {
 // Every reason an agent may refuse for has its row.
 func TestVerdictsAreComplete(t *testing.T) {
 	for _, reason := range []string{
-		v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused, v1alpha1.ReasonUnsupported, v1alpha1.ReasonPoolNotFound,
-		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonCreateFailed, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions, v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
+		v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused, v1alpha1.ReasonUnsupported,
+		v1alpha1.ReasonPoolNotFound,
+		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonCreateFailed, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions,
+		v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
 	} {
 		require.Contains(t, verdicts, reason)
 	}

@@ -26,15 +26,19 @@ func TestWhatSpeaksOfGoneNodesGoes(t *testing.T) {
 		return newVolumeObject("pvc-"+claim, name, &spec)
 	}
 	pool := func(node string) *v1alpha1.Pool {
-		return &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default"}, Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default"}}
+		return &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default"},
+			Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default"}}
 	}
 	pvOn := pvForIndex("kept", "holds-pv")
 	c := fake.NewClientBuilder().WithScheme(scheme).
 		WithIndex(&v1alpha1.Volume{}, indexDoomed, indexOfDoomed).WithIndex(&v1alpha1.Pool{}, indexPoolNode, indexPool).
 		WithIndex(&corev1.PersistentVolume{}, indexPVNode, indexPV).
-		WithIndex(&v1alpha1.Volume{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*v1alpha1.Volume).Spec.NodeName} }).
+		WithIndex(&v1alpha1.Volume{}, "spec.nodeName", func(o client.Object) []string {
+			return []string{o.(*v1alpha1.Volume).Spec.NodeName}
+		}).
 		WithObjects(
-			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}}, pool("here"), record("pvc-a-1", "here", v1alpha1.DesiredDeleted, false, "a"),
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}}, pool("here"), record("pvc-a-1",
+				"here", v1alpha1.DesiredDeleted, false, "a"),
 			pool("empty"), record("pvc-b-1", "empty", v1alpha1.DesiredDeleted, true, "b"),
 			pool("holds-trash"), record("pvc-c-1", "holds-trash", v1alpha1.DesiredTrashed, true, "c"),
 			pool("holds-orphan"), record("pvc-d-1", "holds-orphan", v1alpha1.DesiredPresent, true, "d"),
@@ -67,8 +71,10 @@ func TestWhatSpeaksOfGoneNodesGoes(t *testing.T) {
 	look()
 	require.False(t, is(record("pvc-b-1", "", "", false, "b")))
 	require.False(t, is(pool("empty")))
-	for _, kept := range []client.Object{pool("here"), record("pvc-a-1", "", "", false, "a"), pool("holds-trash"), record("pvc-c-1", "", "", false, "c"),
-		pool("holds-orphan"), record("pvc-d-1", "", "", false, "d"), pool("holds-pv"), pvOn, pool("of-a-claim"), record("pvc-e-1", "", "", false, "e")} {
+	for _, kept := range []client.Object{pool("here"), record("pvc-a-1", "", "", false, "a"), pool("holds-trash"),
+		record("pvc-c-1", "", "", false, "c"),
+		pool("holds-orphan"), record("pvc-d-1", "", "", false, "d"), pool("holds-pv"), pvOn, pool("of-a-claim"),
+		record("pvc-e-1", "", "", false, "e")} {
 		require.True(t, is(kept), "%T %s", kept, kept.GetName())
 	}
 
@@ -92,9 +98,11 @@ func TestWhatSpeaksOfGoneNodesGoes(t *testing.T) {
 // pvForIndex is a classic PersistentVolume of ours, pvc-<claim>, on a node.
 func pvForIndex(claim, node string) *corev1.PersistentVolume {
 	return &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: "pvc-" + claim, Annotations: map[string]string{annProvisionedBy: v1alpha1.LocalProvisioner,
-			v1alpha1.AnnotationVolume: "pvc-" + claim + "-1", v1alpha1.AnnotationNode: node}},
-		Spec:   corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/volumes/pvc-" + claim + "-1/data"}}},
+		ObjectMeta: metav1.ObjectMeta{Name: "pvc-" + claim,
+			Annotations: map[string]string{annProvisionedBy: v1alpha1.LocalProvisioner,
+				v1alpha1.AnnotationVolume: "pvc-" + claim + "-1", v1alpha1.AnnotationNode: node}},
+		Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{
+			Local: &corev1.LocalVolumeSource{Path: "/volumes/pvc-" + claim + "-1/data"}}},
 		Status: corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
 	}
 }

@@ -17,8 +17,9 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// agent answers the records of one node through the API as an agent would, and keeps no disk. It knows one pool of a
-// given size, and refuses what does not fit.
+// agent answers the records of one node through the API as an agent would, and
+// keeps no disk. It knows one pool of a given size, and refuses what does not
+// fit.
 type agent struct {
 	k    *cluster
 	node string
@@ -42,7 +43,8 @@ func (k *cluster) agent(node, size string) *agent {
 	k.t.Helper()
 	q := resource.MustParse(size)
 	a := &agent{k: k, node: node, size: q.Value(), held: map[string]int64{}, inUse: map[string]bool{}}
-	k.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default", Labels: map[string]string{v1alpha1.LabelPool: "default"}},
+	k.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".default",
+		Labels: map[string]string{v1alpha1.LabelPool: "default"}},
 		Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "default"}})
 	a.report()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -94,7 +96,8 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 	others, complete, fits := a.grouped(ctx, v)
 	v.Status.ObservedGeneration = v.Generation
 	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
-		meta.SetStatusCondition(&v.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: v.Generation})
+		meta.SetStatusCondition(&v.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason,
+			Message: message, ObservedGeneration: v.Generation})
 	}
 	switch {
 	case v.Spec.DesiredState != v1alpha1.DesiredPresent && a.inUse[v.Name]:
@@ -118,7 +121,8 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 	case !fits:
 		a.refused++
 		v.Status.Phase = v1alpha1.VolumeRefused
-		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonGroupRefused, "the claims of one pod are admitted together, and one was not")
+		set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonGroupRefused,
+			"the claims of one pod are admitted together, and one was not")
 	default:
 		want := v.Spec.Capacity.Value()
 		if a.held[v.Name] > 0 && want > a.held[v.Name] && a.failGrowth != "" {
@@ -127,19 +131,22 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 		}
 		if want != a.held[v.Name] && want-a.held[v.Name] > a.freeLocked() {
 			if a.held[v.Name] > 0 {
-				set(v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible, "no room to grow in pool default")
+				set(v1alpha1.ConditionResized, metav1.ConditionFalse, v1alpha1.ReasonResizeInfeasible,
+					"no room to grow in pool default")
 				break
 			}
 			a.report() // before the refusal, as the API asks
 			v.Status.Phase = v1alpha1.VolumeRefused
-			set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInsufficientCapacity, "no pool has room for "+v.Spec.Capacity.String())
+			set(v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonInsufficientCapacity,
+				"no pool has room for "+v.Spec.Capacity.String())
 			break
 		}
 		if a.held[v.Name] != want {
 			a.held[v.Name] = want
 			a.report()
 		}
-		v.Status.Phase, v.Status.Backend, v.Status.Pool, v.Status.FSType = v1alpha1.VolumeReady, v1alpha1.BackendLoop, "default", "ext4"
+		v.Status.Phase, v.Status.Backend, v.Status.Pool, v.Status.FSType = v1alpha1.VolumeReady, v1alpha1.BackendLoop,
+			"default", "ext4"
 		v.Status.Path = cmp.Or(a.path, "/volumes") + "/" + v.Name + "/mount/data"
 		v.Status.Capacity = new(v.Spec.Capacity.DeepCopy())
 		set(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "")
@@ -149,7 +156,8 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 	if equality.Semantic.DeepEqual(before.Status, v.Status) {
 		return
 	}
-	if err := a.k.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+	if err := a.k.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) &&
+		ctx.Err() == nil {
 		a.k.t.Errorf("agent of %s: %v", a.node, err)
 	}
 	for _, m := range others {
@@ -159,16 +167,19 @@ func (a *agent) answerLocked(ctx context.Context, v *v1alpha1.Volume) {
 		}
 		base := m.DeepCopy()
 		m.Status.Phase, m.Status.ObservedGeneration = v1alpha1.VolumeRefused, m.Generation
-		m.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonGroupRefused,
+		m.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+			Reason:  v1alpha1.ReasonGroupRefused,
 			Message: "another claim of the pod does not fit", LastTransitionTime: metav1.Now()}}
-		if err := a.k.Status().Patch(ctx, m, client.MergeFrom(base)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+		if err := a.k.Status().Patch(ctx, m, client.MergeFrom(base)); err != nil && !apierrors.IsNotFound(err) &&
+			ctx.Err() == nil {
 			a.k.t.Errorf("agent of %s: %v", a.node, err)
 		}
 	}
 }
 
-// grouped reports how a volume's group stands: whether it is complete, with its other members, and whether there is room for
-// all of it. One that was refused refuses all.
+// grouped reports how a volume's group stands: whether it is complete, with its
+// other members, and whether there is room for all of it. One that was refused
+// refuses all.
 func (a *agent) grouped(ctx context.Context, v *v1alpha1.Volume) (others []*v1alpha1.Volume, complete, fits bool) {
 	if v.Spec.Admission == nil || a.held[v.Name] > 0 || v.Spec.DesiredState != v1alpha1.DesiredPresent {
 		return nil, true, true
@@ -179,7 +190,8 @@ func (a *agent) grouped(ctx context.Context, v *v1alpha1.Volume) (others []*v1al
 	all, have := v.Spec.Capacity.Value(), 1
 	for i := range list.Items {
 		m := &list.Items[i]
-		if m.Name == v.Name || m.Spec.Admission == nil || m.Spec.Admission.Name != v.Spec.Admission.Name || m.Spec.DesiredState != v1alpha1.DesiredPresent {
+		if m.Name == v.Name || m.Spec.Admission == nil || m.Spec.Admission.Name != v.Spec.Admission.Name ||
+			m.Spec.DesiredState != v1alpha1.DesiredPresent {
 			continue
 		}
 		have++
@@ -211,7 +223,8 @@ func (a *agent) report() {
 	before := pool.DeepCopy()
 	pool.Status.Available, pool.Status.MaximumVolumeSize = free, free
 	pool.Status.Capacity = resource.NewQuantity(a.size, resource.BinarySI)
-	meta.SetStatusCondition(&pool.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady})
+	meta.SetStatusCondition(&pool.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
+		Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady})
 	require.NoError(a.k.t, a.k.Status().Patch(ctx, &pool, client.MergeFrom(before)))
 }
 

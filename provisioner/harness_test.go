@@ -28,7 +28,8 @@ const (
 	patience        = 60 * time.Second // how long a test waits for what has to come; nothing is measured by it
 )
 
-// cluster is a test's view of a real control plane: its own namespace and nodes, as the administrator.
+// cluster is a test's view of a real control plane: its own namespace and
+// nodes, as the administrator.
 type cluster struct {
 	t  testing.TB
 	cp *controlplane.ControlPlane
@@ -58,7 +59,8 @@ func (k *cluster) make(o client.Object) {
 // name is a name of a cluster-scoped object of this test.
 func (k *cluster) name(s string) string { return k.namespace + "-" + s }
 
-// node makes a node that pods can be scheduled to, with a ready agent, and returns its name.
+// node makes a node that pods can be scheduled to, with a ready agent, and
+// returns its name.
 func (k *cluster) node(s string) string {
 	k.t.Helper()
 	name := k.name(s)
@@ -68,28 +70,33 @@ func (k *cluster) node(s string) string {
 	node.Spec.Taints = nil // the API server starts nodes as not ready, and no kubelet says otherwise here
 	require.NoError(k.t, k.Update(k.t.Context(), node))
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-	node.Status.Allocatable = corev1.ResourceList{"cpu": resource.MustParse("8"), "memory": resource.MustParse("8Gi"), "pods": resource.MustParse("500")}
+	node.Status.Allocatable = corev1.ResourceList{"cpu": resource.MustParse("8"), "memory": resource.MustParse("8Gi"),
+		"pods": resource.MustParse("500")}
 	node.Status.Capacity = node.Status.Allocatable
 	require.NoError(k.t, k.Status().Update(k.t.Context(), node))
 	k.make(&corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name, Namespace: systemNamespace, Labels: Options{}.withDefaults().AgentLabels},
-		Spec:       corev1.PodSpec{NodeName: name, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
+		ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name, Namespace: systemNamespace,
+			Labels: Options{}.withDefaults().AgentLabels},
+		Spec: corev1.PodSpec{NodeName: name, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
 	})
 	k.agentReady(name, true)
 	k.t.Cleanup(func() {
 		zero := int64(0)
 		_ = k.Delete(context.Background(), node)
-		_ = k.Delete(context.Background(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name, Namespace: systemNamespace}},
+		_ = k.Delete(context.Background(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "agent-" + name,
+			Namespace: systemNamespace}},
 			&client.DeleteOptions{GracePeriodSeconds: &zero})
 	})
 	return name
 }
 
-// agentReady sets the Ready condition of a node's agent pod, as its kubelet would.
+// agentReady sets the Ready condition of a node's agent pod, as its kubelet
+// would.
 func (k *cluster) agentReady(node string, ready bool) {
 	k.t.Helper()
 	var pod corev1.Pod
-	require.NoError(k.t, k.Get(k.t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: "agent-" + node}, &pod))
+	require.NoError(k.t, k.Get(k.t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: "agent-" +
+		node}, &pod))
 	status := corev1.ConditionFalse
 	if ready {
 		status = corev1.ConditionTrue
@@ -111,13 +118,15 @@ func (k *cluster) class(s string, mode storagev1.VolumeBindingMode, parameters m
 }
 
 // claim makes a claim; node, if not empty, is selected by hand.
-func (k *cluster) claim(name, class, size, node string, change ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+func (k *cluster) claim(name, class, size, node string,
+	change ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	k.t.Helper()
 	c := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: k.namespace, Annotations: map[string]string{}},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: resource.MustParse(size)}},
 		},
 	}
 	if node != "" {
@@ -134,7 +143,8 @@ func (k *cluster) claim(name, class, size, node string, change ...func(*corev1.P
 func (k *cluster) pod(name string, claims ...string) {
 	k.t.Helper()
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: k.namespace},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "c"}}, NodeSelector: map[string]string{"test": k.namespace}}}
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "c"}},
+			NodeSelector: map[string]string{"test": k.namespace}}}
 	for _, c := range claims {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: c, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c}}})
@@ -177,13 +187,15 @@ func (k *cluster) bound(name string) (*corev1.PersistentVolumeClaim, *corev1.Per
 	return &claim, &pv
 }
 
-// events are the warnings about an object of the test's namespace, or about one without a namespace.
+// events are the warnings about an object of the test's namespace, or about one
+// without a namespace.
 func (k *cluster) events(name string) string {
 	var list corev1.EventList
 	require.NoError(k.t, k.List(k.t.Context(), &list))
 	var all []string
 	for _, e := range list.Items {
-		if e.InvolvedObject.Name == name && (e.InvolvedObject.Namespace == k.namespace || e.InvolvedObject.Namespace == "") && e.Type == corev1.EventTypeWarning {
+		if e.InvolvedObject.Name == name && (e.InvolvedObject.Namespace == k.namespace ||
+			e.InvolvedObject.Namespace == "") && e.Type == corev1.EventTypeWarning {
 			all = append(all, e.Reason+": "+e.Message)
 		}
 	}
@@ -218,12 +230,14 @@ func (k *cluster) gone(o client.Object) {
 func (k *cluster) volumes(claim *corev1.PersistentVolumeClaim) []v1alpha1.Volume {
 	k.t.Helper()
 	var list v1alpha1.VolumeList
-	require.NoError(k.t, k.List(k.t.Context(), &list, client.MatchingLabels{v1alpha1.LabelPVName: "pvc-" + string(claim.UID)}))
+	require.NoError(k.t, k.List(k.t.Context(), &list, client.MatchingLabels{v1alpha1.LabelPVName: "pvc-" +
+		string(claim.UID)}))
 	return list.Items
 }
 
-// start runs a controller with the rights of the chart's roles, and returns what ends it like a kill.
-// Tries that are not woken come after an hour, so that only waking can make a test pass that waits for something.
+// start runs a controller with the rights of the chart's roles, and returns
+// what ends it like a kill. Tries that are not woken come after an hour, so
+// that only waking can make a test pass that waits for something.
 func (k *cluster) start(change ...func(*Options)) (kill func()) {
 	k.t.Helper()
 	o := Options{Namespace: systemNamespace, NoLeaderElection: true, Registry: prometheus.NewRegistry(),

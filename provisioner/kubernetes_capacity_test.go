@@ -21,7 +21,8 @@ func testCapacity(t *testing.T, k *cluster) {
 	a := k.agent(roomy, "10Gi")
 	k.agent(down, "100Gi")
 	k.agentReady(down, false)
-	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner), Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
+	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner),
+		Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
 	k.make(driver)
 	t.Cleanup(func() { _ = k.Delete(context.Background(), driver) })
 	class := k.class("wait", waitFirst, nil)
@@ -41,7 +42,8 @@ func testCapacity(t *testing.T, k *cluster) {
 		}
 		return sizes
 	}
-	require.Equal(t, map[string]string{"host-" + full: "1Gi", "host-" + roomy: "10Gi", "host-" + down: "0"}, published())
+	require.Equal(t, map[string]string{"host-" + full: "1Gi", "host-" + roomy: "10Gi", "host-" + down: "0"},
+		published())
 
 	for _, name := range []string{"one", "two", "three"} { // two fit
 		k.claim(name, class, "4Gi", "")
@@ -113,9 +115,11 @@ func testExpansion(t *testing.T, k *cluster) {
 			return differs(claim.Status.Capacity.Storage().String(), size)
 		})
 		for _, c := range claim.Status.Conditions {
-			require.Equal(t, corev1.PersistentVolumeClaimConditionType("Unused"), c.Type, "Kubernetes' own, of a claim without a pod: %v", c)
+			require.Equal(t, corev1.PersistentVolumeClaimConditionType("Unused"), c.Type,
+				"Kubernetes' own, of a claim without a pod: %v", c)
 		}
-		require.Equal(t, size, claim.Status.AllocatedResources.Storage().String(), "it stays, as external-resizer leaves it")
+		require.Equal(t, size, claim.Status.AllocatedResources.Storage().String(),
+			"it stays, as external-resizer leaves it")
 		require.Empty(t, claim.Status.AllocatedResourceStatuses)
 		require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(pv), pv))
 		require.Equal(t, size, pv.Spec.Capacity.Storage().String())
@@ -126,7 +130,8 @@ func testExpansion(t *testing.T, k *cluster) {
 	k.warned("data", "cannot be resized to 20Gi: no room to grow")
 	k.until("the claim says so", func() string {
 		require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
-		return differs(claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage], corev1.PersistentVolumeClaimControllerResizeInfeasible)
+		return differs(claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage],
+			corev1.PersistentVolumeClaimControllerResizeInfeasible)
 	})
 	require.Equal(t, "2Gi", claim.Status.Capacity.Storage().String())
 	ask("3Gi")
@@ -151,7 +156,8 @@ func testExpansion(t *testing.T, k *cluster) {
 	k.warned("data", `VolumeAttributesClass "gold" changes nothing`)
 }
 
-// testPathChanged is a pool whose path was changed: the claim is told, growth says why it waits, and deletion works.
+// testPathChanged is a pool whose path was changed: the claim is told, growth
+// says why it waits, and deletion works.
 func testPathChanged(t *testing.T, k *cluster) {
 	node := k.node("a")
 	a := k.agent(node, "10Gi")
@@ -177,9 +183,11 @@ func testTopologies(t *testing.T, k *cluster) {
 	east, west := k.node("east"), k.node("west")
 	k.agent(east, "10Gi")
 	k.agent(west, "10Gi")
-	class := &storagev1.StorageClass{ObjectMeta: clusterMeta(k.name("east-only")), Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: new(waitFirst),
-		AllowedTopologies: []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{
-			{Key: corev1.LabelHostname, Values: []string{"host-" + east}}}}}}
+	class := &storagev1.StorageClass{ObjectMeta: clusterMeta(k.name("east-only")),
+		Provisioner: v1alpha1.LocalProvisioner, VolumeBindingMode: new(waitFirst),
+		AllowedTopologies: []corev1.TopologySelectorTerm{{
+			MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{
+				{Key: corev1.LabelHostname, Values: []string{"host-" + east}}}}}}
 	k.make(class)
 	t.Cleanup(func() { _ = k.Delete(context.Background(), class) })
 	k.start()
@@ -195,7 +203,8 @@ func testTopologies(t *testing.T, k *cluster) {
 func testRace(t *testing.T, k *cluster) {
 	a := k.agent(k.node("a"), "10Gi")
 	b := k.agent(k.node("b"), "10Gi")
-	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner), Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
+	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner),
+		Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
 	k.make(driver)
 	t.Cleanup(func() { _ = k.Delete(context.Background(), driver) })
 	class := k.class("wait", waitFirst, nil)

@@ -29,7 +29,8 @@ func testSelector(t *testing.T, k *cluster) {
 		}
 	}
 	claim := k.claim("data", class, "1Gi", node, tier("silver"))
-	k.warned("data", "no pool that the class allows and the claim's selector (tier=silver) matches; no StorageClass leads to nodes")
+	k.warned("data", "no pool that the class allows and the claim's selector (tier=silver) matches; no StorageClass "+
+		"leads to nodes")
 	require.Empty(t, k.volumes(claim))
 	a.label("tier", "silver") // it is looked at again, and nobody gave the node away
 	claim, pv := k.bound("data")
@@ -39,14 +40,16 @@ func testSelector(t *testing.T, k *cluster) {
 	require.Equal(t, "tier in (silver)", metav1.FormatLabelSelector(v.Spec.PoolSelector))
 
 	// A class that leads only to pools that match is named.
-	k.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".gold", Labels: map[string]string{"tier": "gold", v1alpha1.LabelPool: "gold"}},
+	k.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + ".gold",
+		Labels: map[string]string{"tier": "gold", v1alpha1.LabelPool: "gold"}},
 		Spec: v1alpha1.PoolSpec{NodeName: node, Pool: "gold"}})
 	other := k.node("b")
 	k.agent(other, "10Gi")
 	k.claim("elsewhere", class, "1Gi", other, tier("gold"))
 	k.warned("elsewhere", "a claim of StorageClass "+gold+" would find one")
 
-	// Where no scheduler chose, a node is taken that has such a pool, though another has more room.
+	// Where no scheduler chose, a node is taken that has such a pool, though
+	// another has more room.
 	roomy := k.node("roomy")
 	k.agent(roomy, "100Gi")
 	k.claim("now", k.class("now", immediate, nil), "1Gi", "", tier("silver"))
@@ -54,8 +57,8 @@ func testSelector(t *testing.T, k *cluster) {
 	require.Equal(t, node, pv.Annotations[v1alpha1.AnnotationNode])
 }
 
-// testRecycle is a class whose deleted volumes are scrubbed: their space is the next claim's, and no PersistentVolume that
-// nobody asked for holds it.
+// testRecycle is a class whose deleted volumes are scrubbed: their space is the
+// next claim's, and no PersistentVolume that nobody asked for holds it.
 func testRecycle(t *testing.T, k *cluster) {
 	node := k.node("a")
 	a := k.agent(node, "1Gi")
@@ -68,7 +71,9 @@ func testRecycle(t *testing.T, k *cluster) {
 	require.Equal(t, v1alpha1.ScrubZero, old.Spec.Deletion.Scrub)
 	a.set(func() { a.paused = true })
 	require.NoError(t, k.Delete(t.Context(), claim))
-	k.until("the wish to delete is recorded", func() string { return differs(k.volumes(claim)[0].Spec.DesiredState, v1alpha1.DesiredDeleted) })
+	k.until("the wish to delete is recorded", func() string {
+		return differs(k.volumes(claim)[0].Spec.DesiredState, v1alpha1.DesiredDeleted)
+	})
 	kill()
 	a.set(func() { a.paused = false })
 	k.start()
@@ -78,7 +83,8 @@ func testRecycle(t *testing.T, k *cluster) {
 	// The pool was full, and its room is anybody's again.
 	k.claim("second", other, "1Gi", node)
 	_, again := k.bound("second")
-	require.NotEqual(t, pv.Spec.Local.Path, again.Spec.Local.Path, "nothing that remembers the old volume may meet the new one")
+	require.NotEqual(t, pv.Spec.Local.Path, again.Spec.Local.Path, "nothing that remembers the old volume may "+
+		"meet the new one")
 	var list corev1.PersistentVolumeList
 	require.NoError(t, k.List(t.Context(), &list))
 	for _, pv := range list.Items {
@@ -115,7 +121,8 @@ func testOrphan(t *testing.T, k *cluster) {
 	require.Equal(t, v1alpha1.DesiredPresent, v.Spec.DesiredState)
 
 	// A person brings it back.
-	back := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: base.Name, Annotations: base.Annotations}, Spec: base.Spec}
+	back := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: base.Name, Annotations: base.Annotations},
+		Spec: base.Spec}
 	back.Spec.ClaimRef = nil
 	k.make(back)
 	k.until("it is reported no more", func() string {
@@ -125,8 +132,8 @@ func testOrphan(t *testing.T, k *cluster) {
 }
 
 // testFoundAtStart takes Volumes and PersistentVolumes away while no controller
-// runs. What is left of each pair rests packed in the caches of the next one: all
-// but the first of a kind, so there are some of each.
+// runs. What is left of each pair rests packed in the caches of the next one:
+// all but the first of a kind, so there are some of each.
 func testFoundAtStart(t *testing.T, k *cluster) {
 	node := k.node("a")
 	k.agent(node, "10Gi")
@@ -205,10 +212,12 @@ func testNodeLoss(t *testing.T, k *cluster) {
 	k.agent(other, "10Gi")
 	var node corev1.Node
 	require.NoError(t, k.Get(t.Context(), client.ObjectKey{Name: lost}, &node))
-	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastTransitionTime: metav1.NewTime(time.Now().Add(-time.Hour))}}
+	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown,
+		LastTransitionTime: metav1.NewTime(time.Now().Add(-time.Hour))}}
 	require.NoError(t, k.Status().Update(t.Context(), &node))
 	require.NoError(t, k.Get(t.Context(), client.ObjectKey{Name: lost}, &node))
-	node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: taintOutOfService, Value: "nodeshutdown", Effect: corev1.TaintEffectNoExecute})
+	node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: taintOutOfService, Value: "nodeshutdown",
+		Effect: corev1.TaintEffectNoExecute})
 	require.NoError(t, k.Update(t.Context(), &node))
 	k.warned("data-db-0", "the installation does not allow it; set nodeLoss.enabled")
 	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(claim), claim))
@@ -244,15 +253,19 @@ func (k *cluster) statefulSet(name, class string) {
 		Replicas: new(int32(1)), ServiceName: name, Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
 			NodeSelector: map[string]string{"test": k.namespace},
-			Containers:   []corev1.Container{{Name: "c", Image: "c", VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}}}}},
-		VolumeClaimTemplates: []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}}}},
+			Containers: []corev1.Container{{Name: "c", Image: "c",
+				VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}}}}},
+		VolumeClaimTemplates: []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"},
+			Spec: corev1.PersistentVolumeClaimSpec{
+				StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceStorage: resource.MustParse("1Gi")}}}}},
 	}}
 	k.make(s)
 	k.t.Cleanup(func() { _ = k.Delete(context.Background(), s) })
 	k.until("the claim is made", func() string {
-		if err := k.Get(k.t.Context(), client.ObjectKey{Namespace: k.namespace, Name: "data-" + name + "-0"}, &corev1.PersistentVolumeClaim{}); err != nil {
+		if err := k.Get(k.t.Context(), client.ObjectKey{Namespace: k.namespace, Name: "data-" + name + "-0"},
+			&corev1.PersistentVolumeClaim{}); err != nil {
 			return err.Error()
 		}
 		return ""

@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// testGroupOfAnotherPod is a claim of two pods: the older one cannot be scheduled, so its other claim never gets a node.
+// testGroupOfAnotherPod is a claim of two pods: the older one cannot be
+// scheduled, so its other claim never gets a node.
 func testGroupOfAnotherPod(t *testing.T, k *cluster) {
 	k.agent(k.node("a"), "10Gi")
 	class := k.class("wait", waitFirst, nil)
@@ -34,7 +35,8 @@ func testGroupOfAnotherPod(t *testing.T, k *cluster) {
 	require.Nil(t, k.volumes(shared)[0].Spec.Admission)
 }
 
-// testNoWaking is a claim of a class that nobody can serve: what happens to pools is nothing to it.
+// testNoWaking is a claim of a class that nobody can serve: what happens to
+// pools is nothing to it.
 func testNoWaking(t *testing.T, k *cluster) {
 	node := k.node("a")
 	a := k.agent(node, "1Gi")
@@ -64,7 +66,8 @@ func testNoWaking(t *testing.T, k *cluster) {
 func (k *cluster) podThat(name string, change func(*corev1.Pod), claims ...string) {
 	k.t.Helper()
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: k.namespace},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "c"}}, NodeSelector: map[string]string{"test": k.namespace}}}
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "c"}},
+			NodeSelector: map[string]string{"test": k.namespace}}}
 	for _, c := range claims {
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: c, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c}}})
@@ -73,10 +76,12 @@ func (k *cluster) podThat(name string, change func(*corev1.Pod), claims ...strin
 	k.make(p)
 }
 
-// driver has the scheduler heed the capacity of classic volumes, once it is published.
+// driver has the scheduler heed the capacity of classic volumes, once it is
+// published.
 func (k *cluster) driver() {
 	k.t.Helper()
-	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner), Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
+	driver := &storagev1.CSIDriver{ObjectMeta: clusterMeta(v1alpha1.LocalProvisioner),
+		Spec: storagev1.CSIDriverSpec{AttachRequired: new(false)}}
 	k.make(driver)
 	k.t.Cleanup(func() { _ = k.Delete(context.Background(), driver) })
 }
@@ -91,8 +96,9 @@ func (k *cluster) heeded() {
 	})
 }
 
-// testTwoClaims is a pod with two claims. Two nodes have room for either and not for both, and the scheduler likes them
-// better than the third, which has room for both.
+// testTwoClaims is a pod with two claims. Two nodes have room for either and
+// not for both, and the scheduler likes them better than the third, which has
+// room for both.
 func testTwoClaims(t *testing.T, k *cluster) {
 	k.driver()
 	k.agent(k.node("a"), "8Gi")
@@ -104,7 +110,8 @@ func testTwoClaims(t *testing.T, k *cluster) {
 	k.heeded()
 	k.podThat("busy", func(p *corev1.Pod) {
 		p.Spec.NodeName = roomy
-		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("7"), corev1.ResourceMemory: resource.MustParse("7Gi")}
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("7"),
+			corev1.ResourceMemory: resource.MustParse("7Gi")}
 	})
 	k.claim("one", class, "6Gi", "")
 	k.claim("two", class, "6Gi", "")
@@ -125,8 +132,9 @@ func testTwoClaims(t *testing.T, k *cluster) {
 	})
 }
 
-// testFailing is a node that cannot make volumes: what it refuses goes elsewhere, and it is not asked again at once, by
-// another claim or by another leader.
+// testFailing is a node that cannot make volumes: what it refuses goes
+// elsewhere, and it is not asked again at once, by another claim or by another
+// leader.
 func testFailing(t *testing.T, k *cluster) {
 	k.driver()
 	bad, good := k.node("bad"), k.node("good")
@@ -145,7 +153,8 @@ func testFailing(t *testing.T, k *cluster) {
 	k.start()
 	k.podThat("busy", func(p *corev1.Pod) { // so that the scheduler would like the other one better
 		p.Spec.NodeName = good
-		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("7"), corev1.ResourceMemory: resource.MustParse("7Gi")}
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("7"),
+			corev1.ResourceMemory: resource.MustParse("7Gi")}
 	})
 	k.claim("more", class, "1Gi", "")
 	k.pod("user-of-more", "more")
@@ -156,7 +165,8 @@ func testFailing(t *testing.T, k *cluster) {
 	require.Equal(t, 1, a.refused)
 }
 
-// testTemplate is what the autoscaler is told of nodes that do not exist yet, and the switch that has the scheduler ignore all.
+// testTemplate is what the autoscaler is told of nodes that do not exist yet,
+// and the switch that has the scheduler ignore all.
 func testTemplate(t *testing.T, k *cluster) {
 	k.driver()
 	k.agent(k.node("a"), "1Gi")
@@ -189,7 +199,8 @@ func testTemplate(t *testing.T, k *cluster) {
 	})
 }
 
-// testBypassed is a pod that names its node itself: no scheduler ever chooses the node of its claim.
+// testBypassed is a pod that names its node itself: no scheduler ever chooses
+// the node of its claim.
 func testBypassed(t *testing.T, k *cluster) {
 	node := k.node("a")
 	k.agent(node, "10Gi")

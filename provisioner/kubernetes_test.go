@@ -23,7 +23,8 @@ const (
 	waitFirst = storagev1.VolumeBindingWaitForFirstConsumer
 )
 
-// TestKubernetes runs the provisioner against a real API server, controller manager and scheduler.
+// TestKubernetes runs the provisioner against a real API server, controller
+// manager and scheduler.
 func TestKubernetes(t *testing.T) {
 	cp := controlplane.Start(t, "../charts/quarry/crds")
 	cp.Kubectl(t, "apply", "-f", "testdata/rbac.yaml")
@@ -85,12 +86,14 @@ func testPodClaim(t *testing.T, k *cluster) {
 	require.Equal(t, v.Status.Path, pv.Spec.Local.Path)
 	require.Equal(t, "ext4", *pv.Spec.Local.FSType)
 	require.Equal(t, []string{"noatime"}, pv.Spec.MountOptions)
-	require.Equal(t, []string{"host-" + node}, pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values)
+	require.Equal(t, []string{"host-" + node},
+		pv.Spec.NodeAffinity.Required.NodeSelectorTerms[0].MatchExpressions[0].Values)
 	require.Equal(t, node, pv.Annotations[v1alpha1.AnnotationNode])
 	require.Equal(t, "1Gi", pv.Spec.Capacity.Storage().String())
 
 	zero := int64(0)
-	require.NoError(t, k.Delete(t.Context(), &corev1.Pod{ObjectMeta: claimMeta("user", k)}, &client.DeleteOptions{GracePeriodSeconds: &zero}))
+	require.NoError(t, k.Delete(t.Context(), &corev1.Pod{ObjectMeta: claimMeta("user", k)},
+		&client.DeleteOptions{GracePeriodSeconds: &zero}))
 	require.NoError(t, k.Delete(t.Context(), claim))
 	k.gone(pv)
 	k.gone(&v)
@@ -167,7 +170,8 @@ func testBadInput(t *testing.T, k *cluster) {
 	claim := k.claim("typo", bad, "1Gi", node)
 	k.warned("typo", `"backnd": is not known (did you mean "backend"?)`)
 
-	// The cause goes away: the class is made again, right this time, and nothing else happens.
+	// The cause goes away: the class is made again, right this time, and
+	// nothing else happens.
 	require.NoError(t, k.Delete(t.Context(), &storagev1.StorageClass{ObjectMeta: clusterMeta(bad)}))
 	k.class("bad", waitFirst, map[string]string{"backend": "loop"})
 	k.bound(claim.Name)
@@ -220,7 +224,8 @@ func testHeal(t *testing.T, k *cluster) {
 	require.Equal(t, before.Spec.Deletion, after.Spec.Deletion)
 	require.Equal(t, v1alpha1.DesiredPresent, after.Spec.DesiredState)
 
-	// The CRDs with all that is in them, by mistake; and back, by installing again.
+	// The CRDs with all that is in them, by mistake; and back, by installing
+	// again.
 	k.cp.Kubectl(t, "delete", "crd", "volumes.quarry.storage")
 	k.cp.Kubectl(t, "apply", "-f", "../charts/quarry/crds")
 	k.until("the record is back", func() string {
@@ -279,7 +284,8 @@ func testNodeGone(t *testing.T, k *cluster) {
 	class := k.class("wait", waitFirst, nil)
 	k.start()
 
-	// A half-made volume on a node that vanishes: with a pod the claim moves on.
+	// A half-made volume on a node that vanishes: with a pod the claim moves
+	// on.
 	a.set(func() { a.paused = true })
 	claim := k.claim("moves", class, "1Gi", lost)
 	k.until("the attempt is recorded", func() string { return differs(len(k.volumes(claim)), 1) })
@@ -287,7 +293,8 @@ func testNodeGone(t *testing.T, k *cluster) {
 	bystander := k.claim("bystander", class, "1Gi", lost)
 	k.until("the attempt is recorded", func() string { return differs(len(k.volumes(bystander)), 1) })
 	require.NoError(t, k.Delete(context.Background(), &corev1.Node{ObjectMeta: clusterMeta(lost)}))
-	require.NoError(t, k.Delete(context.Background(), &corev1.Pod{ObjectMeta: agentMeta(lost)}, &client.DeleteOptions{GracePeriodSeconds: new(int64)}))
+	require.NoError(t, k.Delete(context.Background(), &corev1.Pod{ObjectMeta: agentMeta(lost)},
+		&client.DeleteOptions{GracePeriodSeconds: new(int64)}))
 	k.pod("user", "moves")
 	_, pv := k.bound("moves")
 	require.Equal(t, other, pv.Annotations[v1alpha1.AnnotationNode])
@@ -299,10 +306,12 @@ func testNodeGone(t *testing.T, k *cluster) {
 	for _, v := range k.volumes(claim) {
 		states[v.Spec.NodeName] = v.Spec.DesiredState
 	}
-	require.Equal(t, map[string]v1alpha1.DesiredState{lost: v1alpha1.DesiredDeleted, other: v1alpha1.DesiredPresent}, states)
+	require.Equal(t, map[string]v1alpha1.DesiredState{lost: v1alpha1.DesiredDeleted, other: v1alpha1.DesiredPresent},
+		states)
 }
 
-// testRace: everything the scheduler believes is wrong at once; the agents decide, and nothing is lost on the way.
+// testRace: everything the scheduler believes is wrong at once; the agents
+// decide, and nothing is lost on the way.
 func testTwoControllers(t *testing.T, k *cluster) {
 	node := k.node("a")
 	k.agent(node, "100Gi")
@@ -338,8 +347,10 @@ func testForged(t *testing.T, k *cluster) {
 	} {
 		forged := pv.DeepCopy()
 		forged.ObjectMeta = clusterMeta(k.name(name))
-		forged.Annotations = map[string]string{annProvisionedBy: v1alpha1.LocalProvisioner, v1alpha1.AnnotationVolume: volume, v1alpha1.AnnotationNode: node}
-		forged.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: k.namespace, Name: "nobody", UID: types.UID(name)}
+		forged.Annotations = map[string]string{annProvisionedBy: v1alpha1.LocalProvisioner,
+			v1alpha1.AnnotationVolume: volume, v1alpha1.AnnotationNode: node}
+		forged.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: k.namespace,
+			Name: "nobody", UID: types.UID(name)}
 		forged.Status = corev1.PersistentVolumeStatus{}
 		k.make(forged)
 		k.warned(forged.Name, "is not the one its volume was made for")
@@ -347,7 +358,8 @@ func testForged(t *testing.T, k *cluster) {
 	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(&v), &v))
 	require.Equal(t, v1alpha1.DesiredPresent, v.Spec.DesiredState)
 	k.gone(&v1alpha1.Volume{ObjectMeta: clusterMeta("pvc-00000000-0000-0000-0000-000000000000-1")})
-	k.cp.Kubectl(t, "delete", "pv", "--wait=false", k.name("names-a-record"), k.name("names-a-lost-one"), k.name("leaves-the-pool-1"))
+	k.cp.Kubectl(t, "delete", "pv", "--wait=false", k.name("names-a-record"), k.name("names-a-lost-one"),
+		k.name("leaves-the-pool-1"))
 }
 
 func testTakeOver(t *testing.T, k *cluster) {

@@ -9,9 +9,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// What the library writes must not hide what the watch brought (see libraryView).
+// What the library writes must not hide what the watch brought (see
+// libraryView).
 func TestLibraryStore(t *testing.T) {
-	byUID := cache.Indexers{"uid": func(obj any) ([]string, error) { return []string{string(obj.(metav1.Object).GetUID())}, nil }}
+	byUID := cache.Indexers{"uid": func(obj any) ([]string, error) {
+		return []string{string(obj.(metav1.Object).GetUID())}, nil
+	}}
 	shared := cache.NewIndexer(cache.MetaNamespaceKeyFunc, byUID)
 	view := &libraryStore{Indexer: shared, own: map[string]*corev1.PersistentVolumeClaim{}}
 

@@ -25,7 +25,8 @@ func testNode(name string, ready bool, taints ...corev1.Taint) corev1.Node {
 
 func testPool(node, name, size, filesystem string, labels map[string]string) v1alpha1.Pool {
 	q := resource.MustParse(size)
-	return v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + "." + name, Labels: labels}, Spec: v1alpha1.PoolSpec{NodeName: node, Pool: name},
+	return v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: node + "." + name, Labels: labels},
+		Spec: v1alpha1.PoolSpec{NodeName: node, Pool: name},
 		Status: v1alpha1.PoolStatus{Available: &q, MaximumVolumeSize: &q, FilesystemID: filesystem,
 			Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}}}}
 }
@@ -33,11 +34,14 @@ func testPool(node, name, size, filesystem string, labels map[string]string) v1a
 func TestPick(t *testing.T) {
 	noSchedule := corev1.Taint{Key: "control-plane", Effect: corev1.TaintEffectNoSchedule}
 	pl := placement{
-		nodes: []corev1.Node{testNode("small", true), testNode("large", true), testNode("down", false), testNode("tainted", true, noSchedule), testNode("silent", true)},
+		nodes: []corev1.Node{testNode("small", true), testNode("large", true), testNode("down", false),
+			testNode("tainted", true, noSchedule), testNode("silent", true)},
 		pools: map[string][]v1alpha1.Pool{
-			"small": {testPool("small", "default", "5Gi", "", nil)}, "large": {testPool("large", "default", "9Gi", "", nil)},
-			"down": {testPool("down", "default", "99Gi", "", nil)}, "tainted": {testPool("tainted", "default", "50Gi", "", nil)},
-			"silent": {testPool("silent", "default", "99Gi", "", nil)},
+			"small":   {testPool("small", "default", "5Gi", "", nil)},
+			"large":   {testPool("large", "default", "9Gi", "", nil)},
+			"down":    {testPool("down", "default", "99Gi", "", nil)},
+			"tainted": {testPool("tainted", "default", "50Gi", "", nil)},
+			"silent":  {testPool("silent", "default", "99Gi", "", nil)},
 		},
 		ready:   func(node string) (bool, string) { return node != "silent", "" },
 		refused: map[string]int{},
@@ -51,14 +55,17 @@ func TestPick(t *testing.T) {
 	require.Equal(t, "large", node)
 	node, _ = pick(storagev1.StorageClass{}, "10Gi")
 	require.Equal(t, "tainted", node, "better than none")
-	only := storagev1.StorageClass{AllowedTopologies: []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: "zone", Values: []string{"small", "elsewhere"}}}}}}
+	only := storagev1.StorageClass{AllowedTopologies: []corev1.TopologySelectorTerm{
+		{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: "zone",
+			Values: []string{"small", "elsewhere"}}}}}}
 	node, _ = pick(only, "1Gi")
 	require.Equal(t, "small", node)
 	pl.refused["large"] = 1
 	node, _ = pick(storagev1.StorageClass{}, "1Gi")
 	require.Equal(t, "small", node, "the other one refused this claim")
 	_, err = pick(storagev1.StorageClass{}, "70Gi")
-	require.EqualError(t, err, "no node can take the volume: of 5 nodes, 1 not ready, 1 without a ready Quarry agent, 3 without enough room in a pool that matches")
+	require.EqualError(t, err, "no node can take the volume: of 5 nodes, 1 not ready, 1 without a ready Quarry agent, "+
+		"3 without enough room in a pool that matches")
 }
 
 func TestRoomIn(t *testing.T) {
@@ -66,7 +73,8 @@ func TestRoomIn(t *testing.T) {
 	offline.Status.Conditions[0].Status = metav1.ConditionFalse
 	quota := testPool("n", "quota", "3Gi", "c", map[string]string{"disk": "ssd"})
 	quota.Status.Features.ProjectQuota = true
-	pools := []v1alpha1.Pool{testPool("n", "a", "5Gi", "same", nil), testPool("n", "b", "4Gi", "same", map[string]string{"disk": "hdd"}), quota, offline}
+	pools := []v1alpha1.Pool{testPool("n", "a", "5Gi", "same", nil), testPool("n",
+		"b", "4Gi", "same", map[string]string{"disk": "hdd"}), quota, offline}
 	for _, test := range []struct {
 		class              map[string]string
 		available, largest string

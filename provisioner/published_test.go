@@ -16,7 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// life is what decides over the records of volumes that are not marked as published, and a clock.
+// life is what decides over the records of volumes that are not marked as
+// published, and a clock.
 type life struct {
 	*testing.T
 	client.Client
@@ -43,8 +44,9 @@ func newLife(t *testing.T, objects ...client.Object) *life {
 
 // recordOf is the record of a claim's volume, in a phase.
 func recordOf(claim string, phase v1alpha1.VolumePhase) *v1alpha1.Volume {
-	v := newVolumeObject("pvc-"+claim, "pvc-"+claim+"-1", &v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent,
-		Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: claim}})
+	v := newVolumeObject("pvc-"+claim, "pvc-"+claim+"-1",
+		&v1alpha1.VolumeSpec{NodeName: "here", DesiredState: v1alpha1.DesiredPresent,
+			Claim: &v1alpha1.ClaimReference{Namespace: "ns", Name: claim}})
 	v.UID, v.Status.Phase = "record of "+v.UID, phase
 	return v
 }
@@ -70,9 +72,11 @@ func (l *life) there(o client.Object) bool {
 	return err == nil
 }
 
-// A volume is marked as published once its PersistentVolume has been there for five minutes, whatever became of its claim.
+// A volume is marked as published once its PersistentVolume has been there for
+// five minutes, whatever became of its claim.
 func TestMarkedAfterAWhile(t *testing.T) {
-	for _, phase := range []v1alpha1.VolumePhase{v1alpha1.VolumeReady, v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost} {
+	for _, phase := range []v1alpha1.VolumePhase{v1alpha1.VolumeReady, v1alpha1.VolumeUnavailable,
+		v1alpha1.VolumeLost} {
 		v := recordOf("a", phase)
 		l := newLife(t, v, pvForIndex("a", "here"))
 		require.Equal(t, publishAfter, l.swept(v))
@@ -87,9 +91,11 @@ func TestMarkedAfterAWhile(t *testing.T) {
 	}
 }
 
-// A PersistentVolume that goes without its volume was taken away to keep the data.
+// A PersistentVolume that goes without its volume was taken away to keep the
+// data.
 func TestMarkedWhenItsPersistentVolumeVanishes(t *testing.T) {
-	for _, phase := range []v1alpha1.VolumePhase{v1alpha1.VolumeReady, v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost} {
+	for _, phase := range []v1alpha1.VolumePhase{v1alpha1.VolumeReady, v1alpha1.VolumeUnavailable,
+		v1alpha1.VolumeLost} {
 		v, pv := recordOf("a", phase), pvForIndex("a", "here")
 		attempt, deleted := recordOf("a", v1alpha1.VolumePending), recordOf("a", phase)
 		attempt.Name, deleted.Name, deleted.Spec.DesiredState = "pvc-a-2", "pvc-a-3", v1alpha1.DesiredDeleted
@@ -113,8 +119,9 @@ func TestMarkedWhenItsPersistentVolumeVanishes(t *testing.T) {
 	}
 }
 
-// What was ready is given up by nobody but the sweep, and by that only without claim and PersistentVolume, and with a note for the
-// agent that it has to be empty.
+// What was ready is given up by nobody but the sweep, and by that only without
+// claim and PersistentVolume, and with a note for the agent that it has to be
+// empty.
 func TestWhatWasReadyIsNotGivenUp(t *testing.T) {
 	ready := recordOf("a", v1alpha1.VolumeReady)
 	l := newLife(t, ready)
@@ -147,10 +154,12 @@ func TestWhatWasReadyIsNotGivenUp(t *testing.T) {
 	require.Equal(t, v1alpha1.DesiredDeleted, asked.Spec.DesiredState)
 }
 
-// A late call of the library, with a PersistentVolume from its cache, is no reason to delete a volume once more.
+// A late call of the library, with a PersistentVolume from its cache, is no
+// reason to delete a volume once more.
 func TestALateDeleteMakesNoRecord(t *testing.T) {
 	v, pv := recordOf("a", v1alpha1.VolumeReady), pvForIndex("a", "here")
-	pv.UID, pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy = "pv", corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
+	pv.UID, pv.Status.Phase, pv.Spec.PersistentVolumeReclaimPolicy = "pv", corev1.VolumeReleased,
+		corev1.PersistentVolumeReclaimDelete
 	l := newLife(t, v, pv)
 	v.Spec.DesiredState, v.Spec.Published = v1alpha1.DesiredDeleted, true
 	require.NoError(t, l.Update(t.Context(), v))

@@ -32,7 +32,8 @@ func (w word) String() string {
 
 var requestTotal = regexp.MustCompile(`^apiserver_request_total\{(.*)\} ([0-9.e+]+)$`)
 
-// words counts the requests that the API server has answered, whatever the answer was.
+// words counts the requests that the API server has answered, whatever the
+// answer was.
 func (k *cluster) words() map[word]int {
 	k.t.Helper()
 	config := k.cp.Config(controlplane.Admin)
@@ -75,7 +76,8 @@ func (k *cluster) since(before map[word]int) map[word]int {
 	return now
 }
 
-// TestWords holds the number of writes that a volume costs the API server. Nothing is said twice, and nothing without news.
+// TestWords holds the number of writes that a volume costs the API server.
+// Nothing is said twice, and nothing without news.
 func TestWords(t *testing.T) {
 	cp := controlplane.Start(t, "../charts/quarry/crds")
 	cp.Kubectl(t, "apply", "-f", "testdata/rbac.yaml")
@@ -86,14 +88,17 @@ func TestWords(t *testing.T) {
 	class := k.class("wait", waitFirst, map[string]string{"backend": "loop", "fsType": "ext4"})
 	k.start()
 	const claims = 60
-	// A node's capacity is written once a second at most, and not at all for what is less than a percent of it.
+	// A node's capacity is written once a second at most, and not at all for
+	// what is less than a percent of it.
 	patient := func(said map[word]int, began time.Time) {
 		seconds := int(time.Since(began)/capacityEvery) + 1
-		require.LessOrEqual(t, said[word{"PATCH", "csistoragecapacities", ""}], min(seconds, claims*capacityStep/1000+1), "%v", said)
+		require.LessOrEqual(t, said[word{"PATCH", "csistoragecapacities", ""}],
+			min(seconds, claims*capacityStep/1000+1), "%v", said)
 		require.Zero(t, said[word{"POST", "csistoragecapacities", ""}])
 	}
 	made := map[word]int{{"POST", "volumes", ""}: claims, {"PATCH", "volumes", "status"}: claims}
-	gone := map[word]int{{"PATCH", "volumes", ""}: claims, {"PATCH", "volumes", "status"}: claims, {"DELETE", "volumes", ""}: claims}
+	gone := map[word]int{{"PATCH", "volumes", ""}: claims, {"PATCH", "volumes", "status"}: claims,
+		{"DELETE", "volumes", ""}: claims}
 
 	k.until("capacity is published", func() string {
 		var list storagev1.CSIStorageCapacityList

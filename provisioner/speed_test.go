@@ -14,8 +14,9 @@ import (
 	"github.com/quarry-storage/quarry/provisioner/internal/controlplane"
 )
 
-// BenchmarkBind is the time from creating a claim to its being Bound, with an agent that does no work: everything that
-// this package and Kubernetes add to the agent's own time.
+// BenchmarkBind is the time from creating a claim to its being Bound, with an
+// agent that does no work: everything that this package and Kubernetes add to
+// the agent's own time.
 func BenchmarkBind(b *testing.B) {
 	cp := controlplane.Start(b, "../charts/quarry/crds")
 	cp.Kubectl(b, "apply", "-f", "testdata/rbac.yaml")
@@ -31,7 +32,8 @@ func BenchmarkBind(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		start := time.Now()
 		claim := k.claim(fmt.Sprintf("data-%d", i), class, "1Gi", node)
-		w, err := k.Watch(b.Context(), &corev1.PersistentVolumeClaimList{}, client.InNamespace(k.namespace), client.MatchingFields{"metadata.name": claim.Name})
+		w, err := k.Watch(b.Context(), &corev1.PersistentVolumeClaimList{}, client.InNamespace(k.namespace),
+			client.MatchingFields{"metadata.name": claim.Name})
 		require.NoError(b, err)
 		for e := range w.ResultChan() {
 			if c, ok := e.Object.(*corev1.PersistentVolumeClaim); ok && c.Status.Phase == corev1.ClaimBound {

@@ -13,24 +13,28 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// attemptThat is an attempt whose condition Ready has a reason since it was made, a while ago.
+// attemptThat is an attempt whose condition Ready has a reason since it was
+// made, a while ago.
 func attemptThat(reason string, age time.Duration) *v1alpha1.Volume {
 	since := metav1.NewTime(time.Now().Add(-age))
 	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-x-1", UID: "u", CreationTimestamp: since}}
 	v.Spec.NodeName, v.Spec.DesiredState = "node1", v1alpha1.DesiredPresent
 	if reason != "" {
 		v.Status.Phase = v1alpha1.VolumePending
-		v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason,
+		v.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+			Reason:  reason,
 			Message: "read-only file system", LastTransitionTime: since}}
 	}
 	return v
 }
 
-// A worker that everybody shares waits for an agent that is at it, and seconds for anything else.
+// A worker that everybody shares waits for an agent that is at it, and seconds
+// for anything else.
 func TestSettleIsPatientWithWorkOnly(t *testing.T) {
 	for reason, patience := range map[string]time.Duration{
 		v1alpha1.ReasonWaitingForGroup: groupPatience, v1alpha1.ReasonCreating: time.Minute,
-		v1alpha1.ReasonFailed: failurePatience, v1alpha1.ReasonMismatch: failurePatience, v1alpha1.ReasonPoolOffline: failurePatience, "": silencePatience,
+		v1alpha1.ReasonFailed: failurePatience, v1alpha1.ReasonMismatch: failurePatience,
+		v1alpha1.ReasonPoolOffline: failurePatience, "": silencePatience,
 	} {
 		t.Run(reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -84,9 +88,11 @@ func TestSettleSeesAnAgentThatWentBefore(t *testing.T) {
 	})
 }
 
-// A node that goes on failing, or that is silent, is given up for another one; one that is at it, or had a volume, is not.
+// A node that goes on failing, or that is silent, is given up for another one;
+// one that is at it, or had a volume, is not.
 func TestSettleGivesUpAnAttempt(t *testing.T) {
-	for reason, gives := range map[string]bool{v1alpha1.ReasonFailed: true, "": true, v1alpha1.ReasonWaitingForGroup: false, v1alpha1.ReasonCreating: false} {
+	for reason, gives := range map[string]bool{v1alpha1.ReasonFailed: true, "": true,
+		v1alpha1.ReasonWaitingForGroup: false, v1alpha1.ReasonCreating: false} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()

@@ -16,7 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 )
 
-// tryingInVain is a waiting room that counts how often it woke its one claim, which is tried in vain each time.
+// tryingInVain is a waiting room that counts how often it woke its one claim,
+// which is tried in vain each time.
 func tryingInVain(t *testing.T, reason string) (r *waitingRoom, woken *int) {
 	woken = new(int)
 	r = newWaitingRoom(func(any) {}, func(int) {})
@@ -38,7 +39,8 @@ func poolWith(size string) *v1alpha1.Pool {
 	return p
 }
 
-// A pool whose room comes and goes wakes what waits for room: at once, and then less and less often.
+// A pool whose room comes and goes wakes what waits for room: at once, and then
+// less and less often.
 func TestWakingInVainGetsRare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, woken := tryingInVain(t, v1alpha1.ReasonInsufficientCapacity)
@@ -81,8 +83,8 @@ func TestWakingByWhatIsWrong(t *testing.T) {
 	}
 }
 
-// What happens on one node, to one class or to one record goes through those that
-// it concerns, and not through all that wait in the cluster.
+// What happens on one node, to one class or to one record goes through those
+// that it concerns, and not through all that wait in the cluster.
 func TestWakingLooksAtThoseConcerned(t *testing.T) {
 	const nodes = 50
 	r := newWaitingRoom(func(any) {}, func(int) {})
@@ -134,7 +136,8 @@ func TestWakingLooksAtThoseConcerned(t *testing.T) {
 		require.Equal(t, len(c.wakes), r.claims.looked+r.volumes.looked, c.what)
 	}
 
-	// A claim that is given another node is looked for there, and one that goes nowhere.
+	// A claim that is given another node is looked for there, and one that goes
+	// nowhere.
 	add("claim-n1", "n2")
 	r.removeClaim("claim-n3")
 	woken = nil

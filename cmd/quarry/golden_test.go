@@ -73,18 +73,21 @@ func diskOf(t *testing.T) string {
 	}
 
 	text, err := record.EncodePool(&record.Pool{
-		UID: "4f6c2a34-6f0e-4c57-9f5e-0a4f6f6b0c11", CreatedAt: then, ClusterID: "cluster", Node: "node1", Name: "default",
+		UID: "4f6c2a34-6f0e-4c57-9f5e-0a4f6f6b0c11", CreatedAt: then,
+		ClusterID: "cluster", Node: "node1", Name: "default",
 	})
 	write(filepath.Join(record.MetaDir, record.PoolFile), text, err)
 	volume("pvc-1-1", record.Volume{
-		ID: "pvc-1-1", Backend: record.BackendLoop, SizeBytes: 1 << 30, FSType: "ext4", Allocation: record.AllocationThick,
+		ID: "pvc-1-1", Backend: record.BackendLoop, SizeBytes: 1 << 30,
+		FSType: "ext4", Allocation: record.AllocationThick,
 		Origin: record.Origin{ClaimNamespace: "shop", ClaimName: "data", StorageClass: "fast"},
 	})
 	volume("vol-2", record.Volume{
 		ID: "vol-2", Backend: record.BackendDirectory, SizeBytes: 5 << 20,
 	})
 	volume("vol-6", record.Volume{
-		ID: "vol-6", Backend: record.BackendLoop, SizeBytes: 64 << 20, VolumeMode: record.ModeBlock, Allocation: record.AllocationThick,
+		ID: "vol-6", Backend: record.BackendLoop, SizeBytes: 64 << 20,
+		VolumeMode: record.ModeBlock, Allocation: record.AllocationThick,
 	})
 	trash := filepath.Join(record.MetaDir, record.TrashDir, "pvc-3-1@1764417600")
 	volume(trash, record.Volume{ID: "pvc-3-1", Backend: record.BackendDirectory, SizeBytes: 20 << 20})
@@ -106,8 +109,8 @@ func TestGoldenList(t *testing.T) {
 	golden(t, "ls.json", printed)
 }
 
-// TestGoldenNoPool is what commands print of a disk that is not there: the table
-// is printed first, so that of several pools the others are seen.
+// TestGoldenNoPool is what commands print of a disk that is not there: the
+// table is printed first, so that of several pools the others are seen.
 func TestGoldenNoPool(t *testing.T) {
 	dir := t.TempDir()
 	missing := filepath.Join(dir, "volumes")

@@ -31,7 +31,8 @@ func TestMapsAreTrue(t *testing.T) {
 		if err != nil || !e.IsDir() {
 			return err
 		}
-		if name := e.Name(); name == "testdata" || name == "node_modules" || strings.HasPrefix(name, ".") && name != ".." {
+		if name := e.Name(); name == "testdata" || name == "node_modules" ||
+			strings.HasPrefix(name, ".") && name != ".." {
 			return filepath.SkipDir
 		}
 		page, files := packagePage(t, dir)
@@ -41,7 +42,8 @@ func TestMapsAreTrue(t *testing.T) {
 		maps++
 		named := fileName.FindAllString(page, -1)
 		for _, file := range files {
-			assert.Contains(t, named, file, "%s: the map in the package's page does not name it", filepath.Join(dir, file))
+			assert.Contains(t, named, file, "%s: the map in the package's page does not name it",
+				filepath.Join(dir, file))
 		}
 		for _, line := range mapLine.FindAllString(page, -1) {
 			file := strings.TrimSpace(line)
@@ -62,7 +64,8 @@ func packagePage(t *testing.T, dir string) (page string, files []string) {
 		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(dir, name), nil, parser.ParseComments|parser.PackageClauseOnly)
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(dir, name), nil,
+			parser.ParseComments|parser.PackageClauseOnly)
 		require.NoError(t, err)
 		page += file.Doc.Text()
 		if name != "doc.go" && !ast.IsGenerated(file) {

@@ -48,8 +48,8 @@ var (
 	goFile = regexp.MustCompile("`([a-z][a-z0-9_/]*/[a-z0-9_]+\\.go)`")
 )
 
-// TestPagesNameFilesThatExist follows the links of every page, and looks for the
-// files of ours that it names in code type with their directory.
+// TestPagesNameFilesThatExist follows the links of every page, and looks for
+// the files of ours that it names in code type with their directory.
 func TestPagesNameFilesThatExist(t *testing.T) {
 	named := map[string]int{}
 	for _, page := range pages(t) {
@@ -75,8 +75,9 @@ func TestPagesNameFilesThatExist(t *testing.T) {
 }
 
 // TestRaceStageChoosesWhatRunsInParallel: the store's tests take too long under
-// the race detector to run all of them, so `make test-race` names those in which
-// goroutines meet. A new one has to be among them, or below with a reason.
+// the race detector to run all of them, so `make test-race` names those in
+// which goroutines meet. A new one has to be among them, or below with a
+// reason.
 func TestRaceStageChoosesWhatRunsInParallel(t *testing.T) {
 	const later = "not tried under the race detector yet"
 	notRaced := map[string]string{

@@ -12,8 +12,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// TestStandaloneEndpoint: orchestrators tell a plugin its socket by CSI_ENDPOINT
-// (spec.md, "Environment Variables"); a flag says otherwise.
+// TestStandaloneEndpoint: orchestrators tell a plugin its socket by
+// CSI_ENDPOINT (spec.md, "Environment Variables"); a flag says otherwise.
 func TestStandaloneEndpoint(t *testing.T) {
 	endpoint := func(args ...string) string {
 		cmd := newStandaloneCommand()
@@ -32,7 +32,8 @@ func TestStandaloneIntroducesItself(t *testing.T) {
 	o := standaloneFlags{node: "node1", endpoint: "unix:///run/quarry/csi.sock"}
 	o.introduce(slog.New(slog.NewTextHandler(&out, nil)))
 	for _, says := range []string{
-		"unix:///run/quarry/csi.sock", "csi.quarry.storage", "topology.quarry.storage/node=node1", "<volume>@node1", "one plugin id for each",
+		"unix:///run/quarry/csi.sock", "csi.quarry.storage",
+		"topology.quarry.storage/node=node1", "<volume>@node1", "one plugin id for each",
 	} {
 		require.Contains(t, out.String(), says)
 	}

@@ -16,8 +16,9 @@ import (
 	"github.com/quarry-storage/quarry/csi/registration"
 )
 
-// kubelet finds the socket in its directory, asks who is there, and says what became of it; when the agent ends, the socket
-// goes, by which kubelet knows that the driver has gone.
+// kubelet finds the socket in its directory, asks who is there, and says what
+// became of it; when the agent ends, the socket goes, by which kubelet knows
+// that the driver has gone.
 func TestRegistration(t *testing.T) {
 	dir, err := os.MkdirTemp("", "reg") // shorter than the test's own, for the socket's name
 	require.NoError(t, err)
@@ -25,7 +26,8 @@ func TestRegistration(t *testing.T) {
 	path := filepath.Join(dir, registration.SocketName("csi.quarry.storage"))
 	l, err := csi.Listen(path)
 	require.NoError(t, err)
-	s := &registration.Server{Driver: "csi.quarry.storage", Endpoint: "/var/lib/kubelet/plugins/csi.quarry.storage/csi.sock", Log: slog.New(slog.DiscardHandler)}
+	s := &registration.Server{Driver: "csi.quarry.storage",
+		Endpoint: "/var/lib/kubelet/plugins/csi.quarry.storage/csi.sock", Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()

@@ -106,7 +106,8 @@ func TestForeignMembers(t *testing.T) {
 	require.ElementsMatch(t, []uint64{id, nested}, g.Members)
 }
 
-// However they lie in each other, what is in the volume is told from what is not.
+// However they lie in each other, what is in the volume is told from what is
+// not.
 func TestForeignMembersFarDown(t *testing.T) {
 	fs := newSimple(t)
 	volume := newVolume(t, fs, limit)
@@ -214,7 +215,8 @@ func TestDissolveGroup(t *testing.T) {
 	require.NoError(t, WaitFreed(t.Context(), fs, id))
 	require.NoError(t, Sync(fs))
 	var inUse *ErrGroupInUse
-	require.ErrorAs(t, RemoveGroup(fs, testGroup), &inUse, "nobody is put out of a group that was asked about with care")
+	require.ErrorAs(t, RemoveGroup(fs, testGroup), &inUse, "nobody is put out of a group that was asked "+
+		"about with care")
 	require.NoError(t, DissolveGroup(fs, testGroup))
 	free, err := GroupFree(fs, testGroup)
 	require.NoError(t, err)
@@ -262,8 +264,8 @@ func TestForgotten(t *testing.T) {
 	require.False(t, forgotten)
 }
 
-// rewrite writes single pages of a file anew, in an order that tears the extents
-// into pieces, until it fails or has written them rounds times over.
+// rewrite writes single pages of a file anew, in an order that tears the
+// extents into pieces, until it fails or has written them rounds times over.
 func rewrite(t *testing.T, path string, size int64, rounds int) error {
 	t.Helper()
 	const page = 8 << 10
@@ -298,7 +300,8 @@ func TestRewritingInPlaceUnderALimit(t *testing.T) {
 	fs := newSimple(t)
 	volume := newVolume(t, fs, limit)
 	require.ErrorIs(t, rewrite(t, filepath.Join(volume.Name(), "file"), size, 8), unix.EDQUOT,
-		"this is why volumes have copy-on-write off: the kernel has learned to give back pieces of extents if this fails")
+		"this is why volumes have copy-on-write off: the kernel has learned to give back pieces of extents "+
+			"if this fails")
 
 	require.NoError(t, CreateGroup(fs, otherGroup))
 	require.NoError(t, SetLimit(fs, otherGroup, limit))

@@ -102,7 +102,8 @@ func TestDeleteWhatATenantMade(t *testing.T) {
 	}
 	require.ErrorIs(t, os.RemoveAll(filepath.Join(volume.Name(), "read-only")), unix.EROFS,
 		"this is why DeleteSubvolume exists")
-	// A read-only snapshot with a subvolume inside it, and immutable directories.
+	// A read-only snapshot with a subvolume inside it, and immutable
+	// directories.
 	setReadOnly := func(path string) {
 		f, err := os.Open(filepath.Join(volume.Name(), path))
 		require.NoError(t, err)

@@ -15,7 +15,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/config"
 )
 
-// TestChartAgrees: the chart's schema knows the fields of a pool that Load knows, and its default values load.
+// TestChartAgrees: the chart's schema knows the fields of a pool that Load
+// knows, and its default values load.
 func TestChartAgrees(t *testing.T) {
 	var schema struct {
 		Properties  map[string]any
@@ -26,7 +27,8 @@ func TestChartAgrees(t *testing.T) {
 	text, err := os.ReadFile("../../charts/quarry/values.schema.json")
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(text, &schema))
-	require.Equal(t, fields(reflect.TypeFor[config.Pool]()), slices.Sorted(maps.Keys(schema.Definitions.Pool.Properties)))
+	require.Equal(t, fields(reflect.TypeFor[config.Pool]()),
+		slices.Sorted(maps.Keys(schema.Definitions.Pool.Properties)))
 	for _, field := range fields(reflect.TypeFor[config.Config]()) {
 		require.Contains(t, schema.Properties, field)
 	}

@@ -87,7 +87,8 @@ func TestRefused(t *testing.T) {
 	pool := func(more string) string { return "pools: [{name: a, path: /v, " + more + "}]" }
 	for _, c := range []struct{ name, text, says string }{
 		{"unknown field", "pool: []", `line 1: pool: no such field; did you mean "pools"?`},
-		{"unknown field deep", "pools:\n- name: a\n  path: /v\n  requireMountPoints: true\n", `line 4: pools[0].requireMountPoints: no such field; did you mean "requireMountpoint"?`},
+		{"unknown field deep", "pools:\n- name: a\n  path: /v\n  requireMountPoints: true\n",
+			`line 4: pools[0].requireMountPoints: no such field; did you mean "requireMountpoint"?`},
 		{"unknown field of a node", "nodes: {n: {pols: []}}", `nodes.n.pols: no such field; did you mean "pools"?`},
 		{"nothing near", "telemetry: on", "telemetry: no such field (known: byClaimIndex"},
 		{"twice", "heavyJobs: 1\nheavyJobs: 2\n", "already defined"},
@@ -186,7 +187,8 @@ func TestOvercommit(t *testing.T) {
 	}
 }
 
-// FuzzLoad: whatever the file holds, Load answers, and what it accepts is sound.
+// FuzzLoad: whatever the file holds, Load answers, and what it accepts is
+// sound.
 func FuzzLoad(f *testing.F) {
 	f.Add("pools: [{name: a, path: /v, reserve: 10%, overcommit: 2}]\nnodes: {n: {pools: []}}")
 	f.Add("a: &a [*a]")

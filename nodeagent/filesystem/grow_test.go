@@ -30,7 +30,8 @@ func TestGrow(t *testing.T) {
 			require.NoError(t, err)
 			defer dir.Close()
 			before := int64(0)
-			for _, size := range []int64{least, least + testroot.MiB, least + 64*testroot.MiB, testroot.GiB, 40 * testroot.GiB} {
+			for _, size := range []int64{least, least + testroot.MiB, least + 64*testroot.MiB, testroot.GiB,
+				40 * testroot.GiB} {
 				require.NoError(t, image.Truncate(size))
 				testroot.Run(t, "losetup", "--set-capacity", device.Name())
 				for range 2 {

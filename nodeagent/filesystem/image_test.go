@@ -59,13 +59,15 @@ func TestMakeBelowSectorSize(t *testing.T) {
 		{filesystem.XFS, []string{"-b", "size=1k"}},
 		{filesystem.XFS, []string{"-s", "size=512"}},
 	} {
-		err := filesystem.Make(t.Context(), image, filesystem.MakeOptions{Type: test.fstype, UUID: newUUID(), SectorSize: 4096, ExtraArgs: test.args})
+		err := filesystem.Make(t.Context(), image, filesystem.MakeOptions{Type: test.fstype, UUID: newUUID(),
+			SectorSize: 4096, ExtraArgs: test.args})
 		var refused *filesystem.OptionError
 		require.True(t, errors.As(err, &refused), "%v: %v", test.args, err)
 		require.Contains(t, refused.Reason, "4096")
 		require.NoError(t, filesystem.CheckBlank(image))
 	}
 	// More than a sector is no problem.
-	makeOn(t, image, filesystem.MakeOptions{Type: filesystem.XFS, SectorSize: 512, ExtraArgs: []string{"-s", "size=4k", "-b", "size=4k"}})
+	makeOn(t, image, filesystem.MakeOptions{Type: filesystem.XFS, SectorSize: 512, ExtraArgs: []string{"-s", "size=4k",
+		"-b", "size=4k"}})
 	mountDevice(t, newDevice(t, image, 512))
 }

@@ -26,7 +26,8 @@ func newUUID() string {
 	return fmt.Sprintf("%08x-0000-4000-8000-%012x", os.Getpid(), lastUUID.Add(1))
 }
 
-// newDevice puts a loop device over the image and opens it for reading and writing.
+// newDevice puts a loop device over the image and opens it for reading and
+// writing.
 func newDevice(t *testing.T, image *os.File, blockSize int) *os.File {
 	t.Helper()
 	path := testroot.NewLoop(t, image.Name(), "--sector-size", strconv.Itoa(blockSize), "--direct-io=on")
@@ -68,7 +69,8 @@ func TestMake(t *testing.T) {
 					info := makeOn(t, device, filesystem.MakeOptions{Type: fstype, Label: "a label", Zeroed: zeroed})
 					require.InDelta(t, testroot.GiB, info.SizeBytes, float64(testroot.MiB))
 					require.EqualValues(t, 4096, info.BlockSize)
-					require.Equal(t, info.UUID+"\n", testroot.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID", device.Name()))
+					require.Equal(t, info.UUID+"\n", testroot.Run(t, "blkid", "-p", "-o", "value", "-s", "UUID",
+						device.Name()))
 					target := mountDevice(t, device)
 					require.NoError(t, os.WriteFile(target+"/file", []byte("x"), 0o600))
 					repaired, err := filesystem.Check(t.Context(), device, filesystem.CheckOptions{})
@@ -191,7 +193,8 @@ func TestMakeWritesLittle(t *testing.T) {
 func TestExt4Features(t *testing.T) {
 	testroot.RequireRoot(t)
 	image := testroot.NewImage(t, testroot.GiB)
-	makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Ext4, Zeroed: true, ExtraArgs: []string{"-O", "fast_commit"}})
+	makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Ext4, Zeroed: true,
+		ExtraArgs: []string{"-O", "fast_commit"}})
 	out := testroot.Run(t, "dumpe2fs", "-h", image.Name())
 	fields := map[string]string{}
 	for line := range strings.Lines(out) {
@@ -223,7 +226,8 @@ func TestMakeExtraArgs(t *testing.T) {
 	testroot.RequireRoot(t)
 	t.Run("ext4", func(t *testing.T) {
 		image := testroot.NewImage(t, testroot.GiB)
-		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Ext4, ExtraArgs: []string{"-i", "1048576", "-m", "1", "-E", "stride=16,stripe_width=32", "-J", "size=8"}})
+		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Ext4, ExtraArgs: []string{"-i", "1048576", "-m", "1",
+			"-E", "stride=16,stripe_width=32", "-J", "size=8"}})
 		out := testroot.Run(t, "dumpe2fs", "-h", image.Name())
 		require.Regexp(t, `Inode count: +1024\n`, out)
 		require.Regexp(t, `Reserved block count: +2621\n`, out)
@@ -237,7 +241,8 @@ func TestMakeExtraArgs(t *testing.T) {
 	})
 	t.Run("xfs", func(t *testing.T) {
 		image := testroot.NewImage(t, testroot.GiB)
-		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.XFS, ExtraArgs: []string{"-d", "agcount=2", "-m", "reflink=0", "-i", "maxpct=50"}})
+		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.XFS, ExtraArgs: []string{"-d", "agcount=2", "-m",
+			"reflink=0", "-i", "maxpct=50"}})
 		out := testroot.Run(t, "xfs_db", "-r", "-c", "sb 0", "-c", "p agcount imax_pct", "-c", "version", image.Name())
 		require.Contains(t, out, "agcount = 2")
 		require.Contains(t, out, "imax_pct = 50")
@@ -245,7 +250,8 @@ func TestMakeExtraArgs(t *testing.T) {
 	})
 	t.Run("btrfs", func(t *testing.T) {
 		image := testroot.NewImage(t, testroot.GiB)
-		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Btrfs, ExtraArgs: []string{"--csum=xxhash", "-m", "single", "--nodesize", "32k"}})
+		makeOn(t, image, filesystem.MakeOptions{Type: filesystem.Btrfs, ExtraArgs: []string{"--csum=xxhash", "-m",
+			"single", "--nodesize", "32k"}})
 		out := testroot.Run(t, "btrfs", "inspect-internal", "dump-super", image.Name())
 		require.Regexp(t, `csum_type\s+1 \(xxhash64\)`, out)
 		require.Regexp(t, `nodesize\s+32768`, out)

@@ -13,8 +13,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 )
 
-// A repair that is given too little memory is refused it, wherever it has come to, and that is told from a repair that failed; the next
-// one, with more, comes to its end.
+// A repair that is given too little memory is refused it, wherever it has come
+// to, and that is told from a repair that failed; the next one, with more,
+// comes to its end.
 func TestRepairWithinMemory(t *testing.T) {
 	from := t.TempDir()
 	const inEach, directories = 70, 100 // for the tables that a repair keeps in memory

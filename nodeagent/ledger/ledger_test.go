@@ -10,8 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 )
 
-// TestReserve is what of a capacity of 100 is promised to key, where others have
-// what they have.
+// TestReserve is what of a capacity of 100 is promised to key, where others
+// have what they have.
 func TestReserve(t *testing.T) {
 	cases := []struct {
 		name      string
@@ -23,7 +23,8 @@ func TestReserve(t *testing.T) {
 		{name: "all of it", bytes: 100, available: 100, ok: true},
 		{name: "more than all", bytes: 101, available: 100},
 		{name: "nothing", bytes: 0, available: 100, ok: true},
-		{name: "nothing, where there is no room", has: map[string]int64{"other": 100}, bytes: 0, available: 0, ok: true},
+		{name: "nothing, where there is no room", has: map[string]int64{"other": 100}, bytes: 0,
+			available: 0, ok: true},
 		{name: "what others left", has: map[string]int64{"other": 60}, bytes: 40, available: 40, ok: true},
 		{name: "more than others left", has: map[string]int64{"other": 60}, bytes: 41, available: 40},
 		{name: "the same again", has: map[string]int64{"key": 60, "other": 40}, bytes: 60, available: 60, ok: true},
@@ -31,7 +32,8 @@ func TestReserve(t *testing.T) {
 		{name: "growing too far", has: map[string]int64{"key": 60, "other": 30}, bytes: 71, available: 70},
 		{name: "shrinking", has: map[string]int64{"key": 60, "other": 30}, bytes: 10, available: 70, ok: true},
 		{name: "more was promised than there is", has: map[string]int64{"other": 110}, bytes: 1, available: 0},
-		{name: "shrinking, and still too much", has: map[string]int64{"key": 60, "other": 70}, bytes: 40, available: 30},
+		{name: "shrinking, and still too much", has: map[string]int64{"key": 60, "other": 70}, bytes: 40,
+			available: 30},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

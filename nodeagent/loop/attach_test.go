@@ -112,7 +112,8 @@ func TestNamesDeceive(t *testing.T) {
 	found, err := loop.Find(impostor)
 	require.NoError(t, err)
 	require.Empty(t, found)
-	require.NoError(t, loop.Detach(t.Context(), dev, impostor), "the device is not the impostor's, which is not attached")
+	require.NoError(t, loop.Detach(t.Context(), dev, impostor), "the device is not the impostor's, which "+
+		"is not attached")
 	found, err = loop.Find(image)
 	require.NoError(t, err)
 	require.Len(t, found, 1, "so it is still attached")

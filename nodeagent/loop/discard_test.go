@@ -29,7 +29,8 @@ func TestThickStaysThick(t *testing.T) {
 	} {
 		require.Error(t, unix.Fallocate(int(f.Fd()), mode, 0, 16*testroot.MiB), name)
 	}
-	require.NoError(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, 16*testroot.MiB))
+	require.NoError(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0,
+		16*testroot.MiB))
 	testroot.Run(t, "blkdiscard", "--zeroout", dev.Path)
 	require.NoError(t, f.Sync())
 	require.NoError(t, f.Close())

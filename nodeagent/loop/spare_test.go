@@ -56,7 +56,8 @@ func TestSpare(t *testing.T) {
 			require.False(t, dev.Autoclear)
 			require.Empty(t, held(t))
 
-			// It is used up; the next image gets another, and this one the same.
+			// It is used up; the next image gets another, and this one the
+			// same.
 			other := testroot.NewThickImage(t, 16*testroot.MiB)
 			require.NotEqual(t, dev.Path, attachSpare(t, spare, other, opts).Path)
 			require.Equal(t, dev, attachSpare(t, spare, image, opts))

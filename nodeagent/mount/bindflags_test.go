@@ -8,10 +8,12 @@ import (
 )
 
 func TestBindFlags(t *testing.T) {
-	o, others := BindFlags([]string{"defaults", "ro", "noexec", "relatime", "noatime", "data=journal", "suid", "dev", "nosuid", "exec"})
+	o, others := BindFlags([]string{"defaults", "ro", "noexec", "relatime", "noatime", "data=journal", "suid", "dev",
+		"nosuid", "exec"})
 	require.True(t, o.ReadOnly)
 	require.Equal(t, []string{"data=journal", "suid", "dev"}, others)
-	// Of words that contradict each other the last one counts, but nothing that the source's mount forbids is given back.
+	// Of words that contradict each other the last one counts, but nothing that
+	// the source's mount forbids is given back.
 	require.Equal(t, uint64(unix.MOUNT_ATTR_NOATIME|unix.MOUNT_ATTR_NOSUID), o.attr)
 	require.Equal(t, uint64(unix.MOUNT_ATTR__ATIME), o.clear)
 

@@ -103,7 +103,8 @@ func TestDeviceReadOnly(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
 			device, target := newDevice(t, fstype), newTarget(t)
-			require.NoError(t, mount.Device(t.Context(), device, open(t, target), fstype, mount.DefaultOptions().ReadOnly()))
+			require.NoError(t, mount.Device(t.Context(), device, open(t, target), fstype,
+				mount.DefaultOptions().ReadOnly()))
 			require.True(t, infoAt(t, target).ReadOnly())
 			require.ErrorIs(t, os.WriteFile(target+"/x", nil, 0o600), unix.EROFS)
 		})
@@ -115,10 +116,14 @@ func TestDeviceTakesAllowedOptions(t *testing.T) {
 	testroot.RequireRoot(t)
 	for fstype, options := range map[string][]string{
 		"ext4": {"errors=remount-ro", "data=ordered", "commit=30", "journal_checksum", "noauto_da_alloc", "nodelalloc",
-			"dioread_lock", "block_validity", "init_itable=10", "stripe=16", "inode_readahead_blks=32", "max_batch_time=15000",
-			"min_batch_time=0", "max_dir_size_kb=4096", "acl", "user_xattr", "grpid", "i_version", "discard", "lazytime", "sync", "dirsync"},
-		"xfs": {"allocsize=64k", "inode64", "largeio", "logbufs=8", "logbsize=64k", "noalign", "swalloc", "filestreams", "wsync", "discard"},
-		"btrfs": {"compress=zstd:3", "compress-force=lzo", "autodefrag", "ssd", "space_cache=v2", "commit=60", "nodatacow", "nodatasum",
+			"dioread_lock", "block_validity", "init_itable=10", "stripe=16",
+			"inode_readahead_blks=32", "max_batch_time=15000",
+			"min_batch_time=0", "max_dir_size_kb=4096", "acl", "user_xattr",
+			"grpid", "i_version", "discard", "lazytime", "sync", "dirsync"},
+		"xfs": {"allocsize=64k", "inode64", "largeio", "logbufs=8", "logbsize=64k", "noalign", "swalloc", "filestreams",
+			"wsync", "discard"},
+		"btrfs": {"compress=zstd:3", "compress-force=lzo", "autodefrag", "ssd", "space_cache=v2", "commit=60",
+			"nodatacow", "nodatasum",
 			"flushoncommit", "max_inline=2048", "thread_pool=4", "noacl", "skip_balance", "discard=async"},
 	} {
 		t.Run(fstype, func(t *testing.T) {
@@ -198,7 +203,8 @@ func TestBind(t *testing.T) {
 	require.Equal(t, "/source.moved", info.Root)
 	require.True(t, info.ReadOnly())
 
-	// A target that is a symlink is not followed: it cannot even be opened as one.
+	// A target that is a symlink is not followed: it cannot even be opened as
+	// one.
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(newTarget(t), link))
 	require.Error(t, mount.Bind(t.Context(), dir, open(t, link), mount.BindOptions{}))

@@ -23,8 +23,9 @@ func (p *pages) Note(b Bare) error { p.noted = append(p.noted, b); return nil }
 func (p *pages) Off() error        { return p.off }
 func (p *pages) Forget() error     { p.forgotten++; return nil }
 
-// Who ends while the flags of an inode are off is followed by one that puts them
-// back, whatever the inode is called by then; one that is gone needs nothing.
+// Who ends while the flags of an inode are off is followed by one that puts
+// them back, whatever the inode is called by then; one that is gone needs
+// nothing.
 func TestFlagsArePutBack(t *testing.T) {
 	forEach(t, func(t *testing.T, fs *os.File) {
 		volume := newVolume(t, fs, Limits{Bytes: limit})

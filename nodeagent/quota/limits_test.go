@@ -117,7 +117,8 @@ func TestProjectsListsWhatIsUsedOrLimited(t *testing.T) {
 	})
 }
 
-// A process asks with statfs(2) how large its disk is, and sees the volume's size.
+// A process asks with statfs(2) how large its disk is, and sees the volume's
+// size.
 func TestStatfsShowsTheVolume(t *testing.T) {
 	forEach(t, func(t *testing.T, fs *os.File) {
 		volume := newVolume(t, fs, Limits{Bytes: 32 * miB, Inodes: 100})

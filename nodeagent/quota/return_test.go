@@ -78,8 +78,8 @@ func TestReturnNamesAFew(t *testing.T) {
 	require.EqualValues(t, 3*maxStrays, r.Changed)
 }
 
-// A way down of any length costs a bounded amount of memory, and it is said that
-// its end was not looked at.
+// A way down of any length costs a bounded amount of memory, and it is said
+// that its end was not looked at.
 func TestReturnInADeepTree(t *testing.T) {
 	testroot.RequireRoot(t)
 	fs := testroot.NewFilesystem(t, "xfs", 512*testroot.MiB)

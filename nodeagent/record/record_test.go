@@ -10,8 +10,10 @@ import (
 )
 
 func TestVolumeSurvivesTheDisk(t *testing.T) {
-	v := &Volume{ID: "pvc-1", CreatedAt: time.Unix(1, 0).UTC(), Backend: BackendLoop, SizeBytes: 3 << 30, FSType: "ext4",
-		Origin: Origin{ClaimName: "data <&> \"x\"", ClaimLabels: map[string]string{"app": "db"}, Deletion: Deletion{OnDelete: "trash", RetentionSeconds: 60}}}
+	v := &Volume{ID: "pvc-1", CreatedAt: time.Unix(1, 0).UTC(), Backend: BackendLoop, SizeBytes: 3 << 30,
+		FSType: "ext4",
+		Origin: Origin{ClaimName: "data <&> \"x\"", ClaimLabels: map[string]string{"app": "db"},
+			Deletion: Deletion{OnDelete: "trash", RetentionSeconds: 60}}}
 	data, err := EncodeVolume(v)
 	require.NoError(t, err)
 	got, err := DecodeVolume(data)
@@ -28,7 +30,8 @@ func TestEveryFlippedByteIsNoticed(t *testing.T) {
 		broken[i] ^= 0x04
 		got, err := DecodeVolume(broken)
 		if err == nil {
-			// White space between tokens carries nothing; whatever decodes must be the very same volume.
+			// White space between tokens carries nothing; whatever decodes must
+			// be the very same volume.
 			require.Equal(t, v, got, "byte %d", i)
 		}
 	}
@@ -53,7 +56,8 @@ func TestCheckID(t *testing.T) {
 	for _, ok := range []string{"a", "0", "pvc-7b6c1e0a-0000-4000-8000-000000000000-1", strings.Repeat("a", MaxID)} {
 		require.NoError(t, CheckID(ok), ok)
 	}
-	for _, bad := range []string{"", ".", "..", ".quarry", "a/b", "a\x00b", "-a", "a-", "A", "lost+found", "a.b", "ä", "a\n", strings.Repeat("a", MaxID+1)} {
+	for _, bad := range []string{"", ".", "..", ".quarry", "a/b", "a\x00b", "-a", "a-", "A", "lost+found", "a.b", "ä",
+		"a\n", strings.Repeat("a", MaxID+1)} {
 		var idErr *IDError
 		require.ErrorAs(t, CheckID(bad), &idErr, "%q", bad)
 	}

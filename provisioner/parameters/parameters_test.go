@@ -31,8 +31,10 @@ func TestReferenceIsCurrent(t *testing.T) {
 func TestParse(t *testing.T) {
 	p, err := Parse(map[string]string{
 		"backend": "loop", "enforcement": "strict", "allocation": "thin", "poolSelector": "disk in (ssd,nvme),!cold",
-		"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/provisioner-secret-name": "x", "mkfsOptions": " -m  reflink=1 ",
-		"owner": "1000", "group": "4294967294", "mode": "0770", "inodes": "5000", "onDelete": "trash", "scrub": "zero", "onNodeLoss": "afterDelay",
+		"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/provisioner-secret-name": "x",
+		"mkfsOptions": " -m  reflink=1 ",
+		"owner":       "1000", "group": "4294967294", "mode": "0770", "inodes": "5000",
+		"onDelete": "trash", "scrub": "zero", "onNodeLoss": "afterDelay",
 	})
 	require.NoError(t, err)
 	require.Equal(t, v1alpha1.BackendLoop, p.Backend)
@@ -44,8 +46,10 @@ func TestParse(t *testing.T) {
 
 	defaults, err := Parse(nil)
 	require.NoError(t, err)
-	require.Equal(t, []any{v1alpha1.BackendAuto, v1alpha1.EnforcementQuota, v1alpha1.AllocationThick, v1alpha1.OnDeletePurge, v1alpha1.ScrubNone, NodeLossNever},
-		[]any{defaults.Backend, defaults.Enforcement, defaults.Allocation, defaults.OnDelete, defaults.Scrub, defaults.OnNodeLoss})
+	require.Equal(t, []any{v1alpha1.BackendAuto, v1alpha1.EnforcementQuota, v1alpha1.AllocationThick,
+		v1alpha1.OnDeletePurge, v1alpha1.ScrubNone, NodeLossNever},
+		[]any{defaults.Backend, defaults.Enforcement, defaults.Allocation, defaults.OnDelete, defaults.Scrub,
+			defaults.OnNodeLoss})
 }
 
 // Nothing said, none of its own, and a number are three different things.
@@ -54,7 +58,8 @@ func TestInodesParameter(t *testing.T) {
 		class map[string]string
 		want  int64
 	}{
-		{nil, 0}, {map[string]string{"inodes": "0"}, UnlimitedInodes}, {map[string]string{"inodes": "unlimited"}, UnlimitedInodes},
+		{nil, 0}, {map[string]string{"inodes": "0"}, UnlimitedInodes},
+		{map[string]string{"inodes": "unlimited"}, UnlimitedInodes},
 		{map[string]string{"inodes": "5000"}, 5000},
 	} {
 		p, err := Parse(c.class)
@@ -96,14 +101,18 @@ func TestApplyAlone(t *testing.T) {
 		parameters map[string]string
 		want       string // empty: taken
 	}{
-		{map[string]string{"backend": "loop", "onDelete": "recycle", "pool": "ssd", "csi.storage.k8s.io/fstype": "xfs"}, ""},
+		{map[string]string{"backend": "loop", "onDelete": "recycle", "pool": "ssd", "csi.storage.k8s.io/fstype": "xfs"},
+			""},
 		{map[string]string{"onNodeLoss": "never", "poolSpread": "mostFree"}, ""},
-		{map[string]string{"onNodeLoss": "afterDelay"}, `parameter "onNodeLoss": means nothing without a cluster; leave it out`},
+		{map[string]string{"onNodeLoss": "afterDelay"},
+			`parameter "onNodeLoss": means nothing without a cluster; leave it out`},
 		{map[string]string{"nodeLossDelay": "1h"}, "without a cluster"},
 		{map[string]string{"poolSpread": "apart"}, "`pool` takes one by its name"},
 		{map[string]string{"poolSelector": "disk=ssd"}, "pools have no labels here"},
-		{map[string]string{"onNodeLos": "never"}, `parameter "onNodeLos": is not known; known: backend, enforcement, allocation, pool, fsType, `},
-		{map[string]string{"backend": "looop"}, `parameter "backend": value "looop" is not known (did you mean "loop"?)`},
+		{map[string]string{"onNodeLos": "never"},
+			`parameter "onNodeLos": is not known; known: backend, enforcement, allocation, pool, fsType, `},
+		{map[string]string{"backend": "looop"},
+			`parameter "backend": value "looop" is not known (did you mean "loop"?)`},
 	} {
 		var spec v1alpha1.VolumeSpec
 		canonical, err := ApplyAlone(test.parameters, &spec)
@@ -128,8 +137,10 @@ func TestParseRefuses(t *testing.T) {
 	}{
 		{map[string]string{"fstype": "ext4"}, `"fstype": is not known (did you mean "fsType"?); known: backend, `},
 		{map[string]string{"somethingElse": "1"}, `"somethingElse": is not known; known: backend, `},
-		{map[string]string{"backend": "looop"}, `value "looop" is not known (did you mean "loop"?); allowed: auto, directory, loop`},
-		{map[string]string{"fsType": "zfs"}, `"fsType": value "zfs" is not known (did you mean "xfs"?); allowed: ext4, xfs, btrfs`},
+		{map[string]string{"backend": "looop"},
+			`value "looop" is not known (did you mean "loop"?); allowed: auto, directory, loop`},
+		{map[string]string{"fsType": "zfs"},
+			`"fsType": value "zfs" is not known (did you mean "xfs"?); allowed: ext4, xfs, btrfs`},
 		{map[string]string{"fsType": "ext4", "csi.storage.k8s.io/fstype": "xfs"}, "give one of them"},
 		{map[string]string{"pool": "../etc"}, `"pool": value "../etc": not a pool's name`},
 		{map[string]string{"pool": strings.Repeat("a", 64)}, "not a pool's name"},
@@ -143,7 +154,8 @@ func TestParseRefuses(t *testing.T) {
 		{map[string]string{"trashRetention": "1h"}, "needs onDelete: trash"},
 		{map[string]string{"mkfsOptions": "-m 0"}, "needs fsType"},
 		{map[string]string{"mkfsOptions": strings.Repeat("-x ", 33), "fsType": "ext4"}, "33 words"},
-		{map[string]string{"backend": "directory", "enforcement": "strict"}, "use backend: loop, or enforcement: quota"},
+		{map[string]string{"backend": "directory", "enforcement": "strict"},
+			"use backend: loop, or enforcement: quota"},
 		{map[string]string{"backend": "directory", "allocation": "thin"}, "is for images"},
 		{map[string]string{"backend": "directory", "fsType": "xfs"}, "is for images"},
 		{map[string]string{"enforcement": "none", "allocation": "thick"}, "is for images"},
@@ -168,7 +180,8 @@ func TestCheckMode(t *testing.T) {
 	}
 }
 
-// What goes into the annotation comes back the same, whatever the defaults of a later version are.
+// What goes into the annotation comes back the same, whatever the defaults of a
+// later version are.
 func TestJSON(t *testing.T) {
 	for _, class := range []map[string]string{
 		nil,

@@ -37,14 +37,16 @@ const (
 	patience  = time.Minute // for what has to come; nothing is measured by it
 )
 
-// site is a real API server, controller manager and Quarry controller, with two nodes whose agents a test plays.
+// site is a real API server, controller manager and Quarry controller, with two
+// nodes whose agents a test plays.
 type site struct {
 	t *testing.T
 	client.WithWatch
 	r *Rescuer
 }
 
-// TestKubernetes brings volumes back in a real control plane, while Quarry's controller works on the same objects.
+// TestKubernetes brings volumes back in a real control plane, while Quarry's
+// controller works on the same objects.
 func TestKubernetes(t *testing.T) {
 	cp := controlplane.Start(t, "../../charts/quarry/crds")
 	cp.Kubectl(t, "apply", "-f", "../testdata/rbac.yaml")
@@ -59,14 +61,18 @@ func TestKubernetes(t *testing.T) {
 	for _, node := range []string{"a", "b"} {
 		s.node(node)
 	}
-	for name, parameters := range map[string]map[string]string{"purge": nil, "trash": {"onDelete": "trash", "trashRetention": "1h"}} {
-		s.make(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: v1alpha1.LocalProvisioner,
-			Parameters: parameters, VolumeBindingMode: new(storagev1.VolumeBindingWaitForFirstConsumer), AllowVolumeExpansion: new(true)})
+	for name, parameters := range map[string]map[string]string{"purge": nil, "trash": {"onDelete": "trash",
+		"trashRetention": "1h"}} {
+		s.make(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Provisioner: v1alpha1.LocalProvisioner,
+			Parameters:  parameters, VolumeBindingMode: new(storagev1.VolumeBindingWaitForFirstConsumer),
+			AllowVolumeExpansion: new(true)})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- provisioner.Run(ctx, cp.Config(controlplane.Controller), provisioner.Options{Namespace: system, NoLeaderElection: true, Registry: prometheus.NewRegistry()})
+		done <- provisioner.Run(ctx, cp.Config(controlplane.Controller), provisioner.Options{Namespace: system,
+			NoLeaderElection: true, Registry: prometheus.NewRegistry()})
 	}()
 	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
 	for _, test := range []struct {
@@ -93,7 +99,8 @@ func (s *site) make(o client.Object) {
 
 // node makes a node with an agent that has every volume that it is asked for.
 func (s *site) node(name string) {
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: "host-" + name}}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+		Labels: map[string]string{corev1.LabelHostname: "host-" + name}}}
 	s.make(node)
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	require.NoError(s.t, s.Status().Update(context.Background(), node))
@@ -103,9 +110,11 @@ func (s *site) node(name string) {
 		Spec: corev1.PodSpec{NodeName: name, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
 	}
 	s.make(agent)
-	agent.Status.Phase, agent.Status.Conditions = corev1.PodRunning, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	agent.Status.Phase, agent.Status.Conditions = corev1.PodRunning, []corev1.PodCondition{{Type: corev1.PodReady,
+		Status: corev1.ConditionTrue}}
 	require.NoError(s.t, s.Status().Update(context.Background(), agent))
-	s.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: name + ".default", Labels: map[string]string{v1alpha1.LabelPool: "default"}},
+	s.make(&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: name + ".default",
+		Labels: map[string]string{v1alpha1.LabelPool: "default"}},
 		Spec: v1alpha1.PoolSpec{NodeName: name, Pool: "default"}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -130,8 +139,10 @@ func (s *site) answer(ctx context.Context, node string) {
 		}
 		before := v.DeepCopy()
 		v.Status.ObservedGeneration = v.Generation
-		ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonRemoved, ObservedGeneration: v.Generation}
-		v.Status.Pool, v.Status.PoolUID, v.Status.Backend, v.Status.Path = "default", "disk", v1alpha1.BackendDirectory, ""
+		ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+			Reason: v1alpha1.ReasonRemoved, ObservedGeneration: v.Generation}
+		v.Status.Pool, v.Status.PoolUID, v.Status.Backend, v.Status.Path = "default", "disk",
+			v1alpha1.BackendDirectory, ""
 		switch v.Spec.DesiredState {
 		case v1alpha1.DesiredTrashed:
 			v.Status.Phase = v1alpha1.VolumeTrashed
@@ -142,24 +153,30 @@ func (s *site) answer(ctx context.Context, node string) {
 			v.Status.Capacity = new(v.Spec.Capacity.DeepCopy())
 			ready.Status, ready.Reason = metav1.ConditionTrue, v1alpha1.ReasonReady
 			if a := v.Spec.Adopt; a != nil && a.Path == "/nothing" {
-				v.Status.Phase, ready.Status, ready.Reason, ready.Message = v1alpha1.VolumeRefused, metav1.ConditionFalse, v1alpha1.ReasonNotAdoptable, "there is nothing"
+				v.Status.Phase, ready.Status, ready.Reason, ready.Message = v1alpha1.VolumeRefused,
+					metav1.ConditionFalse, v1alpha1.ReasonNotAdoptable, "there is nothing"
 			}
 		}
 		meta.SetStatusCondition(&v.Status.Conditions, ready)
-		if err := s.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+		if err := s.Status().Patch(ctx, v, client.MergeFrom(before)); err != nil && !apierrors.IsNotFound(err) &&
+			ctx.Err() == nil {
 			s.t.Errorf("agent of %s: %v", node, err)
 		}
 	}
 }
 
-// claim makes a claim for a node, and returns it, bound, with its PersistentVolume and its Volume.
-func (s *site) claim(name, class, node string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, *v1alpha1.Volume) {
+// claim makes a claim for a node, and returns it, bound, with its
+// PersistentVolume and its Volume.
+func (s *site) claim(name, class, node string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume,
+	*v1alpha1.Volume) {
 	s.t.Helper()
 	s.make(&corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{"app": name},
 			Annotations: map[string]string{"volume.kubernetes.io/selected-node": node}},
-		Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}}},
+		Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: &class,
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: resource.MustParse("1Gi")}}},
 	})
 	return s.bound(name)
 }
@@ -208,8 +225,9 @@ func (s *site) gone(objects ...client.Object) {
 	}
 }
 
-// deleteClaim deletes a claim whose volume is Quarry's with policy Delete, and sees that all of it goes: that what rescue
-// wrote is handled like what the controller wrote.
+// deleteClaim deletes a claim whose volume is Quarry's with policy Delete, and
+// sees that all of it goes: that what rescue wrote is handled like what the
+// controller wrote.
 func (s *site) deleteClaim(name string) {
 	s.t.Helper()
 	claim, pv, v := s.bound(name)
@@ -242,7 +260,8 @@ func testTrash(s *site) {
 	require.NotEqual(s.t, claim.UID, again.UID)
 	require.Equal(s.t, map[string]string{"app": "data"}, again.Labels)
 	require.Equal(s.t, "trash", *again.Spec.StorageClassName)
-	for _, key := range []string{v1alpha1.AnnotationNode, v1alpha1.AnnotationNodeUID, v1alpha1.AnnotationPool, v1alpha1.AnnotationParameters, v1alpha1.AnnotationVolume, annProvisionedBy} {
+	for _, key := range []string{v1alpha1.AnnotationNode, v1alpha1.AnnotationNodeUID, v1alpha1.AnnotationPool,
+		v1alpha1.AnnotationParameters, v1alpha1.AnnotationVolume, annProvisionedBy} {
 		require.Equal(s.t, pv.Annotations[key], pvAgain.Annotations[key], key)
 	}
 	require.Equal(s.t, pv.Spec.NodeAffinity, pvAgain.Spec.NodeAffinity)
@@ -255,7 +274,8 @@ func testTrash(s *site) {
 	s.gone(v)
 }
 
-// rescued does by hand what people do to keep a volume: policy Retain, then claim and PersistentVolume deleted.
+// rescued does by hand what people do to keep a volume: policy Retain, then
+// claim and PersistentVolume deleted.
 func (s *site) rescued(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 	s.t.Helper()
 	base := pv.DeepCopy()
@@ -289,7 +309,8 @@ func testOrphan(s *site) {
 	other := &v1alpha1.ClaimReference{Namespace: namespace, Name: "other"}
 	require.NoError(s.t, s.r.Restore(ctx, v.Name, RestoreOptions{Claim: other}))
 	claim, pv, v = s.bound("other")
-	require.Equal(s.t, corev1.PersistentVolumeReclaimRetain, pv.Spec.PersistentVolumeReclaimPolicy, "as the person had set it")
+	require.Equal(s.t, corev1.PersistentVolumeReclaimRetain, pv.Spec.PersistentVolumeReclaimPolicy,
+		"as the person had set it")
 	s.until("the record follows", func() error {
 		if err := s.Get(ctx, client.ObjectKeyFromObject(v), v); err != nil || v.Spec.Claim.UID == claim.UID {
 			return err
@@ -335,7 +356,8 @@ func testRebuilt(s *site) {
 	require.Len(s.t, steps, 2)
 	require.NoError(s.t, s.Get(ctx, client.ObjectKeyFromObject(pv), pv))
 	s.until("it waits for its claim", func() error {
-		if err := s.Get(ctx, client.ObjectKeyFromObject(pv), pv); err != nil || pv.Status.Phase == corev1.VolumeAvailable {
+		if err := s.Get(ctx, client.ObjectKeyFromObject(pv), pv); err != nil ||
+			pv.Status.Phase == corev1.VolumeAvailable {
 			return err
 		}
 		return errors.New(string(pv.Status.Phase))
@@ -366,30 +388,35 @@ func (s *site) dying(after int32) client.WithWatch {
 		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
 			return write(func() error { return c.Delete(ctx, o, opts...) })
 		},
-		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch,
+			opts ...client.PatchOption) error {
 			return write(func() error { return c.Patch(ctx, o, p, opts...) })
 		},
 	})
 }
 
-// hasten changes the claim when its PersistentVolume was written again. Else the binder would look at a claim that it found
-// Lost only every 15 s.
+// hasten changes the claim when its PersistentVolume was written again. Else
+// the binder would look at a claim that it found Lost only every 15 s.
 func (s *site) hasten(format string, args ...any) {
 	s.t.Logf(format, args...)
 	if !strings.HasPrefix(format, "persistentvolume/%s created") {
 		return
 	}
-	patch := client.RawPatch(types.MergePatchType, []byte(fmt.Sprintf(`{"metadata":{"annotations":{"test":"%d"}}}`, time.Now().UnixNano())))
-	require.NoError(s.t, s.Patch(s.t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "data"}}, patch))
+	patch := client.RawPatch(types.MergePatchType, []byte(fmt.Sprintf(`{"metadata":{"annotations":{"test":"%d"}}}`,
+		time.Now().UnixNano())))
+	require.NoError(s.t, s.Patch(s.t.Context(),
+		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "data"}}, patch))
 }
 
 func testMove(s *site) {
 	claim, pv, v := s.claim("data", "purge", "a")
 	from, to := "a", "b"
 	for writes := int32(0); ; writes++ {
-		_, err := s.recover(&Rescuer{Client: s.dying(writes), Patience: patience, Say: s.hasten}, Options{}, found(from), found(to, v))
+		_, err := s.recover(&Rescuer{Client: s.dying(writes), Patience: patience, Say: s.hasten}, Options{},
+			found(from), found(to, v))
 		s.t.Logf("after %d writes: %v", writes, err)
-		if _, again := s.recover(&Rescuer{Client: s, Patience: patience, Say: s.hasten}, Options{}, found(from), found(to, v)); again != nil {
+		if _, again := s.recover(&Rescuer{Client: s, Patience: patience, Say: s.hasten}, Options{}, found(from),
+			found(to, v)); again != nil {
 			s.t.Fatalf("the run after one that ended after %d writes (%v): %v", writes, err, again)
 		}
 		now, newPV, record := s.bound("data")
@@ -417,9 +444,11 @@ func testPathChanged(s *site) {
 		base := v.DeepCopy()
 		v.Status.Path = fmt.Sprintf("/mnt/%d/%s/data", writes, v.Name)
 		require.NoError(s.t, s.Status().Patch(s.t.Context(), v, client.MergeFrom(base)))
-		steps, err := s.recover(&Rescuer{Client: s.dying(writes), Patience: patience, Say: s.hasten}, Options{}, found("a", v))
+		steps, err := s.recover(&Rescuer{Client: s.dying(writes), Patience: patience, Say: s.hasten}, Options{},
+			found("a", v))
 		s.t.Logf("after %d writes: %v", writes, err)
-		if _, again := s.recover(&Rescuer{Client: s, Patience: patience, Say: s.hasten}, Options{}, found("a", v)); again != nil {
+		if _, again := s.recover(&Rescuer{Client: s, Patience: patience, Say: s.hasten}, Options{}, found("a",
+			v)); again != nil {
 			s.t.Fatalf("the run after one that ended after %d writes (%v): %v", writes, err, again)
 		}
 		now, newPV, record := s.bound("data")
@@ -441,21 +470,28 @@ func testPathChanged(s *site) {
 func testAdopt(s *site) {
 	ctx := s.t.Context()
 	class := "by-hand"
-	s.make(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Provisioner: "kubernetes.io/no-provisioner"})
+	s.make(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: class},
+		Provisioner: "kubernetes.io/no-provisioner"})
 	made := func(name, path string) *corev1.PersistentVolume {
 		return &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeSpec{
 			StorageClassName: class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")}, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
-			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}},
-			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{"host-b"}}}}}}},
+			Capacity:                      corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("4Gi")},
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+					MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname,
+						Operator: corev1.NodeSelectorOpIn, Values: []string{"host-b"}}}}}}},
 		}}
 	}
 	pv := made("easemesh-storage-pv-1", "/volumes/easemesh-storage")
 	s.make(pv)
-	s.make(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "etcd", Namespace: namespace}, Spec: corev1.PersistentVolumeClaimSpec{
-		StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeName: pv.Name,
-		Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("3Gi")}}}})
+	s.make(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "etcd", Namespace: namespace},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class,
+			AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeName: pv.Name,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: resource.MustParse("3Gi")}}}})
 	s.until("bound by hand", func() error {
 		if err := s.Get(ctx, client.ObjectKeyFromObject(pv), pv); err != nil || pv.Status.Phase == corev1.VolumeBound {
 			return err
@@ -474,8 +510,10 @@ func testAdopt(s *site) {
 	require.NoError(s.t, s.r.Adopt(ctx, v), "a second run finds it done")
 	s.deleteClaim("etcd")
 
-	// A new PersistentVolume, for a claim that comes later. Where there may be nothing, the volume is published once it is made.
-	a := Adoption{Node: "a", Path: "/volumes/old data", Type: v1alpha1.AdoptDirectoryOrCreate, Size: resource.MustParse("2Gi"), Class: class,
+	// A new PersistentVolume, for a claim that comes later. Where there may be
+	// nothing, the volume is published once it is made.
+	a := Adoption{Node: "a", Path: "/volumes/old data", Type: v1alpha1.AdoptDirectoryOrCreate,
+		Size: resource.MustParse("2Gi"), Class: class,
 		Claim: &v1alpha1.ClaimReference{Namespace: namespace, Name: "later"}}
 	v, err = s.r.Prepare(ctx, a)
 	require.NoError(s.t, err)
@@ -495,10 +533,12 @@ func testAdopt(s *site) {
 	s.gone(v)
 
 	over := made("over", "/volumes/over")
-	over.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: namespace, Name: "never", UID: "gone"}
+	over.Spec.ClaimRef = &corev1.ObjectReference{Kind: "PersistentVolumeClaim", Namespace: namespace, Name: "never",
+		UID: "gone"}
 	s.make(over)
 	s.until("released", func() error {
-		if err := s.Get(ctx, client.ObjectKeyFromObject(over), over); err != nil || over.Status.Phase != corev1.VolumePending && over.Status.Phase != "" {
+		if err := s.Get(ctx, client.ObjectKeyFromObject(over), over); err != nil ||
+			over.Status.Phase != corev1.VolumePending && over.Status.Phase != "" {
 			return err
 		}
 		return errors.New("not yet")

@@ -97,7 +97,8 @@ type bench struct {
 	sequence int
 }
 
-// Run makes a cluster, measures, writes what was found after each section, and takes the cluster away.
+// Run makes a cluster, measures, writes what was found after each section, and
+// takes the cluster away.
 func Run(ctx context.Context, c Config) (err error) {
 	chosen, err := choose(c.Sections)
 	if err != nil {
@@ -115,7 +116,8 @@ func Run(ctx context.Context, c Config) (err error) {
 			continue
 		}
 		b.say("%s", section.name)
-		s := &Section{Name: section.name, Origin: measure.OriginOf(c.Repository), Plots: map[string]measure.Bars{}, Details: map[string]any{}}
+		s := &Section{Name: section.name, Origin: measure.OriginOf(c.Repository), Plots: map[string]measure.Bars{},
+			Details: map[string]any{}}
 		failed := section.run(b, ctx, s)
 		if failed != nil {
 			s.Broke, _, _ = strings.Cut(failed.Error(), "\n")
@@ -173,11 +175,13 @@ func (b *bench) up(ctx context.Context) error {
 	if err := cluster.Load(ctx, b.Image); err != nil {
 		return err
 	}
-	if _, err := cluster.Helm(ctx, "install", "quarry", filepath.Join(b.Repository, "charts/quarry"), "--namespace", "quarry-system", "--create-namespace",
+	if _, err := cluster.Helm(ctx, "install", "quarry", filepath.Join(b.Repository, "charts/quarry"), "--namespace",
+		"quarry-system", "--create-namespace",
 		"--values", filepath.Join(b.Repository, "test/bench/values.yaml"), "--wait", "--timeout", "3m"); err != nil {
 		return err
 	}
-	if _, err := b.kube.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
+	if _, err := b.kube.CoreV1().Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	if err := b.class(ctx, floorClass, measure.FloorProvisioner); err != nil {
@@ -190,7 +194,8 @@ func (b *bench) up(ctx context.Context) error {
 func (b *bench) class(ctx context.Context, name, provisioner string) error {
 	wait := storagev1.VolumeBindingWaitForFirstConsumer
 	_, err := b.kube.StorageV1().StorageClasses().Create(ctx, &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner, VolumeBindingMode: &wait}, metav1.CreateOptions{})
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner,
+		VolumeBindingMode: &wait}, metav1.CreateOptions{})
 	return err
 }
 
@@ -240,7 +245,8 @@ func (s *Section) markdown(plots string) string {
 	return b.String()
 }
 
-// processes finds processes of the machine, those inside nodes too, by what their command line contains.
+// processes finds processes of the machine, those inside nodes too, by what
+// their command line contains.
 func processes(contains ...string) ([]int, error) {
 	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -263,7 +269,8 @@ func processes(contains ...string) ([]int, error) {
 	return pids, nil
 }
 
-// parts are the processes whose usage is measured, by the names that the page has for them.
+// parts are the processes whose usage is measured, by the names that the page
+// has for them.
 var parts = []struct {
 	name     string
 	contains []string

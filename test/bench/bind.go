@@ -51,7 +51,8 @@ func (b *bench) bind(ctx context.Context, s *Section) error {
 		if err := b.many(ctx, kind.class, lives[kind.class]); err != nil {
 			return err
 		}
-		b.say("at once: %s: %.1f bound and %.1f deleted each second", kind.name, lives[kind.class].Many.Second, lives[kind.class].Deleted.Second)
+		b.say("at once: %s: %.1f bound and %.1f deleted each second", kind.name, lives[kind.class].Many.Second,
+			lives[kind.class].Deleted.Second)
 	}
 	b.reportBind(s, lives)
 	return nil
@@ -108,7 +109,8 @@ func (b *bench) begin(ctx context.Context, l *life) (err error) {
 	return err
 }
 
-// end notes what was used since, for each of n volumes, once everything is quiet: what comes afterwards belongs to it.
+// end notes what was used since, for each of n volumes, once everything is
+// quiet: what comes afterwards belongs to it.
 func (b *bench) end(ctx context.Context, l *life, n int) error {
 	if err := b.quiet(ctx); err != nil {
 		return err
@@ -128,7 +130,8 @@ func (b *bench) end(ctx context.Context, l *life, n int) error {
 	return nil
 }
 
-// quiet waits until Quarry's processes use less than a twentieth of a core for two seconds, or for a minute.
+// quiet waits until Quarry's processes use less than a twentieth of a core for
+// two seconds, or for a minute.
 func (b *bench) quiet(ctx context.Context) error {
 	const window, step = 2 * time.Second, 500 * time.Millisecond
 	var seen []time.Duration
@@ -151,12 +154,14 @@ func (b *bench) quiet(ctx context.Context) error {
 	return nil
 }
 
-// startFloor starts the provisioner that does no work as a process of its own, and returns what ends it.
+// startFloor starts the provisioner that does no work as a process of its own,
+// and returns what ends it.
 func (b *bench) startFloor(ctx context.Context) (stop func(), err error) {
 	return b.child(ctx, floorClass, exec.Command(b.Self, "floor", b.cluster.Kubeconfig()))
 }
 
-// child starts a provisioner on the machine and returns when it has bound a claim of its class.
+// child starts a provisioner on the machine and returns when it has bound a
+// claim of its class.
 func (b *bench) child(ctx context.Context, class string, command *exec.Cmd) (stop func(), err error) {
 	log, err := os.CreateTemp("", "quarry-bench-*.log")
 	if err != nil {
@@ -205,13 +210,15 @@ func (b *bench) reportBind(s *Section, lives map[string]*life) {
 	times := func(name string, of func(l *life) measure.Times) {
 		row(name+": median against the floor (ms; p99)", func(l *life) string {
 			p50 := measure.Milliseconds(of(l).Quantile(0.5))
-			return fmt.Sprintf("%s (%.0f; %.0f)", ratio(p50, measure.Milliseconds(of(floor).Quantile(0.5))), p50, measure.Milliseconds(of(l).Quantile(0.99)))
+			return fmt.Sprintf("%s (%.0f; %.0f)", ratio(p50, measure.Milliseconds(of(floor).Quantile(0.5))), p50,
+				measure.Milliseconds(of(l).Quantile(0.99)))
 		})
 	}
 	rates := func(name string, of func(l *life) measure.Summary) {
 		row(name+": rate against the floor (per second; p50, p99 ms)", func(l *life) string {
 			have := of(l)
-			return fmt.Sprintf("%s (%.1f; %.0f, %.0f)", ratio(have.Second, of(floor).Second), have.Second, have.P50, have.P99)
+			return fmt.Sprintf("%s (%.1f; %.0f, %.0f)", ratio(have.Second, of(floor).Second), have.Second,
+				have.P50, have.P99)
 		})
 	}
 	times("one claim to Bound", func(l *life) measure.Times { return l.One })
@@ -222,16 +229,28 @@ func (b *bench) reportBind(s *Section, lives map[string]*life) {
 		return fmt.Sprintf("%s (%.1f)", ratio(l.Deleted.Wall, floor.Deleted.Wall), l.Deleted.Wall/1000)
 	})
 	for _, part := range parts {
-		row(part.name+": CPU of a volume's life, ms", func(l *life) string { return fmt.Sprintf("%.1f", l.CPU[part.name]) })
+		row(part.name+": CPU of a volume's life, ms", func(l *life) string {
+			return fmt.Sprintf("%.1f", l.CPU[part.name])
+		})
 	}
-	row("API server: CPU against the floor", func(l *life) string { return ratio(l.CPU["API server"], floor.CPU["API server"]) })
-	row("requests for a volume's life", func(l *life) string { return fmt.Sprintf("%.1f", l.Requests.Total(isRequest)) })
-	row("· writes to Quarry's own objects", func(l *life) string { return fmt.Sprintf("%.2f", l.Requests.Total(isOwnWrite)) })
-	row("· writes to capacity objects", func(l *life) string { return fmt.Sprintf("%.2f", l.Requests.Total(isCapacity)) })
+	row("API server: CPU against the floor", func(l *life) string {
+		return ratio(l.CPU["API server"], floor.CPU["API server"])
+	})
+	row("requests for a volume's life", func(l *life) string {
+		return fmt.Sprintf("%.1f", l.Requests.Total(isRequest))
+	})
+	row("· writes to Quarry's own objects", func(l *life) string {
+		return fmt.Sprintf("%.2f", l.Requests.Total(isOwnWrite))
+	})
+	row("· writes to capacity objects", func(l *life) string {
+		return fmt.Sprintf("%.2f", l.Requests.Total(isCapacity))
+	})
 
 	b.reportRequests(s, lives)
-	s.note("Medians of %d claims of %s one after the other, the kinds in turns; then one kind after the other at once. The node is "+
-		"chosen by annotation, as the scheduler does. The floor is a provisioner of the same library that does no work.", len(floor.One), claimSize)
+	s.note("Medians of %d claims of %s one after the other, the kinds in turns; then one kind after the other at "+
+		"once. The node is "+
+		"chosen by annotation, as the scheduler does. The floor is a provisioner of the same library that "+
+		"does no work.", len(floor.One), claimSize)
 	for name, of := range map[string]func(l *life) float64{
 		"one":  func(l *life) float64 { return measure.Milliseconds(l.One.Quantile(0.5)) },
 		"many": func(l *life) float64 { return l.Many.Second },

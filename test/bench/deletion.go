@@ -14,8 +14,8 @@ import (
 // million is how many files a full volume has.
 const million = 1_000_000
 
-// deletion measures how long a claim takes to go by how many files its volume has. For a directory the number counts,
-// for an image it does not.
+// deletion measures how long a claim takes to go by how many files its volume
+// has. For a directory the number counts, for an image it does not.
 func (b *bench) deletion(ctx context.Context, s *Section) error {
 	root, err := b.cluster.Root(node)
 	if err != nil {
@@ -46,7 +46,8 @@ func (b *bench) deletion(ctx context.Context, s *Section) error {
 				return err
 			}
 			if made < files {
-				cells = append(cells, fmt.Sprintf("%.0f (of %d files: its filesystem holds no more)", measure.Milliseconds(gone[0]), made))
+				cells = append(cells, fmt.Sprintf("%.0f (of %d files: its filesystem holds no more)",
+					measure.Milliseconds(gone[0]), made))
 			} else {
 				cells = append(cells, measure.Milliseconds(gone[0]))
 			}
@@ -54,11 +55,13 @@ func (b *bench) deletion(ctx context.Context, s *Section) error {
 		}
 		t.Row(cells...)
 	}
-	s.note("From the claim's deletion to the end of its PersistentVolume; its space comes back as the files go, in the background.")
+	s.note("From the claim's deletion to the end of its PersistentVolume; its space comes back as the files go, in " +
+		"the background.")
 	return nil
 }
 
-// fill makes empty files, a thousand in each directory, and returns how many it could make.
+// fill makes empty files, a thousand in each directory, and returns how many it
+// could make.
 func fill(dir string, files int) (int, error) {
 	const each = 1000
 	for i := range files {

@@ -16,12 +16,14 @@ func ignoreFull(err error) error {
 	return err
 }
 
-// footprint is what Quarry takes: on disk, and in memory with no volume and with a thousand.
+// footprint is what Quarry takes: on disk, and in memory with no volume and
+// with a thousand.
 func (b *bench) footprint(ctx context.Context, s *Section) error {
 	const volumes = 1000
 	const mebibyte = 1 << 20
 	t := s.table("", "MiB")
-	for name, path := range map[string]string{"image, compressed layers": b.Image, "binary": filepath.Join(b.Repository, "bin/quarry")} {
+	for name, path := range map[string]string{"image, compressed layers": b.Image, "binary": filepath.Join(b.Repository,
+		"bin/quarry")} {
 		info, err := os.Stat(path)
 		if err != nil {
 			return err
@@ -57,7 +59,8 @@ func (b *bench) footprint(ctx context.Context, s *Section) error {
 	if err := resident("with a thousand directories"); err != nil {
 		return err
 	}
-	s.note("The agent's CPU for each volume made: %.1f ms; the controllers': %.1f ms; the API server's: %.1f ms.", l.CPU["agent"], l.CPU["controller"], l.CPU["API server"])
+	s.note("The agent's CPU for each volume made: %.1f ms; the controllers': %.1f ms; the API server's: %.1f ms.",
+		l.CPU["agent"], l.CPU["controller"], l.CPU["API server"])
 	_, _, err := b.claims.Delete(ctx, names)
 	s.Details["cpu"] = l.CPU
 	return err

@@ -48,9 +48,12 @@ var loads = []load{
 	{"fdatasync after each append of 2,300 bytes, as etcd does, p50", "us", false,
 		[]string{"--rw=write", "--ioengine=sync", "--fdatasync=1", "--bs=2300", "--size=22m"},
 		func(r fioJob) float64 { return r.Sync.Latency.Percentile["50.000000"] / 1000 }},
-	{"the same, p99", "us", false, nil, func(r fioJob) float64 { return r.Sync.Latency.Percentile["99.000000"] / 1000 }},
+	{"the same, p99", "us", false, nil, func(r fioJob) float64 {
+		return r.Sync.Latency.Percentile["99.000000"] / 1000
+	}},
 	{"4 KiB random reads and writes, depth 16, reads", "IOPS", true,
-		[]string{"--rw=randrw", "--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=4k", "--size=" + ioSize, "--runtime=3", "--time_based"},
+		[]string{"--rw=randrw", "--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=4k", "--size=" + ioSize,
+			"--runtime=3", "--time_based"},
 		func(r fioJob) float64 { return r.Read.IOPS }},
 	{"1 MiB sequential writes", "MB/s", true,
 		[]string{"--rw=write", "--ioengine=libaio", "--direct=1", "--iodepth=4", "--bs=1m", "--size=" + ioSize},
@@ -60,7 +63,8 @@ var loads = []load{
 		func(r fioJob) float64 { return r.Read.BW / 1e6 }},
 }
 
-// io measures reading and writing in volumes beside a directory of the host on the same disk, in turns.
+// io measures reading and writing in volumes beside a directory of the host on
+// the same disk, in turns.
 func (b *bench) io(ctx context.Context, s *Section) error {
 	places := []*place{
 		{name: "host directory, ext4", path: "/volumes/bench-io"},
@@ -94,14 +98,16 @@ func (b *bench) io(ctx context.Context, s *Section) error {
 	}
 	b.reportIO(s, places)
 	for _, name := range names {
-		if err := b.kube.CoreV1().PersistentVolumeClaims(namespace).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		if err := b.kube.CoreV1().PersistentVolumeClaims(namespace).Delete(ctx, name,
+			metav1.DeleteOptions{}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// place makes a directory or a volume, and learns where it is. It returns the claim's name.
+// place makes a directory or a volume, and learns where it is. It returns the
+// claim's name.
 func (b *bench) place(ctx context.Context, p *place) (claim string, err error) {
 	if p.class == "" {
 		_, err := b.cluster.Exec(ctx, node, "mkdir", "-p", p.path)
@@ -183,6 +189,7 @@ func (b *bench) reportIO(s *Section, places []*place) {
 		bars.Bars = append(bars.Bars, measure.Bar{Name: p.name, Value: median(p.found[loads[0].name])})
 	}
 	s.Plots["fdatasync"] = bars
-	s.note("Medians of %d rounds, the places in turns; in parentheses against the host's directory on the same ext4. The disks are loop devices of the testbed, "+
+	s.note("Medians of %d rounds, the places in turns; in parentheses against the host's directory on the same ext4. "+
+		"The disks are loop devices of the testbed, "+
 		"over sparse files of this machine: read the ratios.", len(places[0].found[loads[0].name]))
 }

@@ -13,14 +13,16 @@ import (
 	"time"
 )
 
-// look is what the agent's look at a thousand volumes takes of a core. It is measured by the store's own benchmark, in a process without
-// anything else to do: beside a cluster the agent's other work could not be told from it.
+// look is what the agent's look at a thousand volumes takes of a core. It is
+// measured by the store's own benchmark, in a process without anything else to
+// do: beside a cluster the agent's other work could not be told from it.
 func (b *bench) look(ctx context.Context, s *Section) error {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "bench-look")
 	cmd.Dir = b.Repository
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, b.Log), b.Log
-	// As a terminal does it: all of them, so that the one that has devices gives them back.
+	// As a terminal does it: all of them, so that the one that has devices
+	// gives them back.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = 2 * time.Minute
@@ -36,12 +38,14 @@ func (b *bench) look(ctx context.Context, s *Section) error {
 	t.Row("CPU of one look, ms", found["cpu-µs/look"]/1000)
 	t.Row("% of a core, at one look every 5 seconds", found["%core"])
 	s.Details["metrics"] = found
-	s.note("Nine in ten are mounted ext4 images, the others Block. CPU is user and kernel time of the process (getrusage). Also by itself: `make bench-look`, " +
-		"with `QUARRY_BENCH_LOOK_VOLUMES=100` where a machine has few loop devices.")
+	s.note(
+		"Nine in ten are mounted ext4 images, the others Block. CPU is user and kernel time of the process (getrusage). Also by itself: `make bench-look`, " +
+			"with `QUARRY_BENCH_LOOK_VOLUMES=100` where a machine has few loop devices.")
 	return nil
 }
 
-// metrics reads the line of a Go benchmark: its name, how often it ran, and then values with their units.
+// metrics reads the line of a Go benchmark: its name, how often it ran, and
+// then values with their units.
 func metrics(out io.Reader) (map[string]float64, error) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		fields := strings.Fields(lines.Text())

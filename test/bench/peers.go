@@ -24,8 +24,9 @@ const (
 	peerLimit = 12 * time.Minute
 )
 
-// peers measures rancher/local-path-provisioner beside Quarry's cheapest kind, as it comes and with as many workers as
-// Quarry has. It runs on the machine and not in a pod, which makes it no slower.
+// peers measures rancher/local-path-provisioner beside Quarry's cheapest kind,
+// as it comes and with as many workers as Quarry has. It runs on the machine
+// and not in a pod, which makes it no slower.
 func (b *bench) peers(ctx context.Context, s *Section) error {
 	if err := b.prepareLocalPath(ctx); err != nil {
 		return err
@@ -61,20 +62,25 @@ func (b *bench) peers(ctx context.Context, s *Section) error {
 		}
 	}
 
-	t := s.table("", "one claim to Bound, median, ms", "one deleted, median, ms", "100 at once, s", "· per second", "100 deleted, s", "API server CPU, ms each", "requests each")
+	t := s.table("", "one claim to Bound, median, ms", "one deleted, median, ms", "100 at once, s", "· per second",
+		"100 deleted, s", "API server CPU, ms each", "requests each")
 	bars := measure.Bars{Title: "100 claims at once, to the last one Bound", Unit: "s", Log: true}
 	for _, name := range order {
 		l := found[name]
-		t.Row(name, measure.Milliseconds(l.One.Quantile(0.5)), measure.Milliseconds(l.Gone1.Quantile(0.5)), l.Hundred.Wall/1000, l.Hundred.Second,
+		t.Row(name, measure.Milliseconds(l.One.Quantile(0.5)), measure.Milliseconds(l.Gone1.Quantile(0.5)),
+			l.Hundred.Wall/1000, l.Hundred.Second,
 			l.Deleted.Wall/1000, l.CPU["API server"], l.Requests.Total(isRequest))
 		bars.Bars = append(bars.Bars, measure.Bar{Name: name, Value: l.Hundred.Wall / 1000})
 	}
 	s.Plots["hundred"] = bars
 	for _, name := range order[2:] {
-		s.note("100 claims at once: Quarry's directories are bound %.0f times as fast as those of %s.", found[name].Hundred.Wall/found[order[0]].Hundred.Wall, name)
+		s.note("100 claims at once: Quarry's directories are bound %.0f times as fast as those of %s.",
+			found[name].Hundred.Wall/found[order[0]].Hundred.Wall, name)
 	}
-	s.note("local-path-provisioner v0.0.30, built from its module, runs a pod of busybox for each volume made and deleted; its client's limit of 5 requests a second " +
-		"cannot be raised by a flag. The modules of csi-driver-host-path and TopoLVM could not be fetched by the Go command where this was written, so they are not here.")
+	s.note("local-path-provisioner v0.0.30, built from its module, runs a pod of busybox for each volume made and " +
+		"deleted; its client's limit of 5 requests a second " +
+		"cannot be raised by a flag. The modules of csi-driver-host-path and TopoLVM could not be fetched by the Go " +
+		"command where this was written, so they are not here.")
 	s.Details["lives"] = found
 	return nil
 }
@@ -106,7 +112,9 @@ func (b *bench) peer(ctx context.Context, class string, l *life) error {
 // prepareLocalPath makes what its manifest makes, but for the Deployment.
 func (b *bench) prepareLocalPath(ctx context.Context) error {
 	core := b.kube.CoreV1()
-	if _, err := core.Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: localPathNamespace}}, metav1.CreateOptions{}); err != nil {
+	if _, err := core.Namespaces().Create(ctx,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: localPathNamespace}},
+		metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "local-path-provisioner-service-account"}}
@@ -114,10 +122,12 @@ func (b *bench) prepareLocalPath(ctx context.Context) error {
 		return err
 	}
 	data := map[string]string{
-		"config.json": fmt.Sprintf(`{"nodePathMap":[{"node":"DEFAULT_PATH_FOR_NON_LISTED_NODES","paths":[%q]}]}`, localPathDir),
-		"setup":       "#!/bin/sh\nset -eu\nmkdir -m 0777 -p \"$VOL_DIR\"\n",
-		"teardown":    "#!/bin/sh\nset -eu\nrm -rf \"$VOL_DIR\"\n",
-		"helperPod.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: helper-pod}\nspec:\n  priorityClassName: system-node-critical\n" +
+		"config.json": fmt.Sprintf(`{"nodePathMap":[{"node":"DEFAULT_PATH_FOR_NON_LISTED_NODES","paths":[%q]}]}`,
+			localPathDir),
+		"setup":    "#!/bin/sh\nset -eu\nmkdir -m 0777 -p \"$VOL_DIR\"\n",
+		"teardown": "#!/bin/sh\nset -eu\nrm -rf \"$VOL_DIR\"\n",
+		"helperPod.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: helper-pod}\nspec:\n  priorityClassName: " +
+			"system-node-critical\n" +
 			"  containers:\n  - {name: helper-pod, image: " + build.BusyboxImage + ", imagePullPolicy: Never}\n",
 	}
 	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "local-path-config"}, Data: data}
@@ -132,9 +142,11 @@ func (b *bench) startLocalPath(ctx context.Context, args []string) (stop func(),
 	if err != nil {
 		return nil, err
 	}
-	command := exec.Command(program, append([]string{"start", "--kubeconfig", b.cluster.Kubeconfig(), "--namespace", localPathNamespace,
+	command := exec.Command(program, append([]string{"start", "--kubeconfig", b.cluster.Kubeconfig(), "--namespace",
+		localPathNamespace,
 		"--helper-image", build.BusyboxImage}, args...)...)
-	// What it mounts as a ConfigMap in its pod it looks for there, too, for changes.
+	// What it mounts as a ConfigMap in its pod it looks for there, too, for
+	// changes.
 	dir, err := os.MkdirTemp("", "quarry-bench-local-path-")
 	if err != nil {
 		return nil, err

@@ -15,8 +15,9 @@ import (
 	"github.com/quarry-storage/quarry/test/testbed/build"
 )
 
-// pods measures from the creation of a pod, with its claim, to its container running: through the real scheduler and
-// kubelet, beside the volumes that need nobody.
+// pods measures from the creation of a pod, with its claim, to its container
+// running: through the real scheduler and kubelet, beside the volumes that need
+// nobody.
 func (b *bench) pods(ctx context.Context, s *Section) error {
 	order := []string{"emptyDir", "hostPath"}
 	classes := map[string]string{}
@@ -43,11 +44,13 @@ func (b *bench) pods(ctx context.Context, s *Section) error {
 		bars.Bars = append(bars.Bars, measure.Bar{Name: name, Value: p50})
 	}
 	s.Plots["running"] = bars
-	s.note("Medians of %d pods of each kind, one after the other, in turns; the claim is made with its pod and waits for the scheduler.", b.Rounds)
+	s.note("Medians of %d pods of each kind, one after the other, in turns; the claim is made with its pod and waits "+
+		"for the scheduler.", b.Rounds)
 	return nil
 }
 
-// pod makes a pod with a volume, and returns how long it took to run; it is taken away again.
+// pod makes a pod with a volume, and returns how long it took to run; it is
+// taken away again.
 func (b *bench) pod(ctx context.Context, kind, class string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, fmt.Errorf("not within 3 minutes"))
 	defer cancel()
@@ -64,7 +67,8 @@ func (b *bench) pod(ctx context.Context, kind, class string) (time.Duration, err
 	}
 	pod := podWith(name, volume)
 	core := b.kube.CoreV1()
-	changes, err := core.Pods(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
+	changes, err := core.Pods(namespace).Watch(ctx,
+		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 	if err != nil {
 		return 0, err
 	}
@@ -72,9 +76,11 @@ func (b *bench) pod(ctx context.Context, kind, class string) (time.Duration, err
 
 	start := time.Now()
 	if class != "" {
-		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(claimSize)}}}}
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec: corev1.PersistentVolumeClaimSpec{
+				StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceStorage: resource.MustParse(claimSize)}}}}
 		if _, err := core.PersistentVolumeClaims(namespace).Create(ctx, claim, metav1.CreateOptions{}); err != nil {
 			return 0, err
 		}
@@ -99,8 +105,10 @@ func podWith(name string, volume corev1.Volume) *corev1.Pod {
 		Volumes: []corev1.Volume{volume}}}
 }
 
-// running returns how long after start the pod ran; it is deleted then, and gone when this returns.
-func (b *bench) running(ctx context.Context, changes watch.Interface, name string, start time.Time) (time.Duration, error) {
+// running returns how long after start the pod ran; it is deleted then, and
+// gone when this returns.
+func (b *bench) running(ctx context.Context, changes watch.Interface, name string,
+	start time.Time) (time.Duration, error) {
 	took := time.Duration(0)
 	for {
 		select {

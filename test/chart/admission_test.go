@@ -20,7 +20,8 @@ import (
 
 const agentAccount = "system:serviceaccount:storage:q-quarry-agent"
 
-// compile makes of the policy what the API server makes of it, with the API server's own packages.
+// compile makes of the policy what the API server makes of it, with the API
+// server's own packages.
 func compile(t *testing.T, policy *admissionregistrationv1.ValidatingAdmissionPolicy) validating.Validator {
 	t.Helper()
 	compiler, err := cel.NewCompositedCompiler(environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion()))
@@ -37,16 +38,19 @@ func compile(t *testing.T, policy *admissionregistrationv1.ValidatingAdmissionPo
 		conditions = append(conditions, (*matchconditions.MatchCondition)(&policy.Spec.MatchConditions[i]))
 	}
 	for _, v := range policy.Spec.Validations {
-		checks = append(checks, &validating.ValidationCondition{Expression: v.Expression, Message: v.Message, Reason: v.Reason})
+		checks = append(checks, &validating.ValidationCondition{Expression: v.Expression, Message: v.Message,
+			Reason: v.Reason})
 		var message cel.ExpressionAccessor
 		if v.MessageExpression != "" {
 			message = &validating.MessageExpressionCondition{MessageExpression: v.MessageExpression}
 		}
 		messages = append(messages, message)
 	}
-	matcher := matchconditions.NewMatcher(compiler.CompileCondition(conditions, with, mode), policy.Spec.FailurePolicy, "policy", "validate", policy.Name)
+	matcher := matchconditions.NewMatcher(compiler.CompileCondition(conditions, with, mode), policy.Spec.FailurePolicy,
+		"policy", "validate", policy.Name)
 	return validating.NewValidator(compiler.CompileCondition(checks, with, mode), matcher,
-		compiler.CompileCondition(nil, with, mode), compiler.CompileCondition(messages, cel.OptionalVariableDeclarations{}, mode), policy.Spec.FailurePolicy, nil)
+		compiler.CompileCondition(nil, with, mode), compiler.CompileCondition(messages,
+			cel.OptionalVariableDeclarations{}, mode), policy.Spec.FailurePolicy, nil)
 }
 
 // object is a Volume or Pool of the node, changed by the functions.
@@ -91,34 +95,64 @@ func TestAgentWritesItsOwnNodeOnly(t *testing.T) {
 		object, old *unstructured.Unstructured
 		denied      string // part of the message; empty: allowed
 	}{
-		{name: "status of its own volume", resource: "volumes", sub: "status", operation: update, old: volume(), object: volume(set("Ready", "status", "phase"))},
-		{name: "status of another node's volume", node: "node2", resource: "volumes", sub: "status", operation: update, old: volume(), object: volume(set("Ready", "status", "phase")), denied: "of node node2"},
-		{name: "status of another node's snapshot", node: "node2", resource: "snapshots", sub: "status", operation: update, old: volume(), object: volume(), denied: "of node node2"},
-		{name: "take a volume over", node: "node2", resource: "volumes", operation: update, old: volume(), object: volume(set("node2", "spec", "nodeName")), denied: "of node node2"},
-		{name: "give a volume away", resource: "volumes", operation: update, old: volume(), object: volume(set("node2", "spec", "nodeName")), denied: "would be of node node2"},
-		{name: "desiredState", resource: "volumes", operation: update, old: volume(), object: volume(set("Deleted", "spec", "desiredState")), denied: "never the spec"},
-		{name: "a label", resource: "volumes", operation: update, old: volume(), object: volume(set("c", "metadata", "labels", "a")), denied: "never labels"},
-		{name: "an annotation", resource: "volumes", operation: update, old: volume(), object: volume(set("c", "metadata", "annotations", "a")), denied: "never labels"},
-		{name: "a finalizer", resource: "volumes", operation: update, old: volume(), object: volume(set([]any{"a"}, "metadata", "finalizers")), denied: "never labels"},
-		{name: "an owner", resource: "snapshots", operation: update, old: volume(), object: volume(set([]any{map[string]any{"name": "a"}}, "metadata", "ownerReferences")), denied: "never labels"},
+		{name: "status of its own volume", resource: "volumes", sub: "status", operation: update, old: volume(),
+			object: volume(set("Ready", "status", "phase"))},
+		{name: "status of another node's volume", node: "node2", resource: "volumes", sub: "status", operation: update,
+			old: volume(), object: volume(set("Ready", "status", "phase")), denied: "of node node2"},
+		{name: "status of another node's snapshot", node: "node2", resource: "snapshots", sub: "status",
+			operation: update, old: volume(), object: volume(), denied: "of node node2"},
+		{name: "take a volume over", node: "node2", resource: "volumes", operation: update, old: volume(),
+			object: volume(set("node2", "spec", "nodeName")), denied: "of node node2"},
+		{name: "give a volume away", resource: "volumes", operation: update, old: volume(),
+			object: volume(set("node2", "spec", "nodeName")), denied: "would be of node node2"},
+		{name: "desiredState", resource: "volumes", operation: update, old: volume(),
+			object: volume(set("Deleted", "spec", "desiredState")), denied: "never the spec"},
+		{name: "a label", resource: "volumes", operation: update, old: volume(),
+			object: volume(set("c", "metadata", "labels", "a")), denied: "never labels"},
+		{name: "an annotation", resource: "volumes", operation: update, old: volume(),
+			object: volume(set("c", "metadata", "annotations", "a")), denied: "never labels"},
+		{name: "a finalizer", resource: "volumes", operation: update, old: volume(),
+			object: volume(set([]any{"a"}, "metadata", "finalizers")), denied: "never labels"},
+		{name: "an owner", resource: "snapshots", operation: update, old: volume(),
+			object: volume(set([]any{map[string]any{"name": "a"}}, "metadata", "ownerReferences")),
+			denied: "never labels"},
 		{name: "nothing changed", resource: "volumes", operation: update, old: volume(), object: volume()},
-		{name: "make a volume", resource: "volumes", operation: create, object: volume(), denied: "neither make nor delete"},
-		{name: "delete a volume", resource: "volumes", operation: remove, old: volume(), denied: "neither make nor delete"},
-		{name: "make its pool", resource: "pools", operation: create, object: pool("node1.default", "node1", "default")},
-		{name: "status of its pool", resource: "pools", sub: "status", operation: update, old: pool("node1.default", "node1", "default"), object: pool("node1.default", "node1", "default")},
-		{name: "make another node's pool", resource: "pools", operation: create, object: pool("node2.default", "node2", "default"), denied: "would be of node node2"},
-		{name: "a pool named like another node's", resource: "pools", operation: create, object: pool("node2.default", "node1", "default"), denied: "name has to be"},
-		{name: "a pool named like another", resource: "pools", operation: create, object: pool("node1.fast", "node1", "default"), denied: "name has to be"},
-		{name: "status of another node's pool", node: "node2", resource: "pools", sub: "status", operation: update, old: pool("node1.default", "node1", "default"), object: pool("node1.default", "node1", "default"), denied: "of node node2"},
-		{name: "take over another cluster's disk", resource: "pools", operation: update, old: pool("node1.default", "node1", "default"), object: pool("node1.default", "node1", "default", takeOver), denied: "may take over"},
-		{name: "make a pool that takes over", resource: "pools", operation: create, object: pool("node1.default", "node1", "default", takeOver), denied: "may take over"},
-		{name: "a pool that an administrator told to take over", resource: "pools", operation: update, old: pool("node1.default", "node1", "default", takeOver), object: pool("node1.default", "node1", "default", takeOver, set("u", "spec", "uid"))},
+		{name: "make a volume", resource: "volumes", operation: create, object: volume(),
+			denied: "neither make nor delete"},
+		{name: "delete a volume", resource: "volumes", operation: remove, old: volume(),
+			denied: "neither make nor delete"},
+		{name: "make its pool", resource: "pools", operation: create, object: pool("node1.default",
+			"node1", "default")},
+		{name: "status of its pool", resource: "pools", sub: "status", operation: update, old: pool("node1.default",
+			"node1", "default"), object: pool("node1.default", "node1", "default")},
+		{name: "make another node's pool", resource: "pools", operation: create, object: pool("node2.default",
+			"node2", "default"), denied: "would be of node node2"},
+		{name: "a pool named like another node's", resource: "pools", operation: create, object: pool("node2.default",
+			"node1", "default"), denied: "name has to be"},
+		{name: "a pool named like another", resource: "pools", operation: create, object: pool("node1.fast",
+			"node1", "default"), denied: "name has to be"},
+		{name: "status of another node's pool", node: "node2", resource: "pools", sub: "status", operation: update,
+			old:    pool("node1.default", "node1", "default"),
+			object: pool("node1.default", "node1", "default"), denied: "of node node2"},
+		{name: "take over another cluster's disk", resource: "pools", operation: update, old: pool("node1.default",
+			"node1", "default"), object: pool("node1.default", "node1", "default", takeOver), denied: "may take over"},
+		{name: "make a pool that takes over", resource: "pools", operation: create, object: pool("node1.default",
+			"node1", "default", takeOver), denied: "may take over"},
+		{name: "a pool that an administrator told to take over", resource: "pools", operation: update,
+			old:    pool("node1.default", "node1", "default", takeOver),
+			object: pool("node1.default", "node1", "default", takeOver, set("u", "spec", "uid"))},
 		{name: "delete its pool", resource: "pools", operation: remove, old: pool("node1.default", "node1", "default")},
-		{name: "delete another node's pool", node: "node2", resource: "pools", operation: remove, old: pool("node1.default", "node1", "default"), denied: "of node node2"},
-		{name: "a token of no node", node: "-", resource: "volumes", sub: "status", operation: update, old: volume(), object: volume(), denied: "not made for a pod on a node"},
-		{name: "a token of no node, a record of no node", node: "-", resource: "volumes", sub: "status", operation: update, old: volume(set("", "spec", "nodeName")), object: volume(set("", "spec", "nodeName")), denied: "not made for a pod on a node"},
-		{name: "the controller", user: "system:serviceaccount:storage:q-quarry-controller", node: "node2", resource: "volumes", operation: create, object: volume()},
-		{name: "an account of the same name elsewhere", user: "system:serviceaccount:other:q-quarry-agent", node: "node2", resource: "volumes", operation: create, object: volume()},
+		{name: "delete another node's pool", node: "node2", resource: "pools", operation: remove,
+			old: pool("node1.default", "node1", "default"), denied: "of node node2"},
+		{name: "a token of no node", node: "-", resource: "volumes", sub: "status", operation: update, old: volume(),
+			object: volume(), denied: "not made for a pod on a node"},
+		{name: "a token of no node, a record of no node", node: "-", resource: "volumes", sub: "status",
+			operation: update, old: volume(set("", "spec", "nodeName")),
+			object: volume(set("", "spec", "nodeName")), denied: "not made for a pod on a node"},
+		{name: "the controller", user: "system:serviceaccount:storage:q-quarry-controller", node: "node2",
+			resource: "volumes", operation: create, object: volume()},
+		{name: "an account of the same name elsewhere", user: "system:serviceaccount:other:q-quarry-agent",
+			node: "node2", resource: "volumes", operation: create, object: volume()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			who := &user.DefaultInfo{Name: agentAccount, Extra: map[string][]string{}}
@@ -149,7 +183,8 @@ func TestAgentWritesItsOwnNodeOnly(t *testing.T) {
 	}
 }
 
-func validate(v validating.Validator, who user.Info, resource, sub string, operation admission.Operation, object, old *unstructured.Unstructured) validating.ValidateResult {
+func validate(v validating.Validator, who user.Info, resource, sub string, operation admission.Operation, object,
+	old *unstructured.Unstructured) validating.ValidateResult {
 	gvr := schema.GroupVersionResource{Group: "quarry.storage", Version: "v1alpha1", Resource: resource}
 	some := object
 	if some == nil {
@@ -163,13 +198,15 @@ func validate(v validating.Validator, who user.Info, resource, sub string, opera
 	if old != nil {
 		oldOrNil = old
 	}
-	attributes := admission.NewAttributesRecord(objectOrNil, oldOrNil, some.GroupVersionKind(), "", some.GetName(), gvr, sub, operation, nil, false, who)
+	attributes := admission.NewAttributesRecord(objectOrNil, oldOrNil, some.GroupVersionKind(), "", some.GetName(), gvr,
+		sub, operation, nil, false, who)
 	versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: some.GroupVersionKind(),
 		VersionedObject: admission.NewLazyObject(objectOrNil), VersionedOldObject: admission.NewLazyObject(oldOrNil)}
 	return v.Validate(context.Background(), gvr, versioned, nil, nil, apiservercel.RuntimeCELCostBudget, nil)
 }
 
-// TestPolicyCoversEverythingAgentsMayWrite: each resource and subresource is to be listed by itself.
+// TestPolicyCoversEverythingAgentsMayWrite: each resource and subresource is to
+// be listed by itself.
 func TestPolicyCoversEverythingAgentsMayWrite(t *testing.T) {
 	objects := render(t, nil)
 	policy := only[*admissionregistrationv1.ValidatingAdmissionPolicy](t, objects)
@@ -184,10 +221,12 @@ func TestPolicyCoversEverythingAgentsMayWrite(t *testing.T) {
 			require.Subset(t, rule.Resources, r.Resources)
 		}
 	}
-	require.Subset(t, rule.Resources, []string{"volumes", "volumes/status", "snapshots", "snapshots/status", "pools", "pools/status"})
+	require.Subset(t, rule.Resources, []string{"volumes", "volumes/status", "snapshots", "snapshots/status", "pools",
+		"pools/status"})
 
 	binding := only[*admissionregistrationv1.ValidatingAdmissionPolicyBinding](t, objects)
 	require.Equal(t, policy.Name, binding.Spec.PolicyName)
-	require.Equal(t, []admissionregistrationv1.ValidationAction{admissionregistrationv1.Deny}, binding.Spec.ValidationActions)
+	require.Equal(t, []admissionregistrationv1.ValidationAction{admissionregistrationv1.Deny},
+		binding.Spec.ValidationActions)
 	require.Nil(t, binding.Spec.MatchResources, "bound everywhere")
 }

@@ -17,7 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// example returns the objects of the files of one directory below examples/, decoded strictly.
+// example returns the objects of the files of one directory below examples/,
+// decoded strictly.
 func example(t *testing.T, dir string) []runtime.Object {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(repository, "examples", dir, "*.yaml"))
@@ -57,7 +58,8 @@ func TestExamplesAreComplete(t *testing.T) {
 		for _, p := range of[*corev1.Pod](objects) {
 			for _, v := range p.Spec.Volumes {
 				if v.PersistentVolumeClaim != nil {
-					require.True(t, claims[v.PersistentVolumeClaim.ClaimName], "%s: claim %s", dir, v.PersistentVolumeClaim.ClaimName)
+					require.True(t, claims[v.PersistentVolumeClaim.ClaimName], "%s: claim %s", dir,
+						v.PersistentVolumeClaim.ClaimName)
 				}
 			}
 		}
@@ -65,7 +67,8 @@ func TestExamplesAreComplete(t *testing.T) {
 	}))
 }
 
-// requireClass: the class is one the chart makes, or one that comes with the example.
+// requireClass: the class is one the chart makes, or one that comes with the
+// example.
 func requireClass(t *testing.T, objects []runtime.Object, dir string, name *string) {
 	t.Helper()
 	require.NotNil(t, name, "%s: an example names its class", dir)
@@ -101,7 +104,8 @@ func TestEaseMesh(t *testing.T) {
 			require.Nil(t, pod.Affinity)
 			require.Nil(t, pod.SecurityContext)
 			require.Nil(t, pod.Containers[0].ReadinessProbe)
-			require.Contains(t, pod.Containers[0].VolumeMounts, corev1.VolumeMount{Name: c.template, MountPath: c.mount})
+			require.Contains(t, pod.Containers[0].VolumeMounts, corev1.VolumeMount{Name: c.template,
+				MountPath: c.mount})
 
 			claims := map[string]*corev1.PersistentVolumeClaim{}
 			nodes := map[string]bool{}
@@ -132,11 +136,13 @@ func TestEaseMesh(t *testing.T) {
 	}
 }
 
-// TestLinks: what the documents and examples link to in the repository is there.
+// TestLinks: what the documents and examples link to in the repository is
+// there.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
 	for _, top := range []string{"docs", "examples", "CONTRIBUTING.md", "CHANGELOG.md"} {
-		require.NoError(t, filepath.WalkDir(filepath.Join(repository, top), func(path string, d fs.DirEntry, err error) error {
+		require.NoError(t, filepath.WalkDir(filepath.Join(repository, top), func(path string, d fs.DirEntry,
+			err error) error {
 			if err != nil || d.IsDir() || filepath.Ext(path) != ".md" {
 				return err
 			}

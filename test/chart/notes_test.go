@@ -54,18 +54,24 @@ func TestNotesKnowTheNodes(t *testing.T) {
 		node   runtime.Object
 		says   string // empty: nothing
 	}{
-		"Debian":               {nil, nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3"), ""},
-		"Talos":                {nil, nodeOf("b", "Talos (v1.12.0)", "v1.36.3"), "below /var in place of /volumes"},
-		"Talos, below /var":    {at("/var/mnt/u-quarry"), nodeOf("b", "Talos (v1.12.0)", "v1.36.3"), "extraMounts"},
-		"Fedora CoreOS":        {nil, nodeOf("b", "Fedora CoreOS 43.20251110.3.1", "v1.36.3"), "* CoreOS: nothing can be made"},
-		"CoreOS, below /var":   {at("/var/quarry"), nodeOf("b", "Fedora CoreOS 43.20251110.3.1", "v1.36.3"), ""},
-		"COS":                  {nil, nodeOf("b", "Container-Optimized OS from Google", "v1.36.3-gke.1"), "in place of /volumes"},
-		"COS, a disk":          {at("/mnt/disks/ssd0"), nodeOf("b", "Container-Optimized OS from Google", "v1.36.3-gke.1"), "requireMountpoint"},
-		"Bottlerocket":         {nil, nodeOf("b", "Bottlerocket OS 1.53.0 (aws-k8s-1.36)", "v1.36.3"), "in place of /volumes"},
-		"Flatcar":              {nil, nodeOf("b", "Flatcar Container Linux by Kinvolk 4459.2.0 (Oklo)", "v1.36.3"), ""},
-		"k0s without CSI":      {nil, nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3+k0s"), ""},
-		"k0s with CSI":         {withCSI(), nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3+k0s"), "/var/lib/k0s/kubelet"},
-		"k0s with CSI, set up": {values{"csi": withCSI()["csi"], "kubeletDir": "/var/lib/k0s/kubelet"}, nodeOf("b", "Debian", "v1.36.3+k0s"), ""},
+		"Debian":            {nil, nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3"), ""},
+		"Talos":             {nil, nodeOf("b", "Talos (v1.12.0)", "v1.36.3"), "below /var in place of /volumes"},
+		"Talos, below /var": {at("/var/mnt/u-quarry"), nodeOf("b", "Talos (v1.12.0)", "v1.36.3"), "extraMounts"},
+		"Fedora CoreOS": {nil, nodeOf("b", "Fedora CoreOS 43.20251110.3.1", "v1.36.3"),
+			"* CoreOS: nothing can be made"},
+		"CoreOS, below /var": {at("/var/quarry"), nodeOf("b", "Fedora CoreOS 43.20251110.3.1", "v1.36.3"), ""},
+		"COS": {nil, nodeOf("b", "Container-Optimized OS from Google", "v1.36.3-gke.1"),
+			"in place of /volumes"},
+		"COS, a disk": {at("/mnt/disks/ssd0"), nodeOf("b", "Container-Optimized OS from Google",
+			"v1.36.3-gke.1"), "requireMountpoint"},
+		"Bottlerocket": {nil, nodeOf("b", "Bottlerocket OS 1.53.0 (aws-k8s-1.36)", "v1.36.3"),
+			"in place of /volumes"},
+		"Flatcar":         {nil, nodeOf("b", "Flatcar Container Linux by Kinvolk 4459.2.0 (Oklo)", "v1.36.3"), ""},
+		"k0s without CSI": {nil, nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3+k0s"), ""},
+		"k0s with CSI": {withCSI(), nodeOf("b", "Debian GNU/Linux 13 (trixie)", "v1.36.3+k0s"),
+			"/var/lib/k0s/kubelet"},
+		"k0s with CSI, set up": {values{"csi": withCSI()["csi"], "kubeletDir": "/var/lib/k0s/kubelet"}, nodeOf("b",
+			"Debian", "v1.36.3+k0s"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := notes(t, test.values, debian, test.node)

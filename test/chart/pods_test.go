@@ -29,7 +29,8 @@ func hostPaths(pod corev1.PodSpec) map[string]corev1.MountPropagationMode {
 				if m.MountPropagation != nil {
 					mode = *m.MountPropagation
 				}
-				// Seen in the container where it is on the host: paths mean the same everywhere.
+				// Seen in the container where it is on the host: paths mean the
+				// same everywhere.
 				if m.MountPath == v.HostPath.Path {
 					found[v.HostPath.Path] = mode
 				}
@@ -61,10 +62,12 @@ func TestAgentHostPaths(t *testing.T) {
 		{"default", nil, []string{"/volumes"}},
 		{"pools of nodes", values{
 			"pools": []any{values{"name": "a", "path": "/a"}, values{"name": "b", "path": "/b"}},
-			"nodes": values{"n1": values{"pools": []any{values{"name": "a", "path": "/c"}}}, "n2": values{"pools": []any{values{"name": "a", "path": "/a"}}}},
+			"nodes": values{"n1": values{"pools": []any{values{"name": "a", "path": "/c"}}},
+				"n2": values{"pools": []any{values{"name": "a", "path": "/a"}}}},
 		}, []string{"/a", "/b", "/c"}},
 		{"below a directory of the host", values{
-			"pools":     []any{values{"name": "a", "path": "/mnt/disks/x"}, values{"name": "b", "path": "/mnt/disks2"}, values{"name": "c", "path": "/srv"}},
+			"pools": []any{values{"name": "a", "path": "/mnt/disks/x"}, values{"name": "b", "path": "/mnt/disks2"},
+				values{"name": "c", "path": "/srv"}},
 			"hostPaths": []any{"/mnt/disks", "/srv"},
 		}, []string{"/mnt/disks", "/mnt/disks2", "/srv"}},
 	} {
@@ -133,7 +136,8 @@ func TestControllerPod(t *testing.T) {
 	}
 	provisioner, resizer := pod.Containers[1], pod.Containers[2]
 	require.Equal(t, "localhost/sig-storage/csi-provisioner:v6.3.0", provisioner.Image)
-	require.Subset(t, provisioner.Args, []string{"--extra-create-metadata", "--strict-topology", "--leader-election", "--kube-api-qps=200"})
+	require.Subset(t, provisioner.Args, []string{"--extra-create-metadata", "--strict-topology", "--leader-election",
+		"--kube-api-qps=200"})
 	for _, a := range provisioner.Args {
 		require.False(t, strings.HasPrefix(a, "--enable-capacity"), "capacity has one publisher: the controller")
 	}
@@ -161,7 +165,8 @@ func TestPodsAreForLinux(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			objects := render(t, v)
 			for _, pod := range []corev1.PodSpec{
-				only[*appsv1.DaemonSet](t, objects).Spec.Template.Spec, only[*appsv1.Deployment](t, objects).Spec.Template.Spec,
+				only[*appsv1.DaemonSet](t, objects).Spec.Template.Spec, only[*appsv1.Deployment](t,
+					objects).Spec.Template.Spec,
 			} {
 				require.Equal(t, "linux", pod.NodeSelector[corev1.LabelOSStable])
 				require.Equal(t, v != nil, pod.NodeSelector["disk"] == "nvme")
@@ -178,7 +183,8 @@ func TestPriorityClassesAreAllowedByQuota(t *testing.T) {
 	}}, quota.Spec.ScopeSelector.MatchExpressions)
 
 	none := values{"priorityClassName": ""}
-	require.Empty(t, of[*corev1.ResourceQuota](render(t, values{"agent": none, "controller": none})), "nothing asks for a class")
+	require.Empty(t, of[*corev1.ResourceQuota](render(t, values{"agent": none, "controller": none})),
+		"nothing asks for a class")
 	require.Empty(t, of[*corev1.ResourceQuota](render(t, values{"priorityClassQuota": false})))
 }
 

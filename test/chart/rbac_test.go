@@ -12,8 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// grants lists what an account may do, one line for each group, resource and verb, sorted: of cluster roles as they
-// are, of roles with the namespace in front. The lists in these tests are meant to be read by whoever reviews a change.
+// grants lists what an account may do, one line for each group, resource and
+// verb, sorted: of cluster roles as they are, of roles with the namespace in
+// front. The lists in these tests are meant to be read by whoever reviews a
+// change.
 func grants(t *testing.T, objects []runtime.Object, account string) []string {
 	t.Helper()
 	var lines []string
@@ -71,7 +73,8 @@ func clusterRole(t *testing.T, objects []runtime.Object, name string) *rbacv1.Cl
 	return nil
 }
 
-// TestAgentGrants: the agent's token lies on every node, so this list is what a stolen node can do, all of it.
+// TestAgentGrants: the agent's token lies on every node, so this list is what a
+// stolen node can do, all of it.
 func TestAgentGrants(t *testing.T) {
 	want := []string{
 		"kube-node-lease: leases.coordination.k8s.io get",
@@ -121,7 +124,8 @@ func TestControllerGrants(t *testing.T) {
 		case "volumes/status.quarry.storage", "snapshots/status.quarry.storage", "pools/status.quarry.storage":
 			require.Fail(t, "status is the agents' word", line)
 		case "pools.quarry.storage":
-			require.True(t, !write || verb == "delete", "%s: of a pool only the object of a node that is no more is deleted", line)
+			require.True(t, !write || verb == "delete", "%s: of a pool only the object of a node that is no "+
+				"more is deleted", line)
 		case "pods", "nodes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io":
 			require.False(t, write, line)
 		case "persistentvolumeclaims":
@@ -133,8 +137,8 @@ func TestControllerGrants(t *testing.T) {
 	require.NotContains(t, all, "pods watch", "no process caches all pods")
 }
 
-// TestNodeLossGrants: starting over elsewhere takes the right to delete claims and pods, which an administrator gives
-// (nodeLoss.enabled), and nothing else.
+// TestNodeLossGrants: starting over elsewhere takes the right to delete claims
+// and pods, which an administrator gives (nodeLoss.enabled), and nothing else.
 func TestNodeLossGrants(t *testing.T) {
 	for name, base := range map[string]values{"default": {}, "csi": withCSI()} {
 		t.Run(name, func(t *testing.T) {
@@ -142,7 +146,9 @@ func TestNodeLossGrants(t *testing.T) {
 			allowed["nodeLoss"] = values{"enabled": true}
 			for _, account := range []string{"q-quarry-controller", "q-quarry-agent"} {
 				without, with := grants(t, render(t, base), account), grants(t, render(t, allowed), account)
-				more := slices.DeleteFunc(slices.Clone(with), func(line string) bool { return slices.Contains(without, line) })
+				more := slices.DeleteFunc(slices.Clone(with), func(line string) bool {
+					return slices.Contains(without, line)
+				})
 				want := []string{"persistentvolumeclaims delete", "pods delete"}
 				if account != "q-quarry-controller" {
 					want = []string{}

@@ -1,5 +1,6 @@
-// Package chart tests the Helm chart by rendering it as Helm does and reading what comes out. It needs no cluster and
-// no root; what only a cluster can show is in the end-to-end tests.
+// Package chart tests the Helm chart by rendering it as Helm does and reading
+// what comes out. It needs no cluster and no root; what only a cluster can show
+// is in the end-to-end tests.
 package chart
 
 import (
@@ -40,7 +41,8 @@ func load(t *testing.T) *chart.Chart {
 	return c
 }
 
-// renderFiles renders the chart as release "q" of the namespace and returns the files by name.
+// renderFiles renders the chart as release "q" of the namespace and returns the
+// files by name.
 func renderFiles(t *testing.T, v values) (map[string]string, error) {
 	t.Helper()
 	return renderFilesFor(t, "v1.36.3", v)
@@ -62,8 +64,9 @@ func renderFilesFor(t *testing.T, kubernetes string, v values) (map[string]strin
 	return engine.Render(c, rendered)
 }
 
-// render returns the rendered objects, decoded strictly: a field the API does not have fails the test. Objects of
-// kinds that are not Kubernetes' own (the ServiceMonitor) are left out.
+// render returns the rendered objects, decoded strictly: a field the API does
+// not have fails the test. Objects of kinds that are not Kubernetes' own (the
+// ServiceMonitor) are left out.
 func render(t *testing.T, v values) []runtime.Object {
 	t.Helper()
 	files, err := renderFiles(t, v)

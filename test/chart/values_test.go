@@ -88,7 +88,8 @@ func TestStorageClasses(t *testing.T) {
 	require.False(t, *kept.AllowVolumeExpansion)
 	require.Equal(t, storagev1.VolumeBindingImmediate, *kept.VolumeBindingMode)
 	require.Equal(t, []string{"noatime"}, kept.MountOptions)
-	require.Equal(t, map[string]string{"inodes": "1000", "enforcement": "none"}, kept.Parameters, "numbers become the strings they look like")
+	require.Equal(t, map[string]string{"inodes": "1000", "enforcement": "none"}, kept.Parameters,
+		"numbers become the strings they look like")
 	require.Empty(t, of[*storagev1.StorageClass](render(t, values{"storageClass": values{"create": false}})))
 }
 
@@ -98,7 +99,8 @@ func TestCSIDrivers(t *testing.T) {
 	for _, d := range drivers {
 		require.False(t, *d.Spec.AttachRequired, d.Name)
 		require.True(t, *d.Spec.PodInfoOnMount, d.Name)
-		require.ElementsMatch(t, []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral}, d.Spec.VolumeLifecycleModes)
+		require.ElementsMatch(t, []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent,
+			storagev1.VolumeLifecycleEphemeral}, d.Spec.VolumeLifecycleModes)
 		require.Equal(t, storagev1.FileFSGroupPolicy, *d.Spec.FSGroupPolicy, d.Name)
 		require.False(t, *d.Spec.SELinuxMount, d.Name)
 		require.Nil(t, d.Spec.StorageCapacity, "the controller turns it on, and an upgrade must not turn it off again")
@@ -106,9 +108,11 @@ func TestCSIDrivers(t *testing.T) {
 	require.Equal(t, "local.quarry.storage", only[*storagev1.CSIDriver](t, render(t, nil)).Name)
 }
 
-// TestPodsKeepAwayFromNodesWithoutTheDriver: where the API server knows how, and never by a driver that no node has.
+// TestPodsKeepAwayFromNodesWithoutTheDriver: where the API server knows how,
+// and never by a driver that no node has.
 func TestPodsKeepAwayFromNodesWithoutTheDriver(t *testing.T) {
-	for version, want := range map[string]bool{"v1.32.0": false, "v1.36.3": false, "v1.37.0": true, "v1.37.2-gke.100": true, "v1.40.1": true} {
+	for version, want := range map[string]bool{"v1.32.0": false, "v1.36.3": false, "v1.37.0": true,
+		"v1.37.2-gke.100": true, "v1.40.1": true} {
 		files, err := renderFilesFor(t, version, withCSI())
 		require.NoError(t, err)
 		for _, o := range decode(t, "csidrivers.yaml", files["quarry/templates/csidrivers.yaml"]) {
@@ -131,20 +135,23 @@ func TestCapacity(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestAgentConfig: what the values say about pools reaches the agent's file as it is, and a change restarts the agents.
+// TestAgentConfig: what the values say about pools reaches the agent's file as
+// it is, and a change restarts the agents.
 func TestAgentConfig(t *testing.T) {
 	config := func(v values) (text string) {
 		return only[*corev1.ConfigMap](t, render(t, v)).Data["agent.yaml"]
 	}
 	v := values{
-		"pools":        []any{values{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0", "labels": values{"disk": "nvme"}}},
+		"pools": []any{values{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0",
+			"labels": values{"disk": "nvme"}}},
 		"nodes":        values{"n1": values{"pools": []any{}}},
 		"byClaimIndex": false, "heavyJobs": 3,
 	}
 	var got map[string]any
 	require.NoError(t, yaml.Unmarshal([]byte(config(v)), &got))
 	require.Equal(t, map[string]any{
-		"pools":        []any{map[string]any{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0", "labels": map[string]any{"disk": "nvme"}}},
+		"pools": []any{map[string]any{"name": "a", "path": "/a", "reserve": "20Gi", "overcommit": "1.0",
+			"labels": map[string]any{"disk": "nvme"}}},
 		"nodes":        map[string]any{"n1": map[string]any{"pools": []any{}}},
 		"byClaimIndex": false, "heavyJobs": float64(3),
 	}, got)
@@ -156,7 +163,8 @@ func TestEveryObjectHasItsPlace(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "q", m.GetLabels()["app.kubernetes.io/instance"], m.GetName())
 		switch o.GetObjectKind().GroupVersionKind().Kind {
-		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget", "Service", "ResourceQuota":
+		case "ConfigMap", "ServiceAccount", "Deployment", "DaemonSet", "Role", "RoleBinding", "PodDisruptionBudget",
+			"Service", "ResourceQuota":
 			if m.GetNamespace() == "kube-node-lease" {
 				require.Equal(t, "q-quarry-agent", m.GetName(), "it asks there whether a node exists")
 				continue
@@ -170,7 +178,8 @@ func TestEveryObjectHasItsPlace(t *testing.T) {
 
 func TestRenderingIsDeterministic(t *testing.T) {
 	v := withCSI()
-	v["nodes"] = values{"n1": values{"pools": []any{values{"name": "a", "path": "/x"}}}, "n2": values{"pools": []any{values{"name": "a", "path": "/y"}}}}
+	v["nodes"] = values{"n1": values{"pools": []any{values{"name": "a", "path": "/x"}}},
+		"n2": values{"pools": []any{values{"name": "a", "path": "/y"}}}}
 	first, err := renderFiles(t, v)
 	require.NoError(t, err)
 	for range 5 {
@@ -180,7 +189,8 @@ func TestRenderingIsDeterministic(t *testing.T) {
 	}
 }
 
-// TestCRDsStay: Helm installs what is in crds/ and never deletes it; in templates/ an uninstall would take every record along.
+// TestCRDsStay: Helm installs what is in crds/ and never deletes it; in
+// templates/ an uninstall would take every record along.
 func TestCRDsStay(t *testing.T) {
 	c := load(t)
 	require.Len(t, c.CRDObjects(), 3)
@@ -198,9 +208,11 @@ func TestVersions(t *testing.T) {
 	require.Equal(t, c.Metadata.AppVersion, version[1])
 }
 
-// TestAlerts compares the alerts with the metrics there are, and with the page that explains them.
+// TestAlerts compares the alerts with the metrics there are, and with the page
+// that explains them.
 func TestAlerts(t *testing.T) {
-	files, err := renderFiles(t, values{"metrics": values{"prometheusRule": values{"enabled": true, "labels": values{"release": "prometheus"}}}})
+	files, err := renderFiles(t,
+		values{"metrics": values{"prometheusRule": values{"enabled": true, "labels": values{"release": "prometheus"}}}})
 	require.NoError(t, err)
 	var rule struct {
 		Metadata metav1.ObjectMeta
@@ -227,7 +239,8 @@ func TestAlerts(t *testing.T) {
 		for _, name := range names {
 			require.Contains(t, string(metrics), "| `"+name+"` |")
 		}
-		require.Contains(t, string(guide), "| "+r.Alert+" | `"+strings.ReplaceAll(r.Expr, `{namespace="`+namespace+`"}`, "")+"`")
+		require.Contains(t, string(guide), "| "+r.Alert+" | `"+strings.ReplaceAll(r.Expr, `{namespace="`+namespace+
+			`"}`, "")+"`")
 		require.NotEmpty(t, r.Annotations["summary"])
 	}
 	files, err = renderFiles(t, nil)

@@ -24,7 +24,8 @@ type Need struct {
 
 // What each kind of target calls.
 var (
-	// Filesystems are the tools that go into Quarry's image, and that the tests of the agent run.
+	// Filesystems are the tools that go into Quarry's image, and that the tests
+	// of the agent run.
 	Filesystems = []Need{
 		{Program: "mkfs.ext4", Package: "e2fsprogs"},
 		{Program: "mkfs.xfs", Package: "xfsprogs"},
@@ -47,7 +48,8 @@ var (
 	Testbed = slices.Concat(Filesystems, []Need{
 		{Program: "runc", Package: "runc"},
 		{Program: "/usr/lib/cni/ptp", Package: "containernetworking-plugins"},
-		{Program: "busybox", Package: "busybox-static", Static: true}, // the other package's busybox needs libraries an image does not have
+		// The other package's busybox needs libraries an image does not have.
+		{Program: "busybox", Package: "busybox-static", Static: true},
 		{Program: "iptables", Package: "iptables"},
 		{Program: "pgrep", Package: "procps"},
 		{Program: "kill", Package: "procps"},
@@ -79,7 +81,8 @@ var (
 var Essential = []string{"cp", "dd", "find", "sleep", "tail", "true", "tar", "sh"}
 
 // Sets are the kinds of targets by name.
-var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race, "bench": Bench, "fresh": Fresh}
+var Sets = map[string][]Need{"filesystems": Filesystems, "testbed": Testbed, "machine": Machine, "race": Race,
+	"bench": Bench, "fresh": Fresh}
 
 // Find returns a program's path. It looks where an administrator's tools are,
 // too, which an ordinary user's PATH does not name.
@@ -116,7 +119,8 @@ func Static(need Need) (string, error) {
 	return path, nil
 }
 
-// Missing returns the packages whose programs are not here, each once, in the order of the needs.
+// Missing returns the packages whose programs are not here, each once, in the
+// order of the needs.
 func Missing(needs []Need) []string {
 	var missing []string
 	for _, need := range needs {
@@ -140,7 +144,8 @@ func Install(ctx context.Context, progress func(format string, args ...any), nee
 	}
 	byHand := "apt-get install --no-install-recommends " + strings.Join(missing, " ")
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return fmt.Errorf("this machine lacks what these Debian packages have, and has no apt-get to install them: %s", strings.Join(missing, " "))
+		return fmt.Errorf("this machine lacks what these Debian packages have, and has no apt-get to install them: %s",
+			strings.Join(missing, " "))
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("Debian packages are missing, and only root can install them: " + byHand)
@@ -164,7 +169,8 @@ func Install(ctx context.Context, progress func(format string, args ...any), nee
 }
 
 func aptGet(ctx context.Context, arguments ...string) error {
-	command := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, arguments...)...)
+	command := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"},
+		arguments...)...)
 	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("apt-get %s: %w\n%s", arguments[0], err, output)

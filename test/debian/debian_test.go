@@ -33,10 +33,12 @@ func TestADynamicProgramIsNotAStaticOne(t *testing.T) {
 func TestNothingMissingIsNothingToDo(t *testing.T) {
 	t.Setenv("PATH", "") // there is no apt-get to be started
 	require.NoError(t, Install(t.Context(), t.Logf, []Need{{Program: "/proc/self/exe", Package: "self"}}))
-	require.ErrorContains(t, Install(t.Context(), t.Logf, []Need{{Program: "/none", Package: "some-package"}}), "some-package")
+	require.ErrorContains(t, Install(t.Context(), t.Logf, []Need{{Program: "/none", Package: "some-package"}}),
+		"some-package")
 }
 
-// What the sources call, some target has to install; the machine the tests run on may just happen to have it.
+// What the sources call, some target has to install; the machine the tests run
+// on may just happen to have it.
 func TestEveryProgramThatIsCalledIsInstalled(t *testing.T) {
 	calls, err := Calls("../..")
 	require.NoError(t, err)
@@ -55,6 +57,7 @@ func TestEveryProgramThatIsCalledIsInstalled(t *testing.T) {
 		if strings.HasPrefix(program, "/proc/") {
 			continue // the test itself, in another process
 		}
-		require.True(t, installed[program], "%s is called by %v and by no set of package debian: add it there with its package", program, files)
+		require.True(t, installed[program], "%s is called by %v and by no set of package debian: add it there "+
+			"with its package", program, files)
 	}
 }

@@ -9,7 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// handMade makes a StorageClass without a provisioner and a local PersistentVolume of it, as EaseMesh's manual has it.
+// handMade makes a StorageClass without a provisioner and a local
+// PersistentVolume of it, as EaseMesh's manual has it.
 func handMade(t testing.TB, name, node, path string) *corev1.PersistentVolume {
 	t.Helper()
 	out, err := cluster.Kubectl(t.Context(), "apply", "-f", writeFile(t, fmt.Sprintf(`
@@ -40,10 +41,12 @@ spec:
 	return pv
 }
 
-// TestAdoptHandMadeVolumes takes over what people made by hand for EaseMesh: bound and in use, and not bound yet.
+// TestAdoptHandMadeVolumes takes over what people made by hand for EaseMesh:
+// bound and in use, and not bound yet.
 func TestAdoptHandMadeVolumes(t *testing.T) {
 	ns := newNamespace(t)
-	onHost(t, "node2", "mkdir -p /volumes/easemesh-storage /volumes/easemesh-free && echo by-hand > /volumes/easemesh-storage/file && echo free > /volumes/easemesh-free/file")
+	onHost(t, "node2", "mkdir -p /volumes/easemesh-storage /volumes/easemesh-free && echo by-hand > "+
+		"/volumes/easemesh-storage/file && echo free > /volumes/easemesh-free/file")
 	used := handMade(t, "easemesh-storage-pv-2", "node2", "/volumes/easemesh-storage")
 	claim(t, ns, "data", "hand-made", "64Mi")
 	pod(t, ns, "app", "data", writer)
@@ -52,9 +55,11 @@ func TestAdoptHandMadeVolumes(t *testing.T) {
 
 	out := mustPlugin(t, "adopt", "--pv", used.Name, "--enforcement", "none", "--dry-run")
 	require.Contains(t, out, "/volumes/easemesh-storage")
-	require.Equal(t, "directory", onHost(t, "node2", "stat -c %F /volumes/easemesh-storage"), "a dry run changes nothing")
+	require.Equal(t, "directory", onHost(t, "node2", "stat -c %F /volumes/easemesh-storage"),
+		"a dry run changes nothing")
 
-	// The pool's filesystem can't limit a directory that is there already, and that is said before anything is touched.
+	// The pool's filesystem can't limit a directory that is there already, and
+	// that is said before anything is touched.
 	_, err := plugin(t, "adopt", "--pv", used.Name, "--yes")
 	require.Error(t, err)
 	require.Equal(t, "directory", onHost(t, "node2", "stat -c %F /volumes/easemesh-storage"))
@@ -95,14 +100,17 @@ func TestAdoptHandMadeVolumes(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestAdoptByCommandAndManifest makes volumes of an image, of a directory that need not exist, and by a manifest alone.
+// TestAdoptByCommandAndManifest makes volumes of an image, of a directory that
+// need not exist, and by a manifest alone.
 func TestAdoptByCommandAndManifest(t *testing.T) {
 	for door, class := range map[string]string{"local": "quarry", "csi": "quarry-csi"} {
 		t.Run(door, func(t *testing.T) {
 			ns := newNamespace(t)
 			image := "/volumes/db-" + door + ".img"
-			onHost(t, "node2", fmt.Sprintf("truncate -s 64M %[1]s && mkfs.ext4 -q %[1]s && mkdir -p /tmp/img && mount -o loop %[1]s /tmp/img && echo old > /tmp/img/file && umount /tmp/img", image))
-			mustPlugin(t, "adopt", "--node", "node2", "--path", image, "--type", "File", "--name", "imported-"+door, "--class", class, "--claim", ns+"/imported", "--reclaim-policy", "Delete", "--yes")
+			onHost(t, "node2", fmt.Sprintf("truncate -s 64M %[1]s && mkfs.ext4 -q %[1]s && mkdir -p /tmp/img && mount "+
+				"-o loop %[1]s /tmp/img && echo old > /tmp/img/file && umount /tmp/img", image))
+			mustPlugin(t, "adopt", "--node", "node2", "--path", image, "--type", "File", "--name", "imported-"+door,
+				"--class", class, "--claim", ns+"/imported", "--reclaim-policy", "Delete", "--yes")
 			claim(t, ns, "imported", class, "64Mi")
 			pv := bound(t, ns, "imported")
 			require.Equal(t, "imported-"+door, pv.Name)

@@ -16,12 +16,14 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// unenforced is the cheapest of volumes: a plain directory, for which no room is kept.
+// unenforced is the cheapest of volumes: a plain directory, for which no room
+// is kept.
 func unenforced(pool string) parameters {
 	return parameters{"pool": pool, "backend": "directory", "enforcement": "none"}
 }
 
-// sized makes volumes whose size the pool keeps for them, and that cost little: images that are not filled beforehand.
+// sized makes volumes whose size the pool keeps for them, and that cost little:
+// images that are not filled beforehand.
 func sized(pool string) parameters {
 	return parameters{"pool": pool, "backend": "loop", "allocation": "thin"}
 }
@@ -34,7 +36,8 @@ func TestPodLandsWhereThereIsRoom(t *testing.T) {
 			ns := newNamespace(t)
 			class := d.newClass(t, sized("spare"))
 			eventually(t, "the class has room on node3", func() (bool, string) { // as far as the scheduler knows
-				list, err := kube.StorageV1().CSIStorageCapacities(quarryNamespace).List(t.Context(), metav1.ListOptions{})
+				list, err := kube.StorageV1().CSIStorageCapacities(quarryNamespace).List(t.Context(),
+					metav1.ListOptions{})
 				require.NoError(t, err)
 				for _, c := range list.Items {
 					if c.StorageClassName == class && isAbout(&c, "node3") && !c.Capacity.IsZero() {
@@ -61,9 +64,10 @@ func TestPodLandsWhereThereIsRoom(t *testing.T) {
 
 func second2[A, B any](_ A, b B) B { return b }
 
-// TestPodsRaceForRoom has 120 pods ask for room for 60, all at once; by the other door fewer, since all that differs is who
-// asks for the volumes. The scheduler places most of them before any
-// capacity is published anew, so the agents refuse many, and those are scheduled again.
+// TestPodsRaceForRoom has 120 pods ask for room for 60, all at once; by the
+// other door fewer, since all that differs is who asks for the volumes. The
+// scheduler places most of them before any capacity is published anew, so the
+// agents refuse many, and those are scheduled again.
 func TestPodsRaceForRoom(t *testing.T) {
 	t.Parallel()
 	fills(t, "small")
@@ -82,16 +86,19 @@ func TestPodsRaceForRoom(t *testing.T) {
 			for i := range racing {
 				name := fmt.Sprint("data-", i)
 				makers.Go(func() error {
-					if _, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), newClaim(ns, name, class, mib(place)), metav1.CreateOptions{}); err != nil {
+					if _, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(),
+						newClaim(ns, name, class, mib(place)), metav1.CreateOptions{}); err != nil {
 						return err
 					}
-					_, err := kube.CoreV1().Pods(ns).Create(t.Context(), idlePod(ns, name, neverStarts, name), metav1.CreateOptions{})
+					_, err := kube.CoreV1().Pods(ns).Create(t.Context(), idlePod(ns, name, neverStarts, name),
+						metav1.CreateOptions{})
 					return err
 				})
 			}
 			require.NoError(t, makers.Wait())
 			require.Len(t, waitBound(t, ns, places), places)
-			t.Logf("%d of %d claims were bound %v after the first was made", places, racing, time.Since(start).Round(time.Millisecond))
+			t.Logf("%d of %d claims were bound %v after the first was made",
+				places, racing, time.Since(start).Round(time.Millisecond))
 			waitSettled(t, ns)
 			t.Logf("everybody else was told why after %v", time.Since(start).Round(time.Millisecond))
 			first := waitBound(t, ns, places)
@@ -99,7 +106,8 @@ func TestPodsRaceForRoom(t *testing.T) {
 
 			// Room is made; as many of those that wait get it, and no more.
 			for _, name := range first[:freed] {
-				require.NoError(t, kube.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
+				require.NoError(t, kube.CoreV1().Pods(ns).Delete(t.Context(), name,
+					metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
 				deleteClaim(t, ns, name)
 			}
 			start = time.Now()
@@ -107,7 +115,8 @@ func TestPodsRaceForRoom(t *testing.T) {
 				claimGone(t, ns, name)
 			}
 			waitBound(t, ns, places)
-			t.Logf("the places of %d deleted ones were taken after %v", freed, time.Since(start).Round(time.Millisecond))
+			t.Logf("the places of %d deleted ones were taken after %v",
+				freed, time.Since(start).Round(time.Millisecond))
 			waitSettled(t, ns)
 			require.Len(t, waitBound(t, ns, places), places)
 		})
@@ -117,7 +126,8 @@ func TestPodsRaceForRoom(t *testing.T) {
 // place is the size of one place, in bytes.
 const place = int64(16 << 20)
 
-// leaveRoomFor fills the pools named small, so that there is room for so many places on all nodes together.
+// leaveRoomFor fills the pools named small, so that there is room for so many
+// places on all nodes together.
 func leaveRoomFor(t testing.TB, ns, class string, places int) {
 	t.Helper()
 	nodes := cluster.Nodes()
@@ -126,17 +136,20 @@ func leaveRoomFor(t testing.TB, ns, class string, places int) {
 		if i < places%len(nodes) {
 			n++
 		}
-		// Half a place more than needed, for what the volumes' own directories take; an uneven rest is no place.
+		// Half a place more than needed, for what the volumes' own directories
+		// take; an uneven rest is no place.
 		claim(t, ns, "full-"+node, class, mib(room(t, node, "small")-n*place-place/2), onNode(node))
 		bound(t, ns, "full-"+node)
 	}
 }
 
-// neverStarts has kubelet wait for a Secret that nobody makes: the pod is scheduled and its claims count, and 120 containers
-// need not be run.
+// neverStarts has kubelet wait for a Secret that nobody makes: the pod is
+// scheduled and its claims count, and 120 containers need not be run.
 func neverStarts(p *corev1.Pod) {
-	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "never", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "nobody-makes-it"}}})
-	p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "never", MountPath: "/never"})
+	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "never",
+		VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "nobody-makes-it"}}})
+	p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "never",
+		MountPath: "/never"})
 }
 
 // boundClaims are the names of the racing claims that are bound.
@@ -152,9 +165,11 @@ func boundClaims(t testing.TB, ns string) (names []string) {
 	return names
 }
 
-// isAbout reports whether a capacity object is about a node, by whichever door's topology.
+// isAbout reports whether a capacity object is about a node, by whichever
+// door's topology.
 func isAbout(c *storagev1.CSIStorageCapacity, node string) bool {
-	return c.NodeTopology.MatchLabels[corev1.LabelHostname] == node || c.NodeTopology.MatchLabels["topology.quarry.storage/node"] == node
+	return c.NodeTopology.MatchLabels[corev1.LabelHostname] == node ||
+		c.NodeTopology.MatchLabels["topology.quarry.storage/node"] == node
 }
 
 // waitBound waits until at least n of the racing claims are bound.
@@ -167,8 +182,9 @@ func waitBound(t testing.TB, ns string, n int) (names []string) {
 	return names
 }
 
-// waitSettled waits until everybody who waits was told why: an agent's refusal on the claim, or the scheduler's on the pod,
-// which is what the claim's own events point at. Nobody is on the way to a node any more then.
+// waitSettled waits until everybody who waits was told why: an agent's refusal
+// on the claim, or the scheduler's on the pod, which is what the claim's own
+// events point at. Nobody is on the way to a node any more then.
 func waitSettled(t testing.TB, ns string) {
 	t.Helper()
 	eventually(t, "everybody who waits was told why", func() (bool, string) {
@@ -210,7 +226,8 @@ func waitSettled(t testing.TB, ns string) {
 	})
 }
 
-// TestPublishedCapacity is not parallel: it looks at every write of the publisher's.
+// TestPublishedCapacity is not parallel: it looks at every write of the
+// publisher's.
 func TestPublishedCapacity(t *testing.T) {
 	ns := newNamespace(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -251,24 +268,28 @@ func TestPublishedCapacity(t *testing.T) {
 
 	// And then news.
 	want := room(t, "node2", "small") - 64<<20
-	isNews := func(room int64) bool { return room <= want && room > want-4<<20 } // its directory and record take some blocks
+	// Its directory and record take some blocks.
+	isNews := func(room int64) bool { return room <= want && room > want-4<<20 }
 	claim(t, ns, "data", class, "64Mi", onNode("node2"))
 	var poolSaid, wasPublished time.Time
 	for poolSaid.IsZero() || wasPublished.IsZero() {
 		select {
 		case e := <-pools.ResultChan():
-			if p, ok := e.Object.(*unstructured.Unstructured); ok && p.GetName() == "node2.small" && isNews(poolRoom(t, p)) && poolSaid.IsZero() {
+			if p, ok := e.Object.(*unstructured.Unstructured); ok && p.GetName() == "node2.small" &&
+				isNews(poolRoom(t, p)) && poolSaid.IsZero() {
 				poolSaid = time.Now()
 			}
 		case e := <-published.ResultChan():
 			now, ok := e.Object.(*storagev1.CSIStorageCapacity)
 			require.True(t, ok, "%v", e)
 			if before, was := known[now.Name]; was && e.Type == watch.Modified {
-				require.False(t, before.Capacity.Cmp(*now.Capacity) == 0 && before.MaximumVolumeSize.Cmp(*now.MaximumVolumeSize) == 0,
+				require.False(t, before.Capacity.Cmp(*now.Capacity) == 0 &&
+					before.MaximumVolumeSize.Cmp(*now.MaximumVolumeSize) == 0,
 					"a write without news: %s of %s", now.Name, now.StorageClassName)
 			}
 			known[now.Name] = *now
-			if now.StorageClassName == class && now.NodeTopology.MatchLabels[corev1.LabelHostname] == "node2" && isNews(now.Capacity.Value()) {
+			if now.StorageClassName == class && now.NodeTopology.MatchLabels[corev1.LabelHostname] == "node2" &&
+				isNews(now.Capacity.Value()) {
 				wasPublished = time.Now()
 			}
 		case <-time.After(patience):
@@ -292,8 +313,8 @@ func TestPublishedCapacity(t *testing.T) {
 	})
 }
 
-// requireNoRoomOn waits until nothing can be had on a node by any class of either door, and sees a pod that would rather be
-// there go elsewhere.
+// requireNoRoomOn waits until nothing can be had on a node by any class of
+// either door, and sees a pod that would rather be there go elsewhere.
 func requireNoRoomOn(t testing.TB, ns, node string) {
 	t.Helper()
 	eventually(t, "capacity zero is published for "+node, func() (bool, string) {

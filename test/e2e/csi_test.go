@@ -13,7 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// These tests come in by the other front door: Kubernetes' own external-provisioner, external-resizer and kubelet.
+// These tests come in by the other front door: Kubernetes' own
+// external-provisioner, external-resizer and kubelet.
 
 func TestCSIVolume(t *testing.T) {
 	t.Parallel()
@@ -59,7 +60,8 @@ func TestCSISizeIsEnforcedAndGrows(t *testing.T) {
 			claim(t, ns, "data", class, "320Mi")
 			p := pod(t, ns, "app", "data", idle)
 			fill := func() (mib int) {
-				_, err := fmt.Sscan(inPod(t, ns, "app", "dd if=/dev/zero of=/data/big bs=1M count=600 2>/dev/null; sync; du -m /data/big | cut -f1"), &mib)
+				_, err := fmt.Sscan(inPod(t, ns, "app", "dd if=/dev/zero of=/data/big bs=1M count=600 2>/dev/null; "+
+					"sync; du -m /data/big | cut -f1"), &mib)
 				require.NoError(t, err)
 				return mib
 			}
@@ -145,15 +147,18 @@ func TestCSIEphemeralVolumes(t *testing.T) {
 
 	// Inline volumes are refused unless the chart's values say otherwise.
 	startPod(t, ns, "inline", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
-		CSI: &corev1.CSIVolumeSource{Driver: "csi.quarry.storage", VolumeAttributes: map[string]string{"size": "64Mi"}}}})
+		CSI: &corev1.CSIVolumeSource{Driver: "csi.quarry.storage",
+			VolumeAttributes: map[string]string{"size": "64Mi"}}}})
 	waitEvent(t, ns, "inline", "FailedMount", "inline volumes are switched off", "csi.inlineVolumes")
 	deletePod(t, ns, "inline") // what was never published is unpublished well
 
 	startPod(t, ns, "generic", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
 		Ephemeral: &corev1.EphemeralVolumeSource{VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{
 			Spec: corev1.PersistentVolumeClaimSpec{
-				StorageClassName: new("quarry-csi-directory"), AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("64Mi")}},
+				StorageClassName: new("quarry-csi-directory"),
+				AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceStorage: resource.MustParse("64Mi")}},
 			}}}}})
 	running(t, ns, "generic")
 	inPod(t, ns, "generic", "echo hello > /data/file")
@@ -183,7 +188,8 @@ func TestCSIClaimWaitsForRoom(t *testing.T) {
 	claim(t, ns, "data", "quarry-csi-directory", "2Gi")
 	startPod(t, ns, "app", corev1.Volume{Name: "data", VolumeSource: corev1.VolumeSource{
 		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}})
-	// The scheduler knows by what the controller published; it asks nobody in vain.
+	// The scheduler knows by what the controller published; it asks nobody in
+	// vain.
 	waitEvent(t, ns, "app", "FailedScheduling", "enough free storage")
 	deleteClaim(t, ns, "full-node2")
 	require.Equal(t, "node2", running(t, ns, "app").Spec.NodeName)
@@ -249,7 +255,8 @@ func TestCSIHardRebootKeepsData(t *testing.T) {
 	}
 }
 
-// startPod makes an idle pod with the volume at /data, and does not wait for it.
+// startPod makes an idle pod with the volume at /data, and does not wait for
+// it.
 func startPod(t testing.TB, ns, name string, volume corev1.Volume) {
 	t.Helper()
 	_, err := kube.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
@@ -258,7 +265,8 @@ func startPod(t testing.TB, ns, name string, volume corev1.Volume) {
 			TerminationGracePeriodSeconds: new(int64(0)), Volumes: []corev1.Volume{volume},
 			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			Containers: []corev1.Container{{
-				Name: "main", Image: "busybox:stable", ImagePullPolicy: corev1.PullNever, Command: []string{"sh", "-c", idle},
+				Name: "main", Image: "busybox:stable",
+				ImagePullPolicy: corev1.PullNever, Command: []string{"sh", "-c", idle},
 				VolumeMounts: []corev1.VolumeMount{{Name: volume.Name, MountPath: "/data"}},
 			}},
 		},
@@ -270,11 +278,13 @@ func startPod(t testing.TB, ns, name string, volume corev1.Volume) {
 func resize(t testing.TB, ns, name, size string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, size)
-	_, err := kube.CoreV1().PersistentVolumeClaims(ns).Patch(t.Context(), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	_, err := kube.CoreV1().PersistentVolumeClaims(ns).Patch(t.Context(), name, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{})
 	require.NoError(t, err)
 }
 
-// statsOf waits until kubelet says how full the pod's volume is, and compares its size in MiB.
+// statsOf waits until kubelet says how full the pod's volume is, and compares
+// its size in MiB.
 func statsOf(t testing.TB, ns, name string, atLeast, atMost int64) {
 	t.Helper()
 	node := running(t, ns, name).Spec.NodeName

@@ -19,7 +19,8 @@ import (
 
 var poolsResource = schema.GroupVersionResource{Group: "quarry.storage", Version: "v1alpha1", Resource: "pools"}
 
-// A door is one of the two ways in. What holds for both is tested once, over this table.
+// A door is one of the two ways in. What holds for both is tested once, over
+// this table.
 type door struct{ name, provisioner string }
 
 var (
@@ -30,8 +31,9 @@ var (
 
 type parameters map[string]string
 
-// newClass makes a StorageClass for the test and returns its name. It goes when the test ends, before the test's namespace:
-// what the volumes' deletion means is in their records by then.
+// newClass makes a StorageClass for the test and returns its name. It goes when
+// the test ends, before the test's namespace: what the volumes' deletion means
+// is in their records by then.
 func (d door) newClass(t testing.TB, p parameters, change ...func(*storagev1.StorageClass)) string {
 	t.Helper()
 	class := &storagev1.StorageClass{
@@ -58,13 +60,15 @@ func retain(c *storagev1.StorageClass) {
 // Pools that tests fill up, each of which one test has at a time.
 var exclusivePools = map[string]*sync.Mutex{"small": {}, "spare": {}}
 
-// fills gives the test the pool of that name, on all nodes, for itself, and empty. Call it before newNamespace.
+// fills gives the test the pool of that name, on all nodes, for itself, and
+// empty. Call it before newNamespace.
 func fills(t testing.TB, pool string) {
 	t.Helper()
 	exclusivePools[pool].Lock()
 	t.Cleanup(exclusivePools[pool].Unlock)
 	eventually(t, "the pools "+pool+" are empty", func() (bool, string) {
-		pools, err := objects.Resource(poolsResource).List(t.Context(), metav1.ListOptions{LabelSelector: "quarry.storage/pool=" + pool})
+		pools, err := objects.Resource(poolsResource).List(t.Context(),
+			metav1.ListOptions{LabelSelector: "quarry.storage/pool=" + pool})
 		require.NoError(t, err)
 		for _, p := range pools.Items {
 			if promised := nested(p.Object, "status", "promised"); promised != "0" {
@@ -82,7 +86,8 @@ func room(t testing.TB, node, pool string) (free int64) {
 	t.Helper()
 	eventually(t, "the pool "+node+"."+pool+" says what is promised", func() (bool, string) {
 		want := int64(0)
-		volumes, err := objects.Resource(volumesResource).List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+		volumes, err := objects.Resource(volumesResource).List(t.Context(),
+			metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
 		require.NoError(t, err)
 		for _, v := range volumes.Items {
 			if nested(v.Object, "status", "pool") == pool && nested(v.Object, "status", "phase") != "Deleted" {
@@ -155,7 +160,8 @@ func claimVolume(name string) corev1.Volume {
 		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}}}
 }
 
-// newPod makes a pod with the claims mounted at their names, and does not wait for it.
+// newPod makes a pod with the claims mounted at their names, and does not wait
+// for it.
 func newPod(t testing.TB, ns, name string, change func(*corev1.Pod), claims ...string) {
 	t.Helper()
 	_, err := kube.CoreV1().Pods(ns).Create(t.Context(), idlePod(ns, name, change, claims...), metav1.CreateOptions{})
@@ -164,7 +170,8 @@ func newPod(t testing.TB, ns, name string, change func(*corev1.Pod), claims ...s
 
 // idlePod is the pod that newPod makes.
 func idlePod(ns, name string, change func(*corev1.Pod), claims ...string) *corev1.Pod {
-	container := corev1.Container{Name: "main", Image: "busybox:stable", ImagePullPolicy: corev1.PullNever, Command: []string{"sh", "-c", idle}}
+	container := corev1.Container{Name: "main", Image: "busybox:stable", ImagePullPolicy: corev1.PullNever,
+		Command: []string{"sh", "-c", idle}}
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns},
 		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: new(int64(0))},

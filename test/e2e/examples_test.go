@@ -13,7 +13,8 @@ import (
 
 const examples = "../../examples/"
 
-// apply applies an example, as a user does, into a namespace; what it makes goes with the namespace.
+// apply applies an example, as a user does, into a namespace; what it makes
+// goes with the namespace.
 func apply(t testing.TB, ns string, args ...string) {
 	t.Helper()
 	out, err := cluster.Kubectl(t.Context(), append([]string{"apply", "-n", ns}, args...)...)
@@ -57,7 +58,8 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// TestStatefulSetOverThreeNodes is three replicas that each keep their own volume, on three nodes.
+// TestStatefulSetOverThreeNodes is three replicas that each keep their own
+// volume, on three nodes.
 func TestStatefulSetOverThreeNodes(t *testing.T) {
 	ns := newNamespace(t)
 	apply(t, ns, "-f", writeFile(t, `
@@ -120,7 +122,8 @@ func TestTiersExample(t *testing.T) {
 	require.Equal(t, "hdd", poolOf(t, bound(t, ns, "archive")))
 }
 
-// replaceMember gives up the volume of member 1 and has it start over, as the example's README has it for a lost node.
+// replaceMember gives up the volume of member 1 and has it start over, as the
+// example's README has it for a lost node.
 func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args string) string) {
 	t.Helper()
 	const name = "easemesh-control-plane-1"
@@ -131,7 +134,8 @@ func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args stri
 			// Refused until all members have been connected for some seconds.
 			for _, change := range []string{"remove " + member, "add " + name + " --peer-urls=" + fields[3]} {
 				eventually(t, "member "+change, func() (bool, string) {
-					out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c", "easemesh-control-plane", "--",
+					out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c",
+						"easemesh-control-plane", "--",
 						"sh", "-c", "etcdctl --endpoints=http://127.0.0.1:2379 member "+change)
 					return err == nil, string(out)
 				})
@@ -151,7 +155,8 @@ func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args stri
 	require.NoError(t, err)
 	for _, c := range claims.Items {
 		if strings.HasSuffix(c.Name, name) {
-			require.NoError(t, kube.CoreV1().PersistentVolumeClaims(mesh).Delete(t.Context(), c.Name, metav1.DeleteOptions{}))
+			require.NoError(t, kube.CoreV1().PersistentVolumeClaims(mesh).Delete(t.Context(), c.Name,
+				metav1.DeleteOptions{}))
 		}
 	}
 	deletePodAndWaitForAnother(t, mesh, name)
@@ -181,15 +186,18 @@ func deletePodAndWaitForAnother(t testing.TB, ns, name string) {
 	running(t, ns, name)
 }
 
-// TestEaseMesh is the control plane as emctl makes it, with claims made before it; wiped and installed again, it starts clean.
+// TestEaseMesh is the control plane as emctl makes it, with claims made before
+// it; wiped and installed again, it starts clean.
 func TestEaseMesh(t *testing.T) {
 	const mesh = "easemesh"
 	etcdctl := func(member int, args string) string {
-		return inPod(t, mesh, fmt.Sprint("easemesh-control-plane-", member), "etcdctl --endpoints=http://127.0.0.1:2379 "+args)
+		return inPod(t, mesh, fmt.Sprint("easemesh-control-plane-", member),
+			"etcdctl --endpoints=http://127.0.0.1:2379 "+args)
 	}
 	for round, variant := range []string{"easemesh", "easemesh", "easemesh/before-v1.3"} {
 		t.Run(fmt.Sprint(round, " ", variant), func(t *testing.T) {
-			out, err := cluster.Kubectl(t.Context(), "apply", "-f", examples+"easemesh/namespace.yaml", "-f", examples+"easemesh/storageclass.yaml")
+			out, err := cluster.Kubectl(t.Context(), "apply", "-f", examples+"easemesh/namespace.yaml",
+				"-f", examples+"easemesh/storageclass.yaml")
 			require.NoError(t, err, string(out))
 			out, err = cluster.Kubectl(t.Context(), "apply", "-k", examples+variant)
 			require.NoError(t, err, string(out))
@@ -201,7 +209,8 @@ func TestEaseMesh(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, claims.Items, 3)
 			eventually(t, "the members have a leader", func() (bool, string) {
-				out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c", "easemesh-control-plane", "--",
+				out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-0", "-c",
+					"easemesh-control-plane", "--",
 					"etcdctl", "--endpoints=http://127.0.0.1:2379", "endpoint", "health")
 				return err == nil, string(out)
 			})
@@ -209,14 +218,16 @@ func TestEaseMesh(t *testing.T) {
 			etcdctl(0, "put answer 42")
 			deletePodAndWaitForAnother(t, mesh, "easemesh-control-plane-2")
 			eventually(t, "member 2 has it", func() (bool, string) {
-				out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-2", "-c", "easemesh-control-plane", "--",
+				out, err := cluster.Kubectl(t.Context(), "exec", "-n", mesh, "easemesh-control-plane-2", "-c",
+					"easemesh-control-plane", "--",
 					"etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "answer", "--print-value-only")
 				return err == nil && strings.TrimSpace(string(out)) == "42", fmt.Sprint(string(out), err)
 			})
 			if round == 0 {
 				replaceMember(t, mesh, etcdctl)
 			}
-			// emctl reset, and what its manual says of claims: they are deleted by hand.
+			// emctl reset, and what its manual says of claims: they are deleted
+			// by hand.
 			for _, c := range claims.Items {
 				volumes = append(volumes, bound(t, mesh, c.Name))
 			}

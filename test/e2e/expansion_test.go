@@ -11,7 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// claimHas waits until the claim's status says the size, and that nothing is left to be done.
+// claimHas waits until the claim's status says the size, and that nothing is
+// left to be done.
 func claimHas(t testing.TB, ns, name, size string) {
 	t.Helper()
 	eventually(t, "claim "+name+" has "+size, func() (bool, string) {
@@ -37,7 +38,8 @@ func resizeConditions(c *corev1.PersistentVolumeClaim) map[corev1.PersistentVolu
 // writable is how many MiB of a file fit into the pod's volume.
 func writable(t testing.TB, ns, pod string, try int) (n int) {
 	t.Helper()
-	_, err := fmt.Sscan(inPod(t, ns, pod, fmt.Sprintf("dd if=/dev/zero of=/data/big bs=1M count=%d 2>/dev/null; sync; du -m /data/big | cut -f1; rm /data/big", try)), &n)
+	_, err := fmt.Sscan(inPod(t, ns, pod, fmt.Sprintf("dd if=/dev/zero of=/data/big bs=1M count=%d 2>/dev/null; sync; "+
+		"du -m /data/big | cut -f1; rm /data/big", try)), &n)
 	require.NoError(t, err)
 	return n
 }
@@ -47,7 +49,8 @@ func sawCondition(t testing.TB, ns, name string) (seen func(corev1.PersistentVol
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	w, err := kube.CoreV1().PersistentVolumeClaims(ns).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	w, err := kube.CoreV1().PersistentVolumeClaims(ns).Watch(ctx,
+		metav1.ListOptions{FieldSelector: "metadata.name=" + name})
 	require.NoError(t, err)
 	return func(kind corev1.PersistentVolumeClaimConditionType) bool {
 		kubectl(t, "annotate", "pvc", "-n", ns, name, "e2e-end=yes")
@@ -116,10 +119,12 @@ func TestClassicVolumeGrows(t *testing.T) {
 	}
 }
 
-// TestCSIVolumeGrowsWithoutAPod: the image grows at once, and kubelet has the filesystem follow when a pod comes.
+// TestCSIVolumeGrowsWithoutAPod: the image grows at once, and kubelet has the
+// filesystem follow when a pod comes.
 func TestCSIVolumeGrowsWithoutAPod(t *testing.T) {
 	t.Parallel()
-	for class, sizes := range map[string][2]string{"quarry-csi-xfs": {"320Mi", "480Mi"}, "quarry-csi-directory": {"64Mi", "160Mi"}} {
+	for class, sizes := range map[string][2]string{"quarry-csi-xfs": {"320Mi", "480Mi"},
+		"quarry-csi-directory": {"64Mi", "160Mi"}} {
 		t.Run(class, func(t *testing.T) {
 			t.Parallel()
 			ns := newNamespace(t)
@@ -150,7 +155,8 @@ func TestClassicGrowthThatIsTooLarge(t *testing.T) {
 		require.NoError(t, err)
 		conditions := resizeConditions(c)
 		return c.Status.AllocatedResourceStatuses[corev1.ResourceStorage] == corev1.PersistentVolumeClaimControllerResizeInfeasible &&
-			len(conditions) == 1 && conditions[corev1.PersistentVolumeClaimControllerResizeError] != "", fmt.Sprint(c.Status)
+				len(conditions) == 1 && conditions[corev1.PersistentVolumeClaimControllerResizeError] != "",
+			fmt.Sprint(c.Status)
 	})
 	require.LessOrEqual(t, writable(t, ns, "app", 200), 65, "it is what it was")
 	resize(t, ns, "data", "96Mi") // KEP-1790: what could not be had is taken back

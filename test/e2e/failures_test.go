@@ -50,7 +50,8 @@ func agentReady(t testing.TB, node string) {
 	})
 }
 
-// killAgents kills the agent's process on the node, as a crash would: SIGKILL, in the middle of whatever it does.
+// killAgents kills the agent's process on the node, as a crash would: SIGKILL,
+// in the middle of whatever it does.
 func killAgents(t testing.TB, node string) {
 	t.Helper()
 	onHost(t, node, `for p in /proc/[0-9]*; do
@@ -77,7 +78,8 @@ func TestHardRebootKeepsData(t *testing.T) {
 	require.NoError(t, cluster.RebootNode(t.Context(), "node2"))
 	agentReady(t, "node2")
 	for _, p := range []string{"quarry", "quarry-xfs", "quarry-directory"} {
-		// kubelet starts the same pod again; what it wrote is there, and what it writes now comes after it.
+		// kubelet starts the same pod again; what it wrote is there, and what
+		// it writes now comes after it.
 		eventually(t, p+" runs again on its own data", func() (bool, string) {
 			out, err := cluster.Kubectl(t.Context(), "exec", "-n", ns, p, "--", "cat", "/data/file")
 			return err == nil && strings.Count(string(out), "before") == 2, fmt.Sprint(string(out), err)
@@ -131,7 +133,8 @@ func TestPodsDoNotNeedQuarry(t *testing.T) {
 	ns := newNamespace(t)
 	claim(t, ns, "data", "quarry", "64Mi", onNode("node2"))
 	pod(t, ns, "app", "data", writer)
-	_, err := cluster.Kubectl(t.Context(), "scale", "-n", quarryNamespace, "deployment/quarry-controller", "--replicas=0")
+	_, err := cluster.Kubectl(t.Context(), "scale", "-n", quarryNamespace, "deployment/quarry-controller",
+		"--replicas=0")
 	require.NoError(t, err)
 	killAgents(t, "node2")
 	lines := inPod(t, ns, "app", "wc -l < /data/log")
@@ -139,7 +142,8 @@ func TestPodsDoNotNeedQuarry(t *testing.T) {
 		now := inPod(t, ns, "app", "wc -l < /data/log")
 		return now != lines, now
 	})
-	_, err = cluster.Kubectl(t.Context(), "scale", "-n", quarryNamespace, "deployment/quarry-controller", "--replicas=2")
+	_, err = cluster.Kubectl(t.Context(), "scale", "-n", quarryNamespace, "deployment/quarry-controller",
+		"--replicas=2")
 	require.NoError(t, err)
 	agentReady(t, "node2")
 }
@@ -149,7 +153,8 @@ func TestControllerKilled(t *testing.T) {
 	for i := range 10 {
 		claim(t, ns, fmt.Sprint("data-", i), "quarry", "64Mi", onNode("node1"))
 		if i%3 == 0 {
-			_, err := cluster.Kubectl(t.Context(), "delete", "pod", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller", "--force", "--grace-period=0", "--wait=false")
+			_, err := cluster.Kubectl(t.Context(), "delete", "pod", "-n", quarryNamespace, "-l",
+				"app.kubernetes.io/component=controller", "--force", "--grace-period=0", "--wait=false")
 			require.NoError(t, err)
 		}
 	}
@@ -176,11 +181,13 @@ func TestAgentDown(t *testing.T) {
 	t.Cleanup(func() {
 		_, _ = cluster.Kubectl(contextForCleanup(), "label", "node", "node3", "e2e-no-agent-")
 	})
-	_, err = cluster.Kubectl(t.Context(), "patch", "-n", quarryNamespace, "daemonset/quarry-agent", "--type=merge", "-p",
+	_, err = cluster.Kubectl(t.Context(), "patch", "-n", quarryNamespace, "daemonset/quarry-agent",
+		"--type=merge", "-p",
 		`{"spec":{"template":{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"e2e-no-agent","operator":"DoesNotExist"}]}]}}}}}}}`)
 	require.NoError(t, err)
 	eventually(t, "the agent of node3 is gone", func() (bool, string) {
-		out, err := cluster.Kubectl(t.Context(), "get", "pod", "-n", quarryNamespace, agent, "--ignore-not-found", "-o", "name")
+		out, err := cluster.Kubectl(t.Context(), "get", "pod", "-n", quarryNamespace, agent, "--ignore-not-found",
+			"-o", "name")
 		return err == nil && len(out) == 0, fmt.Sprint(string(out), err)
 	})
 	claim(t, ns, "data", "quarry", "64Mi", onNode("node3"))
@@ -188,7 +195,8 @@ func TestAgentDown(t *testing.T) {
 	claim(t, ns, "other", "quarry", "64Mi", onNode("node1"))
 	bound(t, ns, "other") // nobody waits for node3
 	requireNoRoomOn(t, ns, "node3")
-	_, err = cluster.Kubectl(t.Context(), "patch", "-n", quarryNamespace, "daemonset/quarry-agent", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/affinity"}]`)
+	_, err = cluster.Kubectl(t.Context(), "patch", "-n", quarryNamespace, "daemonset/quarry-agent", "--type=json", "-p",
+		`[{"op":"remove","path":"/spec/template/spec/affinity"}]`)
 	require.NoError(t, err)
 	bound(t, ns, "data")
 }
@@ -203,17 +211,20 @@ func TestChartAndCRDsTakenAwayByMistake(t *testing.T) {
 
 	_, err := cluster.Helm(t.Context(), "uninstall", "quarry", "--namespace", quarryNamespace, "--wait")
 	require.NoError(t, err)
-	_, err = cluster.Kubectl(t.Context(), "delete", "crd", "volumes.quarry.storage", "pools.quarry.storage", "snapshots.quarry.storage")
+	_, err = cluster.Kubectl(t.Context(), "delete", "crd", "volumes.quarry.storage", "pools.quarry.storage",
+		"snapshots.quarry.storage")
 	require.NoError(t, err)
 	require.NoError(t, install(t.Context()))
 
 	for _, v := range []struct {
 		pod, path, id string
-	}{{"app", pv.Spec.Local.Path, pv.Annotations["quarry.storage/volume"]}, {"app2", dir.Spec.Local.Path, dir.Annotations["quarry.storage/volume"]}} {
+	}{{"app", pv.Spec.Local.Path, pv.Annotations["quarry.storage/volume"]}, {"app2", dir.Spec.Local.Path,
+		dir.Annotations["quarry.storage/volume"]}} {
 		require.Equal(t, "precious", onHost(t, "node2", "cat "+v.path+"/file"))
 		require.Equal(t, "precious", inPod(t, ns, v.pod, "cat /data/file"))
 		eventually(t, "Volume "+v.id+" is written again and ready", func() (bool, string) {
-			out, err := cluster.Kubectl(t.Context(), "get", "volumes.quarry.storage", v.id, "-o", "jsonpath={.status.phase}")
+			out, err := cluster.Kubectl(t.Context(), "get", "volumes.quarry.storage", v.id, "-o",
+				"jsonpath={.status.phase}")
 			return string(out) == "Ready", fmt.Sprint(string(out), err)
 		})
 	}

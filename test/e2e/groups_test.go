@@ -9,8 +9,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestPodWithTwoClaimsIsPlaced: two nodes have room for either claim of a pod and not for both, and the scheduler prefers
-// one of them to the third, which has room for both. It looks at each claim alone, so it would choose that one for ever.
+// TestPodWithTwoClaimsIsPlaced: two nodes have room for either claim of a pod
+// and not for both, and the scheduler prefers one of them to the third, which
+// has room for both. It looks at each claim alone, so it would choose that one
+// for ever.
 func TestPodWithTwoClaimsIsPlaced(t *testing.T) {
 	t.Parallel()
 	fills(t, "small")
@@ -33,7 +35,8 @@ func TestPodWithTwoClaimsIsPlaced(t *testing.T) {
 	}
 }
 
-// TestClaimOfTwoPods: the older pod of a claim cannot be scheduled, so its other claim never gets a node. The younger one runs.
+// TestClaimOfTwoPods: the older pod of a claim cannot be scheduled, so its
+// other claim never gets a node. The younger one runs.
 func TestClaimOfTwoPods(t *testing.T) {
 	t.Parallel()
 	for _, d := range frontDoors {
@@ -44,7 +47,8 @@ func TestClaimOfTwoPods(t *testing.T) {
 			claim(t, ns, "shared", class, "32Mi")
 			claim(t, ns, "cache", class, "32Mi")
 			newPod(t, ns, "stuck", func(p *corev1.Pod) {
-				p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000")}
+				p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{
+					corev1.ResourceCPU: resource.MustParse("1000")}
 			}, "shared", "cache")
 			waitEvent(t, ns, "stuck", "FailedScheduling")
 			newPod(t, ns, "runs", func(*corev1.Pod) {}, "shared")

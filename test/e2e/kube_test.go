@@ -21,10 +21,12 @@ import (
 
 var volumesResource = schema.GroupVersionResource{Group: "quarry.storage", Version: "v1alpha1", Resource: "volumes"}
 
-// patience is how long anything that is only waited for may take before a test fails. Nothing is measured by it.
+// patience is how long anything that is only waited for may take before a test
+// fails. Nothing is measured by it.
 const patience = 2 * time.Minute
 
-// eventually waits for a condition; what it last returned is in the failure's message.
+// eventually waits for a condition; what it last returned is in the failure's
+// message.
 func eventually(t testing.TB, what string, condition func() (ok bool, state string)) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -44,11 +46,13 @@ func eventually(t testing.TB, what string, condition func() (ok bool, state stri
 	}
 }
 
-// newNamespace makes a namespace for the test. When the test ends it is deleted, everything in it is gone, and nothing of
-// what the test's volumes were is left on any node.
+// newNamespace makes a namespace for the test. When the test ends it is
+// deleted, everything in it is gone, and nothing of what the test's volumes
+// were is left on any node.
 func newNamespace(t testing.TB) string {
 	t.Helper()
-	ns, err := kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"}}, metav1.CreateOptions{})
+	ns, err := kube.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx := context.Background()
@@ -65,8 +69,9 @@ func newNamespace(t testing.TB) string {
 	return ns.Name
 }
 
-// empty takes pods and claims out of a namespace. Kubernetes would do it as well, but where anything has a finalizer, as claims
-// have, it looks again after eight seconds only.
+// empty takes pods and claims out of a namespace. Kubernetes would do it as
+// well, but where anything has a finalizer, as claims have, it looks again
+// after eight seconds only.
 func empty(t testing.TB, ns string) {
 	t.Helper()
 	ctx := context.Background()
@@ -75,16 +80,19 @@ func empty(t testing.TB, ns string) {
 	require.NoError(t, kube.AppsV1().Deployments(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, all))
 	require.NoError(t, kube.CoreV1().PersistentVolumeClaims(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, all))
 	afterwards(t, "pods and claims of "+ns+" are gone", func() (bool, string) {
-		require.NoError(t, kube.CoreV1().Pods(ns).DeleteCollection(ctx, now, all)) // again: their controllers may be making more
+		// Again: their controllers may be making more.
+		require.NoError(t, kube.CoreV1().Pods(ns).DeleteCollection(ctx, now, all))
 		pods, err := kube.CoreV1().Pods(ns).List(ctx, all)
 		require.NoError(t, err)
 		claims, err := kube.CoreV1().PersistentVolumeClaims(ns).List(ctx, all)
 		require.NoError(t, err)
-		return len(pods.Items)+len(claims.Items) == 0, fmt.Sprint(len(pods.Items), " pods, ", len(claims.Items), " claims")
+		return len(pods.Items)+len(claims.Items) == 0, fmt.Sprint(len(pods.Items), " pods, ",
+			len(claims.Items), " claims")
 	})
 }
 
-// afterwards is eventually for what a test leaves to be cleaned up: it goes on when the test has ended, and only says so.
+// afterwards is eventually for what a test leaves to be cleaned up: it goes on
+// when the test has ended, and only says so.
 func afterwards(t testing.TB, what string, condition func() (ok bool, state string)) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
@@ -104,7 +112,8 @@ func report(t testing.TB, namespace string) {
 	ctx := context.Background()
 	for _, args := range [][]string{
 		{"get", "pods,pvc,events", "-n", namespace, "-o", "wide"}, {"get", "pv", "-o", "wide"},
-		{"get", "volumes.quarry.storage,pools.quarry.storage", "-o", "wide"}, {"get", "pods", "-n", quarryNamespace, "-o", "wide"},
+		{"get", "volumes.quarry.storage,pools.quarry.storage", "-o", "wide"},
+		{"get", "pods", "-n", quarryNamespace, "-o", "wide"},
 		{"logs", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller", "--tail=30", "--prefix"},
 		{"logs", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=agent", "--tail=30", "--prefix"},
 	} {
@@ -130,7 +139,8 @@ func modes(m ...corev1.PersistentVolumeAccessMode) claimOption {
 // claim makes a claim.
 func claim(t testing.TB, ns, name, class, size string, options ...claimOption) *corev1.PersistentVolumeClaim {
 	t.Helper()
-	c, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), newClaim(ns, name, class, size, options...), metav1.CreateOptions{})
+	c, err := kube.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), newClaim(ns, name, class, size, options...),
+		metav1.CreateOptions{})
 	require.NoError(t, err)
 	return c
 }
@@ -141,7 +151,8 @@ func newClaim(ns, name, class, size string, options ...claimOption) *corev1.Pers
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(size)}},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: resource.MustParse(size)}},
 		},
 	}
 	for _, o := range options {
@@ -167,7 +178,8 @@ func bound(t testing.TB, ns, name string) *corev1.PersistentVolume {
 	return v
 }
 
-// pod makes a pod of busybox that runs script with the claim at /data (or the device at /dev/data), and waits until it runs.
+// pod makes a pod of busybox that runs script with the claim at /data (or the
+// device at /dev/data), and waits until it runs.
 func pod(t testing.TB, ns, name, claimName, script string) *corev1.Pod {
 	t.Helper()
 	c, err := kube.CoreV1().PersistentVolumeClaims(ns).Get(t.Context(), claimName, metav1.GetOptions{})
@@ -237,7 +249,8 @@ func onHost(t testing.TB, node, line string) string {
 
 func deletePod(t testing.TB, ns, name string) {
 	t.Helper()
-	require.NoError(t, kube.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
+	require.NoError(t, kube.CoreV1().Pods(ns).Delete(t.Context(), name,
+		metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}))
 	eventually(t, "pod "+name+" is gone", func() (bool, string) {
 		_, err := kube.CoreV1().Pods(ns).Get(t.Context(), name, metav1.GetOptions{})
 		return apierrors.IsNotFound(err), fmt.Sprint(err)
@@ -249,7 +262,8 @@ func deleteClaim(t testing.TB, ns, name string) {
 	require.NoError(t, kube.CoreV1().PersistentVolumeClaims(ns).Delete(t.Context(), name, metav1.DeleteOptions{}))
 }
 
-// whereIs returns a PersistentVolume's volume and its node, whichever front door it came in by.
+// whereIs returns a PersistentVolume's volume and its node, whichever front
+// door it came in by.
 func whereIs(pv *corev1.PersistentVolume) (id, node string) {
 	if c := pv.Spec.CSI; c != nil {
 		return c.VolumeHandle, topologyNode(pv)
@@ -267,7 +281,8 @@ func volumeOf(t testing.TB, pv *corev1.PersistentVolume) (*unstructured.Unstruct
 	return v, node
 }
 
-// gone waits until nothing is left of a PersistentVolume: not it, not its Volume, not its directory.
+// gone waits until nothing is left of a PersistentVolume: not it, not its
+// Volume, not its directory.
 func gone(t testing.TB, pv *corev1.PersistentVolume) {
 	t.Helper()
 	id, node := whereIs(pv)
@@ -295,7 +310,8 @@ func gone(t testing.TB, pv *corev1.PersistentVolume) {
 func waitEvent(t testing.TB, ns, object, reason string, words ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("event %s on %s with %q", reason, object, words), func() (bool, string) {
-		list, err := kube.CoreV1().Events(ns).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + object})
+		list, err := kube.CoreV1().Events(ns).List(t.Context(),
+			metav1.ListOptions{FieldSelector: "involvedObject.name=" + object})
 		if err != nil {
 			return false, err.Error()
 		}

@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// What nobody asks for any more is cleared away, and what somebody still has is not. These tests stop parts of the cluster,
-// so none of them is parallel.
+// What nobody asks for any more is cleared away, and what somebody still has is
+// not. These tests stop parts of the cluster, so none of them is parallel.
 
 // signalAgent sends a signal to the agent's process on the node.
 func signalAgent(t testing.TB, node, signal string) {
@@ -24,7 +24,8 @@ done; true`)
 	require.NoError(t, err)
 }
 
-// scaleController sets how many controllers there are, and waits until it is so.
+// scaleController sets how many controllers there are, and waits until it is
+// so.
 func scaleController(t testing.TB, replicas int) {
 	t.Helper()
 	kubectl(t, "scale", "-n", quarryNamespace, "deployment/quarry-controller", fmt.Sprint("--replicas=", replicas))
@@ -32,9 +33,11 @@ func scaleController(t testing.TB, replicas int) {
 		kubectl(t, "rollout", "status", "-n", quarryNamespace, "deployment/quarry-controller", "--timeout=2m")
 		return
 	}
-	kubectl(t, "delete", "pod", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller", "--force", "--grace-period=0")
+	kubectl(t, "delete", "pod", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller", "--force",
+		"--grace-period=0")
 	eventually(t, "no controller is left", func() (bool, string) {
-		out := kubectl(t, "get", "pods", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller", "-o", "name")
+		out := kubectl(t, "get", "pods", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=controller",
+			"-o", "name")
 		return out == "", out
 	})
 }
@@ -52,7 +55,8 @@ func attempts(t testing.TB, ns string) (ids []string) {
 	return ids
 }
 
-// attemptsGone waits until the records are gone, and what is on the node of them.
+// attemptsGone waits until the records are gone, and what is on the node of
+// them.
 func attemptsGone(t testing.TB, node string, ids []string) {
 	t.Helper()
 	for _, id := range ids {
@@ -70,8 +74,9 @@ func attemptsGone(t testing.TB, node string, ids []string) {
 	}
 }
 
-// TestControllerKilledBeforeThePersistentVolume kills the controllers when they have recorded what they want and before the
-// agent answered; then the claims are deleted.
+// TestControllerKilledBeforeThePersistentVolume kills the controllers when they
+// have recorded what they want and before the agent answered; then the claims
+// are deleted.
 func TestControllerKilledBeforeThePersistentVolume(t *testing.T) {
 	ns := newNamespace(t)
 	signalAgent(t, "node2", "STOP")
@@ -102,8 +107,9 @@ func TestControllerKilledBeforeThePersistentVolume(t *testing.T) {
 	}
 }
 
-// TestHalfProvisionedVolumesOfANodeThatWasGivenUp: a node dies with volumes that are recorded, some of them made, and none
-// published; its Node object is deleted, the pods start elsewhere, and then the node comes back.
+// TestHalfProvisionedVolumesOfANodeThatWasGivenUp: a node dies with volumes
+// that are recorded, some of them made, and none published; its Node object is
+// deleted, the pods start elsewhere, and then the node comes back.
 func TestHalfProvisionedVolumesOfANodeThatWasGivenUp(t *testing.T) {
 	ns := newNamespace(t)
 	signalAgent(t, "node3", "STOP")
@@ -136,8 +142,9 @@ func TestHalfProvisionedVolumesOfANodeThatWasGivenUp(t *testing.T) {
 	t.Cleanup(start)
 	kubectl(t, "delete", "node", "node3")
 	scaleController(t, 2)
-	// The sidecar takes a lost node away from a claim at the moment the scheduler looks at its pod; the scheduler then leaves
-	// the pod aside for five minutes, unless something about a node changes.
+	// The sidecar takes a lost node away from a claim at the moment the
+	// scheduler looks at its pod; the scheduler then leaves the pod aside for
+	// five minutes, unless something about a node changes.
 	poked, poking := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(poking)
@@ -146,7 +153,8 @@ func TestHalfProvisionedVolumesOfANodeThatWasGivenUp(t *testing.T) {
 			case <-poked:
 				return
 			case <-time.After(15 * time.Second):
-				_, _ = cluster.Kubectl(contextForCleanup(), "label", "node", "node1", "--overwrite", fmt.Sprint("e2e.test/look-again=", i))
+				_, _ = cluster.Kubectl(contextForCleanup(), "label", "node", "node1", "--overwrite",
+					fmt.Sprint("e2e.test/look-again=", i))
 			}
 		}
 	}()
@@ -173,8 +181,9 @@ func TestHalfProvisionedVolumesOfANodeThatWasGivenUp(t *testing.T) {
 	}
 }
 
-// TestVolumeInUseByAPodThatIsGone: kubelet stops, its pods are deleted by force, and their claims too; the containers know
-// nothing of that and go on. Their volumes stay until the containers are gone.
+// TestVolumeInUseByAPodThatIsGone: kubelet stops, its pods are deleted by
+// force, and their claims too; the containers know nothing of that and go on.
+// Their volumes stay until the containers are gone.
 func TestVolumeInUseByAPodThatIsGone(t *testing.T) {
 	ns := newNamespace(t)
 	volumes := map[string]*corev1.PersistentVolume{}
@@ -184,7 +193,8 @@ func TestVolumeInUseByAPodThatIsGone(t *testing.T) {
 		uids[class] = string(pod(t, ns, class, class, writer).UID)
 		volumes[class] = bound(t, ns, class)
 	}
-	// Devices that nobody has open at the moment: the containers have them in their /dev all the same.
+	// Devices that nobody has open at the moment: the containers have them in
+	// their /dev all the same.
 	for name, class := range map[string]string{"raw": "quarry", "raw-csi": "quarry-csi"} {
 		claim(t, ns, name, class, "32Mi", block, onNode("node3"))
 		pod(t, ns, name, name, idle)
@@ -223,7 +233,8 @@ func TestVolumeInUseByAPodThatIsGone(t *testing.T) {
 			continue
 		}
 		// The container writes on, into the same volume.
-		log := onHost(t, "node3", "ls -d "+volumeDir(t, pv)+"/data/log "+volumeDir(t, pv)+"/mount/data/log 2>/dev/null; true")
+		log := onHost(t, "node3", "ls -d "+volumeDir(t, pv)+"/data/log "+volumeDir(t, pv)+
+			"/mount/data/log 2>/dev/null; true")
 		if log == "" { // a CSI image is mounted for kubelet only
 			log = onHost(t, "node3", "ls /var/lib/kubelet/pods/"+uids[class]+"/volumes/*/*/mount/log")
 		}
@@ -242,6 +253,7 @@ func TestVolumeInUseByAPodThatIsGone(t *testing.T) {
 // traces are what is on a node of a volume: directories, mounts, loop devices.
 func traces(t testing.TB, node, id string) string {
 	t.Helper()
-	return strings.TrimSpace(onHost(t, node, "for p in /volumes* /mnt/disks/*; do ls -d $p/"+id+" $p/.quarry/tmp/"+id+" $p/.quarry/trash/"+id+"@* 2>/dev/null; done; "+
+	return strings.TrimSpace(onHost(t, node, "for p in /volumes* /mnt/disks/*; do ls -d $p/"+id+" $p/.quarry/tmp/"+id+
+		" $p/.quarry/trash/"+id+"@* 2>/dev/null; done; "+
 		"grep -F "+id+" /proc/self/mountinfo; losetup -n -O BACK-FILE -l | grep -F "+id+"; true"))
 }

@@ -54,7 +54,8 @@ func run(m *testing.M) (code int, err error) {
 			ExtraPools: []testbed.Disk{
 				{Path: "/volumes-btrfs", Filesystem: "btrfs", Size: 4 << 30},
 				{Path: spare, Filesystem: "ext4", Size: 1 << 30},
-				// What is freed there is freed in the disk's image as well, as a solid-state disk does it.
+				// What is freed there is freed in the disk's image as well, as
+				// a solid-state disk does it.
 				{Path: "/mnt/disks/ssd", Filesystem: "ext4", Size: 2 << 30, MountOptions: "discard"},
 				{Path: "/mnt/disks/hdd", Filesystem: "ext4", Size: 2 << 30},
 				{Path: "/mnt/disks/small", Filesystem: "ext4", Size: 1 << 30},
@@ -88,16 +89,19 @@ func run(m *testing.M) (code int, err error) {
 	return code, verifyNodes(ctx)
 }
 
-// verifyNodes has `quarry verify` look at every node: disks, devices, mounts and objects.
+// verifyNodes has `quarry verify` look at every node: disks, devices, mounts
+// and objects.
 func verifyNodes(ctx context.Context) error {
 	var errs []error
 	for _, node := range cluster.Nodes() {
-		pod, err := cluster.Kubectl(ctx, "get", "pods", "-n", quarryNamespace, "-l", "app.kubernetes.io/component=agent",
+		pod, err := cluster.Kubectl(ctx, "get", "pods", "-n", quarryNamespace, "-l",
+			"app.kubernetes.io/component=agent",
 			"--field-selector", "spec.nodeName="+node+",status.phase=Running", "-o", "name")
 		if err != nil {
 			return err
 		}
-		out, err := cluster.Kubectl(ctx, "exec", "-n", quarryNamespace, strings.TrimSpace(string(pod)), "--", "/quarry", "verify", "--cluster", "--node-name", node)
+		out, err := cluster.Kubectl(ctx, "exec", "-n", quarryNamespace, strings.TrimSpace(string(pod)), "--", "/quarry",
+			"verify", "--cluster", "--node-name", node)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("quarry verify on %s: %w\n%s", node, err, out))
 		}
@@ -105,7 +109,8 @@ func verifyNodes(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// install loads the image and installs the chart, or upgrades what is installed.
+// install loads the image and installs the chart, or upgrades what is
+// installed.
 func install(ctx context.Context) error {
 	tarball, err := filepath.Abs("../../dist/quarry-image.tar")
 	if err != nil {
@@ -117,12 +122,15 @@ func install(ctx context.Context) error {
 	if err := cluster.Load(ctx, tarball); err != nil {
 		return err
 	}
-	_, err = cluster.Helm(ctx, "upgrade", "--install", "quarry", "../../charts/quarry", "--namespace", quarryNamespace, "--create-namespace",
+	_, err = cluster.Helm(ctx, "upgrade", "--install", "quarry", "../../charts/quarry", "--namespace", quarryNamespace,
+		"--create-namespace",
 		"--values", "values.yaml", "--wait", "--timeout", "3m")
 	if err != nil {
 		return err
 	}
-	// Helm counts a DaemonSet as ready while as many pods are missing as an update may take down.
-	_, err = cluster.Kubectl(ctx, "rollout", "status", "-n", quarryNamespace, "daemonset/quarry-agent", "--timeout", "2m")
+	// Helm counts a DaemonSet as ready while as many pods are missing as an
+	// update may take down.
+	_, err = cluster.Kubectl(ctx, "rollout", "status", "-n", quarryNamespace, "daemonset/quarry-agent",
+		"--timeout", "2m")
 	return err
 }

@@ -62,7 +62,8 @@ func TestSizeIsEnforced(t *testing.T) {
 			ns := newNamespace(t)
 			claim(t, ns, "data", class, "64Mi")
 			pod(t, ns, "app", "data", idle)
-			written := inPod(t, ns, "app", "dd if=/dev/zero of=/data/big bs=1M count=200 2>/dev/null; sync; du -m /data/big | cut -f1")
+			written := inPod(t, ns, "app", "dd if=/dev/zero of=/data/big bs=1M count=200 2>/dev/null; sync; du -m "+
+				"/data/big | cut -f1")
 			var mib int
 			_, err := fmt.Sscan(written, &mib)
 			require.NoError(t, err)
@@ -125,7 +126,8 @@ func TestRetainedVolumeStays(t *testing.T) {
 	})
 	require.Equal(t, "keep", onHost(t, p.Spec.NodeName, "cat "+pv.Spec.Local.Path+"/file"))
 	// An administrator who wants it gone after all.
-	_, err := cluster.Kubectl(t.Context(), "patch", "pv", pv.Name, "-p", `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
+	_, err := cluster.Kubectl(t.Context(), "patch", "pv", pv.Name, "-p",
+		`{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
 	require.NoError(t, err)
 	gone(t, pv)
 }
@@ -168,7 +170,8 @@ func TestEventsSayWhatIsWrong(t *testing.T) {
 			c, err := kube.CoreV1().PersistentVolumeClaims(ns).Get(t.Context(), "data", metav1.GetOptions{})
 			require.NoError(t, err)
 			require.Equal(t, corev1.ClaimPending, c.Status.Phase)
-			require.Equal(t, "node2", c.Annotations["volume.kubernetes.io/selected-node"], "no pod uses it: nobody would choose a node again")
+			require.Equal(t, "node2", c.Annotations["volume.kubernetes.io/selected-node"],
+				"no pod uses it: nobody would choose a node again")
 		})
 	}
 }

@@ -11,10 +11,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Nodes that are lost, that come back, and whose disks turn up elsewhere. None of these tests is parallel.
+// Nodes that are lost, that come back, and whose disks turn up elsewhere. None
+// of these tests is parallel.
 
-// statefulSet applies a StatefulSet of one replica with a claim "data" of the class, that may run on nodes 2 and 3, and
-// returns its pod. What it writes says on which node it began.
+// statefulSet applies a StatefulSet of one replica with a claim "data" of the
+// class, that may run on nodes 2 and 3, and returns its pod. What it writes
+// says on which node it began.
 func statefulSet(t testing.TB, ns, name, class string) *corev1.Pod {
 	t.Helper()
 	apply(t, ns, "-f", writeFile(t, fmt.Sprintf(`
@@ -52,7 +54,8 @@ spec:
 func nodeCondition(t testing.TB, node, want string) {
 	t.Helper()
 	eventually(t, node+" is Ready="+want, func() (bool, string) {
-		out, err := cluster.Kubectl(t.Context(), "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		out, err := cluster.Kubectl(t.Context(), "get", "node", node, "-o",
+			`jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 		return string(out) == want, fmt.Sprint(string(out), err)
 	})
 }
@@ -61,9 +64,11 @@ func TestNodeLostAndFound(t *testing.T) {
 	ns := newNamespace(t)
 	classes := map[string]string{}
 	for door, provisioner := range doors {
-		classes["tainted-"+door] = makeClass(t, "tainted-"+door, provisioner, map[string]string{"pool": "default", "onNodeLoss": "outOfServiceTaint"})
+		classes["tainted-"+door] = makeClass(t, "tainted-"+door, provisioner, map[string]string{"pool": "default",
+			"onNodeLoss": "outOfServiceTaint"})
 	}
-	classes["delayed"] = makeClass(t, "delayed", doors["local"], map[string]string{"pool": "default", "onNodeLoss": "afterDelay", "nodeLossDelay": "1s"})
+	classes["delayed"] = makeClass(t, "delayed", doors["local"], map[string]string{"pool": "default",
+		"onNodeLoss": "afterDelay", "nodeLossDelay": "1s"})
 	classes["never"] = "quarry"
 	// All on node3: node2 is closed while they are made.
 	_, err := cluster.Kubectl(t.Context(), "cordon", "node2")
@@ -96,7 +101,8 @@ func TestNodeLostAndFound(t *testing.T) {
 			if err != nil {
 				return false, err.Error()
 			}
-			return p.Spec.NodeName == "node2" && p.Status.Phase == corev1.PodRunning, p.Spec.NodeName + " " + string(p.Status.Phase)
+			return p.Spec.NodeName == "node2" && p.Status.Phase == corev1.PodRunning, p.Spec.NodeName + " " +
+				string(p.Status.Phase)
 		})
 		require.Equal(t, "node2", inPod(t, ns, name+"-0", "cat /data/nodes"), "on a new, empty volume")
 		pv, err := kube.CoreV1().PersistentVolumes().Get(t.Context(), old[name].Name, metav1.GetOptions{})
@@ -110,12 +116,14 @@ func TestNodeLostAndFound(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, old[name].Name, c.Spec.VolumeName, "nobody said that the node is off for good")
 	}
-	_, err = cluster.Kubectl(t.Context(), "taint", "node", "node3", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+	_, err = cluster.Kubectl(t.Context(), "taint", "node", "node3",
+		"node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	require.NoError(t, err)
 	startedOver("tainted-local")
 	startedOver("tainted-csi")
 
-	// Deleting a volume there waits for the node, as long as there is one, and blocks nobody else.
+	// Deleting a volume there waits for the node, as long as there is one, and
+	// blocks nobody else.
 	deleteClaim(t, ns, "deleted")
 	waitEvent(t, "default", deleted.Name, "VolumeFailedDelete", "waiting for the Quarry agent on node node3")
 	deleteClaim(t, ns, "bystander")
@@ -129,7 +137,8 @@ func TestNodeLostAndFound(t *testing.T) {
 	require.Equal(t, old["never"].Name, c.Spec.VolumeName)
 	require.Nil(t, c.DeletionTimestamp)
 
-	// The machine was only asleep: what was deleted meanwhile is deleted now, and everything else is there.
+	// The machine was only asleep: what was deleted meanwhile is deleted now,
+	// and everything else is there.
 	require.NoError(t, cluster.StartNode(t.Context(), "node3"))
 	off = false
 	agentReady(t, "node3")
@@ -143,7 +152,8 @@ func TestNodeLostAndFound(t *testing.T) {
 			require.Equal(t, "node3\nnode3", inPod(t, ns, name+"-0", "cat /data/nodes"), "it waited for its node")
 			continue
 		}
-		require.Equal(t, "node3", onHost(t, "node3", "cat /volumes/"+id+"/mount/data/nodes"), "the old data is where it was")
+		require.Equal(t, "node3", onHost(t, "node3", "cat /volumes/"+id+"/mount/data/nodes"),
+			"the old data is where it was")
 		_, err := cluster.Kubectl(t.Context(), "delete", "pv", pv.Name)
 		require.NoError(t, err)
 		pvGone(t, pv.Name)
@@ -152,7 +162,8 @@ func TestNodeLostAndFound(t *testing.T) {
 	}
 }
 
-// TestDiskMovedToAnotherNode swaps a disk of two nodes that are off; one has volumes of both doors.
+// TestDiskMovedToAnotherNode swaps a disk of two nodes that are off; one has
+// volumes of both doors.
 func TestDiskMovedToAnotherNode(t *testing.T) {
 	ns := newNamespace(t)
 	csi := makeClass(t, "spare-csi", doors["csi"], map[string]string{"pool": "spare"})
@@ -187,7 +198,8 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 	}
 	swap()
 	eventually(t, "the pool says where its disk comes from", func() (bool, string) {
-		out, err := cluster.Kubectl(t.Context(), "get", "pools.quarry.storage", "node2.spare", "-o", `jsonpath={.status.conditions[?(@.type=="Orphans")].message}`)
+		out, err := cluster.Kubectl(t.Context(), "get", "pools.quarry.storage", "node2.spare", "-o",
+			`jsonpath={.status.conditions[?(@.type=="Orphans")].message}`)
 		return strings.Contains(string(out), "made on node node3"), fmt.Sprint(string(out), err)
 	})
 	for _, pv := range volumes {
@@ -215,7 +227,8 @@ func TestDiskMovedToAnotherNode(t *testing.T) {
 	swap() // as the other tests know them
 }
 
-// TestNodeRebuiltWithEmptyDisks: another machine comes back under a node's name.
+// TestNodeRebuiltWithEmptyDisks: another machine comes back under a node's
+// name.
 func TestNodeRebuiltWithEmptyDisks(t *testing.T) {
 	ns := newNamespace(t)
 	volumes := map[string]*corev1.PersistentVolume{}
@@ -233,7 +246,8 @@ func TestNodeRebuiltWithEmptyDisks(t *testing.T) {
 		waitEvent(t, ns, name, "VolumeLost", "rebuilt")
 	}
 	require.Equal(t, "Rebuilt", poolReady(t, "node3.default", "False"))
-	require.Empty(t, onHost(t, "node3", "ls -A /volumes | grep -v lost+found; true"), "nothing is made in place of what was there")
+	require.Empty(t, onHost(t, "node3", "ls -A /volumes | grep -v lost+found; true"),
+		"nothing is made in place of what was there")
 	for name := range volumes {
 		p, err := kube.CoreV1().Pods(ns).Get(t.Context(), name, metav1.GetOptions{})
 		require.NoError(t, err)
@@ -259,11 +273,13 @@ func TestNodeRebuiltWithEmptyDisks(t *testing.T) {
 	gone(t, func() *corev1.PersistentVolume { pv := bound(t, ns, "new"); deleteClaim(t, ns, "new"); return pv }())
 }
 
-// TestClusterRebuilt wipes what Kubernetes knew: a new API server, and the old disks.
+// TestClusterRebuilt wipes what Kubernetes knew: a new API server, and the old
+// disks.
 func TestClusterRebuilt(t *testing.T) {
 	const ns = "rebuilt"
 	makeNamespace := func() {
-		_, err := kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
+		_, err := kube.CoreV1().Namespaces().Create(t.Context(),
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
 		require.NoError(t, err)
 	}
 	makeNamespace()
@@ -273,8 +289,11 @@ func TestClusterRebuilt(t *testing.T) {
 		claim *corev1.PersistentVolumeClaim
 	}
 	volumes := map[string]volume{}
-	for name, class := range map[string]string{"loop": "quarry", "directory": "quarry-directory", "csi": "quarry-csi", "retained": "quarry-retain"} {
-		claim(t, ns, name, class, "64Mi", onNode("node2"), func(c *corev1.PersistentVolumeClaim) { c.Labels = map[string]string{"app": name} })
+	for name, class := range map[string]string{"loop": "quarry", "directory": "quarry-directory", "csi": "quarry-csi",
+		"retained": "quarry-retain"} {
+		claim(t, ns, name, class, "64Mi", onNode("node2"), func(c *corev1.PersistentVolumeClaim) {
+			c.Labels = map[string]string{"app": name}
+		})
 		pv := bound(t, ns, name)
 		pod(t, ns, name, name, `echo `+name+` > /data/file; sync; `+idle)
 		c, err := kube.CoreV1().PersistentVolumeClaims(ns).Get(t.Context(), name, metav1.GetOptions{})
@@ -290,7 +309,8 @@ func TestClusterRebuilt(t *testing.T) {
 	require.NoError(t, loadSidecars(t.Context()))
 	require.NoError(t, install(t.Context()))
 	for _, node := range cluster.Nodes() {
-		require.Equal(t, "Foreign", poolReady(t, node+".default", "False"), "a disk of another cluster is not touched unasked")
+		require.Equal(t, "Foreign", poolReady(t, node+".default", "False"), "a disk of another cluster is not "+
+			"touched unasked")
 	}
 
 	plan := mustPlugin(t, "recover")
@@ -317,7 +337,8 @@ func TestClusterRebuilt(t *testing.T) {
 	require.Equal(t, p.Spec.NodeName+"\n"+p.Spec.NodeName, inPod(t, ns, "db-0", "cat /data/nodes"))
 	require.Contains(t, mustPlugin(t, "recover"), "There is nothing to do")
 
-	// What was brought back lives on like everything else: it is deleted, or kept, as its class said.
+	// What was brought back lives on like everything else: it is deleted, or
+	// kept, as its class said.
 	_, err := cluster.Kubectl(t.Context(), "delete", "statefulset", "db", "-n", ns)
 	require.NoError(t, err)
 	db := bound(t, ns, "data-db-0")
@@ -328,7 +349,8 @@ func TestClusterRebuilt(t *testing.T) {
 		deleteClaim(t, ns, name)
 		claimGone(t, ns, name)
 		if name == "retained" {
-			_, err := cluster.Kubectl(t.Context(), "patch", "pv", was.pv.Name, "-p", `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
+			_, err := cluster.Kubectl(t.Context(), "patch", "pv", was.pv.Name, "-p",
+				`{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
 			require.NoError(t, err)
 		}
 		gone(t, was.pv)
@@ -343,7 +365,8 @@ func clusterID(t testing.TB) string {
 	return string(ns.UID)
 }
 
-// lasting is what of a PersistentVolume has to be the same when it is written again from disk.
+// lasting is what of a PersistentVolume has to be the same when it is written
+// again from disk.
 func lasting(t testing.TB, pv *corev1.PersistentVolume) string {
 	t.Helper()
 	spec := pv.Spec.DeepCopy()

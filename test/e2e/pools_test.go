@@ -12,14 +12,17 @@ import (
 	"github.com/quarry-storage/quarry/test/testbed"
 )
 
-// spare is a disk that tests pull out of a running node: its parent directory is among the chart's hostPaths.
+// spare is a disk that tests pull out of a running node: its parent directory
+// is among the chart's hostPaths.
 const spare = "/mnt/disks/spare"
 
-// poolReady waits until the Pool's condition Ready is as wanted, and returns its reason.
+// poolReady waits until the Pool's condition Ready is as wanted, and returns
+// its reason.
 func poolReady(t testing.TB, name, want string) (reason string) {
 	t.Helper()
 	eventually(t, "pool "+name+" is Ready="+want, func() (bool, string) {
-		out, err := cluster.Kubectl(t.Context(), "get", "pools.quarry.storage", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)
+		out, err := cluster.Kubectl(t.Context(), "get", "pools.quarry.storage", name, "-o",
+			`jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)
 		if err != nil {
 			return false, err.Error()
 		}
@@ -36,7 +39,8 @@ func TestDiskPulledAndPutBack(t *testing.T) {
 	image, err := cluster.PullDisk(t.Context(), "node3", spare)
 	require.NoError(t, err)
 	put := func(image string) {
-		require.NoError(t, cluster.InsertDisk(t.Context(), "node3", testbed.Disk{Path: spare, Filesystem: "ext4"}, image))
+		require.NoError(t, cluster.InsertDisk(t.Context(), "node3",
+			testbed.Disk{Path: spare, Filesystem: "ext4"}, image))
 	}
 	back := false
 	t.Cleanup(func() {
@@ -75,15 +79,18 @@ func TestDiskPulledAndPutBack(t *testing.T) {
 
 func TestClaimsOfOnePodAreAdmittedTogether(t *testing.T) {
 	ns := newNamespace(t)
-	// Each fits on a node, both do not: the scheduler, which looks at one claim at a time, finds a node.
+	// Each fits on a node, both do not: the scheduler, which looks at one claim
+	// at a time, finds a node.
 	claim(t, ns, "one", "quarry", "12Gi")
 	claim(t, ns, "two", "quarry", "12Gi")
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "app", Namespace: ns},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: new(int64(0)),
-			Containers: []corev1.Container{{Name: "main", Image: "busybox:stable", ImagePullPolicy: corev1.PullNever, Command: []string{"sh", "-c", idle},
-				VolumeMounts: []corev1.VolumeMount{{Name: "one", MountPath: "/one"}, {Name: "two", MountPath: "/two"}}}},
+			Containers: []corev1.Container{{Name: "main", Image: "busybox:stable", ImagePullPolicy: corev1.PullNever,
+				Command: []string{"sh", "-c", idle},
+				VolumeMounts: []corev1.VolumeMount{{Name: "one", MountPath: "/one"},
+					{Name: "two", MountPath: "/two"}}}},
 		},
 	}
 	for _, name := range []string{"one", "two"} {

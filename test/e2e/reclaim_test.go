@@ -18,7 +18,8 @@ func namesVolume(name string) claimOption {
 	return func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = name }
 }
 
-// purgeRecord has a volume deleted whose PersistentVolume is gone, as a person does who has looked at the data.
+// purgeRecord has a volume deleted whose PersistentVolume is gone, as a person
+// does who has looked at the data.
 func purgeRecord(t testing.TB, pv *corev1.PersistentVolume) {
 	t.Helper()
 	id, _ := whereIs(pv)
@@ -45,7 +46,8 @@ func TestRetainedVolumeIsClaimedAgain(t *testing.T) {
 			deleteClaim(t, ns, "data")
 			pvPhase(t, pv.Name, corev1.VolumeReleased)
 
-			// As Kubernetes' documentation has it: without a claimRef it is available, and a claim may name it.
+			// As Kubernetes' documentation has it: without a claimRef it is
+			// available, and a claim may name it.
 			kubectl(t, "patch", "pv", pv.Name, "--type=merge", "-p", `{"spec":{"claimRef":null}}`)
 			pvPhase(t, pv.Name, corev1.VolumeAvailable)
 			claim(t, ns, "again", class, "64Mi", namesVolume(pv.Name))
@@ -54,7 +56,8 @@ func TestRetainedVolumeIsClaimedAgain(t *testing.T) {
 			require.Equal(t, before.Spec.NodeName, after.Spec.NodeName)
 			require.Equal(t, "kept", inPod(t, ns, "app", "cat /data/file"))
 
-			// It is a volume like any other now; what its policy says when it is released counts.
+			// It is a volume like any other now; what its policy says when it
+			// is released counts.
 			kubectl(t, "patch", "pv", pv.Name, "-p", `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
 			deletePod(t, ns, "app")
 			deleteClaim(t, ns, "again")
@@ -63,11 +66,13 @@ func TestRetainedVolumeIsClaimedAgain(t *testing.T) {
 	}
 }
 
-// TestPersistentVolumeDeletedFirst: the policy is kept when the PersistentVolume is deleted before its claim.
+// TestPersistentVolumeDeletedFirst: the policy is kept when the
+// PersistentVolume is deleted before its claim.
 func TestPersistentVolumeDeletedFirst(t *testing.T) {
 	t.Parallel()
 	for _, d := range frontDoors {
-		for _, policy := range []corev1.PersistentVolumeReclaimPolicy{corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain} {
+		for _, policy := range []corev1.PersistentVolumeReclaimPolicy{corev1.PersistentVolumeReclaimDelete,
+			corev1.PersistentVolumeReclaimRetain} {
 			t.Run(d.name+" "+string(policy), func(t *testing.T) {
 				t.Parallel()
 				ns := newNamespace(t)
@@ -78,7 +83,8 @@ func TestPersistentVolumeDeletedFirst(t *testing.T) {
 				dir := volumeDir(t, pv)
 				_, node := whereIs(pv)
 				inPod(t, ns, "app", "echo kept > /data/file; sync")
-				kubectl(t, "patch", "pv", pv.Name, "-p", fmt.Sprintf(`{"spec":{"persistentVolumeReclaimPolicy":%q}}`, policy))
+				kubectl(t, "patch", "pv", pv.Name, "-p",
+					fmt.Sprintf(`{"spec":{"persistentVolumeReclaimPolicy":%q}}`, policy))
 				kubectl(t, "delete", "pv", pv.Name, "--wait=false")
 				require.Equal(t, "kept", inPod(t, ns, "app", "cat /data/file"), "it is in use, and stays")
 				deletePod(t, ns, "app")
@@ -97,7 +103,8 @@ func TestPersistentVolumeDeletedFirst(t *testing.T) {
 	}
 }
 
-// TestTrashTakesRoomAndIsFreed has small pools for itself: it looks at how much room there is.
+// TestTrashTakesRoomAndIsFreed has small pools for itself: it looks at how much
+// room there is.
 func TestTrashTakesRoomAndIsFreed(t *testing.T) {
 	t.Parallel()
 	fills(t, "small")
@@ -117,7 +124,8 @@ func TestTrashTakesRoomAndIsFreed(t *testing.T) {
 			id, _ := whereIs(pv)
 			require.Contains(t, entries(t), id+"@", "at once, when the PersistentVolume is gone")
 			t.Cleanup(func() { // what is left when the test fails
-				_, _ = cluster.Kubectl(contextForCleanup(), "patch", "volumes.quarry.storage", id, "--type=merge", "-p", `{"spec":{"desiredState":"Deleted"}}`)
+				_, _ = cluster.Kubectl(contextForCleanup(), "patch", "volumes.quarry.storage", id, "--type=merge", "-p",
+					`{"spec":{"desiredState":"Deleted"}}`)
 			})
 			return pv
 		}
@@ -141,7 +149,8 @@ func TestTrashTakesRoomAndIsFreed(t *testing.T) {
 			oldest, newest := trashed(t, ns, "oldest", class, size), trashed(t, ns, "newest", class, size)
 			kept, _ := whereIs(newest)
 			phaseOf(t, kept, "Trashed")
-			// More than there is without the oldest of them, and less than with it. Only that node will do.
+			// More than there is without the oldest of them, and less than with
+			// it. Only that node will do.
 			claim(t, ns, "data", class, mib(room(t, node, "small")+size/2))
 			newPod(t, ns, "app", onlyOn(node), "data")
 			running(t, ns, "app")
@@ -158,7 +167,8 @@ func TestTrashTakesRoomAndIsFreed(t *testing.T) {
 	}
 }
 
-// TestRecycledVolume: the space of what was deleted is scrubbed, and is the next claim's; no PersistentVolume holds it.
+// TestRecycledVolume: the space of what was deleted is scrubbed, and is the
+// next claim's; no PersistentVolume holds it.
 func TestRecycledVolume(t *testing.T) {
 	t.Parallel()
 	const marker = "secret-of-the-last-tenant"
@@ -169,7 +179,8 @@ func TestRecycledVolume(t *testing.T) {
 			class := d.newClass(t, parameters{"pool": "ssd", "backend": "loop", "onDelete": "recycle"})
 			claim(t, ns, "old", class, "32Mi", block)
 			pod(t, ns, "old", "old", idle)
-			inPod(t, ns, "old", fmt.Sprintf("yes %s | dd of=/dev/data bs=1M iflag=fullblock count=32 conv=fsync 2>/dev/null", marker))
+			inPod(t, ns, "old", fmt.Sprintf("yes %s | dd of=/dev/data bs=1M iflag=fullblock count=32 "+
+				"conv=fsync 2>/dev/null", marker))
 			require.NotEqual(t, "0", inPod(t, ns, "old", "grep -c "+marker+" /dev/data; true"))
 			pv := bound(t, ns, "old")
 			deletePod(t, ns, "old")
@@ -197,7 +208,8 @@ func TestRecycledVolume(t *testing.T) {
 	}
 }
 
-// TestScrubbedVolume looks for what was in a volume on the disk itself, from outside of the node.
+// TestScrubbedVolume looks for what was in a volume on the disk itself, from
+// outside of the node.
 func TestScrubbedVolume(t *testing.T) {
 	t.Parallel()
 	for _, d := range frontDoors {
@@ -213,7 +225,8 @@ func TestScrubbedVolume(t *testing.T) {
 				p := pod(t, ns, "app", "data", idle)
 				pv := bound(t, ns, "data")
 				marker := "on-the-disk-" + string(p.UID)
-				inPod(t, ns, "app", "yes "+marker+" | dd of=/data/file bs=1M iflag=fullblock count=8 conv=fsync 2>/dev/null")
+				inPod(t, ns, "app", "yes "+marker+" | dd of=/data/file bs=1M iflag=fullblock count=8 "+
+					"conv=fsync 2>/dev/null")
 				disk, err := cluster.DiskImage(p.Spec.NodeName, "/mnt/disks/"+test.pool)
 				require.NoError(t, err)
 				holds := func() bool {

@@ -13,7 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The administrator's commands, run as an administrator does: the program built from this tree, with a kubeconfig.
+// The administrator's commands, run as an administrator does: the program built
+// from this tree, with a kubeconfig.
 
 var buildPlugin = sync.OnceValues(func() (string, error) {
 	// Beside the image, where `make clean` finds it.
@@ -29,12 +30,14 @@ var buildPlugin = sync.OnceValues(func() (string, error) {
 	return program, nil
 })
 
-// plugin runs kubectl quarry and returns what it printed, both to its output and to its errors.
+// plugin runs kubectl quarry and returns what it printed, both to its output
+// and to its errors.
 func plugin(t testing.TB, args ...string) (string, error) {
 	t.Helper()
 	program, err := buildPlugin()
 	require.NoError(t, err)
-	out, err := exec.CommandContext(t.Context(), program, append([]string{"--kubeconfig", cluster.Kubeconfig()}, args...)...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), program, append([]string{"--kubeconfig", cluster.Kubeconfig()},
+		args...)...).CombinedOutput()
 	t.Logf("kubectl quarry %s\n%s", strings.Join(args, " "), out)
 	return string(out), err
 }
@@ -50,7 +53,8 @@ func mustPlugin(t testing.TB, args ...string) string {
 // makeClass makes a StorageClass of a front door for the test.
 func makeClass(t testing.TB, name, provisioner string, parameters map[string]string, more ...string) string {
 	t.Helper()
-	text := fmt.Sprintf("apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: %s}\nprovisioner: %s\nvolumeBindingMode: WaitForFirstConsumer\nallowVolumeExpansion: true\nparameters:\n", name, provisioner)
+	text := fmt.Sprintf("apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: %s}\nprovisioner: "+
+		"%s\nvolumeBindingMode: WaitForFirstConsumer\nallowVolumeExpansion: true\nparameters:\n", name, provisioner)
 	for key, value := range parameters {
 		text += fmt.Sprintf("  %s: %q\n", key, value)
 	}
@@ -91,7 +95,8 @@ func claimGone(t testing.TB, ns, name string) {
 func phaseOf(t testing.TB, id, phase string) {
 	t.Helper()
 	eventually(t, "Volume "+id+" is "+phase, func() (bool, string) {
-		out, err := cluster.Kubectl(t.Context(), "get", "volumes.quarry.storage", id, "-o", `jsonpath={.status.phase} {.status.conditions[?(@.type=="Ready")].message}`)
+		out, err := cluster.Kubectl(t.Context(), "get", "volumes.quarry.storage", id, "-o",
+			`jsonpath={.status.phase} {.status.conditions[?(@.type=="Ready")].message}`)
 		return err == nil && strings.HasPrefix(string(out), phase), fmt.Sprint(string(out), err)
 	})
 }
@@ -100,9 +105,12 @@ func TestTrashIsTakenBack(t *testing.T) {
 	for door, provisioner := range doors {
 		t.Run(door, func(t *testing.T) {
 			t.Parallel()
-			class := makeClass(t, "trash-"+door, provisioner, map[string]string{"pool": "default", "onDelete": "trash", "trashRetention": "1h"})
+			class := makeClass(t, "trash-"+door, provisioner, map[string]string{"pool": "default", "onDelete": "trash",
+				"trashRetention": "1h"})
 			ns := newNamespace(t)
-			claim(t, ns, "data", class, "64Mi", func(c *corev1.PersistentVolumeClaim) { c.Labels = map[string]string{"app": "db"} })
+			claim(t, ns, "data", class, "64Mi", func(c *corev1.PersistentVolumeClaim) {
+				c.Labels = map[string]string{"app": "db"}
+			})
 			pod(t, ns, "app", "data", `echo precious > /data/file; sync; `+idle)
 			pv := bound(t, ns, "data")
 			id, _ := whereIs(pv)
@@ -123,7 +131,8 @@ func TestTrashIsTakenBack(t *testing.T) {
 			pod(t, ns, "app", "data", idle)
 			require.Equal(t, "precious", inPod(t, ns, "app", "cat /data/file"))
 
-			// Deleted again: the restored objects are handled like any others. Another claim has the name by now.
+			// Deleted again: the restored objects are handled like any others.
+			// Another claim has the name by now.
 			deletePod(t, ns, "app")
 			deleteClaim(t, ns, "data")
 			pvGone(t, pv.Name)
@@ -162,7 +171,8 @@ func TestRescuedVolumeIsTakenBackOrDeleted(t *testing.T) {
 			id, _ := whereIs(pv)
 			rescue := func() {
 				deletePod(t, ns, "app")
-				_, err := cluster.Kubectl(t.Context(), "patch", "pv", pv.Name, "-p", `{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`)
+				_, err := cluster.Kubectl(t.Context(), "patch", "pv", pv.Name, "-p",
+					`{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`)
 				require.NoError(t, err)
 				deleteClaim(t, ns, "data")
 				claimGone(t, ns, "data")
@@ -180,7 +190,8 @@ func TestRescuedVolumeIsTakenBackOrDeleted(t *testing.T) {
 			require.Error(t, err, "a PersistentVolume points at it: %s", out)
 
 			rescue()
-			// Kubelet may not have let go of it yet; then the wish is recorded, and the command says so.
+			// Kubelet may not have let go of it yet; then the wish is recorded,
+			// and the command says so.
 			if out, err := plugin(t, "orphans", "delete", id, "--yes"); err != nil {
 				require.Contains(t, out, "it goes when it is free")
 			}

@@ -13,8 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestCSISanity runs csi-sanity on node1, against the sockets of the controller and the agent there. Not parallel: it counts
-// all volumes.
+// TestCSISanity runs csi-sanity on node1, against the sockets of the controller
+// and the agent there. Not parallel: it counts all volumes.
 func TestCSISanity(t *testing.T) {
 	controller := controllerSocket(t, "node1")
 	const (
@@ -39,8 +39,10 @@ func TestCSISanity(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			const report = scratch + "/report.json"
-			onHost(t, "node1", fmt.Sprintf("rm -f %s; echo '%s' > %s/parameters.yaml", report, test.parameters, scratch))
-			command, err := cluster.Command(t.Context(), "node1", scratch+"/csi-sanity", "--ginkgo.no-color", "--ginkgo.json-report="+report,
+			onHost(t, "node1", fmt.Sprintf("rm -f %s; echo '%s' > %s/parameters.yaml",
+				report, test.parameters, scratch))
+			command, err := cluster.Command(t.Context(), "node1", scratch+"/csi-sanity",
+				"--ginkgo.no-color", "--ginkgo.json-report="+report,
 				"--csi.endpoint=unix://"+plugin+"/csi.sock", "--csi.controllerendpoint=unix://"+controller,
 				"--csi.mountdir="+scratch+"/target", "--csi.stagingdir="+scratch+"/staging",
 				"--csi.testvolumeparameters="+scratch+"/parameters.yaml", "--csi.testvolumeaccesstype="+test.access,
@@ -60,7 +62,8 @@ func TestCSISanity(t *testing.T) {
 			}
 			passed := specs.CountWithState(types.SpecStatePassed)
 			require.Greater(t, passed, 40)
-			t.Logf("%d passed, %d skipped, which are about what no service of ours has", passed, specs.CountWithState(types.SpecStateSkipped))
+			t.Logf("%d passed, %d skipped, which are about what no service of ours has",
+				passed, specs.CountWithState(types.SpecStateSkipped))
 		})
 	}
 	list, err := objects.Resource(volumesResource).List(t.Context(), metav1.ListOptions{})
@@ -68,24 +71,30 @@ func TestCSISanity(t *testing.T) {
 	require.Empty(t, list.Items, "csi-sanity deletes what it made")
 }
 
-// notAdvertised are the reasons to skip a test that name what no service of ours says it has.
-var notAdvertised = regexp.MustCompile(`Snapshot|Cloning|[Mm]odify ?[Vv]olume|(Volume|Storage)Health|GroupController|Controller(Unp|P)ublishVolume|Controller Publish`)
+// notAdvertised are the reasons to skip a test that name what no service of
+// ours says it has.
+var notAdvertised = regexp.MustCompile(
+	`Snapshot|Cloning|[Mm]odify ?[Vv]olume|(Volume|Storage)Health|GroupController|Controller(Unp|P)ublishVolume|Controller Publish`)
 
-// controllerSocket has a controller run on the node, for this test, and returns the path there of the socket that it serves
-// its sidecars at.
+// controllerSocket has a controller run on the node, for this test, and returns
+// the path there of the socket that it serves its sidecars at.
 func controllerSocket(t *testing.T, node string) (path string) {
 	t.Helper()
 	move := func(ctx context.Context, patch string) {
-		_, err := cluster.Kubectl(ctx, "patch", "-n", quarryNamespace, "deployment/quarry-controller", "--type=merge", "-p", patch)
+		_, err := cluster.Kubectl(ctx, "patch", "-n", quarryNamespace, "deployment/quarry-controller", "--type=merge",
+			"-p", patch)
 		require.NoError(t, err)
-		_, err = cluster.Kubectl(ctx, "rollout", "status", "-n", quarryNamespace, "deployment/quarry-controller", "--timeout", "2m")
+		_, err = cluster.Kubectl(ctx, "rollout", "status", "-n", quarryNamespace, "deployment/quarry-controller",
+			"--timeout", "2m")
 		require.NoError(t, err)
 	}
-	move(t.Context(), fmt.Sprintf(`{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":%q}}}}}`, node))
+	move(t.Context(), fmt.Sprintf(`{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":%q}}}}}`,
+		node))
 	t.Cleanup(func() { move(contextForCleanup(), `{"spec":{"template":{"spec":{"nodeSelector":null}}}}`) })
 	eventually(t, "a controller serves on "+node, func() (bool, string) {
 		list, err := kube.CoreV1().Pods(quarryNamespace).List(t.Context(), metav1.ListOptions{
-			LabelSelector: "app.kubernetes.io/component=controller", FieldSelector: "status.phase=Running,spec.nodeName=" + node})
+			LabelSelector: "app.kubernetes.io/component=controller",
+			FieldSelector: "status.phase=Running,spec.nodeName=" + node})
 		require.NoError(t, err)
 		for _, p := range list.Items {
 			if p.DeletionTimestamp == nil && p.Spec.NodeSelector != nil {
@@ -98,7 +107,8 @@ func controllerSocket(t *testing.T, node string) (path string) {
 	return path
 }
 
-// toNode copies one of the tools to a node, which does not see the machine's files.
+// toNode copies one of the tools to a node, which does not see the machine's
+// files.
 func toNode(t *testing.T, node, tool, path string) {
 	t.Helper()
 	program, err := cluster.Tool(t.Context(), tool)

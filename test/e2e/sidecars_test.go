@@ -9,8 +9,9 @@ import (
 	"github.com/quarry-storage/quarry/test/testbed/image"
 )
 
-// sidecars are the real ones of Kubernetes' CSI community, by the tags that the chart asks for. Their versions are those of
-// the module test/tools, which they are built from.
+// sidecars are the real ones of Kubernetes' CSI community, by the tags that the
+// chart asks for. Their versions are those of the module test/tools, which they
+// are built from.
 var sidecars = map[string]string{"csi-provisioner": "v6.3.0", "csi-resizer": "v2.3.0"}
 
 // loadSidecars makes the sidecars' images and puts them on every node.

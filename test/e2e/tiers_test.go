@@ -55,7 +55,8 @@ func TestAllowedTopologies(t *testing.T) {
 	only := func(key, node string, mode storagev1.VolumeBindingMode) func(*storagev1.StorageClass) {
 		return func(c *storagev1.StorageClass) {
 			c.VolumeBindingMode = &mode
-			c.AllowedTopologies = []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: key, Values: []string{node}}}}}
+			c.AllowedTopologies = []corev1.TopologySelectorTerm{
+				{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: key, Values: []string{node}}}}}
 		}
 	}
 	const topologyNode = "topology.quarry.storage/node"
@@ -108,8 +109,9 @@ func TestClaimsSelectorChoosesThePool(t *testing.T) {
 	}
 }
 
-// TestClaimsSelectorThatNothingMatches: the scheduler does not know selectors of claims and would choose the same node
-// again and again, so the node it chose stays chosen, and the event says what to do.
+// TestClaimsSelectorThatNothingMatches: the scheduler does not know selectors
+// of claims and would choose the same node again and again, so the node it
+// chose stays chosen, and the event says what to do.
 func TestClaimsSelectorThatNothingMatches(t *testing.T) {
 	t.Parallel()
 	ns := newNamespace(t)
@@ -127,7 +129,8 @@ func TestClaimsSelectorThatNothingMatches(t *testing.T) {
 	waitEvent(t, ns, "tape", "ProvisioningFailed", "disk=tape", "no StorageClass leads to nodes that all have one")
 	// It is tried again, and nothing is rescheduled.
 	eventually(t, "the claim was tried again", func() (bool, string) {
-		events, err := kube.CoreV1().Events(ns).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=data,reason=ProvisioningFailed"})
+		events, err := kube.CoreV1().Events(ns).List(ctx,
+			metav1.ListOptions{FieldSelector: "involvedObject.name=data,reason=ProvisioningFailed"})
 		require.NoError(t, err)
 		n := 0
 		for _, e := range events.Items {
@@ -158,12 +161,13 @@ func TestClaimsSelectorThatNothingMatches(t *testing.T) {
 	}
 	require.Len(t, chosen["data"], 2)
 
-	claim(t, ns, "csi", csi.newClass(t, tier(parameters{"pool": "ssd"})), "64Mi", selecting("disk=ssd"), onNode("node2"))
+	claim(t, ns, "csi", csi.newClass(t, tier(parameters{"pool": "ssd"})), "64Mi", selecting("disk=ssd"),
+		onNode("node2"))
 	waitEvent(t, ns, "csi", "ProvisioningFailed", "elector") // the sidecar's own words: CSI knows no selectors
 }
 
-// TestStatefulSetsVolumesApart: both volumes of a StatefulSet on one node, where the pool with the most room would be the
-// same twice.
+// TestStatefulSetsVolumesApart: both volumes of a StatefulSet on one node,
+// where the pool with the most room would be the same twice.
 func TestStatefulSetsVolumesApart(t *testing.T) {
 	t.Parallel()
 	for _, d := range frontDoors {

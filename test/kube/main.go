@@ -1,6 +1,7 @@
-// Command kube is a whole Kubernetes in one binary: the first argument, or the name it is called by, picks the
-// program. One binary links the shared libraries once, which makes it four times smaller and faster to build
-// than its programs one by one.
+// Command kube is a whole Kubernetes in one binary: the first argument, or the
+// name it is called by, picks the program. One binary links the shared
+// libraries once, which makes it four times smaller and faster to build than
+// its programs one by one.
 package main
 
 import (
@@ -39,9 +40,11 @@ var programs = map[string]func(){
 	"kube-controller-manager": component(controllermanager.NewControllerManagerCommand),
 	"kube-scheduler":          component(func() *cobra.Command { return scheduler.NewSchedulerCommand() }),
 	"kube-proxy":              component(proxy.NewProxyCommand),
-	"kubelet":                 component(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
-	"kubectl":                 kubectl,
-	"cluster-dns":             clusterDNS,
+	"kubelet": component(func() *cobra.Command {
+		return kubelet.NewKubeletCommand(context.Background())
+	}),
+	"kubectl":     kubectl,
+	"cluster-dns": clusterDNS,
 }
 
 func main() {
@@ -64,7 +67,8 @@ func component(command func() *cobra.Command) func() {
 }
 
 func kubectl() {
-	logs.GlogSetter(kubectlcmd.GetLogVerbosity(os.Args)) //nolint:errcheck // a verbosity that does not parse is refused below
+	logs.GlogSetter(
+		kubectlcmd.GetLogVerbosity(os.Args)) //nolint:errcheck // a verbosity that does not parse is refused below
 	if err := cli.RunNoErrOutput(kubectlcmd.NewDefaultKubectlCommand()); err != nil {
 		kubectlutil.CheckErr(err)
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/quarry-storage/quarry/test/machine"
 )
 
-// needRoot skips what has to see all files of the host and may install packages.
+// needRoot skips what has to see all files of the host and may install
+// packages.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -104,7 +104,8 @@ func buildGuest(ctx context.Context, cache string) ([]byte, error) {
 	if err := os.CopyFS(filepath.Join(work, "machine"), guestSource); err != nil {
 		return nil, fmt.Errorf("machine: guest: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte("module "+modulePath+"\n\ngo 1.26\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte("module "+modulePath+"\n\ngo 1.26\n"),
+		0o644); err != nil {
 		return nil, err
 	}
 	if _, err := command(ctx, work, "env", "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOWORK=off", "GOFLAGS=",

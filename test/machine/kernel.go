@@ -133,7 +133,8 @@ func cachedKernel(cache, series string) (kernel, error) {
 		return kernel{}, err
 	}
 	if len(releases) != 1 {
-		return kernel{}, fmt.Errorf("machine: %s: one release expected in lib/modules, found %d: delete the directory", dir, len(releases))
+		return kernel{}, fmt.Errorf("machine: %s: one release expected in lib/modules, found %d: delete the directory",
+			dir, len(releases))
 	}
 	return kernel{series: series, release: releases[0].Name(), dir: dir}, nil
 }
@@ -204,7 +205,8 @@ func newestPackage(ctx context.Context, series string) (string, error) {
 	}
 	if len(names) == 0 {
 		have, _ := Kernels(ctx)
-		return "", fmt.Errorf("machine: the configured apt sources have no kernel %s for amd64; they have %s (is `apt-get update` missing?)",
+		return "", fmt.Errorf(
+			"machine: the configured apt sources have no kernel %s for amd64; they have %s (is `apt-get update` missing?)",
 			series, strings.Join(have, ", "))
 	}
 	return slices.MaxFunc(names, compareVersions), nil

@@ -170,7 +170,8 @@ func (c *Config) complete() error {
 			return fmt.Errorf("machine: disk %s: sector size %d", d.Path, d.SectorSize)
 		}
 		if d.Path == "" || d.Size < 0 || d.Size%4096 != 0 {
-			return fmt.Errorf("machine: disk %d: path %q, size %d: a path and a multiple of 4096 bytes are needed", i, d.Path, d.Size)
+			return fmt.Errorf("machine: disk %d: path %q, size %d: a path and a multiple of 4096 bytes are needed",
+				i, d.Path, d.Size)
 		}
 		volatile = volatile || d.Volatile
 	}

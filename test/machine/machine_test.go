@@ -32,7 +32,8 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestCompareVersions(t *testing.T) {
-	sorted := []string{"linux-image-6.1.0-9-amd64", "linux-image-6.1.0-56-amd64", "linux-image-6.1.0-100-amd64", "linux-image-6.12.9+deb12-amd64"}
+	sorted := []string{"linux-image-6.1.0-9-amd64", "linux-image-6.1.0-56-amd64", "linux-image-6.1.0-100-amd64",
+		"linux-image-6.12.9+deb12-amd64"}
 	got := slices.Clone(sorted)
 	slices.Reverse(got)
 	slices.SortFunc(got, compareVersions)
@@ -49,7 +50,8 @@ func TestLoadOrder(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"modules.builtin": "kernel/drivers/virtio/virtio_pci.ko\n",
-		"modules.dep":     "fs/9p/9p.ko.xz: net/9p/9pnet.ko.xz fs/netfs/netfs.ko.xz\nnet/9p/9pnet.ko.xz: fs/netfs/netfs.ko.xz\nfs/netfs/netfs.ko.xz:\nfs/a/dm-mod.ko.xz:\n",
+		"modules.dep": "fs/9p/9p.ko.xz: net/9p/9pnet.ko.xz fs/netfs/netfs.ko.xz\nnet/9p/9pnet.ko.xz: " +
+			"fs/netfs/netfs.ko.xz\nfs/netfs/netfs.ko.xz:\nfs/a/dm-mod.ko.xz:\n",
 	} {
 		if err := os.WriteFile(filepath.Join(tree, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -161,7 +163,8 @@ func TestCutLosesWhatWasNotFlushed(t *testing.T) {
 	writeBlock(t, d, 1, 'b')
 	writeBlock(t, d, 2, 'b')
 	got := make([]byte, 3*4096)
-	if _, err := d.ReadAt(got, 0); err != nil || string(got) != string(block('a'))+string(block('b'))+string(block('b')) {
+	if _, err := d.ReadAt(got, 0); err != nil ||
+		string(got) != string(block('a'))+string(block('b'))+string(block('b')) {
 		t.Fatalf("the guest does not read what it wrote: %v", err)
 	}
 	d.cut()

@@ -91,9 +91,10 @@ func boot(ctx context.Context, cfg Config, k kernel, initramfs string) (_ *Machi
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-smp", "2",
 		"-m", fmt.Sprint(cfg.Memory), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image(), "-initrd", initramfs,
-		// A kernel bug must end the run, not linger in it.
-		// Without no_timer_check the kernel counts ticks for some milliseconds at its start and panics where there were
-		// none: an emulated processor may not have run meanwhile.
+		// A kernel bug must end the run, not linger in it. Without
+		// no_timer_check the kernel counts ticks for some milliseconds at its
+		// start and panics where there were none: an emulated processor may not
+		// have run meanwhile.
 		"-append", "no_timer_check console=ttyS0 loglevel=4 panic=-1 oops=panic loop.max_loop=64 mitigations=off",
 		"-device", "virtio-serial-pci",
 		"-device", "virtserialport,chardev=port,name=" + wire.Port,
@@ -146,7 +147,8 @@ func boot(ctx context.Context, cfg Config, k kernel, initramfs string) (_ *Machi
 		sector := max(d.SectorSize, 512)
 		args = append(args,
 			"-blockdev", fmt.Sprintf("node-name=disk%d,%s", i, backend),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=%s,write-cache=on,logical_block_size=%d,physical_block_size=%d",
+			"-device", fmt.Sprintf(
+				"virtio-blk-pci,drive=disk%d,serial=%s,write-cache=on,logical_block_size=%d,physical_block_size=%d",
 				i, wire.DiskSerial(i), sector, sector))
 	}
 
@@ -313,7 +315,8 @@ func makeScratch(ctx context.Context, size int64) (string, error) {
 	}
 	mkfs, err := debian.Find("mkfs.ext4")
 	if err == nil {
-		_, err = command(ctx, "", mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1", f.Name())
+		_, err = command(ctx, "", mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E",
+			"lazy_itable_init=1", f.Name())
 	}
 	if err != nil {
 		os.Remove(f.Name())

@@ -11,8 +11,8 @@ import (
 
 // extractELF writes the kernel proper, dir/vmlinux, out of the self-unpacking
 // bzImage. QEMU starts it by its PVH entry, which saves the guest some seconds
-// of unpacking by an emulated CPU. The header's fields are those of the kernel's
-// Documentation/arch/x86/boot.rst.
+// of unpacking by an emulated CPU. The header's fields are those of the
+// kernel's Documentation/arch/x86/boot.rst.
 func extractELF(ctx context.Context, k kernel) error {
 	const (
 		setupSects    = 0x1f1 // u8, in units of 512 bytes, without the first

@@ -15,10 +15,12 @@ import (
 	watchtools "k8s.io/client-go/tools/watch"
 )
 
-// selectedNode is what the scheduler writes on a claim that waits for its first consumer.
+// selectedNode is what the scheduler writes on a claim that waits for its first
+// consumer.
 const selectedNode = "volume.kubernetes.io/selected-node"
 
-// Claims makes and deletes claims of one namespace and takes the times that a watch sees, so that nothing polls.
+// Claims makes and deletes claims of one namespace and takes the times that a
+// watch sees, so that nothing polls.
 type Claims struct {
 	kube      kubernetes.Interface
 	namespace string
@@ -34,10 +36,13 @@ type claim struct {
 	gone  chan time.Time // one value, when its PersistentVolume is gone
 }
 
-// NewClaims watches the claims of a namespace, and PersistentVolumes, until ctx ends.
+// NewClaims watches the claims of a namespace, and PersistentVolumes, until ctx
+// ends.
 func NewClaims(ctx context.Context, kube kubernetes.Interface, namespace string) (*Claims, error) {
 	c := &Claims{kube: kube, namespace: namespace, claims: map[string]*claim{}, byPV: map[string]*claim{}}
-	one := metav1.ListOptions{Limit: 1} // only for the resource version: what is there already is nobody's business here
+	// Only for the resource version: what is there already is nobody's business
+	// here.
+	one := metav1.ListOptions{Limit: 1}
 	claims, err := kube.CoreV1().PersistentVolumeClaims(namespace).List(ctx, one)
 	if err != nil {
 		return nil, fmt.Errorf("watch claims: %w", err)
@@ -46,10 +51,12 @@ func NewClaims(ctx context.Context, kube kubernetes.Interface, namespace string)
 	if err != nil {
 		return nil, fmt.Errorf("watch PersistentVolumes: %w", err)
 	}
-	onClaims := &cache.ListWatch{WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	onClaims := &cache.ListWatch{WatchFuncWithContext: func(ctx context.Context,
+		o metav1.ListOptions) (watch.Interface, error) {
 		return kube.CoreV1().PersistentVolumeClaims(namespace).Watch(ctx, o)
 	}}
-	onVolumes := &cache.ListWatch{WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	onVolumes := &cache.ListWatch{WatchFuncWithContext: func(ctx context.Context,
+		o metav1.ListOptions) (watch.Interface, error) {
 		return kube.CoreV1().PersistentVolumes().Watch(ctx, o)
 	}}
 	if err := follow(ctx, claims.ResourceVersion, onClaims, c.claimChanged); err != nil {
@@ -61,7 +68,8 @@ func NewClaims(ctx context.Context, kube kubernetes.Interface, namespace string)
 	return c, nil
 }
 
-// follow calls changed with every event after a resource version, until ctx ends.
+// follow calls changed with every event after a resource version, until ctx
+// ends.
 func follow(ctx context.Context, from string, on cache.WatcherWithContext, changed func(watch.Event)) error {
 	w, err := watchtools.NewRetryWatcherWithContext(ctx, from, on)
 	if err != nil {
@@ -111,7 +119,8 @@ type Wish struct {
 	Node  func(i int) string          // the node that is selected for the i-th, as a scheduler would
 }
 
-// Bind makes all claims of a wish at once and returns when they are Bound: how long each took, and all of them.
+// Bind makes all claims of a wish at once and returns when they are Bound: how
+// long each took, and all of them.
 func (c *Claims) Bind(ctx context.Context, w Wish) (Times, time.Duration, error) {
 	size, err := resource.ParseQuantity(w.Size)
 	if err != nil {
@@ -131,23 +140,29 @@ func (c *Claims) Bind(ctx context.Context, w Wish) (Times, time.Duration, error)
 		_, err := c.kube.CoreV1().PersistentVolumeClaims(c.namespace).Create(ctx, &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Name: w.Names[i], Annotations: map[string]string{selectedNode: w.Node(i)}},
 			Spec: corev1.PersistentVolumeClaimSpec{
-				StorageClassName: &w.Class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
-				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}},
+				StorageClassName: &w.Class,
+				AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeMode: &mode,
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+					corev1.ResourceStorage: size}},
 			},
 		}, metav1.CreateOptions{})
 		return known.bound, err
 	})
 }
 
-// Delete deletes bound claims at once and returns when their PersistentVolumes are gone.
+// Delete deletes bound claims at once and returns when their PersistentVolumes
+// are gone.
 func (c *Claims) Delete(ctx context.Context, names []string) (Times, time.Duration, error) {
 	return c.all(ctx, names, "gone", func(i int, known *claim) (<-chan time.Time, error) {
-		return known.gone, c.kube.CoreV1().PersistentVolumeClaims(c.namespace).Delete(ctx, names[i], metav1.DeleteOptions{})
+		return known.gone, c.kube.CoreV1().PersistentVolumeClaims(c.namespace).Delete(ctx, names[i],
+			metav1.DeleteOptions{})
 	})
 }
 
-// all does something with all claims at once and waits for what has to come of it.
-func (c *Claims) all(ctx context.Context, names []string, what string, do func(int, *claim) (<-chan time.Time, error)) (Times, time.Duration, error) {
+// all does something with all claims at once and waits for what has to come of
+// it.
+func (c *Claims) all(ctx context.Context, names []string, what string, do func(int, *claim) (<-chan time.Time,
+	error)) (Times, time.Duration, error) {
 	type outcome struct {
 		took time.Duration
 		err  error

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// ReplaceBlock puts text into a page in the place of a named block, which lies between two comments. What is around it is
-// people's own. A page without the block is an error.
+// ReplaceBlock puts text into a page in the place of a named block, which lies
+// between two comments. What is around it is people's own. A page without the
+// block is an error.
 func ReplaceBlock(page, name, text string) error {
 	content, err := os.ReadFile(page)
 	if err != nil {

@@ -17,7 +17,8 @@ type Line struct {
 	Points []Point
 }
 
-// Plot is lines over a logarithmic axis, as an SVG that both light and dark pages can show.
+// Plot is lines over a logarithmic axis, as an SVG that both light and dark
+// pages can show.
 type Plot struct {
 	Title, X, Y string
 	Lines       []Line
@@ -45,7 +46,8 @@ const (
 	markRadius, lineWidth, fontSize = 3.5, 2.0, 12.0
 )
 
-// palette is told apart by people who see colours differently, too (Okabe and Ito).
+// palette is told apart by people who see colours differently, too (Okabe and
+// Ito).
 var palette = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"}
 
 // SVG draws the plot.
@@ -71,7 +73,8 @@ func (p Plot) SVG() string {
 				before := line.Points[j-1]
 				d.line(x.at(before.X), y.at(before.Y), x.at(point.X), y.at(point.Y), colour, lineWidth)
 			}
-			d.element("circle", "cx", num(x.at(point.X)), "cy", num(y.at(point.Y)), "r", num(markRadius), "fill", colour)
+			d.element("circle", "cx", num(x.at(point.X)), "cy", num(y.at(point.Y)), "r", num(markRadius),
+				"fill", colour)
 		}
 		at := plotTop + float64(i)*18
 		d.line(plotWidth-plotRight+14, at, plotWidth-plotRight+34, at, colour, lineWidth)
@@ -117,7 +120,8 @@ func (b Bars) SVG() string {
 		top := plotTop + barHeight*float64(i)
 		d.text(barLeft-8, top+15, "end", bar.Name)
 		width := max(x.at(bar.Value)-barLeft, 1)
-		d.element("rect", "x", num(barLeft), "y", num(top+3), "width", num(width), "height", num(barHeight-6), "fill", palette[i%len(palette)])
+		d.element("rect", "x", num(barLeft), "y", num(top+3), "width", num(width), "height", num(barHeight-6), "fill",
+			palette[i%len(palette)])
 		d.text(barLeft+width+6, top+15, "start", short(bar.Value))
 	}
 	return d.end()
@@ -184,7 +188,8 @@ func (a axis) ticks() []float64 {
 type drawing struct{ strings.Builder }
 
 func (d *drawing) begin(width, height float64, title string) {
-	fmt.Fprintf(d, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %s %s" font-family="sans-serif" font-size="%s" fill="#777">`+"\n",
+	fmt.Fprintf(d,
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %s %s" font-family="sans-serif" font-size="%s" fill="#777">`+"\n",
 		num(width), num(height), num(fontSize))
 	d.element("title", "", escape(title))
 	d.element("text", "x", num(width/2), "y", "18", "text-anchor", "middle", "font-weight", "bold", "", escape(title))
@@ -196,14 +201,16 @@ func (d *drawing) end() string {
 }
 
 func (d *drawing) line(x1, y1, x2, y2 float64, colour string, width float64) {
-	d.element("line", "x1", num(x1), "y1", num(y1), "x2", num(x2), "y2", num(y2), "stroke", colour, "stroke-width", num(width))
+	d.element("line", "x1", num(x1), "y1", num(y1), "x2", num(x2), "y2", num(y2), "stroke", colour,
+		"stroke-width", num(width))
 }
 
 func (d *drawing) text(x, y float64, anchor, text string) {
 	d.element("text", "x", num(x), "y", num(y), "text-anchor", anchor, "", escape(text))
 }
 
-// element writes an element: names and values of attributes in turns; one without a name is the content.
+// element writes an element: names and values of attributes in turns; one
+// without a name is the content.
 func (d *drawing) element(name string, attributes ...string) {
 	fmt.Fprintf(d, "<%s", name)
 	content := ""

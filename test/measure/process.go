@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// tick is the unit of processor time in proc(5): USER_HZ is 100 on every architecture that Go knows on Linux.
+// tick is the unit of processor time in proc(5): USER_HZ is 100 on every
+// architecture that Go knows on Linux.
 const tick = 10 * time.Millisecond
 
 // Usage is what a process has used until now.
@@ -26,7 +27,8 @@ func UsageOf(pid int) (Usage, error) {
 	if err != nil {
 		return u, fmt.Errorf("read the usage of process %d: %w", pid, err)
 	}
-	// The name, in parentheses, may hold anything; the fields are counted behind it.
+	// The name, in parentheses, may hold anything; the fields are counted
+	// behind it.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	for _, field := range fields[11:13] { // utime, stime
 		ticks, err := strconv.ParseInt(field, 10, 64)
@@ -41,7 +43,8 @@ func UsageOf(pid int) (Usage, error) {
 	}
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
-		kibibytes, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64) //nolint:errcheck // other lines
+		kibibytes, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10,
+			64) //nolint:errcheck // other lines
 		switch name {
 		case "VmRSS":
 			u.Resident = kibibytes << 10
@@ -52,7 +55,8 @@ func UsageOf(pid int) (Usage, error) {
 	return u, nil
 }
 
-// ResetPeak has the peak of a process counted from now on. It needs the rights of its owner.
+// ResetPeak has the peak of a process counted from now on. It needs the rights
+// of its owner.
 func ResetPeak(pid int) error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o200); err != nil {
 		return fmt.Errorf("reset the memory peak of process %d: %w", pid, err)

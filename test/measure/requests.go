@@ -12,10 +12,12 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Requests are numbers of requests that an API server has answered, by verb and resource ("PATCH volumes/status").
+// Requests are numbers of requests that an API server has answered, by verb and
+// resource ("PATCH volumes/status").
 type Requests map[string]float64
 
-// RequestsOf reads them from the API server's metrics. Requests that are still open, such as watches, are not in it.
+// RequestsOf reads them from the API server's metrics. Requests that are still
+// open, such as watches, are not in it.
 func RequestsOf(ctx context.Context, client rest.Interface) (Requests, error) {
 	text, err := client.Get().AbsPath("/metrics").DoRaw(ctx)
 	if err != nil {

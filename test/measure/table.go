@@ -51,7 +51,8 @@ type Origin struct {
 	Kernel string    `json:"kernel"`
 }
 
-// OriginOf looks at a checkout and at this machine. A checkout with changes is named so.
+// OriginOf looks at a checkout and at this machine. A checkout with changes is
+// named so.
 func OriginOf(checkout string) Origin {
 	o := Origin{At: time.Now().UTC().Truncate(time.Second), Cores: runtime.NumCPU()}
 	o.Commit = commitOf(checkout)
@@ -67,7 +68,8 @@ func OriginOf(checkout string) Origin {
 	return o
 }
 
-// commitOf names the commit of a checkout. Pages that a run before has written make no difference to what is measured.
+// commitOf names the commit of a checkout. Pages that a run before has written
+// make no difference to what is measured.
 func commitOf(checkout string) string {
 	git := func(args ...string) string {
 		out, err := exec.Command("git", append([]string{"-C", checkout}, args...)...).Output()
@@ -85,10 +87,12 @@ func commitOf(checkout string) string {
 
 // String is the origin in a sentence's words.
 func (o Origin) String() string {
-	return fmt.Sprintf("commit %s, %s, %d cores, %d GiB, kernel %s", o.Commit, o.At.Format("2006-01-02 15:04 UTC"), o.Cores, o.Memory>>30, o.Kernel)
+	return fmt.Sprintf("commit %s, %s, %d cores, %d GiB, kernel %s", o.Commit, o.At.Format("2006-01-02 15:04 UTC"),
+		o.Cores, o.Memory>>30, o.Kernel)
 }
 
-// WriteFiles writes files of a directory, which it makes, each whole or not at all.
+// WriteFiles writes files of a directory, which it makes, each whole or not at
+// all.
 func WriteFiles(dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

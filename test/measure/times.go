@@ -8,7 +8,8 @@ import (
 // Times are how long each of many equal things took.
 type Times []time.Duration
 
-// Quantile returns the time that the given share of all is not longer than: 0.5 is the median. No times give 0.
+// Quantile returns the time that the given share of all is not longer than: 0.5
+// is the median. No times give 0.
 func (t Times) Quantile(share float64) time.Duration {
 	if len(t) == 0 {
 		return 0
@@ -31,7 +32,8 @@ type Summary struct {
 
 // Summarize sums up times that lie within wall.
 func Summarize(t Times, wall time.Duration) Summary {
-	s := Summary{Count: len(t), P50: Milliseconds(t.Quantile(0.5)), P99: Milliseconds(t.Quantile(0.99)), Wall: Milliseconds(wall)}
+	s := Summary{Count: len(t), P50: Milliseconds(t.Quantile(0.5)), P99: Milliseconds(t.Quantile(0.99)),
+		Wall: Milliseconds(wall)}
 	if wall > 0 {
 		s.Second = float64(len(t)) / wall.Seconds()
 	}

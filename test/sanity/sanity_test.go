@@ -1,5 +1,6 @@
-// Package sanity runs the conformance tests of the Container Storage Interface (csi-sanity) against `quarry standalone`, the
-// built program, with real pools: once for each backend, and once for block devices.
+// Package sanity runs the conformance tests of the Container Storage Interface
+// (csi-sanity) against `quarry standalone`, the built program, with real pools:
+// once for each backend, and once for block devices.
 package sanity
 
 import (
@@ -84,7 +85,8 @@ type settings struct {
 	Block        bool
 }
 
-// childEnv carries the settings. Ginkgo runs one suite in a process, so each run is a process of its own.
+// childEnv carries the settings. Ginkgo runs one suite in a process, so each
+// run is a process of its own.
 const childEnv = "QUARRY_SANITY_SETTINGS"
 
 // TestSuite is the child's.
@@ -117,10 +119,12 @@ func TestSuite(t *testing.T) {
 	csisanity.Test(t, config)
 }
 
-// notAdvertised are the reasons to skip that name what no service of ours says it has. Every other one fails the test.
+// notAdvertised are the reasons to skip that name what no service of ours says
+// it has. Every other one fails the test.
 var notAdvertised = []*regexp.Regexp{
 	regexp.MustCompile(`Snapshot|Volume Cloning|[Mm]odify [Vv]olume|ModifyVolume|Health not supported|GroupSnapshot`),
-	regexp.MustCompile(`ControllerPublishVolume not supported|Controller Publish, UnpublishVolume not supported|ControllerUnpublishVolume not supported`),
+	regexp.MustCompile(
+		`ControllerPublishVolume not supported|Controller Publish, UnpublishVolume not supported|ControllerUnpublishVolume not supported`),
 	regexp.MustCompile(`Service not supported: Group|GroupController|VolumeGroup`),
 }
 
@@ -130,7 +134,8 @@ func run(t *testing.T, pool string, s settings, args ...string) {
 	serve(t, pool, s.Address, args...)
 	text, err := json.Marshal(s)
 	require.NoError(t, err)
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSuite$", "-test.v", "-ginkgo.no-color", "-ginkgo.succinct")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSuite$", "-test.v", "-ginkgo.no-color",
+		"-ginkgo.succinct")
 	child.Env = append(os.Environ(), childEnv+"="+string(text))
 	out, err := child.CombinedOutput()
 	if err != nil {
@@ -151,13 +156,15 @@ func run(t *testing.T, pool string, s settings, args ...string) {
 	require.True(t, passed, "no conformance test ran:\n%s", out)
 }
 
-// serve builds and starts `quarry standalone` and stops it when the test ends, with the proof that every volume was deleted.
+// serve builds and starts `quarry standalone` and stops it when the test ends,
+// with the proof that every volume was deleted.
 func serve(t *testing.T, pool, socket string, args ...string) {
 	t.Helper()
 	binary, err := program()
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	server := exec.CommandContext(ctx, binary, append([]string{"standalone", "--pool", pool, "--endpoint", "unix://" + socket,
+	server := exec.CommandContext(ctx, binary, append([]string{"standalone", "--pool", pool, "--endpoint",
+		"unix://" + socket,
 		"--node-id", "sanity", "--reserve", "0%", "--device-dir", filepath.Join(t.TempDir(), "dev")}, args...)...)
 	server.Cancel = func() error { return server.Process.Signal(os.Interrupt) }
 	server.WaitDelay = 10 * time.Second
@@ -196,7 +203,8 @@ func serve(t *testing.T, pool, socket string, args ...string) {
 	}, time.Minute, 10*time.Millisecond, "nobody answers at %s", socket)
 }
 
-// newFilesystem makes a filesystem of size bytes in a sparse image, mounts it and returns where.
+// newFilesystem makes a filesystem of size bytes in a sparse image, mounts it
+// and returns where.
 func newFilesystem(t *testing.T, fstype string, size int64) string {
 	t.Helper()
 	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()

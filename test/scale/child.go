@@ -19,8 +19,9 @@ import (
 	"github.com/quarry-storage/quarry/test/scale/agents"
 )
 
-// Child runs one of the processes that Run starts besides the real ones, with the arguments it was given. It reports
-// whether the arguments were those of such a process.
+// Child runs one of the processes that Run starts besides the real ones, with
+// the arguments it was given. It reports whether the arguments were those of
+// such a process.
 func Child(args []string) (bool, error) {
 	if len(args) < 2 || (args[0] != "agents" && args[0] != "floor") {
 		return false, nil

@@ -69,7 +69,8 @@ func (f *freshness) expect(node string) {
 	f.node, f.told, f.heard, f.done = node, time.Time{}, false, make(chan time.Duration, 1)
 }
 
-// changed takes an event of either watch. What is there already, and comes first as if it were new, is no news.
+// changed takes an event of either watch. What is there already, and comes
+// first as if it were new, is no news.
 func (f *freshness) changed(event watch.Event) {
 	if event.Type != watch.Modified {
 		return
@@ -95,7 +96,8 @@ func (f *freshness) changed(event watch.Event) {
 	}
 }
 
-// wait returns how long after the Pool the capacity object said the same, or freshLimit if it did not.
+// wait returns how long after the Pool the capacity object said the same, or
+// freshLimit if it did not.
 func (f *freshness) wait(ctx context.Context) (time.Duration, error) {
 	select {
 	case took := <-f.done:

@@ -17,7 +17,8 @@ import (
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 )
 
-// The names of what is copied. They occur nowhere else in an object, and nothing else is put in their place.
+// The names of what is copied. They occur nowhere else in an object, and
+// nothing else is put in their place.
 const (
 	templateNode      = "template-node"
 	templateClaim     = "template-claim"
@@ -27,9 +28,11 @@ const (
 	loadNamespaces = 20
 )
 
-// loader fills etcd with copies of objects that were made the usual way, so that every copy is what the API server
-// would have written: only names, UIDs and ages differ. Written through the API server, a hundred thousand volumes would
-// take most of an hour; nothing that is measured depends on how they came to be there.
+// loader fills etcd with copies of objects that were made the usual way, so
+// that every copy is what the API server would have written: only names, UIDs
+// and ages differ. Written through the API server, a hundred thousand volumes
+// would take most of an hour; nothing that is measured depends on how they came
+// to be there.
 type loader struct {
 	etcd   *clientv3.Client
 	pv     string // the name of the template's PersistentVolume
@@ -108,7 +111,8 @@ func (t *template) copy(names ...string) (key string, value []byte, err error) {
 	return key, buffer.Bytes(), nil
 }
 
-// load writes nodes with their agents' pods, and volumes with their claims and PersistentVolumes.
+// load writes nodes with their agents' pods, and volumes with their claims and
+// PersistentVolumes.
 func (l *loader) load(ctx context.Context, nodes, volumes int) error {
 	node, err := l.read(ctx, "/registry/minions/"+templateNode)
 	if err != nil {

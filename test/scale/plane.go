@@ -27,8 +27,8 @@ const (
 	controllersUser = "controller" // may do what the controller's roles allow
 )
 
-// plane is a real control plane without nodes: etcd in memory, the API server, and the controller manager's controllers
-// of volumes.
+// plane is a real control plane without nodes: etcd in memory, the API server,
+// and the controller manager's controllers of volumes.
 type plane struct {
 	dir, bin string
 	etcd     string // URL
@@ -47,7 +47,8 @@ type process struct {
 	log  string
 }
 
-// newPlane prepares a control plane in a directory, with the programs of another one. Nothing runs yet.
+// newPlane prepares a control plane in a directory, with the programs of
+// another one. Nothing runs yet.
 func newPlane(dir, bin string) (*plane, error) {
 	ports, err := freePorts(8)
 	if err != nil {
@@ -60,16 +61,19 @@ func newPlane(dir, bin string) (*plane, error) {
 		return nil, err
 	}
 	files := map[string][]byte{
-		"serviceaccount.key": pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
+		"serviceaccount.key": pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY",
+			Bytes: x509.MarshalPKCS1PrivateKey(key)}),
 		"tokens.csv": []byte(`admin-token,admin,1,"system:masters"` + "\n" +
 			`controller-token,system:serviceaccount:quarry-system:quarry-controller,2,"system:serviceaccounts"` + "\n"),
 	}
 	for _, user := range []string{admin, controllersUser} {
 		content, err := json.Marshal(map[string]any{
 			"apiVersion": "v1", "kind": "Config", "current-context": "scale",
-			"clusters": []any{map[string]any{"name": "scale", "cluster": map[string]any{"server": p.server, "insecure-skip-tls-verify": true}}},
-			"users":    []any{map[string]any{"name": user, "user": map[string]any{"token": user + "-token"}}},
-			"contexts": []any{map[string]any{"name": "scale", "context": map[string]any{"cluster": "scale", "user": user}}},
+			"clusters": []any{map[string]any{"name": "scale", "cluster": map[string]any{"server": p.server,
+				"insecure-skip-tls-verify": true}}},
+			"users": []any{map[string]any{"name": user, "user": map[string]any{"token": user + "-token"}}},
+			"contexts": []any{map[string]any{"name": "scale", "context": map[string]any{"cluster": "scale",
+				"user": user}}},
 		})
 		if err != nil {
 			return nil, err
@@ -94,7 +98,8 @@ func (p *plane) config(user string) *rest.Config {
 
 func (p *plane) startEtcd() error {
 	peer := fmt.Sprintf("http://127.0.0.1:%d", p.ports[1])
-	_, err := p.start("etcd", filepath.Join(p.bin, "etcd"), nil, "--data-dir="+p.path("etcd-data"), "--unsafe-no-fsync", "--log-level=error",
+	_, err := p.start("etcd", filepath.Join(p.bin, "etcd"), nil, "--data-dir="+p.path("etcd-data"), "--unsafe-no-fsync",
+		"--log-level=error",
 		"--quota-backend-bytes=8589934592", "--max-request-bytes=8388608", "--max-txn-ops=1024",
 		"--listen-client-urls="+p.etcd, "--advertise-client-urls="+p.etcd,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
@@ -104,10 +109,14 @@ func (p *plane) startEtcd() error {
 // startServer starts the API server and returns when it is ready.
 func (p *plane) startServer(ctx context.Context) error {
 	key := p.path("serviceaccount.key")
-	server, err := p.start("kube-apiserver", filepath.Join(p.bin, "kube-apiserver"), nil, "--etcd-servers="+p.etcd, "--bind-address=127.0.0.1",
-		fmt.Sprintf("--secure-port=%d", p.ports[2]), "--cert-dir="+p.path("certs"), "--service-cluster-ip-range=10.0.0.0/24",
-		"--service-account-issuer=https://quarry.test", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
-		"--token-auth-file="+p.path("tokens.csv"), "--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount")
+	server, err := p.start("kube-apiserver", filepath.Join(p.bin, "kube-apiserver"), nil, "--etcd-servers="+p.etcd,
+		"--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", p.ports[2]), "--cert-dir="+
+			p.path("certs"), "--service-cluster-ip-range=10.0.0.0/24",
+		"--service-account-issuer=https://quarry.test", "--service-account-key-file="+key,
+		"--service-account-signing-key-file="+key,
+		"--token-auth-file="+p.path("tokens.csv"), "--authorization-mode=RBAC",
+		"--disable-admission-plugins=ServiceAccount")
 	if err != nil {
 		return err
 	}
@@ -132,17 +141,20 @@ func (p *plane) startServer(ctx context.Context) error {
 	})
 }
 
-// startManager starts the controllers of the controller manager that volumes need.
+// startManager starts the controllers of the controller manager that volumes
+// need.
 func (p *plane) startManager() error {
 	_, err := p.start("kube-controller-manager", filepath.Join(p.bin, "kube-controller-manager"), nil,
-		"--kubeconfig="+p.path("admin.kubeconfig"), "--leader-elect=false", "--secure-port=0", "--kube-api-qps=1000", "--kube-api-burst=2000",
+		"--kubeconfig="+p.path("admin.kubeconfig"), "--leader-elect=false",
+		"--secure-port=0", "--kube-api-qps=1000", "--kube-api-burst=2000",
 		"--controllers=persistentvolume-binder-controller,persistentvolume-protection-controller,persistentvolumeclaim-protection-controller")
 	return err
 }
 
 // start starts a program; it ends with this process at the latest.
 func (p *plane) start(name, program string, environment []string, args ...string) (*process, error) {
-	started := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}), log: p.path(name + ".log")}
+	started := &process{name: name, cmd: exec.Command(program, args...), done: make(chan struct{}),
+		log: p.path(name + ".log")}
 	log, err := os.OpenFile(started.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -182,7 +194,8 @@ func (p *plane) stop(name string, signal os.Signal) {
 	}
 }
 
-// stopAll ends everything, the last ones first in the order of their dependence.
+// stopAll ends everything, the last ones first in the order of their
+// dependence.
 func (p *plane) stopAll() {
 	p.mu.Lock()
 	var names []string
@@ -210,14 +223,16 @@ func (p *plane) pid(name string) (int, error) {
 
 // kubectl runs kubectl as the administrator.
 func (p *plane) kubectl(ctx context.Context, args ...string) error {
-	command := exec.CommandContext(ctx, filepath.Join(p.bin, "kubectl"), append([]string{"--kubeconfig=" + p.path("admin.kubeconfig")}, args...)...)
+	command := exec.CommandContext(ctx, filepath.Join(p.bin, "kubectl"),
+		append([]string{"--kubeconfig=" + p.path("admin.kubeconfig")}, args...)...)
 	if output, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("kubectl %v: %w: %s", args, err, output)
 	}
 	return nil
 }
 
-// until asks again and again, until there is no error, ctx ends, or the program that it waits for does.
+// until asks again and again, until there is no error, ctx ends, or the program
+// that it waits for does.
 func until(ctx context.Context, of *process, what string, missing func() error) error {
 	// Looking costs, too, and more the more there is to look at.
 	for {
@@ -245,7 +260,8 @@ func tail(path string) string {
 	return string(text[max(0, len(text)-3000):])
 }
 
-// freePorts finds ports that are free now. Another program may take one before ours does; then the run fails.
+// freePorts finds ports that are free now. Another program may take one before
+// ours does; then the run fails.
 func freePorts(n int) ([]int, error) {
 	var ports []int
 	for range n {

@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/test/measure"
 )
 
-// Report is what is kept of runs, one for each size of a cluster: scale.json, and what is made of it for people.
+// Report is what is kept of runs, one for each size of a cluster: scale.json,
+// and what is made of it for people.
 type Report struct {
 	page string
 	dir  string
@@ -29,7 +30,8 @@ type reported struct {
 	Broke string `json:"broke,omitempty"`
 }
 
-// OpenReport reads what a directory has, which may be nothing. The page's block "scale" is written, too.
+// OpenReport reads what a directory has, which may be nothing. The page's block
+// "scale" is written, too.
 func OpenReport(dir, page string) (*Report, error) {
 	r := &Report{dir: dir, page: page}
 	text, err := os.ReadFile(filepath.Join(dir, "scale.json"))
@@ -45,7 +47,8 @@ func OpenReport(dir, page string) (*Report, error) {
 	return r, nil
 }
 
-// Add keeps a run, in the place of an earlier one of its size, and writes everything.
+// Add keeps a run, in the place of an earlier one of its size, and writes
+// everything.
 func (r *Report) Add(result *Result, broke error) error {
 	repository, err := repositoryDir()
 	if err != nil {
@@ -77,17 +80,24 @@ const mebibyte = 1 << 20
 func (r *Report) markdown() string {
 	var b strings.Builder
 	for _, run := range r.runs {
-		fmt.Fprintf(&b, "* %d nodes, %d volumes: %s. `make bench-scale NODES=%d VOLUMES=%d`\n", run.Nodes, run.Volumes, run.Origin, run.Nodes, run.Volumes)
+		fmt.Fprintf(&b, "* %d nodes, %d volumes: %s. `make bench-scale NODES=%d VOLUMES=%d`\n", run.Nodes, run.Volumes,
+			run.Origin, run.Nodes, run.Volumes)
 		if run.Broke != "" {
 			fmt.Fprintf(&b, "  **It ended early: %s**\n", run.Broke)
 		}
 	}
 	b.WriteString("\n")
 	b.WriteString(r.table().Markdown())
-	b.WriteString("\nRequests of the API server for one volume's life in a burst (Quarry's, of all parts; the floor's in parentheses):\n\n")
-	b.WriteString(r.requests(func(run reported) (measure.Requests, measure.Requests) { return run.Requests, run.FloorRequests }, 0.05).Markdown())
+	b.WriteString("\nRequests of the API server for one volume's life in a burst (Quarry's, of all " +
+		"parts; the floor's " +
+		"in parentheses):\n\n")
+	b.WriteString(r.requests(func(run reported) (measure.Requests, measure.Requests) {
+		return run.Requests, run.FloorRequests
+	}, 0.05).Markdown())
 	b.WriteString("\nRequests per minute at rest:\n\n")
-	b.WriteString(r.requests(func(run reported) (measure.Requests, measure.Requests) { return run.Idle, nil }, 2).Markdown())
+	b.WriteString(r.requests(func(run reported) (measure.Requests, measure.Requests) {
+		return run.Idle, nil
+	}, 2).Markdown())
 	b.WriteString("\n")
 	for _, name := range slices.Sorted(maps.Keys(r.plots())) {
 		fmt.Fprintf(&b, "![%s](%s/scale-%s.svg)\n", r.plots()[name].Title, filepath.Base(r.dir), name)
@@ -130,25 +140,33 @@ func (r *Report) table() *measure.Table {
 	comparison("one claim deleted", func(run reported) Comparison { return run.Gone1 })
 	rate("many claims at once", func(run reported) Comparison { return run.Many })
 	rate("many deleted at once", func(run reported) Comparison { return run.Gone })
-	row("capacity object after its Pool, median / worst, ms", func(run reported) any { return fmt.Sprintf("%.0f / %.0f", run.FreshMillisecond, run.FreshWorst) })
+	row("capacity object after its Pool, median / worst, ms", func(run reported) any {
+		return fmt.Sprintf("%.0f / %.0f", run.FreshMillisecond, run.FreshWorst)
+	})
 	row("leader's start to the first claim Bound, s", func(run reported) any { return run.StartSeconds })
 	row("kill -9 of the leader to a claim Bound, s", func(run reported) any { return run.FailoverSeconds })
 	row("capacity of all nodes at the first start, s", func(run reported) any { return run.PublishSeconds })
-	for _, peak := range []string{"leader, first start", "leader, start", "leader, under load", "standby, start", "standby, under load", "standby, taking over"} {
+	for _, peak := range []string{"leader, first start", "leader, start", "leader, under load", "standby, start",
+		"standby, under load", "standby, taking over"} {
 		row(peak+": highest memory, MiB", func(run reported) any { return float64(run.Peaks[peak]) / mebibyte })
 	}
-	for _, name := range []string{leaderName, standbyName, "agents", "kube-apiserver", "kube-controller-manager", "etcd"} {
+	for _, name := range []string{leaderName, standbyName, "agents", "kube-apiserver",
+		"kube-controller-manager", "etcd"} {
 		row(name+" at rest: memory, MiB / % of a core", func(run reported) any {
 			return fmt.Sprintf("%d / %.2f", run.AtRest[name].Resident/mebibyte, run.AtRest[name].CPUPercent)
 		})
 	}
-	for _, name := range []string{leaderName, standbyName, "agents", "floor", "kube-apiserver", "kube-controller-manager", "etcd"} {
-		row(name+": CPU of a volume's life, ms (floor's)", func(run reported) any { return fmt.Sprintf("%.1f (%.1f)", run.CPU[name], run.FloorCPU[name]) })
+	for _, name := range []string{leaderName, standbyName, "agents", "floor", "kube-apiserver",
+		"kube-controller-manager", "etcd"} {
+		row(name+": CPU of a volume's life, ms (floor's)", func(run reported) any {
+			return fmt.Sprintf("%.1f (%.1f)", run.CPU[name], run.FloorCPU[name])
+		})
 	}
 	return t
 }
 
-// requests is one row for each verb and resource that comes often enough somewhere.
+// requests is one row for each verb and resource that comes often enough
+// somewhere.
 func (r *Report) requests(of func(run reported) (measure.Requests, measure.Requests), least float64) *measure.Table {
 	t := &measure.Table{Head: r.head("")}
 	var names []string
@@ -204,10 +222,18 @@ func (r *Report) plots() map[string]measure.Plot {
 			line("deleted, floor", func(run reported) float64 { return run.Gone.Floor.Second }),
 		}},
 		"memory": {Title: "Memory of the controller", X: "nodes", Y: "MiB", LogY: true, Lines: []measure.Line{
-			line("leader's start", func(run reported) float64 { return float64(run.Peaks["leader, start"]) / mebibyte }),
-			line("leader at rest", func(run reported) float64 { return float64(run.AtRest[leaderName].Resident) / mebibyte }),
-			line("leader under load", func(run reported) float64 { return float64(run.Peaks["leader, under load"]) / mebibyte }),
-			line("standby at rest", func(run reported) float64 { return float64(run.AtRest[standbyName].Resident) / mebibyte }),
+			line("leader's start", func(run reported) float64 {
+				return float64(run.Peaks["leader, start"]) / mebibyte
+			}),
+			line("leader at rest", func(run reported) float64 {
+				return float64(run.AtRest[leaderName].Resident) / mebibyte
+			}),
+			line("leader under load", func(run reported) float64 {
+				return float64(run.Peaks["leader, under load"]) / mebibyte
+			}),
+			line("standby at rest", func(run reported) float64 {
+				return float64(run.AtRest[standbyName].Resident) / mebibyte
+			}),
 		}},
 		"start": {Title: "Starting and taking over, to the first claim", X: "nodes", Y: "s", Lines: []measure.Line{
 			line("start", func(run reported) float64 { return run.StartSeconds }),

@@ -1,6 +1,8 @@
-// Package scale measures Quarry's controller in clusters of up to thousands of nodes, on one machine: a real etcd, API
-// server and controller manager, real controllers (a leader and a standby) of the built binary, and agents that answer
-// from memory (package agents). The scheduler's part, choosing a node, is the benchmark's own: it writes the annotation.
+// Package scale measures Quarry's controller in clusters of up to thousands of
+// nodes, on one machine: a real etcd, API server and controller manager, real
+// controllers (a leader and a standby) of the built binary, and agents that
+// answer from memory (package agents). The scheduler's part, choosing a node,
+// is the benchmark's own: it writes the annotation.
 package scale
 
 import (
@@ -25,15 +27,19 @@ import (
 // Config is one run.
 type Config struct {
 	Nodes, Volumes int
-	// Rounds is how many claims are measured one after the other, Burst how many at once.
+	// Rounds is how many claims are measured one after the other, Burst how
+	// many at once.
 	Rounds, Burst int
-	// Rest is how long everything is left alone to see what it costs to do nothing.
+	// Rest is how long everything is left alone to see what it costs to do
+	// nothing.
 	Rest time.Duration
-	// MemoryLimit is that of the controllers' container, in bytes: as there, the collector stays below nine tenths of it.
-	// Nothing kills a controller that needs more, so that it is seen how much that is. 0: no limit.
+	// MemoryLimit is that of the controllers' container, in bytes: as there,
+	// the collector stays below nine tenths of it. Nothing kills a controller
+	// that needs more, so that it is seen how much that is. 0: no limit.
 	MemoryLimit int64
-	// Quarry is the built binary, Kube the directory of etcd's and Kubernetes' programs, Self this program: called with
-	// "agents KUBECONFIG FILE" or "floor KUBECONFIG" it is what Child runs.
+	// Quarry is the built binary, Kube the directory of etcd's and Kubernetes'
+	// programs, Self this program: called with "agents KUBECONFIG FILE" or
+	// "floor KUBECONFIG" it is what Child runs.
 	Quarry, Kube string
 	Self         []string
 	// Dir takes etcd's data and the logs; it should be in memory.
@@ -56,12 +62,14 @@ type Result struct {
 	Nodes   int `json:"nodes"`
 	Volumes int `json:"volumes"`
 
-	LoadSeconds      float64 `json:"loadSeconds"`      // to write what is there from the beginning
-	ServerSeconds    float64 `json:"serverSeconds"`    // until the API server is ready with it
-	PublishSeconds   float64 `json:"publishSeconds"`   // from the first start of a leader to a capacity object for every node
-	StartSeconds     float64 `json:"startSeconds"`     // from a leader's start to the first claim Bound
-	FailoverSeconds  float64 `json:"failoverSeconds"`  // from kill -9 of the leader to a claim Bound by the standby
-	FreshMillisecond float64 `json:"freshMillisecond"` // median, from a Pool's new status to the capacity object that says so
+	LoadSeconds   float64 `json:"loadSeconds"`   // to write what is there from the beginning
+	ServerSeconds float64 `json:"serverSeconds"` // until the API server is ready with it
+	// From the first start of a leader to a capacity object for every node.
+	PublishSeconds  float64 `json:"publishSeconds"`
+	StartSeconds    float64 `json:"startSeconds"`    // from a leader's start to the first claim Bound
+	FailoverSeconds float64 `json:"failoverSeconds"` // from kill -9 of the leader to a claim Bound by the standby
+	// Median, from a Pool's new status to the capacity object that says so.
+	FreshMillisecond float64 `json:"freshMillisecond"`
 	FreshWorst       float64 `json:"freshWorstMillisecond"`
 
 	One   Comparison `json:"one"`
@@ -69,7 +77,8 @@ type Result struct {
 	Gone1 Comparison `json:"oneDeleted"`
 	Gone  Comparison `json:"manyDeleted"`
 
-	// Requests of the API server for one volume's life in a burst, of Quarry's and of the floor's; CPU of each process for it.
+	// Requests of the API server for one volume's life in a burst, of Quarry's
+	// and of the floor's; CPU of each process for it.
 	Requests      measure.Requests   `json:"requestsPerVolume"`
 	FloorRequests measure.Requests   `json:"floorRequestsPerVolume"`
 	CPU           map[string]float64 `json:"cpuMillisecondsPerVolume"`
@@ -106,7 +115,8 @@ type run struct {
 	sequence int
 }
 
-// Run makes a cluster, measures it and takes it away. What was measured before an error is returned with it.
+// Run makes a cluster, measures it and takes it away. What was measured before
+// an error is returned with it.
 func Run(ctx context.Context, c Config) (*Result, error) {
 	p, err := newPlane(c.Dir, c.Kube)
 	if err != nil {
@@ -140,7 +150,8 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 }
 
 func (r *run) say(format string, args ...any) {
-	fmt.Fprintf(r.Log, "%s scale %d/%d: %s\n", time.Now().Format(time.TimeOnly), r.Nodes, r.Volumes, fmt.Sprintf(format, args...))
+	fmt.Fprintf(r.Log, "%s scale %d/%d: %s\n", time.Now().Format(time.TimeOnly), r.Nodes, r.Volumes,
+		fmt.Sprintf(format, args...))
 }
 
 // logs are the ends of the logs of what is measured, for an error.
@@ -173,7 +184,8 @@ func (r *run) publish(ctx context.Context) error {
 // waitCapacity waits until there is a capacity object for every node.
 func (r *run) waitCapacity(ctx context.Context) error {
 	return until(ctx, r.running[leaderName], "capacity objects", func() error {
-		list, err := r.kube.StorageV1().CSIStorageCapacities(systemNamespace).List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+		list, err := r.kube.StorageV1().CSIStorageCapacities(systemNamespace).List(ctx,
+			metav1.ListOptions{ResourceVersion: "0"})
 		if err != nil {
 			return err
 		}
@@ -190,7 +202,8 @@ func (r *run) waitCapacity(ctx context.Context) error {
 	})
 }
 
-// restart starts a leader where everything is as it was, with a claim waiting for it.
+// restart starts a leader where everything is as it was, with a claim waiting
+// for it.
 func (r *run) restart(ctx context.Context) error {
 	r.stop(leaderName, syscall.SIGTERM) // it gives its lease back
 	bound := make(chan error, 1)
@@ -222,7 +235,8 @@ func (r *run) standby(ctx context.Context) error {
 	return r.peak(standbyName, "start")
 }
 
-// peak notes the highest memory of a process until now, and begins to count anew.
+// peak notes the highest memory of a process until now, and begins to count
+// anew.
 func (r *run) peak(name, what string) error {
 	pid, err := r.pid(name)
 	if err != nil {
@@ -237,7 +251,8 @@ func (r *run) peak(name, what string) error {
 	return measure.ResetPeak(pid)
 }
 
-// settle waits until processes use less than a twentieth of a core for two seconds, or for a minute.
+// settle waits until processes use less than a twentieth of a core for two
+// seconds, or for a minute.
 func (r *run) settle(ctx context.Context, names ...string) error {
 	const quiet, step, longest = 2 * time.Second, 250 * time.Millisecond, time.Minute
 	for _, name := range names {
@@ -288,7 +303,8 @@ func (r *run) rest(ctx context.Context) error {
 	r.result.AtRest = map[string]Footprint{}
 	for _, name := range names {
 		r.result.AtRest[name] = Footprint{
-			CPUPercent: 100 * (after.usage[name].CPU - before.usage[name].CPU).Seconds() / took.Seconds(), Resident: after.usage[name].Resident}
+			CPUPercent: 100 * (after.usage[name].CPU - before.usage[name].CPU).Seconds() / took.Seconds(),
+			Resident:   after.usage[name].Resident}
 	}
 	r.result.Idle = measure.Requests{}
 	for name, count := range after.requests.Since(before.requests) {
@@ -297,7 +313,8 @@ func (r *run) rest(ctx context.Context) error {
 	return nil
 }
 
-// snapshot is what processes have used, and the API server has counted, until a moment.
+// snapshot is what processes have used, and the API server has counted, until a
+// moment.
 type snapshot struct {
 	at       time.Time
 	usage    map[string]measure.Usage
@@ -322,7 +339,8 @@ func (r *run) snapshot(ctx context.Context, names []string) (s snapshot, err err
 	return s, nil
 }
 
-// each is the processor time between two snapshots for one of n things, in milliseconds, by process.
+// each is the processor time between two snapshots for one of n things, in
+// milliseconds, by process.
 func (s snapshot) each(before snapshot, n int) map[string]float64 {
 	each := map[string]float64{}
 	for name, usage := range s.usage {
@@ -340,12 +358,15 @@ func (r *run) names(what string, n int) []string {
 // wish is a wish for claims on nodes anywhere in the cluster.
 func (r *run) wish(class string, names []string) measure.Wish {
 	from := rand.IntN(r.Nodes)
-	return measure.Wish{Names: names, Class: class, Size: claimSize, Node: func(i int) string { return nodeName((from + i*7) % r.Nodes) }}
+	return measure.Wish{Names: names, Class: class, Size: claimSize, Node: func(i int) string {
+		return nodeName((from + i*7) % r.Nodes)
+	}}
 }
 
 // startFloor starts the provisioner that does no work.
 func (r *run) startFloor(ctx context.Context) error {
-	if _, err := r.start("floor", r.Self[0], nil, append(r.Self[1:], "floor", r.path("admin.kubeconfig"))...); err != nil {
+	if _, err := r.start("floor",
+		r.Self[0], nil, append(r.Self[1:], "floor", r.path("admin.kubeconfig"))...); err != nil {
 		return err
 	}
 	// It works when it has bound something.
@@ -359,7 +380,8 @@ func (r *run) startFloor(ctx context.Context) error {
 	return r.settle(ctx, "floor")
 }
 
-// one makes and deletes claims one after the other, Quarry's and the floor's in turns.
+// one makes and deletes claims one after the other, Quarry's and the floor's in
+// turns.
 func (r *run) one(ctx context.Context) error {
 	if err := r.startFloor(ctx); err != nil {
 		return err
@@ -420,9 +442,11 @@ func (r *run) many(ctx context.Context) error {
 		}
 		requests, cpu := after.requests.Since(before.requests).Each(r.Burst), after.each(before, r.Burst)
 		if name == class {
-			r.result.Many.Quarry, r.result.Gone.Quarry, r.result.Requests, r.result.CPU = boundSummary, goneSummary, requests, cpu
+			r.result.Many.Quarry, r.result.Gone.Quarry, r.result.Requests, r.result.CPU = boundSummary, goneSummary,
+				requests, cpu
 		} else {
-			r.result.Many.Floor, r.result.Gone.Floor, r.result.FloorRequests, r.result.FloorCPU = boundSummary, goneSummary, requests, cpu
+			r.result.Many.Floor, r.result.Gone.Floor, r.result.FloorRequests, r.result.FloorCPU = boundSummary,
+				goneSummary, requests, cpu
 			r.stop("floor", syscall.SIGTERM)
 		}
 	}
@@ -432,7 +456,8 @@ func (r *run) many(ctx context.Context) error {
 	return r.peak(standbyName, "under load")
 }
 
-// fresh measures how long the scheduler is told what is not so any more: from a Pool's new status to the capacity object.
+// fresh measures how long the scheduler is told what is not so any more: from a
+// Pool's new status to the capacity object.
 func (r *run) fresh(ctx context.Context) error {
 	watch, err := newFreshness(ctx, r.config(admin))
 	if err != nil {
@@ -458,11 +483,13 @@ func (r *run) fresh(ctx context.Context) error {
 			return err
 		}
 	}
-	r.result.FreshMillisecond, r.result.FreshWorst = measure.Milliseconds(times.Quantile(0.5)), measure.Milliseconds(times.Quantile(1))
+	r.result.FreshMillisecond, r.result.FreshWorst = measure.Milliseconds(times.Quantile(0.5)), measure.Milliseconds(
+		times.Quantile(1))
 	return nil
 }
 
-// failover kills the leader and makes a claim, which the standby binds once it has the lease.
+// failover kills the leader and makes a claim, which the standby binds once it
+// has the lease.
 func (r *run) failover(ctx context.Context) error {
 	started := time.Now()
 	r.stop(leaderName, syscall.SIGKILL)
@@ -473,7 +500,8 @@ func (r *run) failover(ctx context.Context) error {
 	return r.peak(standbyName, "taking over")
 }
 
-// repositoryDir is the root of the checkout, from the working directory upwards.
+// repositoryDir is the root of the checkout, from the working directory
+// upwards.
 func repositoryDir() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

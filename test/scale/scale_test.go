@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestSmall runs everything of the large run in a small cluster, and looks at what does not depend on the machine's speed.
+// TestSmall runs everything of the large run in a small cluster, and looks at
+// what does not depend on the machine's speed.
 func TestSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a control plane; not with -short")
@@ -74,12 +75,14 @@ func TestSmall(t *testing.T) {
 			assert.Zero(t, count, "%s while nothing happens", name)
 		}
 	}
-	// A volume's life is written once: one record made, one PersistentVolume made, each deleted once.
+	// A volume's life is written once: one record made, one PersistentVolume
+	// made, each deleted once.
 	assert.InDelta(t, 1, result.Requests["POST persistentvolumes"], 0.2)
 	assert.GreaterOrEqual(t, result.Requests["POST volumes"], 1.0)
 }
 
-// builtAt is when a directory of the testbed's cache was made: the newest is the one to use.
+// builtAt is when a directory of the testbed's cache was made: the newest is
+// the one to use.
 func builtAt(t *testing.T, dir string) time.Time {
 	t.Helper()
 	info, err := os.Stat(dir)

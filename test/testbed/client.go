@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// client asks the API server and the programs' health endpoints. The few questions of a start do not deserve
-// client-go, whose compilation a newcomer would have to wait for.
+// client asks the API server and the programs' health endpoints. The few
+// questions of a start do not deserve client-go, whose compilation a newcomer
+// would have to wait for.
 type client struct {
 	server string
 	api    *http.Client
@@ -53,15 +54,18 @@ func newClient(kubeconfig string) (*client, error) {
 	}
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(cluster.Authority)
-	// No proxy: whatever the environment says, the nodes are on this machine. No connection is kept: a node that
-	// loses power answers nothing, not even that the connection is gone.
+	// No proxy: whatever the environment says, the nodes are on this machine.
+	// No connection is kept: a node that loses power answers nothing, not even
+	// that the connection is gone.
 	transport := func(config *tls.Config) *http.Client {
-		return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config,
+			DisableKeepAlives: true}}
 	}
 	return &client{
 		server: cluster.Server,
 		api:    transport(&tls.Config{RootCAs: authorities, Certificates: []tls.Certificate{pair}}),
-		health: transport(&tls.Config{InsecureSkipVerify: true}), // some programs sign for themselves, and nothing is sent to them
+		// Some programs sign for themselves, and nothing is sent to them.
+		health: transport(&tls.Config{InsecureSkipVerify: true}),
 	}, nil
 }
 
@@ -105,7 +109,8 @@ type nodeStatus struct {
 	}
 }
 
-// ready says why the node is not Ready in the life with this boot id (any, if it is empty), or nil.
+// ready says why the node is not Ready in the life with this boot id (any, if
+// it is empty), or nil.
 func (n nodeStatus) ready(bootID string) error {
 	if bootID != "" && n.Status.NodeInfo.BootID != bootID {
 		return errors.New("kubelet has not reported since the node's start")

@@ -1,10 +1,11 @@
-// Package testbed runs a real Kubernetes cluster on one Linux machine, as root, without a registry, a daemon or
-// a virtual machine: etcd, the control plane, kubelet, kube-proxy and containerd, in nodes that are namespaces of
-// this machine and can lose power, disks and programs like real ones.
+// Package testbed runs a real Kubernetes cluster on one Linux machine, as root,
+// without a registry, a daemon or a virtual machine: etcd, the control plane,
+// kubelet, kube-proxy and containerd, in nodes that are namespaces of this
+// machine and can lose power, disks and programs like real ones.
 //
-// There is one testbed per machine. Up makes it, Open finds it, Down takes it away without a trace, also when Up
-// or a node was killed at any moment: what exists is asked of the kernel, and all that is on disk is in one
-// directory.
+// There is one testbed per machine. Up makes it, Open finds it, Down takes it
+// away without a trace, also when Up or a node was killed at any moment: what
+// exists is asked of the kernel, and all that is on disk is in one directory.
 package testbed
 
 import (
@@ -27,8 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cluster is a cluster that is up, or may be. Its methods may be called at the same time as long as they are
-// about different nodes.
+// Cluster is a cluster that is up, or may be. Its methods may be called at the
+// same time as long as they are about different nodes.
 type Cluster struct {
 	dir    string
 	state  state
@@ -36,7 +37,8 @@ type Cluster struct {
 	client *client // nil until the credentials exist
 }
 
-// state is what is recorded in the testbed's directory, before anything else is done.
+// state is what is recorded in the testbed's directory, before anything else is
+// done.
 type state struct {
 	Config     Config
 	Ready      bool   // false: Up has not finished
@@ -50,8 +52,9 @@ var (
 	ErrNotFound = errors.New("no testbed is up")
 )
 
-// Dir is the testbed's directory: $QUARRY_TESTBED_DIR, or /var/lib/quarry-testbed. It must be on a filesystem
-// that loop devices can have images on.
+// Dir is the testbed's directory: $QUARRY_TESTBED_DIR, or
+// /var/lib/quarry-testbed. It must be on a filesystem that loop devices can
+// have images on.
 func Dir() string {
 	if dir := os.Getenv("QUARRY_TESTBED_DIR"); dir != "" {
 		return filepath.Clean(dir)
@@ -59,9 +62,10 @@ func Dir() string {
 	return "/var/lib/quarry-testbed"
 }
 
-// Up makes a cluster and returns when all its nodes are Ready and have their images. What an unfinished Up left
-// is taken away first; ErrExists means that a cluster is up. When Up fails, everything is left as it
-// is, to be looked at, until Down.
+// Up makes a cluster and returns when all its nodes are Ready and have their
+// images. What an unfinished Up left is taken away first; ErrExists means that
+// a cluster is up. When Up fails, everything is left as it is, to be looked at,
+// until Down.
 func Up(ctx context.Context, config Config) (*Cluster, error) {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -106,7 +110,8 @@ func Up(ctx context.Context, config Config) (*Cluster, error) {
 	return c, nil
 }
 
-// Open returns the cluster that is up. The error is ErrNotFound if there is none.
+// Open returns the cluster that is up. The error is ErrNotFound if there is
+// none.
 func Open() (*Cluster, error) {
 	c := &Cluster{dir: Dir(), log: newReporter(nil)}
 	if err := c.readState(); err != nil {
@@ -126,11 +131,13 @@ func Open() (*Cluster, error) {
 // Report makes the cluster tell what goes on, for people.
 func (c *Cluster) Report(to io.Writer) { c.log = newReporter(to) }
 
-// clear takes away what a killed Up or a reboot of the machine left, and refuses to when it is a cluster in use.
+// clear takes away what a killed Up or a reboot of the machine left, and
+// refuses to when it is a cluster in use.
 func (c *Cluster) clear(ctx context.Context) error {
 	former := &Cluster{dir: c.dir, log: c.log}
 	err := former.readState()
-	if err == nil && former.state.Ready && network.MachineLinkExists() { // the link is gone after a reboot of the machine
+	// The link is gone after a reboot of the machine.
+	if err == nil && former.state.Ready && network.MachineLinkExists() {
 		return fmt.Errorf("%w (%d nodes): take it down first, or use it", ErrExists, former.state.Config.Nodes)
 	}
 	left, err := Leftovers()
@@ -141,7 +148,8 @@ func (c *Cluster) clear(ctx context.Context) error {
 	return down(ctx, c.log)
 }
 
-// prepare installs and builds what is missing, and returns the images' directory.
+// prepare installs and builds what is missing, and returns the images'
+// directory.
 func (c *Cluster) prepare(ctx context.Context) (string, error) {
 	cache, err := Cache(c.log.out)
 	if err != nil {
@@ -172,7 +180,8 @@ func Cache(progress io.Writer) (*build.Cache, error) {
 	return &build.Cache{Dir: dir, Source: source, Progress: newReporter(progress).printf}, nil
 }
 
-// create makes what outlives a node's power: the directory, the credentials, the switch and the disks.
+// create makes what outlives a node's power: the directory, the credentials,
+// the switch and the disks.
 func (c *Cluster) create(ctx context.Context) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
@@ -206,7 +215,8 @@ func (c *Cluster) Config() Config { return c.state.Config }
 // Nodes are the names of the nodes, running or not.
 func (c *Cluster) Nodes() []string { return c.state.Config.nodeNames() }
 
-// Kubeconfig is the path of an administrator's kubeconfig, which works from the machine itself.
+// Kubeconfig is the path of an administrator's kubeconfig, which works from the
+// machine itself.
 func (c *Cluster) Kubeconfig() string { return filepath.Join(c.dir, "kubeconfig") }
 
 func (c *Cluster) network() network.Switch {
@@ -241,8 +251,8 @@ func (c *Cluster) readState() error {
 	return nil
 }
 
-// writeFile replaces a file as a whole. It is not synced: after a crash of the machine there is no testbed left
-// to describe.
+// writeFile replaces a file as a whole. It is not synced: after a crash of the
+// machine there is no testbed left to describe.
 func writeFile(path string, content []byte) error {
 	temporary := path + ".tmp"
 	if err := os.WriteFile(temporary, content, 0o600); err != nil {
@@ -251,8 +261,9 @@ func writeFile(path string, content []byte) error {
 	return os.Rename(temporary, path)
 }
 
-// lock makes sure that one process at a time makes, resets or removes the testbed. An abstract socket
-// (unix(7)) leaves no file, and is gone with its process.
+// lock makes sure that one process at a time makes, resets or removes the
+// testbed. An abstract socket (unix(7)) leaves no file, and is gone with its
+// process.
 func lock() (func(), error) {
 	listener, err := net.Listen("unix", "@quarry-testbed")
 	if errors.Is(err, unix.EADDRINUSE) {
@@ -264,7 +275,8 @@ func lock() (func(), error) {
 	return func() { listener.Close() }, nil
 }
 
-// reporter writes progress for people, each line with the time since the beginning.
+// reporter writes progress for people, each line with the time since the
+// beginning.
 type reporter struct {
 	out   io.Writer
 	start time.Time

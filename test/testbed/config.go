@@ -10,23 +10,28 @@ import (
 	"strings"
 )
 
-// Config says what cluster to make. The zero value is one node with a pool of 20 GiB on ext4.
+// Config says what cluster to make. The zero value is one node with a pool of
+// 20 GiB on ext4.
 type Config struct {
-	// Nodes is how many nodes there are: node1, which runs the control plane as well, to nodeN.
+	// Nodes is how many nodes there are: node1, which runs the control plane as
+	// well, to nodeN.
 	Nodes int
 	// Pool is every node's disk at /volumes (the default of its Path).
 	Pool Disk
 	// ExtraPools are further disks of every node.
 	ExtraPools []Disk
-	// HostnameLabels gives nodes a label kubernetes.io/hostname that differs from their name.
+	// HostnameLabels gives nodes a label kubernetes.io/hostname that differs
+	// from their name.
 	HostnameLabels map[string]string
-	// ExtraArgs are added to the command lines of programs, by their names: "kube-apiserver", "kubelet", ...
+	// ExtraArgs are added to the command lines of programs, by their names:
+	// "kube-apiserver", "kubelet", ...
 	ExtraArgs map[string][]string
 	// Log is told what goes on, for people. Nil: nobody.
 	Log io.Writer `json:"-"`
 }
 
-// Disk is one filesystem of its own in each node, on a sparse image file and a loop device.
+// Disk is one filesystem of its own in each node, on a sparse image file and a
+// loop device.
 type Disk struct {
 	Path         string   // where it is mounted in the node
 	Filesystem   string   // "ext4" (the default), "xfs" or "btrfs"
@@ -42,14 +47,16 @@ const (
 	maxNodes        = 50
 )
 
-// mkfs is how each filesystem is made on an image file. Nothing is discarded at first: the image is sparse anyway.
+// mkfs is how each filesystem is made on an image file. Nothing is discarded at
+// first: the image is sparse anyway.
 var mkfs = map[string][]string{
 	"ext4":  {"mkfs.ext4", "-q", "-F", "-E", "nodiscard"},
 	"xfs":   {"mkfs.xfs", "-q", "-f", "-K"},
 	"btrfs": {"mkfs.btrfs", "-q", "-f", "-K"},
 }
 
-// withDefaults returns the config with everything filled in, or what is wrong with it.
+// withDefaults returns the config with everything filled in, or what is wrong
+// with it.
 func (c Config) withDefaults() (Config, error) {
 	if c.Nodes == 0 {
 		c.Nodes = 1
@@ -121,7 +128,8 @@ func (c Config) nodeIndex(name string) (int, error) {
 	return index, nil
 }
 
-// ParseDisk reads a disk written as PATH=FILESYSTEM:SIZE[:MOUNT_OPTIONS], as in /volumes-fast=xfs:2Gi:prjquota.
+// ParseDisk reads a disk written as PATH=FILESYSTEM:SIZE[:MOUNT_OPTIONS], as in
+// /volumes-fast=xfs:2Gi:prjquota.
 func ParseDisk(s string) (Disk, error) {
 	mountPoint, rest, ok := strings.Cut(s, "=")
 	fields := strings.SplitN(rest, ":", 3)

@@ -9,7 +9,8 @@ import (
 func TestParseDisk(t *testing.T) {
 	disk, err := ParseDisk("/volumes-fast=xfs:2Gi:prjquota,noatime")
 	require.NoError(t, err)
-	require.Equal(t, Disk{Path: "/volumes-fast", Filesystem: "xfs", Size: 2 << 30, MountOptions: "prjquota,noatime"}, disk)
+	require.Equal(t, Disk{Path: "/volumes-fast", Filesystem: "xfs", Size: 2 << 30, MountOptions: "prjquota,noatime"},
+		disk)
 
 	for text, complaint := range map[string]string{
 		"/volumes":              "want PATH=FILESYSTEM:SIZE",

@@ -45,13 +45,15 @@ func newCredentials() (*credentials, error) {
 
 func (c *credentials) controlPlaneFiles() ([]node.File, error) {
 	apiServer, err := c.authority.Issue(pki.Subject{Name: "kube-apiserver", Hosts: []string{
-		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost",
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc",
+		"kubernetes.default.svc.cluster.local", "localhost",
 		"127.0.0.1", network.NodeIP(1).String(), "10.96.0.1", // the first address of serviceSubnet
 	}})
 	if err != nil {
 		return nil, err
 	}
-	kubeletClient, err := c.authority.Issue(pki.Subject{Name: "kube-apiserver-kubelet-client", Groups: []string{"system:masters"}})
+	kubeletClient, err := c.authority.Issue(pki.Subject{Name: "kube-apiserver-kubelet-client",
+		Groups: []string{"system:masters"}})
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +86,8 @@ func (c *credentials) controlPlaneFiles() ([]node.File, error) {
 // nodeFiles are the credentials of one node.
 func (c *credentials) nodeFiles(index int) ([]node.File, error) {
 	name := nodeName(index)
-	subject := pki.Subject{Name: "system:node:" + name, Groups: []string{"system:nodes"}, Hosts: []string{name, network.NodeIP(index).String()}}
+	subject := pki.Subject{Name: "system:node:" + name, Groups: []string{"system:nodes"},
+		Hosts: []string{name, network.NodeIP(index).String()}}
 	serving, err := c.authority.Issue(subject)
 	if err != nil {
 		return nil, err

@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/test/testbed/node"
 )
 
-// NewDisk makes a blank disk for a node, in no use yet, and returns its image file, for InsertDisk.
+// NewDisk makes a blank disk for a node, in no use yet, and returns its image
+// file, for InsertDisk.
 func (c *Cluster) NewDisk(ctx context.Context, name string, disk Disk) (image string, err error) {
 	if _, err := c.state.Config.nodeIndex(name); err != nil {
 		return "", err
@@ -25,8 +26,9 @@ func (c *Cluster) NewDisk(ctx context.Context, name string, disk Disk) (image st
 	return c.makeImage(ctx, name, disk)
 }
 
-// PullDisk unmounts the disk at a path of a running node and leaves it out of its coming lives, until InsertDisk.
-// It returns the disk's image. A disk that is in use stays: the error says busy.
+// PullDisk unmounts the disk at a path of a running node and leaves it out of
+// its coming lives, until InsertDisk. It returns the disk's image. A disk that
+// is in use stays: the error says busy.
 func (c *Cluster) PullDisk(ctx context.Context, name, path string) (image string, err error) {
 	r, err := c.readRecord(name)
 	if err != nil {
@@ -44,8 +46,9 @@ func (c *Cluster) PullDisk(ctx context.Context, name, path string) (image string
 	return image, c.writeRecord(name, r)
 }
 
-// InsertDisk mounts an image (from PullDisk or NewDisk, of any node) at the disk's path of a running node, now
-// and in its coming lives. Disk must say what filesystem the image has.
+// InsertDisk mounts an image (from PullDisk or NewDisk, of any node) at the
+// disk's path of a running node, now and in its coming lives. Disk must say
+// what filesystem the image has.
 func (c *Cluster) InsertDisk(ctx context.Context, name string, disk Disk, image string) error {
 	if err := disk.setDefaults(); err != nil {
 		return err
@@ -73,7 +76,8 @@ func (c *Cluster) InsertDisk(ctx context.Context, name string, disk Disk, image 
 	return c.node(name).Mount(ctx, inserted.on(device.Name()))
 }
 
-// SwapDisks puts the disk at a path of each of two nodes into the other, while both are off.
+// SwapDisks puts the disk at a path of each of two nodes into the other, while
+// both are off.
 func (c *Cluster) SwapDisks(ctx context.Context, one, other, path string) error {
 	records := map[string]record{}
 	at := map[string]int{}
@@ -110,8 +114,8 @@ func (c *Cluster) DiskImage(name, path string) (string, error) {
 	return "", fmt.Errorf("%s has no disk at %s", name, path)
 }
 
-// imagesOf are the images that only this node can have in use: its own, but for those that another node has by
-// now, and those it got from others.
+// imagesOf are the images that only this node can have in use: its own, but for
+// those that another node has by now, and those it got from others.
 func (c *Cluster) imagesOf(name string) ([]string, error) {
 	images, err := filepath.Glob(filepath.Join(c.node(name).Dir, "disks", "*"))
 	if err != nil {
@@ -138,8 +142,9 @@ func (d insertedDisk) on(device string) node.Disk {
 	return node.Disk{Device: device, Path: d.Path, Filesystem: d.Filesystem, Options: d.MountOptions}
 }
 
-// makeImage makes a sparse image file with an empty filesystem in the node's disks directory. The rename at the
-// end commits: a file with the final name is a whole filesystem.
+// makeImage makes a sparse image file with an empty filesystem in the node's
+// disks directory. The rename at the end commits: a file with the final name is
+// a whole filesystem.
 func (c *Cluster) makeImage(ctx context.Context, name string, disk Disk) (string, error) {
 	dir := filepath.Join(c.node(name).Dir, "disks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -19,7 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Down takes the testbed away, whatever state it is in, and fails if anything is left. Without one, it does nothing.
+// Down takes the testbed away, whatever state it is in, and fails if anything
+// is left. Without one, it does nothing.
 func Down(ctx context.Context, log io.Writer) error {
 	unlock, err := lock()
 	if err != nil {
@@ -32,8 +33,8 @@ func Down(ctx context.Context, log io.Writer) error {
 // Down takes the cluster away.
 func (c *Cluster) Down(ctx context.Context) error { return Down(ctx, c.log.out) }
 
-// down goes by what the kernel and the directory hold, and not by what a record says there should be. Everything
-// in it can be done twice.
+// down goes by what the kernel and the directory hold, and not by what a record
+// says there should be. Everything in it can be done twice.
 func down(ctx context.Context, log *reporter) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, deathTimeout, fmt.Errorf("not within %s", deathTimeout))
 	defer cancel()
@@ -76,7 +77,8 @@ func down(ctx context.Context, log *reporter) error {
 	return nil
 }
 
-// removeDir removes the testbed's directory. $QUARRY_TESTBED_DIR could name anything, so it must be one that Up made.
+// removeDir removes the testbed's directory. $QUARRY_TESTBED_DIR could name
+// anything, so it must be one that Up made.
 func removeDir(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, stateFile)); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Join(dir, stateFile+".tmp")); err == nil {
@@ -105,8 +107,8 @@ func removeDir(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// Leftovers lists everything of a testbed that the machine has: what is there while one is up, and must not be
-// after Down.
+// Leftovers lists everything of a testbed that the machine has: what is there
+// while one is up, and must not be after Down.
 func Leftovers() ([]string, error) {
 	dir := Dir()
 	var left []string
@@ -156,7 +158,8 @@ func diskImages(dir string) ([]string, error) {
 	return filepath.Glob(filepath.Join(dir, "nodes", "*", "disks", "*"))
 }
 
-// mountsBelow lists the machine's mounts in a directory: proc_pid_mountinfo(5), the fifth field.
+// mountsBelow lists the machine's mounts in a directory: proc_pid_mountinfo(5),
+// the fifth field.
 func mountsBelow(dir string) ([]string, error) {
 	var stat unix.Stat_t
 	if err := unix.Stat(dir, &stat); errors.Is(err, unix.ENOENT) {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// startKubernetes starts all programs on nodes that have booted and returns when each node is Ready with the
-// boot id it is given by.
+// startKubernetes starts all programs on nodes that have booted and returns
+// when each node is Ready with the boot id it is given by.
 func (c *Cluster) startKubernetes(ctx context.Context, boots map[string]string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not within %s", readyTimeout))
 	defer cancel()
@@ -40,7 +40,8 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		if err := c.run(ctx, nodeName(1), program); err != nil {
 			return err
 		}
-		// The API server gives up soon when there is no etcd, and the other two when there is no API server.
+		// The API server gives up soon when there is no etcd, and the other two
+		// when there is no API server.
 		if program.Name == "etcd" || program.Name == "kube-apiserver" {
 			if err := c.waitHealthy(ctx, nodeName(1), program); err != nil {
 				return err
@@ -48,9 +49,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		}
 	}
 	c.log.printf("%s: the API server is ready", nodeName(1))
-	return c.waitFor(ctx, nodeName(1), "kube-controller-manager", "the service account default", func(ctx context.Context) error {
-		return c.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil) // no pod can be made before
-	})
+	return c.waitFor(ctx, nodeName(1), "kube-controller-manager", "the service account default",
+		func(ctx context.Context) error {
+			return c.client.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default",
+				nil) // no pod can be made before
+		})
 }
 
 func (c *Cluster) startWorkers(ctx context.Context, name, bootID string, apiServer <-chan struct{}) error {
@@ -90,8 +93,9 @@ func (c *Cluster) run(ctx context.Context, name string, program program) error {
 	return nil
 }
 
-// waitReady waits until the node is Ready in the life with the boot id. The status of its former life, which the
-// API server still has for a while after a power cut, does not count.
+// waitReady waits until the node is Ready in the life with the boot id. The
+// status of its former life, which the API server still has for a while after a
+// power cut, does not count.
 func (c *Cluster) waitReady(ctx context.Context, name, bootID string) error {
 	return c.waitFor(ctx, name, "kubelet", "the node to be Ready", func(ctx context.Context) error {
 		var status nodeStatus
@@ -129,8 +133,9 @@ func (c *Cluster) health(ctx context.Context, name string, program program) erro
 	return connection.Close()
 }
 
-// waitFor asks again and again until there is no error. It fails when ctx ends or the program that it waits for
-// does, and says what was missing last and which log to read.
+// waitFor asks again and again until there is no error. It fails when ctx ends
+// or the program that it waits for does, and says what was missing last and
+// which log to read.
 func (c *Cluster) waitFor(ctx context.Context, name, program, what string, missing func(context.Context) error) error {
 	for {
 		err := missing(ctx)
@@ -142,7 +147,8 @@ func (c *Cluster) waitFor(ctx context.Context, name, program, what string, missi
 			ended = context.Cause(ctx)
 		}
 		if ended != nil {
-			return fmt.Errorf("%s: wait for %s: %w (last answer: %w; log: %s)", name, what, ended, err, c.node(name).Log(program))
+			return fmt.Errorf("%s: wait for %s: %w (last answer: %w; log: %s)", name, what, ended, err,
+				c.node(name).Log(program))
 		}
 		select {
 		case <-ctx.Done():
@@ -175,8 +181,8 @@ func (c *Cluster) KillProgram(ctx context.Context, name, program string) error {
 	return c.node(name).Stop(ctx, program, syscall.SIGKILL)
 }
 
-// StartProgram starts a program of a node as it was started before and returns when it is healthy. One that runs
-// is left alone.
+// StartProgram starts a program of a node as it was started before and returns
+// when it is healthy. One that runs is left alone.
 func (c *Cluster) StartProgram(ctx context.Context, name, programName string) error {
 	index, err := c.state.Config.nodeIndex(name)
 	if err != nil {

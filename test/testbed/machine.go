@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// How long the parts of a start or a stop may take before they count as failed. A machine that is busy
-// compiling is the reason for the size.
+// How long the parts of a start or a stop may take before they count as failed.
+// A machine that is busy compiling is the reason for the size.
 const (
 	bootTimeout  = time.Minute
 	readyTimeout = 4 * time.Minute
@@ -50,7 +50,8 @@ func (c *Cluster) createNode(ctx context.Context, index int, credentials *creden
 		return err
 	}
 	r := record{Files: slices.Concat(c.state.Config.configFiles(index), secrets)}
-	// The system disk needs no journal: its writer, the kernel, survives the node.
+	// The system disk needs no journal: its writer, the kernel, survives the
+	// node.
 	system := Disk{Path: "/", Filesystem: "ext4", Size: defaultDiskSize, MkfsArgs: []string{"-O", "^has_journal"}}
 	for _, disk := range slices.Concat([]Disk{system, c.state.Config.Pool}, c.state.Config.ExtraPools) {
 		image, err := c.makeImage(ctx, name, disk)
@@ -62,8 +63,8 @@ func (c *Cluster) createNode(ctx context.Context, index int, credentials *creden
 	return c.writeRecord(name, r)
 }
 
-// powerOn boots the nodes, at the same time, and returns the boot id of each. Before anything else, the
-// directories to wipe are removed in each.
+// powerOn boots the nodes, at the same time, and returns the boot id of each.
+// Before anything else, the directories to wipe are removed in each.
 func (c *Cluster) powerOn(ctx context.Context, names []string, wipe []string) (map[string]string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("not booted within %s", bootTimeout))
 	defer cancel()
@@ -91,7 +92,8 @@ func (c *Cluster) boot(ctx context.Context, name, id string, wipe []string) erro
 	}
 	boot := node.Boot{
 		Hostname: name, ID: id, Path: searchPath, Files: r.Files, Wipe: wipe,
-		Binds: []node.Bind{{Source: c.state.Kube, Target: binDir + "/kube"}, {Source: c.state.Containerd, Target: binDir + "/containerd"}},
+		Binds: []node.Bind{{Source: c.state.Kube, Target: binDir + "/kube"}, {Source: c.state.Containerd,
+			Target: binDir + "/containerd"}},
 	}
 	for _, disk := range r.Disks {
 		device, err := loop.Attach(disk.Image)
@@ -112,8 +114,8 @@ func (c *Cluster) boot(ctx context.Context, name, id string, wipe []string) erro
 	return starting.Boot(ctx, boot)
 }
 
-// KillNode cuts a node's power: everything in it dies at once, its loop devices and network go, its disks stay.
-// A node that is not running is no error.
+// KillNode cuts a node's power: everything in it dies at once, its loop devices
+// and network go, its disks stay. A node that is not running is no error.
 func (c *Cluster) KillNode(ctx context.Context, name string) error {
 	if _, err := c.state.Config.nodeIndex(name); err != nil {
 		return err
@@ -137,8 +139,8 @@ func (c *Cluster) KillNode(ctx context.Context, name string) error {
 	return cgroup.Remove(ctx, nodeCgroup(name))
 }
 
-// StartNode turns the power of a node on and returns when it is Ready in this new life. A node that is running
-// is an error.
+// StartNode turns the power of a node on and returns when it is Ready in this
+// new life. A node that is running is an error.
 func (c *Cluster) StartNode(ctx context.Context, name string) error {
 	return c.startNode(ctx, name, nil)
 }
@@ -167,9 +169,11 @@ func (c *Cluster) RebootNode(ctx context.Context, name string) error {
 	return c.StartNode(ctx, name)
 }
 
-// RebuildNode makes another machine of a node, under the same name and address, as an administrator does who replaces one
-// that burnt down: another machine-id, blank disks in place of all but the system disk, nothing left of kubelet's state. It
-// returns the old disks' images, by path; they are in use by nobody.
+// RebuildNode makes another machine of a node, under the same name and address,
+// as an administrator does who replaces one that burnt down: another
+// machine-id, blank disks in place of all but the system disk, nothing left of
+// kubelet's state. It returns the old disks' images, by path; they are in use
+// by nobody.
 func (c *Cluster) RebuildNode(ctx context.Context, name string) (old map[string]string, err error) {
 	if name == nodeName(1) {
 		return nil, fmt.Errorf("%s has the control plane: it is not rebuilt alone", name)
@@ -201,9 +205,10 @@ func (c *Cluster) RebuildNode(ctx context.Context, name string) (old map[string]
 	return old, c.startNode(ctx, name, []string{kubeletDir, "/var/lib/cni"})
 }
 
-// ResetControlPlane makes the cluster anew on the same nodes, as an administrator does who has lost etcd: all
-// nodes lose power, everything Kubernetes knew is wiped (etcd's data and kubelet's), and the nodes join again.
-// Pools, images and credentials stay.
+// ResetControlPlane makes the cluster anew on the same nodes, as an
+// administrator does who has lost etcd: all nodes lose power, everything
+// Kubernetes knew is wiped (etcd's data and kubelet's), and the nodes join
+// again. Pools, images and credentials stay.
 func (c *Cluster) ResetControlPlane(ctx context.Context) error {
 	unlock, err := lock()
 	if err != nil {
@@ -218,7 +223,8 @@ func (c *Cluster) ResetControlPlane(ctx context.Context) error {
 		return err
 	}
 	c.log.printf("wiping what Kubernetes knew")
-	boots, err := c.powerOn(ctx, c.Nodes(), []string{etcdDir, kubeletDir, "/var/lib/cni", "/var/log/pods", "/var/log/containers"})
+	boots, err := c.powerOn(ctx, c.Nodes(), []string{etcdDir, kubeletDir, "/var/lib/cni", "/var/log/pods",
+		"/var/log/containers"})
 	if err != nil {
 		return err
 	}

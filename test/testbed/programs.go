@@ -10,7 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/test/testbed/node"
 )
 
-// Where things lie inside a node. The directories of etcd, kubelet and Kubernetes' configuration are those of kubeadm.
+// Where things lie inside a node. The directories of etcd, kubelet and
+// Kubernetes' configuration are those of kubeadm.
 const (
 	binDir        = "/opt/testbed"
 	kubernetesDir = "/etc/kubernetes"
@@ -20,7 +21,8 @@ const (
 	pluginDir     = kubeletDir + "/volume-plugins"
 	cniDir        = "/etc/testbed/cni" // not /etc/cni/net.d, where the machine may have its own
 	runtimeSocket = "/run/containerd/containerd.sock"
-	searchPath    = binDir + "/kube:" + binDir + "/containerd:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	searchPath    = binDir + "/kube:" + binDir +
+		"/containerd:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 	serviceSubnet  = "10.96.0.0/16"
 	podSupernet    = "10.244.0.0/16"
@@ -40,8 +42,9 @@ type program struct {
 	health string // URL; empty: it has none
 }
 
-// controlPlane are the programs only node1 runs, in the order of their start. Everything is reached by the
-// node's address, so that the machine can ask for its health too.
+// controlPlane are the programs only node1 runs, in the order of their start.
+// Everything is reached by the node's address, so that the machine can ask for
+// its health too.
 func (c Config) controlPlane() []program {
 	ip := network.NodeIP(1).String()
 	anywhere := "--bind-address=0.0.0.0"
@@ -50,30 +53,40 @@ func (c Config) controlPlane() []program {
 			"--name=testbed", "--data-dir="+etcdDir, "--log-level=warn",
 			"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 			"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
-			"--initial-cluster=testbed=http://127.0.0.1:2380", fmt.Sprintf("--listen-metrics-urls=http://%s:%d", ip, etcdHealth),
+			"--initial-cluster=testbed=http://127.0.0.1:2380", fmt.Sprintf("--listen-metrics-urls=http://%s:%d",
+				ip, etcdHealth),
 			"--unsafe-no-fsync"), // a node's death loses nothing that was written: the page cache is the machine's
 		c.program("kube-apiserver", serverURL()+"/readyz",
-			"--etcd-servers=http://127.0.0.1:2379", anywhere, fmt.Sprintf("--secure-port=%d", apiServerPort), "--advertise-address="+ip,
-			"--tls-cert-file="+pkiDir+"/apiserver.crt", "--tls-private-key-file="+pkiDir+"/apiserver.key", "--client-ca-file="+pkiDir+"/ca.crt",
-			"--kubelet-client-certificate="+pkiDir+"/apiserver-kubelet-client.crt", "--kubelet-client-key="+pkiDir+"/apiserver-kubelet-client.key",
+			"--etcd-servers=http://127.0.0.1:2379", anywhere,
+			fmt.Sprintf("--secure-port=%d", apiServerPort), "--advertise-address="+ip,
+			"--tls-cert-file="+pkiDir+"/apiserver.crt",
+			"--tls-private-key-file="+pkiDir+"/apiserver.key", "--client-ca-file="+pkiDir+"/ca.crt",
+			"--kubelet-client-certificate="+pkiDir+"/apiserver-kubelet-client.crt",
+			"--kubelet-client-key="+pkiDir+"/apiserver-kubelet-client.key",
 			"--kubelet-certificate-authority="+pkiDir+"/ca.crt", "--kubelet-preferred-address-types=InternalIP",
 			"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 			"--service-account-key-file="+pkiDir+"/sa.pub", "--service-account-signing-key-file="+pkiDir+"/sa.key",
-			"--service-cluster-ip-range="+serviceSubnet, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+			"--service-cluster-ip-range="+serviceSubnet, "--authorization-mode=Node,RBAC",
+			"--enable-admission-plugins=NodeRestriction",
 			"--allow-privileged=true",
-			"--requestheader-client-ca-file="+pkiDir+"/front-proxy-ca.crt", "--requestheader-allowed-names=front-proxy-client",
+			"--requestheader-client-ca-file="+pkiDir+"/front-proxy-ca.crt",
+			"--requestheader-allowed-names=front-proxy-client",
 			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
 			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
-			"--proxy-client-cert-file="+pkiDir+"/front-proxy-client.crt", "--proxy-client-key-file="+pkiDir+"/front-proxy-client.key"),
-		c.program("kube-controller-manager", fmt.Sprintf("https://%s:%d/healthz", ip, managerPort), slices.Concat(clientOf("controller-manager"), []string{
-			anywhere, "--leader-elect=false", "--use-service-account-credentials=true",
-			"--service-account-private-key-file=" + pkiDir + "/sa.key", "--root-ca-file=" + pkiDir + "/ca.crt",
-			"--cluster-signing-cert-file=" + pkiDir + "/ca.crt", "--cluster-signing-key-file=" + pkiDir + "/ca.key",
-			"--flex-volume-plugin-dir=" + pluginDir,
-			// At the default rate of 20, it binds 4 claims per second, however fast the provisioner is.
-			"--kube-api-qps=1000", "--kube-api-burst=2000"})...),
-		c.program("kube-scheduler", fmt.Sprintf("https://%s:%d/healthz", ip, schedulerPort), slices.Concat(clientOf("scheduler"), []string{
-			anywhere, "--leader-elect=false", "--kube-api-qps=1000", "--kube-api-burst=2000"})...),
+			"--proxy-client-cert-file="+pkiDir+"/front-proxy-client.crt",
+			"--proxy-client-key-file="+pkiDir+"/front-proxy-client.key"),
+		c.program("kube-controller-manager", fmt.Sprintf("https://%s:%d/healthz", ip, managerPort),
+			slices.Concat(clientOf("controller-manager"), []string{
+				anywhere, "--leader-elect=false", "--use-service-account-credentials=true",
+				"--service-account-private-key-file=" + pkiDir + "/sa.key", "--root-ca-file=" + pkiDir + "/ca.crt",
+				"--cluster-signing-cert-file=" + pkiDir + "/ca.crt", "--cluster-signing-key-file=" + pkiDir + "/ca.key",
+				"--flex-volume-plugin-dir=" + pluginDir,
+				// At the default rate of 20, it binds 4 claims per second, however
+				// fast the provisioner is.
+				"--kube-api-qps=1000", "--kube-api-burst=2000"})...),
+		c.program("kube-scheduler", fmt.Sprintf("https://%s:%d/healthz", ip, schedulerPort),
+			slices.Concat(clientOf("scheduler"), []string{
+				anywhere, "--leader-elect=false", "--kube-api-qps=1000", "--kube-api-burst=2000"})...),
 		// kube-proxy's user may read what it needs: services and endpoints.
 		c.program("cluster-dns", "", "--kubeconfig="+kubernetesDir+"/proxy.conf", "--listen="+ip+":53"),
 	}
@@ -97,10 +110,14 @@ func (c Config) workers(index int) []program {
 	return []program{
 		c.program("kubelet", fmt.Sprintf("http://%s:%d/healthz", ip, kubeletHealth), kubelet...),
 		c.program("kube-proxy", fmt.Sprintf("http://%s:%d/livez", ip, proxyHealth),
-			"--kubeconfig="+kubernetesDir+"/proxy.conf", "--hostname-override="+name, "--proxy-mode=iptables", "--cluster-cidr="+podSupernet,
-			"--bind-address="+ip, fmt.Sprintf("--healthz-bind-address=%s:%d", ip, proxyHealth), "--metrics-bind-address=127.0.0.1",
-			// Zero leaves these settings of the kernel, which are the machine's, as they are.
-			"--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"),
+			"--kubeconfig="+kubernetesDir+"/proxy.conf",
+			"--hostname-override="+name, "--proxy-mode=iptables", "--cluster-cidr="+podSupernet,
+			"--bind-address="+ip, fmt.Sprintf("--healthz-bind-address=%s:%d", ip, proxyHealth),
+			"--metrics-bind-address=127.0.0.1",
+			// Zero leaves these settings of the kernel, which are the
+			// machine's, as they are.
+			"--conntrack-max-per-core=0", "--conntrack-min=0",
+			"--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"),
 	}
 }
 
@@ -148,11 +165,13 @@ func (c Config) configFiles(index int) []node.File {
 		text("/etc/containerd/config.toml", fmt.Sprintf(containerdConfig, runtimeSocket, build.PauseImage, cniDir)),
 		text(cniDir+"/testbed.conflist", fmt.Sprintf(cniConfig, network.PodSubnet(index))),
 		text(kubernetesDir+"/kubelet.yaml", fmt.Sprintf(kubeletConfig,
-			nodeCgroup(name), runtimeSocket, network.NodeIP(index), network.NodeIP(index), kubeletHealth, pkiDir, pkiDir, pkiDir, pluginDir, network.NodeIP(1))),
+			nodeCgroup(name), runtimeSocket, network.NodeIP(index), network.NodeIP(index), kubeletHealth, pkiDir,
+			pkiDir, pkiDir, pluginDir, network.NodeIP(1))),
 	}
 }
 
-// restrict_oom_score_adj: without CAP_SYS_RESOURCE, a process cannot lower its score.
+// restrict_oom_score_adj: without CAP_SYS_RESOURCE, a process cannot lower its
+// score.
 const containerdConfig = `version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
@@ -183,8 +202,9 @@ oom_score = 0
   disable = true
 `
 
-// Pods are routed (ptp) and not bridged: what leaves a bridge for another port of it meets kube-proxy's rules
-// only where the module br_netfilter is loaded, and that would be a change to the machine.
+// Pods are routed (ptp) and not bridged: what leaves a bridge for another port
+// of it meets kube-proxy's rules only where the module br_netfilter is loaded,
+// and that would be a change to the machine.
 const cniConfig = `{
   "cniVersion": "1.0.0",
   "name": "testbed",

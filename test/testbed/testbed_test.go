@@ -16,7 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// needRoot skips a test that makes namespaces, and fails one that would disturb a testbed in use.
+// needRoot skips a test that makes namespaces, and fails one that would disturb
+// a testbed in use.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -27,7 +28,8 @@ func needRoot(t *testing.T) {
 	require.Empty(t, left, "a testbed is on this machine: take it down first")
 }
 
-// The whole life of one cluster. The steps share it, because each costs seconds.
+// The whole life of one cluster. The steps share it, because each costs
+// seconds.
 func TestClusterLife(t *testing.T) {
 	needRoot(t)
 	ctx := t.Context()
@@ -75,8 +77,9 @@ func secondUpRefuses(t *testing.T, _ *testbed.Cluster) {
 	require.Equal(t, []string{"node1", "node2"}, again.Nodes())
 }
 
-// writer is a pod on the node with the hostname label rack7, which is node2. It sees the node's tree as a
-// storage agent does: what is mounted there later too.
+// writer is a pod on the node with the hostname label rack7, which is node2. It
+// sees the node's tree as a storage agent does: what is mounted there later
+// too.
 const writer = `
 apiVersion: v1
 kind: Pod
@@ -101,7 +104,8 @@ func podWrites(t *testing.T, c *testbed.Cluster) {
 	require.Contains(t, kubectl(t, c, "exec", "writer", "--", "df", "/host/volumes"), "/host/volumes")
 }
 
-// rebootKeepsDisks has loop devices stacked on the node's disks in every way there is, and one of somebody else.
+// rebootKeepsDisks has loop devices stacked on the node's disks in every way
+// there is, and one of somebody else.
 func rebootKeepsDisks(t *testing.T, c *testbed.Cluster) {
 	foreign := attachForeign(t)
 	under := node2(t, c, `set -e
@@ -174,7 +178,8 @@ func controlPlaneLost(t *testing.T, c *testbed.Cluster) {
 	kubectl(t, c, "wait", "--for=condition=Ready", "pod/writer", "--timeout=60s")
 }
 
-// Up is killed at three moments; Down must find all there is, with no more to go by than what Up had recorded.
+// Up is killed at three moments; Down must find all there is, with no more to
+// go by than what Up had recorded.
 func TestDownAfterKilledUp(t *testing.T) {
 	needRoot(t)
 	before := machineState(t)
@@ -217,7 +222,8 @@ func TestDownAfterKilledUp(t *testing.T) {
 	})
 }
 
-// upInstead makes this test binary run Up, as the command does, with that many nodes.
+// upInstead makes this test binary run Up, as the command does, with that many
+// nodes.
 const upInstead = "QUARRY_TESTBED_TEST_UP"
 
 func TestMain(m *testing.M) {
@@ -234,7 +240,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// machineState is all that Down must leave as it was and that nobody else is likely to change meanwhile.
+// machineState is all that Down must leave as it was and that nobody else is
+// likely to change meanwhile.
 func machineState(t *testing.T) []string {
 	t.Helper()
 	state := leftovers(t)
@@ -245,13 +252,15 @@ func machineState(t *testing.T) []string {
 			state = append(state, "mount "+fields[4])
 		}
 	}
-	for _, pattern := range []string{"/*", "/etc/*", "/var/lib/*", "/opt/*", "/run/*", "/sys/class/net/*", "/sys/fs/cgroup/*/*quarry*"} {
+	for _, pattern := range []string{"/*", "/etc/*", "/var/lib/*", "/opt/*", "/run/*", "/sys/class/net/*",
+		"/sys/fs/cgroup/*/*quarry*"} {
 		matches, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		state = append(state, matches...)
 	}
 	for _, command := range []string{"containerd", "kubelet", "kube-proxy", "kube-apiserver", "etcd"} {
-		output, _ := exec.CommandContext(t.Context(), "pgrep", "-x", command).Output() //nolint:errcheck // it fails when there is none
+		output, _ := exec.CommandContext(t.Context(), "pgrep", "-x",
+			command).Output() //nolint:errcheck // it fails when there is none
 		state = append(state, command+" "+string(output))
 	}
 	return state
@@ -264,7 +273,8 @@ func leftovers(t *testing.T) []string {
 	return left
 }
 
-// attachForeign makes a loop device that is none of the testbed's business, and returns its file.
+// attachForeign makes a loop device that is none of the testbed's business, and
+// returns its file.
 func attachForeign(t *testing.T) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "foreign")
@@ -278,7 +288,8 @@ func attachForeign(t *testing.T) string {
 	return image
 }
 
-// loopDevices are the machine's loop devices whose backing file has one of the parts in its name.
+// loopDevices are the machine's loop devices whose backing file has one of the
+// parts in its name.
 func loopDevices(t *testing.T, parts ...string) []string {
 	t.Helper()
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")

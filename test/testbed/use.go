@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Command is a command inside a node: in its namespaces, with its files and its $PATH. The caller may set its
-// standard files before it starts it.
+// Command is a command inside a node: in its namespaces, with its files and its
+// $PATH. The caller may set its standard files before it starts it.
 func (c *Cluster) Command(ctx context.Context, name string, arguments ...string) (*exec.Cmd, error) {
 	if _, err := c.state.Config.nodeIndex(name); err != nil {
 		return nil, err
@@ -24,7 +24,8 @@ func (c *Cluster) Command(ctx context.Context, name string, arguments ...string)
 	return c.node(name).Command(ctx, searchPath, arguments...)
 }
 
-// Exec runs a command inside a node and returns its standard output; the error has its standard error.
+// Exec runs a command inside a node and returns its standard output; the error
+// has its standard error.
 func (c *Cluster) Exec(ctx context.Context, name string, arguments ...string) ([]byte, error) {
 	command, err := c.Command(ctx, name, arguments...)
 	if err != nil {
@@ -33,7 +34,8 @@ func (c *Cluster) Exec(ctx context.Context, name string, arguments ...string) ([
 	return output(command, name+": "+strings.Join(arguments, " "))
 }
 
-// Load puts the images of a tarball (as docker save writes, or an OCI layout) on all nodes, where they stay.
+// Load puts the images of a tarball (as docker save writes, or an OCI layout)
+// on all nodes, where they stay.
 func (c *Cluster) Load(ctx context.Context, tarball string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range c.Nodes() {
@@ -59,7 +61,8 @@ func (c *Cluster) loadOn(ctx context.Context, name, tarball string) error {
 	return nil
 }
 
-// loadAll puts every image of a directory on nodes whose containerd is about to start.
+// loadAll puts every image of a directory on nodes whose containerd is about to
+// start.
 func (c *Cluster) loadAll(ctx context.Context, dir string) error {
 	tarballs, err := filepath.Glob(filepath.Join(dir, "*.tar"))
 	if err != nil {
@@ -82,20 +85,23 @@ func (c *Cluster) loadAll(ctx context.Context, dir string) error {
 	return group.Wait()
 }
 
-// KubectlCommand is a kubectl command on the machine, with the cluster's kubeconfig.
+// KubectlCommand is a kubectl command on the machine, with the cluster's
+// kubeconfig.
 func (c *Cluster) KubectlCommand(ctx context.Context, arguments ...string) *exec.Cmd {
 	command := exec.CommandContext(ctx, filepath.Join(c.state.Kube, "kubectl"), arguments...)
 	command.Env = c.environment()
 	return command
 }
 
-// Kubectl runs kubectl and returns its standard output; the error has its standard error.
+// Kubectl runs kubectl and returns its standard output; the error has its
+// standard error.
 func (c *Cluster) Kubectl(ctx context.Context, arguments ...string) ([]byte, error) {
 	return output(c.KubectlCommand(ctx, arguments...), "kubectl "+strings.Join(arguments, " "))
 }
 
-// HelmCommand is a helm command on the machine, with the cluster's kubeconfig and its settings in the testbed's
-// directory. The first one may have to build helm.
+// HelmCommand is a helm command on the machine, with the cluster's kubeconfig
+// and its settings in the testbed's directory. The first one may have to build
+// helm.
 func (c *Cluster) HelmCommand(ctx context.Context, arguments ...string) (*exec.Cmd, error) {
 	helm, err := c.Tool(ctx, "helm")
 	if err != nil {
@@ -109,7 +115,8 @@ func (c *Cluster) HelmCommand(ctx context.Context, arguments ...string) (*exec.C
 	return command, nil
 }
 
-// Helm runs helm and returns its standard output; the error has its standard error.
+// Helm runs helm and returns its standard output; the error has its standard
+// error.
 func (c *Cluster) Helm(ctx context.Context, arguments ...string) ([]byte, error) {
 	command, err := c.HelmCommand(ctx, arguments...)
 	if err != nil {
@@ -118,7 +125,8 @@ func (c *Cluster) Helm(ctx context.Context, arguments ...string) ([]byte, error)
 	return output(command, "helm "+strings.Join(arguments, " "))
 }
 
-// Tool is the path of a program of the tools module, such as csi-sanity, which is built if need be.
+// Tool is the path of a program of the tools module, such as csi-sanity, which
+// is built if need be.
 func (c *Cluster) Tool(ctx context.Context, name string) (string, error) {
 	cache, err := Cache(c.log.out)
 	if err != nil {
@@ -127,7 +135,8 @@ func (c *Cluster) Tool(ctx context.Context, name string) (string, error) {
 	return cache.Tool(ctx, name)
 }
 
-// Peer is the path of a program of the peers module, a provisioner to compare with, which is built if need be.
+// Peer is the path of a program of the peers module, a provisioner to compare
+// with, which is built if need be.
 func (c *Cluster) Peer(ctx context.Context, name string) (string, error) {
 	cache, err := Cache(c.log.out)
 	if err != nil {
@@ -155,7 +164,8 @@ func (c *Cluster) Root(name string) (string, error) {
 	return fmt.Sprintf("/proc/%d/root", pid), nil
 }
 
-// Logs returns the paths of a node's logs on the machine: that of one program, or all of them.
+// Logs returns the paths of a node's logs on the machine: that of one program,
+// or all of them.
 func (c *Cluster) Logs(name, program string) ([]string, error) {
 	if _, err := c.state.Config.nodeIndex(name); err != nil {
 		return nil, err
@@ -177,7 +187,8 @@ func (c *Cluster) environment() []string {
 	return append(os.Environ(), "KUBECONFIG="+c.Kubeconfig(), "NO_PROXY="+noProxy, "no_proxy="+noProxy)
 }
 
-// output runs the command and returns what it wrote; what it complained of goes into the error.
+// output runs the command and returns what it wrote; what it complained of goes
+// into the error.
 func output(command *exec.Cmd, what string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, io.Writer(&stderr)

@@ -13,15 +13,18 @@ import (
 	"github.com/quarry-storage/quarry/test/machine"
 )
 
-// powerCut is one cut: at the given write of an operation, with what a disk's cache may make of it (machine.Cut.Seed).
+// powerCut is one cut: at the given write of an operation, with what a disk's
+// cache may make of it (machine.Cut.Seed).
 type powerCut struct {
 	filesystem, operation string
 	writes                int
 	seed                  uint64
 }
 
-// TestPowerCuts cuts the power while volumes are made, deleted and grown, and looks at the second boot whether each is there
-// whole or not at all and nothing leaked (nodeagent/store/power_test.go). QUARRY_POWER_SEED repeats the random ones.
+// TestPowerCuts cuts the power while volumes are made, deleted and grown, and
+// looks at the second boot whether each is there whole or not at all and
+// nothing leaked (nodeagent/store/power_test.go). QUARRY_POWER_SEED repeats the
+// random ones.
 func TestPowerCuts(t *testing.T) {
 	needRoot(t)
 	seed := rand.Uint64()
@@ -43,12 +46,13 @@ func TestPowerCuts(t *testing.T) {
 	bin := binaries(t)
 	slots := make(chan struct{}, atOnce)
 	for _, c := range cuts {
-		t.Run(fmt.Sprintf("%s/%s at write %d, seed %d", c.filesystem, c.operation, c.writes, c.seed), func(t *testing.T) {
-			t.Parallel()
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			c.run(t, bin)
-		})
+		t.Run(fmt.Sprintf("%s/%s at write %d, seed %d", c.filesystem, c.operation, c.writes, c.seed),
+			func(t *testing.T) {
+				t.Parallel()
+				slots <- struct{}{}
+				defer func() { <-slots }()
+				c.run(t, bin)
+			})
 	}
 }
 

@@ -14,17 +14,20 @@ import (
 	"github.com/quarry-storage/quarry/test/machine"
 )
 
-// guest is what runs in one machine: test binaries one after the other, each with its flags.
+// guest is what runs in one machine: test binaries one after the other, each
+// with its flags.
 type guest struct {
 	name, kernel string
-	// require are the features that tests must not skip for want of (QUARRY_TEST_REQUIRE).
+	// require are the features that tests must not skip for want of
+	// (QUARRY_TEST_REQUIRE).
 	require string
 	tests   []string
 }
 
-// guests are the machines. Which tests run where is chosen by what differs between kernels, since all of it is emulated and
-// ten times slower than on this machine: quotas, which this machine may lack, and what needs CAP_SYS_RESOURCE, which it may
-// withhold.
+// guests are the machines. Which tests run where is chosen by what differs
+// between kernels, since all of it is emulated and ten times slower than on
+// this machine: quotas, which this machine may lack, and what needs
+// CAP_SYS_RESOURCE, which it may withhold.
 var guests = []guest{
 	{"oldest kernel", "6.1", "project-quota", []string{
 		"quota",
@@ -64,13 +67,15 @@ func TestOtherKernels(t *testing.T) {
 			var out bytes.Buffer
 			begin := time.Now()
 			status, err := machine.Run(t.Context(), machine.Config{
-				Command: []string{"sh", "-c", script.String()}, Env: append(os.Environ(), "QUARRY_TEST_REQUIRE="+g.require),
-				Kernel: g.kernel, Scratch: 8 << 30, Stdout: &out, Stderr: &out, Timeout: 15 * time.Minute,
+				Command: []string{"sh", "-c", script.String()},
+				Env:     append(os.Environ(), "QUARRY_TEST_REQUIRE="+g.require),
+				Kernel:  g.kernel, Scratch: 8 << 30, Stdout: &out, Stderr: &out, Timeout: 15 * time.Minute,
 			})
 			if err != nil || status != 0 {
 				t.Fatalf("kernel %s: exit status %d, %v\n%s", g.kernel, status, err, failures(out.String()))
 			}
-			t.Logf("kernel %s: %d tests passed in %s", g.kernel, strings.Count(out.String(), "--- PASS"), time.Since(begin).Round(time.Second))
+			t.Logf("kernel %s: %d tests passed in %s", g.kernel, strings.Count(out.String(), "--- PASS"),
+				time.Since(begin).Round(time.Second))
 			for line := range strings.Lines(out.String()) {
 				if strings.Contains(line, "--- SKIP") {
 					t.Log(strings.TrimSpace(line))
@@ -80,7 +85,8 @@ func TestOtherKernels(t *testing.T) {
 	}
 }
 
-// atOnce is how many machines run at the same time: each keeps a processor of this one busy.
+// atOnce is how many machines run at the same time: each keeps a processor of
+// this one busy.
 const atOnce = 2
 
 func needRoot(t *testing.T) {
@@ -128,7 +134,8 @@ func failures(out string) string {
 	var kept []string
 	lines := strings.Split(out, "\n")
 	for i, line := range lines {
-		if strings.Contains(line, "--- FAIL") || strings.Contains(line, "Error Trace") || strings.Contains(line, "panic:") {
+		if strings.Contains(line, "--- FAIL") || strings.Contains(line, "Error Trace") ||
+			strings.Contains(line, "panic:") {
 			kept = append(kept, lines[max(0, i-1):min(len(lines), i+9)]...)
 		}
 	}

@@ -40,11 +40,13 @@ func TestVolumeComesBackAsItWas(t *testing.T) {
 	canonical, err := parameters.Apply(class, &spec)
 	require.NoError(t, err)
 	r := record.Volume{
-		ID: "pvc-1-1", Backend: "loop", Enforcement: "quota", VolumeMode: "Filesystem", SizeBytes: 1 << 30, Allocation: "thick", FSType: "xfs",
+		ID: "pvc-1-1", Backend: "loop", Enforcement: "quota", VolumeMode: "Filesystem",
+		SizeBytes: 1 << 30, Allocation: "thick", FSType: "xfs",
 		MkfsOptions: spec.MkfsOptions, MountOptions: spec.MountOptions, Owner: 1000, Mode: 0o770,
 		Origin: record.Origin{Node: "where-it-was", PVName: "pvc-1",
 			Provisioner: v1alpha1.LocalProvisioner, StorageClass: "c", ReclaimPolicy: "Delete",
-			AccessModes: []string{"ReadWriteOnce"}, ClaimNamespace: "shop", ClaimName: "data", ClaimUID: "1", ClaimLabels: map[string]string{"app": "db"},
+			AccessModes: []string{"ReadWriteOnce"}, ClaimNamespace: "shop",
+			ClaimName: "data", ClaimUID: "1", ClaimLabels: map[string]string{"app": "db"},
 			Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: 3600,
 				Scrub: "none"}, Parameters: spec.Parameters},
 	}
@@ -80,12 +82,13 @@ func TestTrashAdoptedAndInlineVolumes(t *testing.T) {
 		SizeBytes: 1 << 20, Origin: record.Origin{PVName: "pvc-1"}}
 	inline := r
 	inline.ID, inline.Origin.Attributes = "csi-1", map[string]string{translate.InlineAttribute: "true"}
-	v := fromDisk(t, listing.PoolListing{Name: "fast", Path: "/volumes", Volumes: []listing.VolumeListing{{Volume: inline}}, Trash: []listing.TrashListing{
-		{Entry: "attempt@1"}, // never was a volume
-		{Entry: "pvc-1-1@1", RemainingSeconds: 60, Volume: &r,
-			Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash",
-				RetentionSeconds: 90}}},
-	}})
+	v := fromDisk(t, listing.PoolListing{Name: "fast", Path: "/volumes",
+		Volumes: []listing.VolumeListing{{Volume: inline}}, Trash: []listing.TrashListing{
+			{Entry: "attempt@1"}, // never was a volume
+			{Entry: "pvc-1-1@1", RemainingSeconds: 60, Volume: &r,
+				Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash",
+					RetentionSeconds: 90}}},
+		}})
 	require.Equal(t, v1alpha1.DesiredTrashed, v.Spec.DesiredState)
 	require.Equal(t, 90*time.Second, v.Spec.Deletion.TrashRetention.Duration)
 	require.Empty(t, v.Status.Path)

@@ -13,7 +13,8 @@ import (
 )
 
 func TestConfirm(t *testing.T) {
-	for answer, ok := range map[string]bool{"yes\n": true, "y\n": true, "YES\n": true, "no\n": false, "\n": false, "": false, "yes please\n": false} {
+	for answer, ok := range map[string]bool{"yes\n": true, "y\n": true, "YES\n": true, "no\n": false, "\n": false,
+		"": false, "yes please\n": false} {
 		cmd := &cobra.Command{}
 		cmd.SetIn(strings.NewReader(answer))
 		cmd.SetOut(&bytes.Buffer{})
@@ -43,7 +44,8 @@ func TestPlanIsPrinted(t *testing.T) {
 	}}
 	steps := []rescue.Step{
 		{Verb: rescue.Refused, Object: "volume/v1", Node: "a", Claim: "shop/data", Why: "pods\nhold it"},
-		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved", Sees: "the claim is Lost for some seconds"},
+		{Verb: rescue.Move, Object: "volume/v2", Node: "b", Why: "its disk moved",
+			Sees: "the claim is Lost for some seconds"},
 	}
 	var b bytes.Buffer
 	require.NoError(t, printPlan(&b, snapshot, steps))

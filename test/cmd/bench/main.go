@@ -1,4 +1,5 @@
-// Command bench measures Quarry beside what it is compared with, on a testbed of its own; see package bench.
+// Command bench measures Quarry beside what it is compared with, on a testbed
+// of its own; see package bench.
 package main
 
 import (
@@ -19,7 +20,8 @@ import (
 )
 
 func main() {
-	// Where the tools of an administrator are, also for those whose shell does not look there (su without -).
+	// Where the tools of an administrator are, also for those whose shell does
+	// not look there (su without -).
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin") //nolint:errcheck // a valid name
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -34,7 +36,8 @@ func run(ctx context.Context) error {
 	if len(os.Args) == 3 && os.Args[1] == "floor" {
 		return floor(ctx, os.Args[2])
 	}
-	only := flag.String("bench", "", "what to measure, with commas: bind, peers, pods, io, delete, footprint, look (default: everything)")
+	only := flag.String("bench", "", "what to measure, with commas: bind, peers, pods, io, delete, footprint, look "+
+		"(default: everything)")
 	rounds := flag.Int("rounds", 9, "how often each single thing is measured")
 	repository := flag.String("repository", "..", "the root of the checkout")
 	flag.Parse()
@@ -47,8 +50,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	return bench.Run(ctx, bench.Config{
-		Sections: strings.FieldsFunc(*only, func(r rune) bool { return r == ',' || r == ' ' }), Rounds: *rounds, Repository: root, Self: self, Log: os.Stderr,
-		Image: filepath.Join(root, "dist/quarry-image.tar"), Page: filepath.Join(root, "docs/benchmarks.md"), Out: filepath.Join(root, "docs/benchmarks"),
+		Sections: strings.FieldsFunc(*only, func(r rune) bool {
+			return r == ',' || r == ' '
+		}), Rounds: *rounds, Repository: root, Self: self, Log: os.Stderr,
+		Image: filepath.Join(root, "dist/quarry-image.tar"),
+		Page:  filepath.Join(root, "docs/benchmarks.md"), Out: filepath.Join(root, "docs/benchmarks"),
 	})
 }
 

@@ -1,6 +1,7 @@
-// Command demo shows Quarry at work: a real Kubernetes on this machine, the chart, and the EaseMesh control plane (three etcd
-// members, each on its own node's disk). It shows what a person would look at, and fails if any of it is not so. The cluster
-// stays up.
+// Command demo shows Quarry at work: a real Kubernetes on this machine, the
+// chart, and the EaseMesh control plane (three etcd members, each on its own
+// node's disk). It shows what a person would look at, and fails if any of it is
+// not so. The cluster stays up.
 package main
 
 import (
@@ -24,7 +25,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, *nodes, *image, *root); err != nil {
-		fmt.Fprintf(os.Stderr, "\n%s %v\n\nThe cluster, if it came up, is left as it is: look around with\n  go -C test run ./cmd/testbed kubectl get events -A\n  go -C test run ./cmd/testbed logs node1\nand end it with\n  make demo-down\n", bad("FAILED:"), err)
+		fmt.Fprintf(os.Stderr, "\n%s %v\n\nThe cluster, if it came up, is left as it is: look around with\n  go -C "+
+			"test run ./cmd/testbed kubectl get events -A\n  go -C test run ./cmd/testbed logs node1\nand end it "+
+			"with\n  make demo-down\n", bad("FAILED:"), err)
 		os.Exit(1)
 	}
 }

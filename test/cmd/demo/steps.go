@@ -49,22 +49,26 @@ func (d *demo) install(image string) error {
 		return err
 	}
 	chart := filepath.Join(d.root, "charts/quarry")
-	args := []string{"upgrade", "--install", "quarry", chart, "--namespace", namespace, "--create-namespace", "--wait", "--timeout", "3m"}
+	args := []string{"upgrade", "--install", "quarry", chart, "--namespace", namespace, "--create-namespace", "--wait",
+		"--timeout", "3m"}
 	out, err := d.c.Helm(d.ctx, args...)
 	if err != nil {
 		return err
 	}
 	status, _, _ := strings.Cut(string(out), "NOTES:")
 	show("helm "+quoted(args), []byte(status))
-	// Helm counts a DaemonSet as ready while as many pods are missing as an update may take down.
-	if _, err := d.kubectl("rollout", "status", "-n", namespace, "daemonset/quarry-agent", "--timeout", "2m"); err != nil {
+	// Helm counts a DaemonSet as ready while as many pods are missing as an
+	// update may take down.
+	if _, err := d.kubectl("rollout", "status", "-n", namespace, "daemonset/quarry-agent", "--timeout",
+		"2m"); err != nil {
 		return err
 	}
 	pods, err := d.kubectl("get", "pods", "-n", namespace, "-o", "wide")
 	if err != nil {
 		return err
 	}
-	if err := want(strings.Count(pods, "1/1") == len(d.c.Nodes())+2, "two controllers and an agent on every node run"); err != nil {
+	if err := want(strings.Count(pods, "1/1") == len(d.c.Nodes())+2,
+		"two controllers and an agent on every node run"); err != nil {
 		return err
 	}
 	var pools string
@@ -98,7 +102,8 @@ func (d *demo) healthy() error {
 	return d.wait("all three members are healthy", func() (bool, string) {
 		for i := range members {
 			ctx, cancel := context.WithTimeout(d.ctx, patience/10)
-			out, err := d.c.Kubectl(ctx, append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane", "--"}, etcdctl("endpoint", "health")...)...)
+			out, err := d.c.Kubectl(ctx, append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane",
+				"--"}, etcdctl("endpoint", "health")...)...)
 			cancel()
 			if err != nil {
 				return false, fmt.Sprint(member(i), ": ", string(out), err)
@@ -135,7 +140,8 @@ func (d *demo) look() error {
 	if err != nil {
 		return err
 	}
-	return want(contains(described, "LocalVolume", "/volumes/", "kubernetes.io/hostname in ["+nodeOf(0)+"]", "3Gi", "easemesh-storage"),
+	return want(contains(described, "LocalVolume", "/volumes/", "kubernetes.io/hostname in ["+nodeOf(0)+"]",
+		"3Gi", "easemesh-storage"),
 		"it is a local volume of 3Gi under /volumes on %s", nodeOf(0))
 }
 
@@ -179,7 +185,8 @@ func (d *demo) disks() error {
 		if err != nil {
 			return err
 		}
-		if err := want(contains(onDisk, "member") && onDisk == inKubelet, "the pod has the directory that is on %s's disk", node); err != nil {
+		if err := want(contains(onDisk, "member") && onDisk == inKubelet, "the pod has the directory that "+
+			"is on %s's disk", node); err != nil {
 			return err
 		}
 		if i > 0 {
@@ -202,7 +209,8 @@ func (d *demo) disks() error {
 const answer = "42, as written at the start of the demo"
 
 func (d *demo) write() error {
-	out, err := d.kubectl(append([]string{"exec", "-n", mesh, member(0), "-c", "easemesh-control-plane", "--"}, etcdctl("put", "answer", answer)...)...)
+	out, err := d.kubectl(append([]string{"exec", "-n", mesh, member(0), "-c", "easemesh-control-plane", "--"},
+		etcdctl("put", "answer", answer)...)...)
 	if err != nil {
 		return err
 	}
@@ -214,16 +222,19 @@ func (d *demo) write() error {
 
 // read reads the value through one member.
 func (d *demo) read(i int) error {
-	out, err := d.kubectl(append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane", "--"}, etcdctl("get", "answer", "--print-value-only")...)...)
+	out, err := d.kubectl(append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane", "--"},
+		etcdctl("get", "answer", "--print-value-only")...)...)
 	if err != nil {
 		return err
 	}
 	return want(strings.TrimSpace(strings.TrimPrefix(out, " ")) == answer, "member %d has it", i)
 }
 
-// memberID is the identity etcd keeps on its disk: the same one means the same disk.
+// memberID is the identity etcd keeps on its disk: the same one means the same
+// disk.
 func (d *demo) memberID(i int) (string, error) {
-	return d.quietly(append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane", "--"}, etcdctl("endpoint", "status", "-w", "fields")...)...)
+	return d.quietly(append([]string{"exec", "-n", mesh, member(i), "-c", "easemesh-control-plane", "--"},
+		etcdctl("endpoint", "status", "-w", "fields")...)...)
 }
 
 func sameMember(before, after string) bool {
@@ -280,7 +291,8 @@ func (d *demo) reboot() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("  %s loses power: every process, mount and loop device of it is gone at once; its disk stays\n", nodeOf(2))
+	fmt.Printf("  %s loses power: every process, mount and loop device of it is gone at once; its disk stays\n",
+		nodeOf(2))
 	if err := d.c.RebootNode(d.ctx, nodeOf(2)); err != nil {
 		return err
 	}
@@ -308,7 +320,8 @@ func (d *demo) deleteClaim() error {
 	if err != nil {
 		return err
 	}
-	where, err := d.quietly("get", "volumes.quarry.storage", "-o", `jsonpath={range .items[?(@.spec.claim.namespace=="default")]}{.spec.nodeName} {.metadata.name}{end}`)
+	where, err := d.quietly("get", "volumes.quarry.storage", "-o",
+		`jsonpath={range .items[?(@.spec.claim.namespace=="default")]}{.spec.nodeName} {.metadata.name}{end}`)
 	if err != nil {
 		return err
 	}
@@ -320,7 +333,8 @@ func (d *demo) deleteClaim() error {
 	if err := want(id != "" && contains(before, id), "%s has the directory", node); err != nil {
 		return err
 	}
-	if _, err := d.kubectl("delete", "--grace-period=1", "-f", filepath.Join(d.root, "examples/quickstart")); err != nil {
+	if _, err := d.kubectl("delete", "--grace-period=1", "-f",
+		filepath.Join(d.root, "examples/quickstart")); err != nil {
 		return err
 	}
 	err = d.wait("its PersistentVolume is gone", func() (bool, string) {

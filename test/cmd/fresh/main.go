@@ -26,7 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The targets that prepare `make demo` and `make test`, in the order in which those run them.
+// The targets that prepare `make demo` and `make test`, in the order in which
+// those run them.
 var targets = [][]string{
 	{"make", "demo-packages", "image"},
 	{"make", "test-packages"},
@@ -45,7 +46,8 @@ func main() {
 			fmt.Fprintf(os.Stderr, "fresh: %s: %v\n", suite, err)
 			os.Exit(1)
 		}
-		fmt.Printf("fresh: %s: the set-up of demo and test works from nothing (%s)\n", suite, time.Since(start).Round(time.Second))
+		fmt.Printf("fresh: %s: the set-up of demo and test works from nothing (%s)\n",
+			suite, time.Since(start).Round(time.Second))
 	}
 }
 
@@ -91,7 +93,8 @@ const sources = "/src"
 
 // install makes the root filesystem. Packages come from where the host's do.
 func (m *machine) install(ctx context.Context, suite string) error {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages", "Origin: Debian").Output()
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT)",
+		"Created-By: Packages", "Origin: Debian").Output()
 	if err != nil {
 		return fmt.Errorf("ask apt for its sources: %w", err)
 	}
@@ -105,10 +108,12 @@ func (m *machine) install(ctx context.Context, suite string) error {
 	if mirror == "" {
 		return errors.New("apt has no source of Debian's main packages here")
 	}
-	return m.host(ctx, "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--include=ca-certificates,git,make", suite, m.root, mirror)
+	return m.host(ctx, "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--include=ca-certificates,git,make",
+		suite, m.root, mirror)
 }
 
-// lend copies the sources in and mounts the host's Go with what it has compiled.
+// lend copies the sources in and mounts the host's Go with what it has
+// compiled.
 func (m *machine) lend(ctx context.Context, repository string) error {
 	list := "git -C " + repository + " ls-files -z --cached --others --exclude-standard | tar -C " + repository +
 		" --null --ignore-failed-read -T - -cf - | tar -C " + m.root + sources + " -xf -"
@@ -125,7 +130,8 @@ func (m *machine) lend(ctx context.Context, repository string) error {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	m.env = []string{
 		"HOME=/root", "PATH=" + lines[0] + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"GOMODCACHE=" + lines[1], "GOCACHE=" + lines[2], "GOPROXY=" + lines[3], "GOFLAGS=-buildvcs=false", "LC_ALL=C.UTF-8",
+		"GOMODCACHE=" + lines[1], "GOCACHE=" + lines[2],
+		"GOPROXY=" + lines[3], "GOFLAGS=-buildvcs=false", "LC_ALL=C.UTF-8",
 	}
 	for _, dir := range append(lines[:3:3], "/proc", "/sys", "/dev") {
 		if err := m.bind(dir); err != nil {
@@ -178,7 +184,8 @@ func (m *machine) check(repository string) error {
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return fmt.Errorf("these programs are called, and were installed by no target:\n  %s", strings.Join(missing, "\n  "))
+		return fmt.Errorf("these programs are called, and were installed by no target:\n  %s",
+			strings.Join(missing, "\n  "))
 	}
 	return nil
 }
@@ -203,7 +210,8 @@ func (m *machine) host(ctx context.Context, arguments ...string) error {
 	return nil
 }
 
-// close takes the machine away. A directory that is still mounted is not removed: it is the host's.
+// close takes the machine away. A directory that is still mounted is not
+// removed: it is the host's.
 func (m *machine) close() error {
 	for _, target := range slices.Backward(m.mounts) {
 		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {

@@ -61,7 +61,8 @@ func dispatch(ctx context.Context, args []string) (status int, err error) {
 		}
 		return failed(err)
 	}
-	return statusUsage, errors.New("usage: machine run [flags] -- CMD ARGS... | machine setup [flags] | machine kernels")
+	return statusUsage, errors.New("usage: machine run [flags] -- CMD ARGS... | machine setup [flags] | " +
+		"machine kernels")
 }
 
 func failed(err error) (int, error) {
@@ -98,7 +99,8 @@ func run(ctx context.Context, args []string) (status int, err error) {
 	})
 	flags.StringVar(&cfg.Cut.On, "cut-on", "", "cut the power when a line of standard output contains this `text`")
 	flags.DurationVar(&cfg.Cut.After, "cut-after", 0, "cut the power this `time` after the command started")
-	flags.IntVar(&cfg.Cut.Writes, "cut-writes", 0, "cut the power at the `N`th write to a volatile disk, counted from -cut-on or the start")
+	flags.IntVar(&cfg.Cut.Writes, "cut-writes", 0,
+		"cut the power at the `N`th write to a volatile disk, counted from -cut-on or the start")
 	flags.Uint64Var(&cfg.Cut.Seed, "cut-seed", 0, "keep unflushed sectors at random by this `seed` (0: lose them all)")
 	console := flags.Bool("console", false, "show the kernel's console on standard error")
 	_ = flags.Parse(args) // ExitOnError

@@ -14,7 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// entry is a file, link or directory of a layer. Its path is relative to the root, without a leading slash.
+// entry is a file, link or directory of a layer. Its path is relative to the
+// root, without a leading slash.
 type entry struct {
 	path    string
 	mode    int64
@@ -40,7 +41,8 @@ func skeleton() []entry {
 		{path: "lib64", link: "usr/lib64"},
 		{path: "usr/bin", dir: true, mode: 0o755},
 		{path: "usr/lib64", dir: true, mode: 0o755},
-		{path: "etc/passwd", content: "root:x:0:0:root:/:/quarry\nnonroot:x:65532:65532:nonroot:/:/quarry\n", mode: 0o644},
+		{path: "etc/passwd", content: "root:x:0:0:root:/:/quarry\nnonroot:x:65532:65532:nonroot:/:/quarry\n",
+			mode: 0o644},
 		{path: "etc/group", content: "root:x:0:\nnonroot:x:65532:\n", mode: 0o644},
 		{path: "etc/nsswitch.conf", content: "passwd: files\ngroup: files\nhosts: files dns\n", mode: 0o644},
 		// e2fsprogs asks it what is mounted.
@@ -48,7 +50,8 @@ func skeleton() []entry {
 	}
 }
 
-// layer packs the entries, sorted, with their parent directories, owned by root, all of one time.
+// layer packs the entries, sorted, with their parent directories, owned by
+// root, all of one time.
 func layer(entries []entry) (v1.Layer, error) {
 	all := map[string]entry{}
 	for _, e := range entries {
@@ -72,7 +75,9 @@ func layer(entries []entry) (v1.Layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
+	})
 }
 
 func (e entry) write(w *tar.Writer) error {

@@ -1,5 +1,6 @@
 // Command mkimage makes Quarry's container image as a tarball, without any
-// daemon or registry: `ctr images import`, `docker load` and `podman load` take it.
+// daemon or registry: `ctr images import`, `docker load` and `podman load` take
+// it.
 //
 //	mkimage -binary bin/quarry -tag quarry-storage/quarry:0.1.0 -o dist/quarry-image.tar
 //
@@ -27,7 +28,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// modified is the time of every file and of the image: fixed, so that equal content is equal bytes.
+// modified is the time of every file and of the image: fixed, so that equal
+// content is equal bytes.
 var modified = time.Unix(1_700_000_000, 0).UTC()
 
 func main() {
@@ -76,7 +78,8 @@ func run(binary, tag, version, out string) error {
 	return nil
 }
 
-// build makes two layers: the tools, which change with the distribution, and the program, which changes with every build.
+// build makes two layers: the tools, which change with the distribution, and
+// the program, which changes with every build.
 func build(binary, version string) (v1.Image, error) {
 	if err := requireStatic(binary); err != nil {
 		return nil, err

@@ -47,7 +47,8 @@ func TestRefusesDynamicProgram(t *testing.T) {
 	require.ErrorContains(t, err, "CGO_ENABLED=0")
 }
 
-// TestToolsRun makes filesystems with the image's tools and the image's libraries alone: everything they need is in it.
+// TestToolsRun makes filesystems with the image's tools and the image's
+// libraries alone: everything they need is in it.
 func TestToolsRun(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root (chroot): run `make test`")
@@ -58,7 +59,8 @@ func TestToolsRun(t *testing.T) {
 	content := mutate.Extract(img)
 	defer content.Close()
 	unpack(t, content, root)
-	// As any container has it; e2fsprogs asks /etc/mtab, a link into it, what is mounted.
+	// As any container has it; e2fsprogs asks /etc/mtab, a link into it, what
+	// is mounted.
 	require.NoError(t, unix.Mount("proc", filepath.Join(root, "proc"), "proc", 0, ""))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(filepath.Join(root, "proc"), 0)) })
 

@@ -33,10 +33,12 @@ var tools = []struct {
 // files the tools read.
 var files = []string{"/etc/mke2fs.conf"}
 
-// opened are libraries that no program names: the C library opens them when a thread ends early.
+// opened are libraries that no program names: the C library opens them when a
+// thread ends early.
 var opened = []string{"libgcc_s.so.1"}
 
-// programDirs and libraryDirs are where Debian keeps them; the second as its dynamic linker searches, without ld.so.cache.
+// programDirs and libraryDirs are where Debian keeps them; the second as its
+// dynamic linker searches, without ld.so.cache.
 var programDirs = []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 
 func libraryDirs(machine elf.Machine) []string {
@@ -46,7 +48,8 @@ func libraryDirs(machine elf.Machine) []string {
 	return []string{"/usr/lib/" + triplet, "/lib/" + triplet, "/usr/lib64", "/lib64", "/usr/lib", "/lib"}
 }
 
-// findTools returns the programs, their libraries and the dynamic linker as entries of a layer.
+// findTools returns the programs, their libraries and the dynamic linker as
+// entries of a layer.
 func findTools() ([]entry, error) {
 	var (
 		entries []entry
@@ -85,7 +88,8 @@ func findTools() ([]entry, error) {
 	return entries, nil
 }
 
-// libraries collects shared libraries: where each goes in the image, and the file of this machine it is.
+// libraries collects shared libraries: where each goes in the image, and the
+// file of this machine it is.
 type libraries struct {
 	found   map[string]string
 	machine elf.Machine
@@ -107,7 +111,8 @@ func (l *libraries) resolve(file string) error {
 	}
 	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
 		if paths, err := f.DynString(tag); err == nil && len(paths) > 0 {
-			return fmt.Errorf("%s looks for libraries in a path of its own (%s), which is not supported", file, strings.Join(paths, ":"))
+			return fmt.Errorf("%s looks for libraries in a path of its own (%s), which is not supported",
+				file, strings.Join(paths, ":"))
 		}
 	}
 	if linker, err := interpreter(f); err != nil {
@@ -141,7 +146,8 @@ func (l *libraries) need(name string) error {
 	return l.resolve(source)
 }
 
-// add says whether the file was not there yet. All directories are those below /usr: /lib is a link to /usr/lib.
+// add says whether the file was not there yet. All directories are those below
+// /usr: /lib is a link to /usr/lib.
 func (l *libraries) add(target, source string) bool {
 	target = strings.TrimPrefix(target, "/")
 	if !strings.HasPrefix(target, "usr/") {
@@ -169,7 +175,8 @@ func interpreter(f *elf.File) (string, error) {
 	return "", nil
 }
 
-// find returns the first regular file, links followed, of that name in the directories.
+// find returns the first regular file, links followed, of that name in the
+// directories.
 func find(name string, dirs []string) (string, error) {
 	for _, dir := range dirs {
 		file := filepath.Join(dir, name)
@@ -184,7 +191,8 @@ func find(name string, dirs []string) (string, error) {
 	return "", fmt.Errorf("%s is in none of %s", name, strings.Join(dirs, ", "))
 }
 
-// requireStatic: the image has libraries for the tools only, and a program linked against another machine's would fail late.
+// requireStatic: the image has libraries for the tools only, and a program
+// linked against another machine's would fail late.
 func requireStatic(binary string) error {
 	f, err := elf.Open(binary)
 	if err != nil {

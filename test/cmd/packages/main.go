@@ -1,4 +1,5 @@
-// Command packages installs the Debian packages that a target of the Makefile needs, and says so:
+// Command packages installs the Debian packages that a target of the Makefile
+// needs, and says so:
 //
 //	packages SET...    filesystems, testbed, machine, race, bench
 //
@@ -31,9 +32,12 @@ func run(ctx context.Context, sets []string) error {
 	for _, name := range sets {
 		set, ok := debian.Sets[name]
 		if !ok {
-			return fmt.Errorf("no set of packages is called %q; there are %s", name, strings.Join(slices.Sorted(maps.Keys(debian.Sets)), ", "))
+			return fmt.Errorf("no set of packages is called %q; there are %s",
+				name, strings.Join(slices.Sorted(maps.Keys(debian.Sets)), ", "))
 		}
 		needs = append(needs, set...)
 	}
-	return debian.Install(ctx, func(format string, args ...any) { fmt.Printf("packages: "+format+"\n", args...) }, needs)
+	return debian.Install(ctx, func(format string, args ...any) {
+		fmt.Printf("packages: "+format+"\n", args...)
+	}, needs)
 }

@@ -1,5 +1,5 @@
-// Command pause is the only process of a pod's sandbox container: it holds the pod's namespaces and, as
-// their PID 1, reaps what its containers orphan.
+// Command pause is the only process of a pod's sandbox container: it holds the
+// pod's namespaces and, as their PID 1, reaps what its containers orphan.
 package main
 
 import (
@@ -19,7 +19,8 @@ func main() {
 	}
 }
 
-// reap collects every child that has ended: one SIGCHLD may stand for several of them.
+// reap collects every child that has ended: one SIGCHLD may stand for several
+// of them.
 func reap() {
 	for {
 		if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {

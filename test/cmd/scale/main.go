@@ -41,16 +41,19 @@ func exit(err error) {
 
 func run(ctx context.Context) error {
 	nodes := flag.String("nodes", "10,100,1000", "sizes of clusters, with commas")
-	volumes := flag.Int("volumes", 0, "volumes that are there in the largest of them; the others have as many on each node (0: 20 on each node)")
+	volumes := flag.Int("volumes", 0, "volumes that are there in the largest of them; the others have as many on each "+
+		"node (0: 20 on each node)")
 	quarry := flag.String("quarry", "../bin/quarry", "the built binary")
 	rounds := flag.Int("rounds", 15, "claims that are measured one after the other")
 	burst := flag.Int("burst", 500, "claims that are measured at once")
 	rest := flag.Duration("rest", 30*time.Second, "how long everything is left alone to see what that costs")
 	limit := flag.Duration("limit", time.Hour, "how long each size may take")
-	memory := flag.Int64("memory", 512, "the memory limit of the controllers' container, in MiB; the chart's is the default")
+	memory := flag.Int64("memory", 512, "the memory limit of the controllers' container, in MiB; the chart's "+
+		"is the default")
 	dir := flag.String("dir", "/dev/shm", "where etcd's data and the logs are, best in memory")
 	keep := flag.Bool("keep-logs", false, "leave the directories with the logs")
-	out := flag.String("o", "../docs/benchmarks", "the directory for scale.json and scale-*.svg; what is in scale.json of other sizes stays")
+	out := flag.String("o", "../docs/benchmarks", "the directory for scale.json and scale-*.svg; what is in "+
+		"scale.json of other sizes stays")
 	page := flag.String("page", "../docs/benchmarks.md", "the page whose block is written")
 	flag.Parse()
 
@@ -81,11 +84,13 @@ func run(ctx context.Context) error {
 	ctrllog.SetLogger(logr.Discard())
 	for _, n := range sizes {
 		config := scale.Config{
-			Nodes: n, Volumes: int(perNode * float64(n)), Rounds: *rounds, Burst: *burst, Rest: *rest, MemoryLimit: *memory << 20,
+			Nodes: n, Volumes: int(perNode * float64(n)), Rounds: *rounds,
+			Burst: *burst, Rest: *rest, MemoryLimit: *memory << 20,
 			Quarry: binary, Kube: kube, Self: []string{self}, Log: os.Stderr,
 		}
 		result, err := measured(ctx, config, *dir, *limit, *keep)
-		// What was measured counts, also where something broke: what breaks first is what is looked for.
+		// What was measured counts, also where something broke: what breaks
+		// first is what is looked for.
 		if result != nil {
 			if err := report.Add(result, err); err != nil {
 				return err
@@ -112,7 +117,8 @@ func sizesOf(list string) ([]int, error) {
 }
 
 // measured runs one size in a directory of its own.
-func measured(ctx context.Context, config scale.Config, dir string, limit time.Duration, keep bool) (result *scale.Result, err error) {
+func measured(ctx context.Context, config scale.Config, dir string, limit time.Duration,
+	keep bool) (result *scale.Result, err error) {
 	if config.Dir, err = os.MkdirTemp(dir, "quarry-scale-"); err != nil {
 		return nil, err
 	}
@@ -124,7 +130,8 @@ func measured(ctx context.Context, config scale.Config, dir string, limit time.D
 	return scale.Run(ctx, config)
 }
 
-// programs is the directory of Kubernetes' and etcd's programs, which are built if need be.
+// programs is the directory of Kubernetes' and etcd's programs, which are built
+// if need be.
 func programs(ctx context.Context) (string, error) {
 	dir, err := build.CacheDir()
 	if err != nil {

@@ -45,8 +45,10 @@ func upCommand() *cobra.Command {
 	flags.StringVar(&poolSize, "pool-size", "20Gi", "size of each node's disk at /volumes; it is sparse")
 	flags.StringVar(&config.Pool.Filesystem, "pool-fs", "ext4", "its filesystem: ext4, xfs or btrfs")
 	flags.StringVar(&config.Pool.MountOptions, "pool-options", "", "its mount options")
-	flags.StringArrayVar(&extraPools, "extra-pool", nil, "a further disk of each node: PATH=FILESYSTEM:SIZE[:MOUNT_OPTIONS] (repeatable)")
-	flags.StringToStringVar(&config.HostnameLabels, "hostname-label", nil, "NODE=VALUE: the label kubernetes.io/hostname, if it shall differ from the name")
+	flags.StringArrayVar(&extraPools, "extra-pool", nil,
+		"a further disk of each node: PATH=FILESYSTEM:SIZE[:MOUNT_OPTIONS] (repeatable)")
+	flags.StringToStringVar(&config.HostnameLabels, "hostname-label", nil,
+		"NODE=VALUE: the label kubernetes.io/hostname, if it shall differ from the name")
 	return command
 }
 

@@ -1,4 +1,5 @@
-// Command testbed runs a real Kubernetes cluster on this machine: see the README beside test/go.mod.
+// Command testbed runs a real Kubernetes cluster on this machine: see the
+// README beside test/go.mod.
 package main
 
 import (
@@ -15,7 +16,8 @@ import (
 )
 
 func main() {
-	// Where the tools of an administrator are, also for those whose shell does not look there (su without -).
+	// Where the tools of an administrator are, also for those whose shell does
+	// not look there (su without -).
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin") //nolint:errcheck // a valid name
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
@@ -28,9 +30,11 @@ func main() {
 	root.AddCommand(
 		upCommand(), downCommand(), leftoversCommand(), statusCommand(), buildCommand(),
 		kubectlCommand(), helmCommand(), kubeconfigCommand(), envCommand(), loadCommand(),
-		execCommand(), logsCommand(), powerCommand("kill", "Cut a node's power; its disks stay", (*testbed.Cluster).KillNode),
+		execCommand(), logsCommand(), powerCommand("kill", "Cut a node's power; its disks stay",
+			(*testbed.Cluster).KillNode),
 		powerCommand("start", "Turn a node's power on and wait until it is Ready", (*testbed.Cluster).StartNode),
-		powerCommand("reboot", "Cut a node's power, turn it on and wait until it is Ready", (*testbed.Cluster).RebootNode),
+		powerCommand("reboot", "Cut a node's power, turn it on and wait until it is Ready",
+			(*testbed.Cluster).RebootNode),
 		programCommand("stop-program", "Stop one program of a node", (*testbed.Cluster).StopProgram),
 		programCommand("start-program", "Start one program of a node again", (*testbed.Cluster).StartProgram),
 		programCommand("restart-program", "Restart one program of a node", (*testbed.Cluster).RestartProgram),
@@ -52,7 +56,8 @@ func open() (*testbed.Cluster, error) {
 	return cluster, nil
 }
 
-// become replaces this process by the command, which so has the terminal to itself.
+// become replaces this process by the command, which so has the terminal to
+// itself.
 func become(command *exec.Cmd) error {
 	if command.Err != nil {
 		return command.Err

@@ -157,7 +157,8 @@ func powerCommand(use, short string, do func(*testbed.Cluster, context.Context, 
 }
 
 // programCommand is a command that does one thing to a program of a node.
-func programCommand(use, short string, do func(*testbed.Cluster, context.Context, string, string) error) *cobra.Command {
+func programCommand(use, short string, do func(*testbed.Cluster, context.Context, string,
+	string) error) *cobra.Command {
 	return &cobra.Command{
 		Use:   use + " NODE PROGRAM",
 		Short: short,

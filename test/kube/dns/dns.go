@@ -1,5 +1,6 @@
-// Package dns answers for the services of a cluster, as Kubernetes' DNS specification wants it, as far as tests
-// need it: A records of services, of headless services and of their named endpoints. It knows no other domain.
+// Package dns answers for the services of a cluster, as Kubernetes' DNS
+// specification wants it, as far as tests need it: A records of services, of
+// headless services and of their named endpoints. It knows no other domain.
 //
 // https://github.com/kubernetes/dns/blob/master/docs/specification.md
 package dns
@@ -27,7 +28,8 @@ import (
 // suffix is what all names end in that the server knows.
 const suffix = ".svc.cluster.local."
 
-// ttl is short, because pods move: the specification has 5 s for headless services.
+// ttl is short, because pods move: the specification has 5 s for headless
+// services.
 const ttl = 5
 
 // Server answers from a watched copy of the cluster's services and endpoints.
@@ -36,8 +38,8 @@ type Server struct {
 	slices   discoverylisters.EndpointSliceLister
 }
 
-// Serve answers on the UDP address until ctx ends. The kubeconfig's user needs to list and watch services and
-// endpointslices, as system:kube-proxy does.
+// Serve answers on the UDP address until ctx ends. The kubeconfig's user needs
+// to list and watch services and endpointslices, as system:kube-proxy does.
 func Serve(ctx context.Context, kubeconfig, address string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -100,15 +102,17 @@ func (s Server) answer(packed []byte) ([]byte, error) {
 	if question.Type == dnsmessage.TypeA {
 		for _, address := range addresses {
 			answer.Answers = append(answer.Answers, dnsmessage.Resource{
-				Header: dnsmessage.ResourceHeader{Name: question.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: ttl},
-				Body:   &dnsmessage.AResource{A: address},
+				Header: dnsmessage.ResourceHeader{Name: question.Name, Type: dnsmessage.TypeA,
+					Class: dnsmessage.ClassINET, TTL: ttl},
+				Body: &dnsmessage.AResource{A: address},
 			})
 		}
 	}
 	return answer.Pack()
 }
 
-// lookup finds the addresses of SERVICE.NAMESPACE or, in a headless service, ENDPOINT.SERVICE.NAMESPACE.
+// lookup finds the addresses of SERVICE.NAMESPACE or, in a headless service,
+// ENDPOINT.SERVICE.NAMESPACE.
 func (s Server) lookup(name string) (addresses [][4]byte, known bool) {
 	name, ok := strings.CutSuffix(name, suffix)
 	labels := strings.Split(name, ".")
@@ -130,8 +134,9 @@ func (s Server) lookup(name string) (addresses [][4]byte, known bool) {
 	return addresses, endpoint == "" || len(addresses) > 0
 }
 
-// endpoints are the addresses of a headless service: of all that are ready (all at all, if the service publishes
-// those too), or of the one with the host name.
+// endpoints are the addresses of a headless service: of all that are ready (all
+// at all, if the service publishes those too), or of the one with the host
+// name.
 func (s Server) endpoints(service *corev1.Service, hostname string) [][4]byte {
 	ofService := labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: service.Name})
 	slices, err := s.slices.EndpointSlices(service.Namespace).List(ofService)

@@ -1,5 +1,5 @@
-// Command etcd is the etcd server and, called by the name etcdctl, its client: one static binary for the
-// control plane and for a container image.
+// Command etcd is the etcd server and, called by the name etcdctl, its client:
+// one static binary for the control plane and for a container image.
 package main
 
 import (

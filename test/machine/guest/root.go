@@ -134,7 +134,8 @@ func enterHostRoot(spec wire.Spec) error {
 	if err != nil {
 		modules = filepath.Join(root, "lib")
 	}
-	if err := mount(filepath.Join(lower, spec.ModuleTree, "lib/modules"), filepath.Join(modules, "modules"), "", syscall.MS_BIND, ""); err != nil {
+	if err := mount(filepath.Join(lower, spec.ModuleTree, "lib/modules"), filepath.Join(modules, "modules"), "",
+		syscall.MS_BIND, ""); err != nil {
 		return err
 	}
 	// The initramfs cannot be unmounted or pivoted away: switch_root(8).

@@ -1,9 +1,11 @@
-// Package agents stands for the agents of thousands of nodes in one process: it answers Volume objects as they do, by
-// their translation (package nodeagent), and keeps volumes in memory where they keep them on disk.
+// Package agents stands for the agents of thousands of nodes in one process: it
+// answers Volume objects as they do, by their translation (package nodeagent),
+// and keeps volumes in memory where they keep them on disk.
 //
-// What is real: every request to the API server, its content and its order, one Pool object for each node, written as
-// often as an agent writes it. What is not: one watch on all Volumes instead of one for each node, no disk, and so no
-// time that a disk takes.
+// What is real: every request to the API server, its content and its order, one
+// Pool object for each node, written as often as an agent writes it. What is
+// not: one watch on all Volumes instead of one for each node, no disk, and so
+// no time that a disk takes.
 package agents
 
 import (
@@ -64,7 +66,8 @@ type node struct {
 	reported time.Time // when its Pool was written last
 }
 
-// New makes the agents of all nodes there are, each with a pool of the given size in bytes.
+// New makes the agents of all nodes there are, each with a pool of the given
+// size in bytes.
 func New(config *rest.Config, size int64) (*Fleet, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
@@ -76,17 +79,20 @@ func New(config *rest.Config, size int64) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the agents' client: %w", err)
 	}
-	objects, err := cache.New(config, cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields()})
+	objects, err := cache.New(config, cache.Options{Scheme: scheme,
+		DefaultTransform: cache.TransformStripManagedFields()})
 	if err != nil {
 		return nil, fmt.Errorf("make the agents' cache: %w", err)
 	}
 	queue := func() workqueue.TypedRateLimitingInterface[string] {
 		return workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())
 	}
-	return &Fleet{client: c, cache: objects, size: size, volumes: queue(), reports: queue(), nodes: map[string]*node{}}, nil
+	return &Fleet{client: c, cache: objects, size: size, volumes: queue(), reports: queue(),
+		nodes: map[string]*node{}}, nil
 }
 
-// Run reports every node's Pool and answers Volumes until ctx ends. ready is called once every Pool was reported.
+// Run reports every node's Pool and answers Volumes until ctx ends. ready is
+// called once every Pool was reported.
 func (f *Fleet) Run(ctx context.Context, ready func()) error {
 	informer, err := f.cache.GetInformer(ctx, &v1alpha1.Volume{}, cache.BlockUntilSynced(false))
 	if err != nil {
@@ -125,8 +131,10 @@ func (f *Fleet) handler() toolscache.ResourceEventHandler {
 	return toolscache.ResourceEventHandlerFuncs{AddFunc: add, UpdateFunc: func(_, o any) { add(o) }}
 }
 
-// work takes names from a queue until it is shut down; what failed is tried again, later and later.
-func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string], do func(context.Context, string) error) {
+// work takes names from a queue until it is shut down; what failed is tried
+// again, later and later.
+func work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string],
+	do func(context.Context, string) error) {
 	for {
 		name, shutdown := queue.Get()
 		if shutdown {
@@ -278,18 +286,21 @@ func removed(status *v1alpha1.VolumeStatus) {
 	status.Path = ""
 	status.Capacity = resource.NewQuantity(0, resource.BinarySI)
 	status.Phase = v1alpha1.VolumeDeleted
-	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
+		Status: metav1.ConditionFalse,
 		Reason: v1alpha1.ReasonRemoved, ObservedGeneration: status.ObservedGeneration})
 }
 
 func refused() *v1alpha1.VolumeStatus {
 	status := &v1alpha1.VolumeStatus{Phase: v1alpha1.VolumeRefused}
-	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
+		Status: metav1.ConditionFalse,
 		Reason: v1alpha1.ReasonInsufficientCapacity, Message: "no pool has room for it"})
 	return status
 }
 
-// soon has a node's Pool written: at once, or when its last writing is reportEvery ago.
+// soon has a node's Pool written: at once, or when its last writing is
+// reportEvery ago.
 func (f *Fleet) soon(name string) {
 	f.mu.Lock()
 	wait := time.Duration(0)
@@ -310,16 +321,19 @@ func (f *Fleet) report(ctx context.Context, name string) error {
 	want := v1alpha1.PoolStatus{
 		Path: "/var/lib/quarry/pool", MachineID: name, Filesystem: filesystem, FilesystemID: uid,
 		Features: v1alpha1.PoolFeatures{ProjectQuota: true, Reflink: true, DirectIO: true, QuotactlFD: true},
-		Capacity: quantity(f.size), Promised: quantity(n.promised), Available: quantity(room), MaximumVolumeSize: quantity(room),
+		Capacity: quantity(f.size), Promised: quantity(n.promised),
+		Available: quantity(room), MaximumVolumeSize: quantity(room),
 		Volumes: int32(len(n.held)),
 	}
 	f.mu.Unlock()
 
 	object := &v1alpha1.Pool{
-		ObjectMeta: metav1.ObjectMeta{Name: name + "." + pool, Labels: map[string]string{v1alpha1.LabelPool: pool, v1alpha1.LabelNode: name}},
-		Spec:       v1alpha1.PoolSpec{NodeName: name, Pool: pool, UID: uid},
+		ObjectMeta: metav1.ObjectMeta{Name: name + "." + pool, Labels: map[string]string{v1alpha1.LabelPool: pool,
+			v1alpha1.LabelNode: name}},
+		Spec: v1alpha1.PoolSpec{NodeName: name, Pool: pool, UID: uid},
 	}
-	// From the agents' cache, as an agent does it; what was made a moment ago may not be in there yet.
+	// From the agents' cache, as an agent does it; what was made a moment ago
+	// may not be in there yet.
 	err := f.cache.Get(ctx, client.ObjectKeyFromObject(object), object)
 	if apierrors.IsNotFound(err) {
 		if err = f.client.Create(ctx, object); apierrors.IsAlreadyExists(err) {
@@ -330,7 +344,8 @@ func (f *Fleet) report(ctx context.Context, name string) error {
 		return fmt.Errorf("pool object %s: %w", object.Name, err)
 	}
 	want.Conditions = object.Status.Conditions
-	meta.SetStatusCondition(&want.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady})
+	meta.SetStatusCondition(&want.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady,
+		Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady})
 	changed := object.DeepCopy()
 	changed.Status = want
 	if err := f.client.Status().Patch(ctx, changed, client.MergeFrom(object)); err != nil {

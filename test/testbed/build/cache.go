@@ -1,8 +1,10 @@
-// Package build makes the binaries and images the testbed runs, and caches them.
+// Package build makes the binaries and images the testbed runs, and caches
+// them.
 //
-// What is made from what is in Kube, Containerd, Tools and Images. Each result is a directory of the cache whose
-// name ends in a hash of all that determines it, so a second use does not even start the go tool, and two
-// checkouts of the project share what they have in common.
+// What is made from what is in Kube, Containerd, Tools and Images. Each result
+// is a directory of the cache whose name ends in a hash of all that determines
+// it, so a second use does not even start the go tool, and two checkouts of the
+// project share what they have in common.
 package build
 
 import (
@@ -29,7 +31,8 @@ type Cache struct {
 	Progress func(format string, args ...any) // told what goes on; a line each
 }
 
-// CacheDir is the default place of the cache: $QUARRY_TESTBED_CACHE, or quarry-testbed in the user's cache directory.
+// CacheDir is the default place of the cache: $QUARRY_TESTBED_CACHE, or
+// quarry-testbed in the user's cache directory.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("QUARRY_TESTBED_CACHE"); dir != "" {
 		return filepath.Abs(dir)
@@ -41,8 +44,8 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "quarry-testbed"), nil
 }
 
-// SourceDir finds the test module's directory, where the modules to build lie: from the working directory
-// upwards, or where this program was compiled.
+// SourceDir finds the test module's directory, where the modules to build lie:
+// from the working directory upwards, or where this program was compiled.
 func SourceDir() (string, error) {
 	var candidates []string
 	if dir, err := os.Getwd(); err == nil {
@@ -70,7 +73,8 @@ type artifact struct {
 	make func(ctx context.Context, dir string) error
 }
 
-// get returns the directory of the artifact, which it makes if it is not in the cache.
+// get returns the directory of the artifact, which it makes if it is not in the
+// cache.
 func (c *Cache) get(ctx context.Context, a artifact) (string, error) {
 	sum, err := a.key.sum()
 	if err != nil {
@@ -107,7 +111,8 @@ func (c *Cache) get(ctx context.Context, a artifact) (string, error) {
 	return dir, nil
 }
 
-// lock keeps two builds of one artifact apart. The kernel drops the lock with its holder.
+// lock keeps two builds of one artifact apart. The kernel drops the lock with
+// its holder.
 func (c *Cache) lock(ctx context.Context, a artifact) (func(), error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, err
@@ -153,7 +158,8 @@ func (k *key) add(parts ...string) *key {
 	return k
 }
 
-// files adds the names (relative to dir) and contents of a module's files, without those of modules inside it.
+// files adds the names (relative to dir) and contents of a module's files,
+// without those of modules inside it.
 func (k *key) files(dir string, patterns ...string) *key {
 	var names []string
 	for _, pattern := range patterns {

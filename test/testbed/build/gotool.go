@@ -31,7 +31,8 @@ func (c *Cache) goBuild(ctx context.Context, dir, linkFlags, output string, argu
 		return err
 	}
 
-	// The signal is sent when the thread that started the child ends, not the process: hence the lock.
+	// The signal is sent when the thread that started the child ends, not the
+	// process: hence the lock.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := command.Start(); err != nil {
@@ -64,7 +65,8 @@ func (c *Cache) goBuild(ctx context.Context, dir, linkFlags, output string, argu
 // stale counts the packages that a build has to compile: those whose result
 // Go has not kept from an earlier one.
 func (c *Cache) stale(ctx context.Context, dir string, arguments []string) (int, error) {
-	list := append([]string{"list", "-mod=readonly", "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"}, arguments...)
+	list := append([]string{"list", "-mod=readonly", "-deps", "-f", "{{if .Stale}}{{.ImportPath}}{{end}}"},
+		arguments...)
 	command := goCommand(ctx, dir, list...)
 	var stdout, stderr strings.Builder
 	command.Stdout, command.Stderr = &stdout, &stderr
@@ -101,7 +103,8 @@ func (c *Cache) report(packages *atomic.Int64, count int) func() {
 			case <-done:
 				return
 			case <-ticker.C:
-				c.Progress("  still building: %s, %d of %d packages compiled", time.Since(started).Round(time.Second), packages.Load(), count)
+				c.Progress("  still building: %s, %d of %d packages compiled", time.Since(started).Round(time.Second),
+					packages.Load(), count)
 			}
 		}
 	}()
@@ -111,7 +114,8 @@ func (c *Cache) report(packages *atomic.Int64, count int) func() {
 	}
 }
 
-// isPackage says whether the line is one of `go build -v`, which names the packages it compiles.
+// isPackage says whether the line is one of `go build -v`, which names the
+// packages it compiles.
 func isPackage(line string) bool {
 	return line != "" && !strings.ContainsAny(line, " #:\t")
 }

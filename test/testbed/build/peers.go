@@ -5,8 +5,9 @@ import (
 	"path/filepath"
 )
 
-// Peers makes the provisioners that the benchmarks compare with, everything on the tool lines of peers/go.mod, and
-// returns their directory. They are a module of their own, so that each is built with what it asks for itself.
+// Peers makes the provisioners that the benchmarks compare with, everything on
+// the tool lines of peers/go.mod, and returns their directory. They are a
+// module of their own, so that each is built with what it asks for itself.
 func (c *Cache) Peers(ctx context.Context) (string, error) {
 	module := filepath.Join(c.Source, "peers")
 	return c.get(ctx, artifact{

@@ -30,8 +30,9 @@ const (
 // so each package is compiled once, whichever program needs it first.
 const linkFlags = "-s -w"
 
-// Kube makes kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl, cluster-dns,
-// etcd and etcdctl, and returns their directory.
+// Kube makes kube-apiserver, kube-controller-manager, kube-scheduler,
+// kube-proxy, kubelet, kubectl, cluster-dns, etcd and etcdctl, and returns
+// their directory.
 func (c *Cache) Kube(ctx context.Context) (string, error) {
 	module := filepath.Join(c.Source, "kube")
 	version, err := moduleVersion(filepath.Join(module, "go.mod"), "k8s.io/kubernetes")
@@ -42,12 +43,14 @@ func (c *Cache) Kube(ctx context.Context) (string, error) {
 	major, minor, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ = strings.Cut(minor, ".")
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
-		for name, value := range map[string]string{"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"} {
+		for name, value := range map[string]string{"gitVersion": version, "gitMajor": major, "gitMinor": minor,
+			"gitTreeState": "clean"} {
 			flags += fmt.Sprintf(" -X %s.%s=%s", pkg, name, value)
 		}
 	}
 	links := map[string]string{"etcdctl": "etcd"}
-	for _, program := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl", "cluster-dns"} {
+	for _, program := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy",
+		"kubelet", "kubectl", "cluster-dns"} {
 		links[program] = "kube"
 	}
 	return c.get(ctx, artifact{
@@ -67,7 +70,8 @@ func (c *Cache) Kube(ctx context.Context) (string, error) {
 	})
 }
 
-// Containerd makes containerd, containerd-shim-runc-v2 and ctr, and returns their directory.
+// Containerd makes containerd, containerd-shim-runc-v2 and ctr, and returns
+// their directory.
 func (c *Cache) Containerd(ctx context.Context) (string, error) {
 	const (
 		path = "github.com/containerd/containerd/v2"
@@ -108,7 +112,8 @@ var tools = map[string]tool{
 func (c *Cache) Tool(ctx context.Context, name string) (string, error) {
 	t, ok := tools[name]
 	if !ok {
-		return "", fmt.Errorf("the testbed has no tool %q; it has %s", name, strings.Join(slices.Sorted(maps.Keys(tools)), ", "))
+		return "", fmt.Errorf("the testbed has no tool %q; it has %s",
+			name, strings.Join(slices.Sorted(maps.Keys(tools)), ", "))
 	}
 	module := filepath.Join(c.Source, t.module)
 
@@ -135,7 +140,8 @@ func (c *Cache) Tools(ctx context.Context) ([]string, error) {
 	return paths, nil
 }
 
-// Images makes the tarballs of PauseImage, BusyboxImage and EtcdImage, and returns their directory.
+// Images makes the tarballs of PauseImage, BusyboxImage and EtcdImage, and
+// returns their directory.
 func (c *Cache) Images(ctx context.Context) (string, error) {
 	kube, err := c.Kube(ctx)
 	if err != nil {
@@ -147,7 +153,8 @@ func (c *Cache) Images(ctx context.Context) (string, error) {
 	}
 	return c.get(ctx, artifact{
 		name: "images", what: "the container images pause, busybox and etcd",
-		key: newKey(linkFlags, filepath.Base(kube)).files(c.Source, "cmd/pause/*.go", "testbed/image/*.go", "testbed/build/recipes.go").files("/", busybox),
+		key: newKey(linkFlags, filepath.Base(kube)).files(c.Source, "cmd/pause/*.go", "testbed/image/*.go",
+			"testbed/build/recipes.go").files("/", busybox),
 		make: func(ctx context.Context, dir string) error {
 			pause := filepath.Join(dir, "pause")
 			if err := c.goBuild(ctx, c.Source, linkFlags, pause, "./cmd/pause"); err != nil {
@@ -190,8 +197,10 @@ func imagesOf(ctx context.Context, pause, busybox, etcd string) (map[string]imag
 	}
 	server := shell
 	server.Tags = []string{EtcdImage, "docker.io/library/etcd:3.6"}
-	server.Files = append(server.Files[:len(server.Files):len(server.Files)], image.File{Path: "/usr/local/bin/etcd", Source: etcd, Mode: 0o755})
-	server.Links = append(server.Links[:len(server.Links):len(server.Links)], image.Link{Path: "/usr/local/bin/etcdctl", Target: "etcd"})
+	server.Files = append(server.Files[:len(server.Files):len(server.Files)], image.File{Path: "/usr/local/bin/etcd",
+		Source: etcd, Mode: 0o755})
+	server.Links = append(server.Links[:len(server.Links):len(server.Links)], image.Link{Path: "/usr/local/bin/etcdctl",
+		Target: "etcd"})
 	server.Cmd = []string{"etcd"}
 	return map[string]image.Image{
 		"pause": {

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// different are modules whose versions may differ: few packages of them are compiled, and nothing is built on top.
+// different are modules whose versions may differ: few packages of them are
+// compiled, and nothing is built on top.
 var different = map[string]bool{
 	"github.com/miekg/dns":                true, // only parts of controller-runtime's tests name it
 	"github.com/golang/groupcache":        true,
@@ -40,7 +41,8 @@ func TestModulesShareVersions(t *testing.T) {
 				continue
 			}
 			if first, ok := versions[module.Path]; ok {
-				require.Equal(t, first, module.Version, "%s in %s and in %s: run `go get %s@VERSION` and `go mod tidy` in the older one",
+				require.Equal(t, first, module.Version,
+					"%s in %s and in %s: run `go get %s@VERSION` and `go mod tidy` in the older one",
 					module.Path, origin[module.Path], file, module.Path)
 				continue
 			}

@@ -1,5 +1,6 @@
-// Package cgroup makes and removes control groups in every hierarchy the machine has: the single one of cgroup
-// v2, or the many of cgroup v1 (with or without a v2 hierarchy beside them). See cgroups(7).
+// Package cgroup makes and removes control groups in every hierarchy the
+// machine has: the single one of cgroup v2, or the many of cgroup v1 (with or
+// without a v2 hierarchy beside them). See cgroups(7).
 package cgroup
 
 import (
@@ -17,8 +18,8 @@ import (
 
 const mountpoint = "/sys/fs/cgroup"
 
-// Create makes the group ("/a/b") and its parents in every hierarchy, ready to hold groups of containers. A
-// group that exists is no error.
+// Create makes the group ("/a/b") and its parents in every hierarchy, ready to
+// hold groups of containers. A group that exists is no error.
 func Create(group string) error {
 	if unified() {
 		return createUnified(group)
@@ -40,8 +41,9 @@ func Create(group string) error {
 	return nil
 }
 
-// createUnified makes the group in the v2 hierarchy and hands every controller the parents have on to it: the
-// group's own children get what their parent enables.
+// createUnified makes the group in the v2 hierarchy and hands every controller
+// the parents have on to it: the group's own children get what their parent
+// enables.
 func createUnified(group string) error {
 	directory := mountpoint
 	for _, name := range append([]string{""}, split(group)...) {
@@ -54,7 +56,8 @@ func createUnified(group string) error {
 			return fmt.Errorf("make cgroup %s: %w", group, err)
 		}
 		for _, controller := range strings.Fields(string(controllers)) {
-			// One at a time: a controller that this kernel refuses to delegate must not keep the others back.
+			// One at a time: a controller that this kernel refuses to delegate
+			// must not keep the others back.
 			err := os.WriteFile(filepath.Join(directory, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 			if err != nil && required[controller] {
 				return fmt.Errorf("enable the cgroup controller %s: %w", controller, err)
@@ -67,8 +70,8 @@ func createUnified(group string) error {
 // required are the v2 controllers kubelet refuses to start without.
 var required = map[string]bool{"cpu": true, "cpuset": true, "memory": true, "pids": true}
 
-// inheritCPUSet fills the cpuset of the group and its parents from the top down: a new v1 cpuset is empty, and
-// nothing can run in an empty one.
+// inheritCPUSet fills the cpuset of the group and its parents from the top
+// down: a new v1 cpuset is empty, and nothing can run in an empty one.
 func inheritCPUSet(root, group string) error {
 	parent := root
 	for _, name := range split(group) {
@@ -87,8 +90,9 @@ func inheritCPUSet(root, group string) error {
 	return nil
 }
 
-// Remove removes the group and all below it from every hierarchy. Its processes must be dead, but may not have
-// been buried yet: Remove tries until ctx ends. A group that does not exist is no error.
+// Remove removes the group and all below it from every hierarchy. Its processes
+// must be dead, but may not have been buried yet: Remove tries until ctx ends.
+// A group that does not exist is no error.
 func Remove(ctx context.Context, group string) error {
 	for {
 		left, err := Find(group)
@@ -127,7 +131,8 @@ func Find(group string) ([]string, error) {
 	return found, nil
 }
 
-// removeTree removes a group's directory from the bottom up. os.RemoveAll cannot: a group's files cannot be unlinked.
+// removeTree removes a group's directory from the bottom up. os.RemoveAll
+// cannot: a group's files cannot be unlinked.
 func removeTree(directory string) error {
 	entries, err := os.ReadDir(directory)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,5 +1,6 @@
-// Package image writes container images as tarballs, without any daemon or registry: one layer, in the format
-// of `docker save`, which `ctr images import` takes. The same content always gives the same image.
+// Package image writes container images as tarballs, without any daemon or
+// registry: one layer, in the format of `docker save`, which `ctr images
+// import` takes. The same content always gives the same image.
 package image
 
 import (
@@ -29,7 +30,8 @@ type Image struct {
 	User       string // "uid:gid"
 }
 
-// File is a file of the image: the content of Source on the machine if that is set, else Content.
+// File is a file of the image: the content of Source on the machine if that is
+// set, else Content.
 type File struct {
 	Path    string
 	Source  string
@@ -40,7 +42,8 @@ type File struct {
 // Link is a symbolic link of the image.
 type Link struct{ Path, Target string }
 
-// modified is the time of every file: fixed, so that equal images are equal bytes.
+// modified is the time of every file: fixed, so that equal images are equal
+// bytes.
 var modified = time.Unix(1_700_000_000, 0).UTC()
 
 // WriteFile writes the tarball.
@@ -82,7 +85,8 @@ func (i Image) writeArchive(out io.Writer, layer *os.File, digest string) error 
 	}
 	configSum := sha256.Sum256(config)
 	configName, layerName := hex.EncodeToString(configSum[:])+".json", digest+"/layer.tar"
-	manifest, err := json.Marshal([]any{map[string]any{"Config": configName, "RepoTags": i.Tags, "Layers": []string{layerName}}})
+	manifest, err := json.Marshal([]any{map[string]any{"Config": configName, "RepoTags": i.Tags,
+		"Layers": []string{layerName}}})
 	if err != nil {
 		return err
 	}
@@ -103,7 +107,8 @@ func (i Image) writeArchive(out io.Writer, layer *os.File, digest string) error 
 		{layerName, layer, size},
 		{"manifest.json", strings.NewReader(string(manifest)), int64(len(manifest))},
 	} {
-		if err := archive.WriteHeader(&tar.Header{Name: entry.name, Mode: 0o644, Size: entry.size, ModTime: modified}); err != nil {
+		if err := archive.WriteHeader(&tar.Header{Name: entry.name, Mode: 0o644, Size: entry.size,
+			ModTime: modified}); err != nil {
 			return err
 		}
 		if _, err := io.Copy(archive, entry.content); err != nil {
@@ -129,7 +134,8 @@ func (i Image) writeLayer(out io.Writer) error {
 		if err := layer.directory(path.Dir(link.Path)); err != nil {
 			return err
 		}
-		header := &tar.Header{Typeflag: tar.TypeSymlink, Name: relative(link.Path), Linkname: link.Target, Mode: 0o777, ModTime: modified}
+		header := &tar.Header{Typeflag: tar.TypeSymlink, Name: relative(link.Path), Linkname: link.Target, Mode: 0o777,
+			ModTime: modified}
 		if err := layer.tar.WriteHeader(header); err != nil {
 			return err
 		}
@@ -163,7 +169,8 @@ func (w *layerWriter) file(file File) error {
 	if err := w.directory(path.Dir(file.Path)); err != nil {
 		return err
 	}
-	header := &tar.Header{Typeflag: tar.TypeReg, Name: relative(file.Path), Mode: int64(file.Mode.Perm()), ModTime: modified}
+	header := &tar.Header{Typeflag: tar.TypeReg, Name: relative(file.Path), Mode: int64(file.Mode.Perm()),
+		ModTime: modified}
 	if file.Source == "" {
 		header.Size = int64(len(file.Content))
 		if err := w.tar.WriteHeader(header); err != nil {

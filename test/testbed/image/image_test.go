@@ -21,8 +21,9 @@ func TestWriteFile(t *testing.T) {
 	program := filepath.Join(dir, "program")
 	require.NoError(t, os.WriteFile(program, []byte("#!"), 0o600))
 	i := image.Image{
-		Tags:       []string{"localhost/a:1"},
-		Files:      []image.File{{Path: "/usr/bin/program", Source: program, Mode: 0o755}, {Path: "/etc/passwd", Content: "root", Mode: 0o644}},
+		Tags: []string{"localhost/a:1"},
+		Files: []image.File{{Path: "/usr/bin/program", Source: program, Mode: 0o755},
+			{Path: "/etc/passwd", Content: "root", Mode: 0o644}},
 		Links:      []image.Link{{Path: "/bin/alias", Target: "/usr/bin/program"}},
 		Entrypoint: []string{"/bin/alias"},
 	}

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filesystemNumbers returns every st_dev that files on the filesystem in device d have. It is the device's own
-// number, except on btrfs, where every subvolume has an anonymous number of its own.
+// filesystemNumbers returns every st_dev that files on the filesystem in device
+// d have. It is the device's own number, except on btrfs, where every subvolume
+// has an anonymous number of its own.
 func filesystemNumbers(d Device) []uint64 {
 	numbers := []uint64{d.Number}
 	mounted, err := filepath.Glob("/sys/fs/btrfs/*/devices/" + filepath.Base(d.Path))
@@ -24,9 +25,11 @@ func filesystemNumbers(d Device) []uint64 {
 	}
 	defer mount.Close()
 	seen := map[uint64]bool{}
-	// A link in /proc to the descriptor is followed only with something behind it, hence the dot.
+	// A link in /proc to the descriptor is followed only with something behind
+	// it, hence the dot.
 	root := fmt.Sprintf("/proc/self/fd/%d/.", mount.Fd())
-	filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error { //nolint:errcheck // what cannot be read is skipped
+	filepath.WalkDir(root, func(_ string, entry fs.DirEntry,
+		err error) error { //nolint:errcheck // what cannot be read is skipped
 		if err != nil || !entry.IsDir() {
 			return nil
 		}
@@ -43,8 +46,9 @@ func filesystemNumbers(d Device) []uint64 {
 	return numbers
 }
 
-// openFilesystem opens the root of the filesystem on a device without a mount point, so that there is nothing to
-// undo after a crash: the mount is gone with the descriptor (fsmount(2), Linux 5.2).
+// openFilesystem opens the root of the filesystem on a device without a mount
+// point, so that there is nothing to undo after a crash: the mount is gone with
+// the descriptor (fsmount(2), Linux 5.2).
 func openFilesystem(kind, device string) (*os.File, error) {
 	context, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {

@@ -1,11 +1,15 @@
-// Package loop attaches image files to loop devices and finds every loop device that stands on a set of images.
+// Package loop attaches image files to loop devices and finds every loop device
+// that stands on a set of images.
 //
-// Loop devices belong to the machine, not to a namespace: when a node of the testbed dies, the kernel drops its
-// mounts and processes, but a loop device that somebody in the node attached stays. On a real machine a power
-// cut takes all of them along, and Release does the same here, without touching any other loop device.
+// Loop devices belong to the machine, not to a namespace: when a node of the
+// testbed dies, the kernel drops its mounts and processes, but a loop device
+// that somebody in the node attached stays. On a real machine a power cut takes
+// all of them along, and Release does the same here, without touching any other
+// loop device.
 //
-// Everything is matched by device and inode numbers (ioctl_loop(4), LOOP_GET_STATUS64). The names in sysfs are
-// relative to the mount namespace that attached the device and may read the same for two different files.
+// Everything is matched by device and inode numbers (ioctl_loop(4),
+// LOOP_GET_STATUS64). The names in sysfs are relative to the mount namespace
+// that attached the device and may read the same for two different files.
 package loop
 
 import (
@@ -21,7 +25,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is one attached loop device. The numbers are those of stat(2): st_dev, st_ino and st_rdev.
+// Device is one attached loop device. The numbers are those of stat(2): st_dev,
+// st_ino and st_rdev.
 type Device struct {
 	Path   string // "/dev/loop7"
 	Number uint64 // its own st_rdev
@@ -31,9 +36,10 @@ type Device struct {
 	BackingNumber uint64 // st_rdev of the backing file, if that is itself a block device; else 0
 }
 
-// Attach puts image on a free loop device, with direct I/O so that nothing is cached twice, and returns the open
-// device. The device lets go of the image by itself when its last user is gone (LO_FLAGS_AUTOCLEAR): mount it
-// before closing the returned file, and it lives as long as the mount.
+// Attach puts image on a free loop device, with direct I/O so that nothing is
+// cached twice, and returns the open device. The device lets go of the image by
+// itself when its last user is gone (LO_FLAGS_AUTOCLEAR): mount it before
+// closing the returned file, and it lives as long as the mount.
 func Attach(image string) (*os.File, error) {
 	backing, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
@@ -46,8 +52,9 @@ func Attach(image string) (*os.File, error) {
 	}
 	defer control.Close()
 
-	// Between asking for a free device and taking it, somebody else may take it: EBUSY, and the next one is asked for. It can be
-	// the same one for a while: who makes a volume holds a device until the filesystem is made.
+	// Between asking for a free device and taking it, somebody else may take
+	// it: EBUSY, and the next one is asked for. It can be the same one for a
+	// while: who makes a volume holds a device until the filesystem is made.
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
@@ -113,9 +120,10 @@ func status(path string) (Device, error) {
 	}, nil
 }
 
-// On returns every loop device that stands on one of the images: attached to it, to a file on a filesystem that
-// is in it, or to such a loop device. What stands on another one comes before it. Images that do not exist count
-// as having none.
+// On returns every loop device that stands on one of the images: attached to
+// it, to a file on a filesystem that is in it, or to such a loop device. What
+// stands on another one comes before it. Images that do not exist count as
+// having none.
 func On(images []string) ([]Device, error) {
 	type file struct{ device, inode uint64 }
 	files := map[file]bool{}
@@ -153,8 +161,8 @@ func On(images []string) ([]Device, error) {
 	return found, nil
 }
 
-// Detach lets go of the device's backing file; one that is still in use goes when its last user does. Detaching
-// a free device is no error.
+// Detach lets go of the device's backing file; one that is still in use goes
+// when its last user does. Detaching a free device is no error.
 func Detach(path string) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -167,12 +175,13 @@ func Detach(path string) error {
 	return nil
 }
 
-// Release detaches every loop device that stands on one of the images and returns when none is left, or with an
-// error that names them when ctx ends. Whatever used them must be dead: the kernel drops the mounts of a dead
+// Release detaches every loop device that stands on one of the images and
+// returns when none is left, or with an error that names them when ctx ends.
+// Whatever used them must be dead: the kernel drops the mounts of a dead
 // namespace in the background, which is what there is to wait for.
 //
-// The devices' numbers are given back as new: settings of a queue (no discards, say) outlive the image, and would
-// be met by whoever gets the number next.
+// The devices' numbers are given back as new: settings of a queue (no discards,
+// say) outlive the image, and would be met by whoever gets the number next.
 func Release(ctx context.Context, images []string) error {
 	released := map[string]bool{}
 	for {
@@ -201,7 +210,8 @@ func Release(ctx context.Context, images []string) error {
 	}
 }
 
-// forget has the kernel remove free loop devices. One that somebody else has taken meanwhile is theirs (EBUSY).
+// forget has the kernel remove free loop devices. One that somebody else has
+// taken meanwhile is theirs (EBUSY).
 func forget(devices map[string]bool) error {
 	if len(devices) == 0 {
 		return nil

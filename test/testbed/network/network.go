@@ -1,9 +1,11 @@
-// Package network is the cable and the switch between the testbed's nodes and the machine.
+// Package network is the cable and the switch between the testbed's nodes and
+// the machine.
 //
-// The switch is a bridge in a network namespace of its own, because a bridge on the machine would be subject to
-// the machine's firewall: where Docker is installed, traffic between bridge ports is dropped by default. A node
-// is plugged in by a veth pair; so is the machine, with one address and the route to the nodes that follows from
-// it. Nothing else on the machine changes.
+// The switch is a bridge in a network namespace of its own, because a bridge on
+// the machine would be subject to the machine's firewall: where Docker is
+// installed, traffic between bridge ports is dropped by default. A node is
+// plugged in by a veth pair; so is the machine, with one address and the route
+// to the nodes that follows from it. Nothing else on the machine changes.
 package network
 
 import (
@@ -35,8 +37,9 @@ var Subnet = &net.IPNet{IP: net.IPv4(10, 77, 0, 0).To4(), Mask: net.CIDRMask(pre
 // NodeIP is the address of the index-th node, counted from 1.
 func NodeIP(index int) net.IP { return net.IPv4(10, 77, 0, byte(index)).To4() }
 
-// nodeMAC is the same in every life of a node: with another, its neighbours would send to the former one for most
-// of a minute. The first byte says that it is locally administered.
+// nodeMAC is the same in every life of a node: with another, its neighbours
+// would send to the former one for most of a minute. The first byte says that
+// it is locally administered.
 func nodeMAC(index int) net.HardwareAddr {
 	return append(net.HardwareAddr{0x02, 0x00}, NodeIP(index)...)
 }
@@ -49,8 +52,8 @@ func PodSubnet(index int) *net.IPNet {
 // Switch is the switch whose network namespace is held by a bind mount on File.
 type Switch struct{ File string }
 
-// Create makes the switch and plugs the machine in. It refuses when the machine already uses addresses of Subnet
-// for something else.
+// Create makes the switch and plugs the machine in. It refuses when the machine
+// already uses addresses of Subnet for something else.
 func (s Switch) Create() error {
 	if err := checkSubnetFree(); err != nil {
 		return err
@@ -91,8 +94,9 @@ func (s Switch) Create() error {
 	return setUp(machine, MachineLink)
 }
 
-// createNamespace makes a network namespace and keeps it by a bind mount. The thread that is in it is locked to
-// its goroutine and never unlocked, so that it ends with it and no other code ever runs there.
+// createNamespace makes a network namespace and keeps it by a bind mount. The
+// thread that is in it is locked to its goroutine and never unlocked, so that
+// it ends with it and no other code ever runs there.
 func (s Switch) createNamespace() error {
 	file, err := os.OpenFile(s.File, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
 	if err != nil {
@@ -116,8 +120,9 @@ func (s Switch) createNamespace() error {
 	return <-result
 }
 
-// Plug connects the node whose PID 1 is pid to the switch, gives it its address and the routes to the pods of
-// all nodes (there are nodes of them), and turns its loopback on. port names the cable.
+// Plug connects the node whose PID 1 is pid to the switch, gives it its address
+// and the routes to the pods of all nodes (there are nodes of them), and turns
+// its loopback on. port names the cable.
 func (s Switch) Plug(pid int, port string, index, nodes int) error {
 	if err := s.Unplug(port); err != nil { // of the node's former life
 		return err
@@ -128,7 +133,8 @@ func (s Switch) Plug(pid int, port string, index, nodes int) error {
 	}
 	defer closeInside()
 	cable := &netlink.Veth{
-		LinkAttrs: netlink.NewLinkAttrs(), PeerName: nodeLink, PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: nodeMAC(index),
+		LinkAttrs: netlink.NewLinkAttrs(), PeerName: nodeLink,
+		PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: nodeMAC(index),
 	}
 	cable.Name = port
 	if err := inside.LinkAdd(cable); err != nil {
@@ -177,7 +183,8 @@ func (s Switch) Remove() error {
 	if err := deleteLink(&netlink.Handle{}, MachineLink); err != nil {
 		return err
 	}
-	if err := unix.Unmount(s.File, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+	if err := unix.Unmount(s.File, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) &&
+		!errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("let go of the switch %s: %w", s.File, err)
 	}
 	if err := os.Remove(s.File); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -199,7 +206,8 @@ func checkSubnetFree() error {
 	}
 	for _, address := range addresses {
 		if Subnet.Contains(address.IP) || address.IPNet.Contains(Subnet.IP) {
-			return fmt.Errorf("the testbed needs %s, but the machine has the address %s on link %s", Subnet, address.IPNet, address.Label)
+			return fmt.Errorf("the testbed needs %s, but the machine has the address %s on link %s",
+				Subnet, address.IPNet, address.Label)
 		}
 	}
 	return nil

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// order is what PID 1 is asked to do: one JSON object each way on a connection of its own. Exactly one field is
-// set; none asks for the programs' status, which every answer has.
+// order is what PID 1 is asked to do: one JSON object each way on a connection
+// of its own. Exactly one field is set; none asks for the programs' status,
+// which every answer has.
 type order struct {
 	Start      *Program `json:",omitempty"`
 	StartAgain string   `json:",omitempty"`
@@ -29,7 +30,8 @@ type answer struct {
 	Programs []Status
 }
 
-// stopPatience is how long a program may take to end after the signal that asks for it.
+// stopPatience is how long a program may take to end after the signal that asks
+// for it.
 const stopPatience = 30 * time.Second
 
 func (p *processes) serve(listener net.Listener) {
@@ -106,8 +108,9 @@ func (n Node) Run(ctx context.Context, program Program) error {
 	return err
 }
 
-// Stop sends the program the signal and returns when it has ended; one that ignores the signal is killed after
-// 30 seconds. One that does not run is no error, one that was never started is.
+// Stop sends the program the signal and returns when it has ended; one that
+// ignores the signal is killed after 30 seconds. One that does not run is no
+// error, one that was never started is.
 func (n Node) Stop(ctx context.Context, program string, signal syscall.Signal) error {
 	_, err := n.ask(ctx, order{Stop: program, Signal: signal})
 	return err
@@ -119,16 +122,19 @@ func (n Node) RunAgain(ctx context.Context, program string) error {
 	return err
 }
 
-// Programs returns the status of every program that was started in this life of the node.
+// Programs returns the status of every program that was started in this life of
+// the node.
 func (n Node) Programs(ctx context.Context) ([]Status, error) { return n.ask(ctx, order{}) }
 
-// Mount mounts a disk where it says, so that containers which asked for it (HostToContainer) see it too.
+// Mount mounts a disk where it says, so that containers which asked for it
+// (HostToContainer) see it too.
 func (n Node) Mount(ctx context.Context, disk Disk) error {
 	_, err := n.ask(ctx, order{Mount: &disk})
 	return err
 }
 
-// Unmount unmounts what is mounted at path. The error of one in use is EBUSY's text.
+// Unmount unmounts what is mounted at path. The error of one in use is EBUSY's
+// text.
 func (n Node) Unmount(ctx context.Context, path string) error {
 	_, err := n.ask(ctx, order{Unmount: path})
 	return err

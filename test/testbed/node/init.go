@@ -33,7 +33,8 @@ func runInit() {
 	answer.WriteString(answerReady) //nolint:errcheck // whoever started us may be gone: no reason to die
 	answer.Close()
 	log.Print("booted")
-	// Only SIGKILL ends a node. Caught and dropped, not ignored: programs would inherit that.
+	// Only SIGKILL ends a node. Caught and dropped, not ignored: programs would
+	// inherit that.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
 	go processes.serve(listener)
 	processes.reap()
@@ -72,14 +73,16 @@ func boot(from *os.File) (*processes, net.Listener, error) {
 	return newProcesses(logs, environment(b.Path)), listener, nil
 }
 
-// makeTree mounts the node's file tree at root and makes it the root. When it returns, the machine's tree is not
-// to be seen any more, and mounts propagate to whoever asks for it: containers.
+// makeTree mounts the node's file tree at root and makes it the root. When it
+// returns, the machine's tree is not to be seen any more, and mounts propagate
+// to whoever asks for it: containers.
 func makeTree(root string, b Boot) error {
 	if err := b.System.mountAt(root); err != nil {
 		return err
 	}
 	steps := []func(string, Boot) error{
-		wipe, shareSystemFiles, overlayEtc, mountKernelFilesystems, bindDirectories, writeFiles, enter, hideSettings, mountDisks,
+		wipe, shareSystemFiles, overlayEtc, mountKernelFilesystems, bindDirectories, writeFiles, enter,
+		hideSettings, mountDisks,
 	}
 	for _, step := range steps {
 		if err := step(root, b); err != nil {
@@ -102,8 +105,9 @@ func wipe(root string, b Boot) error {
 	return nil
 }
 
-// shareSystemFiles gives the node the machine's /usr, read-only, and what points into it from the root: /bin,
-// /lib and so on, which are links where /usr is merged and directories where it is not.
+// shareSystemFiles gives the node the machine's /usr, read-only, and what
+// points into it from the root: /bin, /lib and so on, which are links where
+// /usr is merged and directories where it is not.
 func shareSystemFiles(root string, _ Boot) error {
 	if err := bindReadOnly("/usr", filepath.Join(root, "usr")); err != nil {
 		return err
@@ -138,7 +142,8 @@ func copyLink(from, to string) error {
 	return os.Symlink(target, to)
 }
 
-// overlayEtc shows the machine's /etc (alternatives, mke2fs.conf, protocols ...) with the node's own files over it.
+// overlayEtc shows the machine's /etc (alternatives, mke2fs.conf, protocols
+// ...) with the node's own files over it.
 func overlayEtc(root string, _ Boot) error {
 	upper, work, etc := filepath.Join(root, ".etc/upper"), filepath.Join(root, ".etc/work"), filepath.Join(root, "etc")
 	for _, directory := range []string{upper, work, etc} {
@@ -178,7 +183,8 @@ func mountKernelFilesystems(root string, _ Boot) error {
 		}
 	}
 	// The usual places of a machine, and links of old that programs still use.
-	for _, directory := range []string{"root", "home", "mnt", "opt", "srv", "media", "var/lib", "var/log", "var/tmp", "var/cache"} {
+	for _, directory := range []string{"root", "home", "mnt", "opt", "srv", "media", "var/lib", "var/log", "var/tmp",
+		"var/cache"} {
 		if err := os.MkdirAll(filepath.Join(root, directory), 0o755); err != nil {
 			return err
 		}
@@ -206,7 +212,8 @@ func writeFiles(root string, b Boot) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		// Removed first: through the overlay it could be a link that leads elsewhere.
+		// Removed first: through the overlay it could be a link that leads
+		// elsewhere.
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -217,8 +224,9 @@ func writeFiles(root string, b Boot) error {
 	return nil
 }
 
-// enter makes the tree the root and lets the machine's go. With both arguments ".", the old root ends up mounted
-// over the new one, where it is taken off at once: pivot_root(2), NOTES.
+// enter makes the tree the root and lets the machine's go. With both arguments
+// ".", the old root ends up mounted over the new one, where it is taken off at
+// once: pivot_root(2), NOTES.
 func enter(root string, _ Boot) error {
 	if err := os.Chdir(root); err != nil {
 		return err
@@ -232,7 +240,8 @@ func enter(root string, _ Boot) error {
 	return os.Chdir("/")
 }
 
-// settings of the kernel that kubelet insists on, with the values it wants to read (all others it would write).
+// settings of the kernel that kubelet insists on, with the values it wants to
+// read (all others it would write).
 var settings = map[string]string{
 	"vm/overcommit_memory":      "1",
 	"vm/panic_on_oom":           "0",
@@ -242,8 +251,9 @@ var settings = map[string]string{
 	"kernel/keys/root_maxbytes": "25000000",
 }
 
-// hideSettings puts plain files of the node over settings that are the machine's, so that those stay as they
-// are; and a boot id of the node's own, so that kubelet and everybody else notices a reboot.
+// hideSettings puts plain files of the node over settings that are the
+// machine's, so that those stay as they are; and a boot id of the node's own,
+// so that kubelet and everybody else notices a reboot.
 func hideSettings(_ string, b Boot) error {
 	directory := "/run/testbed/sys"
 	values := map[string]string{"kernel/random/boot_id": b.ID}
@@ -266,7 +276,8 @@ func hideSettings(_ string, b Boot) error {
 			return fmt.Errorf("hide %s: %w", target, err)
 		}
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil { // the node's own: it is of its network namespace
+	// The node's own: it is of its network namespace.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("let the node route for its pods: %w", err)
 	}
 	return nil

@@ -1,12 +1,16 @@
-// Package node runs one machine of the testbed: a set of namespaces (mount, pid, net, ipc, uts) with a disk of
-// its own to boot from, and a PID 1 that is this very program, executed again.
+// Package node runs one machine of the testbed: a set of namespaces (mount,
+// pid, net, ipc, uts) with a disk of its own to boot from, and a PID 1 that is
+// this very program, executed again.
 //
-// PID 1 mounts the node's disks, makes the file tree, reaps orphans, and starts and stops the programs it is told
-// to over a unix socket. It restarts nothing by itself, and it knows nothing of Kubernetes. When it dies, the
-// kernel kills every process of the node and drops every mount: a power cut. See pid_namespaces(7).
+// PID 1 mounts the node's disks, makes the file tree, reaps orphans, and starts
+// and stops the programs it is told to over a unix socket. It restarts nothing
+// by itself, and it knows nothing of Kubernetes. When it dies, the kernel kills
+// every process of the node and drops every mount: a power cut. See
+// pid_namespaces(7).
 //
-// A node shares with the machine: the kernel with its loop devices and cgroups, /dev (but not /dev/shm) and,
-// read-only, /usr. /etc is an overlay over the machine's. Everything else is the node's own and on its disk.
+// A node shares with the machine: the kernel with its loop devices and cgroups,
+// /dev (but not /dev/shm) and, read-only, /usr. /etc is an overlay over the
+// machine's. Everything else is the node's own and on its disk.
 package node
 
 import (
@@ -68,11 +72,13 @@ type Node struct {
 	Dir  string
 }
 
-// argv0 marks PID 1 of a node among the machine's processes; the node's directory follows as the only argument.
+// argv0 marks PID 1 of a node among the machine's processes; the node's
+// directory follows as the only argument.
 const argv0 = "quarry-testbed-node"
 
-// A program that imports this package becomes PID 1 of a node when it is executed under that name. It happens
-// here, before main, because the programs are many: the command, and every test binary.
+// A program that imports this package becomes PID 1 of a node when it is
+// executed under that name. It happens here, before main, because the programs
+// are many: the command, and every test binary.
 func init() {
 	if os.Args[0] == argv0 && os.Getpid() == 1 {
 		runInit()
@@ -88,8 +94,8 @@ type Starting struct {
 	exited chan error
 }
 
-// Start makes the node's namespaces with PID 1 in them, which then waits for Boot. If this process dies before
-// Boot, PID 1 ends too.
+// Start makes the node's namespaces with PID 1 in them, which then waits for
+// Boot. If this process dies before Boot, PID 1 ends too.
 func (n Node) Start() (*Starting, error) {
 	for _, dir := range []string{"mnt", "log"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, dir), 0o700); err != nil {
@@ -128,13 +134,14 @@ func (n Node) Start() (*Starting, error) {
 		answerReader.Close()
 		return nil, fmt.Errorf("start %s: make its namespaces: %w", n.Name, err)
 	}
-	s := &Starting{Node: n, PID: command.Process.Pid, boot: bootWriter, answer: answerReader, exited: make(chan error, 1)}
+	s := &Starting{Node: n, PID: command.Process.Pid, boot: bootWriter, answer: answerReader,
+		exited: make(chan error, 1)}
 	go func() { s.exited <- command.Wait() }() // so that no zombie is left when the node dies before this process
 	return s, nil
 }
 
-// Boot lets PID 1 go on and returns when the node's file tree stands and its control socket is served. When ctx
-// ends or the boot fails, the node is dead.
+// Boot lets PID 1 go on and returns when the node's file tree stands and its
+// control socket is served. When ctx ends or the boot fails, the node is dead.
 func (s *Starting) Boot(ctx context.Context, boot Boot) error {
 	defer s.answer.Close()
 	boot.Dir = s.Dir
@@ -179,14 +186,16 @@ func (n Node) Log(program string) string { return filepath.Join(n.Dir, "log", pr
 
 func (n Node) socket() string { return filepath.Join(n.Dir, "control") }
 
-// PID returns the node's PID 1 in the machine's pid namespace, or 0 when the node is not running.
+// PID returns the node's PID 1 in the machine's pid namespace, or 0 when the
+// node is not running.
 func (n Node) PID() (int, error) {
 	running, err := Running(n.Dir)
 	return running[n.Dir], err
 }
 
-// Running returns PID 1 of every node whose directory is dir or lies below it, by that directory. It asks the
-// kernel, not a record, so it is right after any crash.
+// Running returns PID 1 of every node whose directory is dir or lies below it,
+// by that directory. It asks the kernel, not a record, so it is right after any
+// crash.
 func Running(dir string) (map[string]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -213,8 +222,9 @@ func Running(dir string) (map[string]int, error) {
 	return running, nil
 }
 
-// isPID1 says whether the process is the first of a pid namespace below ours: the last number of the line NSpid
-// in /proc/PID/status is its number there. See proc_pid_status(5).
+// isPID1 says whether the process is the first of a pid namespace below ours:
+// the last number of the line NSpid in /proc/PID/status is its number there.
+// See proc_pid_status(5).
 func isPID1(pid int) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -229,8 +239,8 @@ func isPID1(pid int) bool {
 	return false
 }
 
-// Kill cuts the node's power: every process in it dies at once. It returns when all are gone. A node that is not
-// running is no error.
+// Kill cuts the node's power: every process in it dies at once. It returns when
+// all are gone. A node that is not running is no error.
 func (n Node) Kill(ctx context.Context) error {
 	pid, err := n.PID()
 	if err != nil || pid == 0 {
@@ -250,7 +260,8 @@ func (n Node) Kill(ctx context.Context) error {
 	if err := unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill %s: %w", n.Name, err)
 	}
-	// PID 1 ends only after the kernel has ended everything else in its namespace.
+	// PID 1 ends only after the kernel has ended everything else in its
+	// namespace.
 	for {
 		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(handle), Events: unix.POLLIN}}, 50)
 		if ready > 0 {
@@ -265,7 +276,8 @@ func (n Node) Kill(ctx context.Context) error {
 	}
 }
 
-// Command is a command that runs inside the node, by nsenter(1). The caller may set its standard files.
+// Command is a command that runs inside the node, by nsenter(1). The caller may
+// set its standard files.
 func (n Node) Command(ctx context.Context, path string, arguments ...string) (*exec.Cmd, error) {
 	pid, err := n.PID()
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program is a long-running program of a node. Its output goes to the log of its name.
+// Program is a long-running program of a node. Its output goes to the log of
+// its name.
 type Program struct {
 	Name string
 	Args []string // Args[0] is looked up in the node's $PATH
@@ -48,7 +49,8 @@ func newProcesses(logs *os.Root, environment []string) *processes {
 	return &processes{logs: logs, environment: environment, byID: map[int]*process{}}
 }
 
-// reap buries every process that ends: our own children, and the orphans of the node, whose parent PID 1 becomes.
+// reap buries every process that ends: our own children, and the orphans of the
+// node, whose parent PID 1 becomes.
 func (p *processes) reap() {
 	deaths := make(chan os.Signal, 1)
 	signal.Notify(deaths, unix.SIGCHLD)
@@ -115,14 +117,15 @@ func (p *processes) start(program Program) error {
 		child = &process{}
 		p.all = append(p.all, child)
 	}
-	*child = process{Status: Status{Name: program.Name, Running: true, PID: pid}, program: program, ended: make(chan struct{})}
+	*child = process{Status: Status{Name: program.Name, Running: true, PID: pid}, program: program,
+		ended: make(chan struct{})}
 	p.byID[pid] = child
 	log.Printf("%s started (pid %d)", program.Name, pid)
 	return nil
 }
 
-// stop sends the program a signal and waits for its end; after patience it is killed. One that does not run is
-// no error.
+// stop sends the program a signal and waits for its end; after patience it is
+// killed. One that does not run is no error.
 func (p *processes) stop(name string, sig syscall.Signal, patience time.Duration) error {
 	p.mu.Lock()
 	child := p.find(name)

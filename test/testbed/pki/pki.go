@@ -1,4 +1,5 @@
-// Package pki makes the certificates and kubeconfig files of a cluster, laid out as kubeadm does.
+// Package pki makes the certificates and kubeconfig files of a cluster, laid
+// out as kubeadm does.
 package pki
 
 import (
@@ -27,7 +28,8 @@ type Pair struct {
 	KeyPEM      []byte
 }
 
-// Subject is whom a certificate is for. A user of Kubernetes is the Name, and a member of the Groups.
+// Subject is whom a certificate is for. A user of Kubernetes is the Name, and a
+// member of the Groups.
 type Subject struct {
 	Name   string
 	Groups []string
@@ -74,7 +76,8 @@ func newTemplate(subject Subject) *x509.Certificate {
 	return template
 }
 
-// sign completes the template with a key and has it signed by the parent, or by itself where there is none.
+// sign completes the template with a key and has it signed by the parent, or by
+// itself where there is none.
 func sign(template *x509.Certificate, parent *Pair) (*Pair, error) {
 	key, keyPEM, err := NewKey()
 	if err != nil {
@@ -123,7 +126,8 @@ func PublicPEM(key crypto.Signer) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
 }
 
-// Kubeconfig returns a kubeconfig file (JSON is YAML too) for the user at the server.
+// Kubeconfig returns a kubeconfig file (JSON is YAML too) for the user at the
+// server.
 func Kubeconfig(server string, authority *Authority, user *Pair) ([]byte, error) {
 	const name = "quarry-testbed"
 	return json.MarshalIndent(map[string]any{

@@ -13,7 +13,8 @@ import (
 func TestIssue(t *testing.T) {
 	authority, err := pki.NewAuthority("ca")
 	require.NoError(t, err)
-	pair, err := authority.Issue(pki.Subject{Name: "system:node:a", Groups: []string{"system:nodes"}, Hosts: []string{"a", "10.77.0.1"}})
+	pair, err := authority.Issue(pki.Subject{Name: "system:node:a", Groups: []string{"system:nodes"},
+		Hosts: []string{"a", "10.77.0.1"}})
 	require.NoError(t, err)
 	loaded, err := tls.X509KeyPair(pair.CertPEM, pair.KeyPEM)
 	require.NoError(t, err)
@@ -25,7 +26,8 @@ func TestIssue(t *testing.T) {
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(authority.CertPEM))
 	for _, host := range []string{"a", "10.77.0.1"} {
-		_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: host, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+		_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: host,
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 		require.NoError(t, err, host)
 	}
 	_, err = certificate.Verify(x509.VerifyOptions{Roots: roots, DNSName: "b"})
