@@ -47,6 +47,7 @@ type driver struct {
 	spec.IdentityClient
 	spec.ControllerClient
 	spec.NodeClient
+	conn  *grpc.ClientConn
 	store *store.Store
 	log   *logBuffer
 	dir   string // for targets
@@ -83,6 +84,7 @@ func newDriver(t testing.TB, change func(*csi.Server), pools ...string) *driver 
 		change(s)
 	}
 	conn := serve(t, s)
+	d.conn = conn
 	d.IdentityClient, d.ControllerClient, d.NodeClient = spec.NewIdentityClient(conn), spec.NewControllerClient(conn), spec.NewNodeClient(conn)
 	t.Cleanup(func() {
 		for _, v := range d.store.List() {

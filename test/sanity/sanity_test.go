@@ -1,6 +1,7 @@
 // Package sanity runs the conformance tests of the Container Storage Interface
 // (csi-sanity) against `quarry standalone`, the built program, with real pools:
-// once for each backend, and once for block devices.
+// once for each backend, and once for block devices. And it makes the calls that
+// Nomad makes, for the files of the guide.
 package sanity
 
 import (
