@@ -12,6 +12,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/option"
 )
 
 // A filesystem that is made in an image is what the device over it wants,
@@ -61,7 +62,7 @@ func TestMakeBelowSectorSize(t *testing.T) {
 	} {
 		err := filesystem.Make(t.Context(), image, filesystem.MakeOptions{Type: test.fstype, UUID: newUUID(),
 			SectorSize: 4096, ExtraArgs: test.args})
-		var refused *filesystem.OptionError
+		var refused *option.Error
 		require.True(t, errors.As(err, &refused), "%v: %v", test.args, err)
 		require.Contains(t, refused.Reason, "4096")
 		require.NoError(t, filesystem.CheckBlank(image))

@@ -8,31 +8,12 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/api/nearest"
+	"github.com/quarry-storage/quarry/nodeagent/option"
 )
-
-// OptionError is an option for mkfs that is not allowed, or that nobody knows.
-type OptionError struct {
-	Type    Type
-	Option  string
-	Reason  string // why not; empty when the option is unknown
-	Nearest string // what may have been meant; can be empty
-}
-
-func (e *OptionError) Error() string {
-	message := fmt.Sprintf("mkfs option %q is not allowed for %s", e.Option, e.Type)
-	if e.Reason != "" {
-		return message + ": " + e.Reason
-	}
-	message += ": unknown"
-	if e.Nearest != "" {
-		message += fmt.Sprintf(", did you mean %q?", e.Nearest)
-	}
-	return message
-}
 
 // ValidateMkfsOptions checks options for mkfs, as words: "-i", "8192", "-O",
 // "fast_commit". What names another device or a file, forces, or contradicts
-// what we guarantee is refused, with an [*OptionError]. The lists are at the
+// what we guarantee is refused, with an [*option.Error]. The lists are at the
 // end of this file.
 func ValidateMkfsOptions(t Type, args []string) error {
 	_, err := parseMkfsOptions(t, args)
@@ -53,7 +34,7 @@ func checkSectors(t Type, extra options, sectorSize uint32) error {
 			n *= 1024
 		}
 		if err == nil && n < uint64(sectorSize) {
-			return &OptionError{Type: t, Option: o.flag + " " + o.value,
+			return &option.Error{Of: "mkfs", Filesystem: string(t), Option: o.flag + " " + o.value,
 				Reason: fmt.Sprintf("the disk has sectors of %d bytes, and that is the least",
 					sectorSize)}
 		}
@@ -62,17 +43,17 @@ func checkSectors(t Type, extra options, sectorSize uint32) error {
 }
 
 // options are arguments for mkfs taken apart, so that they can be merged.
-type options []option
+type options []setting
 
-// option is "flag value" or, within a list, "flag key=value". In a list an
+// setting is "flag value" or, within a list, "flag key=value". In a list an
 // element without "=" has an empty value, and its key is all of it.
-type option struct{ flag, key, value string }
+type setting struct{ flag, key, value string }
 
-func (o *options) set(flag, key, value string) { *o = append(*o, option{flag, key, value}) }
+func (o *options) set(flag, key, value string) { *o = append(*o, setting{flag, key, value}) }
 
-// same reports whether two options are about the same thing: "^has_journal" and
+// same reports whether two settings are of the same thing: "^has_journal" and
 // "has_journal", "agcount=4" and "agcount=8".
-func (a option) same(b option) bool {
+func (a setting) same(b setting) bool {
 	return a.flag == b.flag && strings.TrimPrefix(a.key, "^") == strings.TrimPrefix(b.key, "^")
 }
 
@@ -80,7 +61,7 @@ func (a option) same(b option) bool {
 func merge(defaults, extra options) options {
 	var out options
 	for _, d := range defaults {
-		if !slices.ContainsFunc(extra, func(e option) bool {
+		if !slices.ContainsFunc(extra, func(e setting) bool {
 			return d.same(e) || supersedes(e, d)
 		}) {
 			out = append(out, d)
@@ -91,7 +72,7 @@ func merge(defaults, extra options) options {
 
 // supersedes reports whether e says the same as d in other words: ways to give
 // the number of inodes.
-func supersedes(e, d option) bool {
+func supersedes(e, d setting) bool {
 	inodes := []string{"-i", "-N", "-T"}
 	return e.key == "" && d.key == "" && slices.Contains(inodes, e.flag) &&
 		slices.Contains(inodes, d.flag)
@@ -129,14 +110,14 @@ func (o options) args(t Type) []string {
 
 // rule is what may follow a flag: either one value, or a list of elements.
 type rule struct {
-	value func(string) string // what is wrong with the value, "" if nothing
-	list  map[string]func(string) string
+	value option.Check
+	list  map[string]option.Check
 }
 
 func parseMkfsOptions(t Type, args []string) (options, error) {
 	rules, ok := mkfsRules[t]
 	if !ok {
-		return nil, &OptionError{Type: t, Reason: "no such filesystem"}
+		return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Reason: "no such filesystem"}
 	}
 	var out options
 	for i := 0; i < len(args); i++ {
@@ -147,7 +128,7 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 		}
 		r, ok := rules[flag]
 		if !ok {
-			e := &OptionError{Type: t, Option: flag, Reason: mkfsRefused[t][flag]}
+			e := &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag, Reason: mkfsRefused[t][flag]}
 			if e.Reason == "" && !strings.HasPrefix(flag, "-") {
 				e.Reason = "not an option; devices and files are not given here"
 			}
@@ -159,22 +140,22 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 		if !hasValue {
 			i++
 			if i == len(args) {
-				return nil, &OptionError{Type: t, Option: flag, Reason: "its value is missing"}
+				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag, Reason: "its value is missing"}
 			}
 			value = args[i]
 		}
 		if r.list == nil {
-			if reason := r.value(value); reason != "" {
-				return nil, &OptionError{Type: t, Option: flag + " " + value, Reason: reason}
+			if reason := r.value(value, true); reason != "" {
+				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + value, Reason: reason}
 			}
-			out = append(out, option{flag: flag, value: value})
+			out = append(out, setting{flag: flag, value: value})
 			continue
 		}
 		for _, element := range strings.Split(value, ",") {
 			key, v, _ := strings.Cut(element, "=")
 			check, ok := r.list[key]
 			if !ok {
-				e := &OptionError{Type: t, Option: flag + " " + element,
+				e := &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + element,
 					Reason: mkfsRefused[t][flag+" "+key]}
 				if e.Reason == "" {
 					if near := nearest.Word(key, slices.Sorted(maps.Keys(r.list))); near != "" {
@@ -183,50 +164,19 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 				}
 				return nil, e
 			}
-			if reason := check(v); reason != "" {
-				return nil, &OptionError{Type: t, Option: flag + " " + element, Reason: reason}
+			if reason := check(v, v != ""); reason != "" {
+				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + element, Reason: reason}
 			}
-			out = append(out, option{flag, key, v})
+			out = append(out, setting{flag, key, v})
 		}
 	}
 	return out, nil
 }
 
-func nothing(v string) string {
-	if v != "" {
-		return "it takes no value"
-	}
-	return ""
-}
-
-func number(least, most uint64) func(string) string {
-	return func(v string) string {
-		if n, err := strconv.ParseUint(v, 10, 64); err != nil || n < least || n > most {
-			return fmt.Sprintf("it wants a number from %d to %d", least, most)
-		}
-		return ""
-	}
-}
-
-func oneOf(values ...string) func(string) string {
-	return func(v string) string {
-		if !slices.Contains(values, v) {
-			return "it wants one of " + strings.Join(values, ", ")
-		}
-		return ""
-	}
-}
-
 // size is a number with one of the units that mkfs.xfs and mkfs.btrfs know.
-func size(v string) string {
-	digits := strings.TrimRight(strings.ToLower(v), "bskmg")
-	if _, err := strconv.ParseUint(digits, 10, 48); err != nil || len(v)-len(digits) > 1 {
-		return "it wants a size such as 64m"
-	}
-	return ""
-}
+var size = option.Size("bskmg", 48, "64m")
 
-var bit = oneOf("0", "1")
+var bit = option.OneOf("0", "1")
 
 const (
 	setByUs     = "Quarry sets it itself"
@@ -242,60 +192,60 @@ const (
 // filesystem for its workload, see mke2fs(8), mkfs.xfs(8) and mkfs.btrfs(8).
 var mkfsRules = map[Type]map[string]rule{
 	Ext4: {
-		"-b": {value: oneOf("1024", "2048", "4096")},
-		"-i": {value: number(1024, 64<<20)}, // bytes for each inode
-		"-I": {value: oneOf("256", "512", "1024", "2048", "4096")},
-		"-N": {value: number(16, 1<<32-1)},
-		"-m": {value: number(0, 50)},
-		"-G": {value: number(1, 1<<16)},
-		"-T": {value: oneOf("small", "news", "largefile", "largefile4", "default")},
-		"-J": {list: map[string]func(string) string{"size": number(4, 4096)}}, // MiB
-		"-E": {list: map[string]func(string) string{
-			"stride":       number(0, 1<<20),
-			"stripe_width": number(0, 1<<20), "stripe-width": number(0, 1<<20),
+		"-b": {value: option.OneOf("1024", "2048", "4096")},
+		"-i": {value: option.Number(1024, 64<<20)}, // bytes for each inode
+		"-I": {value: option.OneOf("256", "512", "1024", "2048", "4096")},
+		"-N": {value: option.Number(16, 1<<32-1)},
+		"-m": {value: option.Number(0, 50)},
+		"-G": {value: option.Number(1, 1<<16)},
+		"-T": {value: option.OneOf("small", "news", "largefile", "largefile4", "default")},
+		"-J": {list: map[string]option.Check{"size": option.Number(4, 4096)}}, // MiB
+		"-E": {list: map[string]option.Check{
+			"stride":       option.Number(0, 1<<20),
+			"stripe_width": option.Number(0, 1<<20), "stripe-width": option.Number(0, 1<<20),
 			"packed_meta_blocks": bit, "lazy_itable_init": bit, "lazy_journal_init": bit,
 		}},
-		"-O": {list: map[string]func(string) string{
-			"has_journal": nothing, "fast_commit": nothing,
-			"inline_data": nothing, "ea_inode": nothing,
-			"large_dir": nothing, "verity": nothing, "encrypt": nothing, "casefold": nothing,
-			"dir_index": nothing, "^dir_index": nothing, "metadata_csum": nothing,
+		"-O": {list: map[string]option.Check{
+			"has_journal": option.Flag, "fast_commit": option.Flag,
+			"inline_data": option.Flag, "ea_inode": option.Flag,
+			"large_dir": option.Flag, "verity": option.Flag, "encrypt": option.Flag, "casefold": option.Flag,
+			"dir_index": option.Flag, "^dir_index": option.Flag, "metadata_csum": option.Flag,
 		}},
 	},
 	XFS: {
-		"-b": {list: map[string]func(string) string{
-			"size": oneOf("1024", "2048", "4096", "1k", "2k", "4k"),
+		"-b": {list: map[string]option.Check{
+			"size": option.OneOf("1024", "2048", "4096", "1k", "2k", "4k"),
 		}},
-		"-d": {list: map[string]func(string) string{
-			"agcount": number(1, 1<<20), "agsize": size, "su": size, "sw": number(0, 1<<16),
-			"sunit": number(0, 1<<20), "swidth": number(0, 1<<20), "noalign": nothing,
+		"-d": {list: map[string]option.Check{
+			"agcount": option.Number(1, 1<<20), "agsize": size, "su": size, "sw": option.Number(0, 1<<16),
+			"sunit": option.Number(0, 1<<20), "swidth": option.Number(0, 1<<20), "noalign": option.Flag,
 		}},
-		"-i": {list: map[string]func(string) string{
-			"size": number(512, 2048), "maxpct": number(0, 100),
-			"perblock": number(2, 128), "sparse": bit,
+		"-i": {list: map[string]option.Check{
+			"size": option.Number(512, 2048), "maxpct": option.Number(0, 100),
+			"perblock": option.Number(2, 128), "sparse": bit,
 		}},
-		"-l": {list: map[string]func(string) string{
-			"size": size, "su": size, "sunit": number(0, 1<<20),
+		"-l": {list: map[string]option.Check{
+			"size": size, "su": size, "sunit": option.Number(0, 1<<20),
 		}},
-		"-m": {list: map[string]func(string) string{
+		"-m": {list: map[string]option.Check{
 			"finobt": bit, "rmapbt": bit, "reflink": bit, "bigtime": bit, "inobtcount": bit,
 		}},
-		"-n": {list: map[string]func(string) string{"size": size, "version": oneOf("2", "ci")}},
-		"-s": {list: map[string]func(string) string{"size": oneOf("512", "4096", "4k")}},
+		"-n": {list: map[string]option.Check{"size": size, "version": option.OneOf("2", "ci")}},
+		"-s": {list: map[string]option.Check{"size": option.OneOf("512", "4096", "4k")}},
 	},
 	Btrfs: {
 		"-n": {value: nodeSizes}, "--nodesize": {value: nodeSizes},
 		"--csum": {value: checksums}, "--checksum": {value: checksums},
 		"-m": {value: profiles}, "--metadata": {value: profiles},
 		"-d": {value: profiles}, "--data": {value: profiles},
-		"-O": {list: map[string]func(string) string{"no-holes": nothing, "^no-holes": nothing}},
+		"-O": {list: map[string]option.Check{"no-holes": option.Flag, "^no-holes": option.Flag}},
 	},
 }
 
 var (
-	checksums = oneOf("crc32c", "xxhash", "sha256", "blake2") // all since Linux 5.5
-	profiles  = oneOf("single", "dup")                        // of one device
-	nodeSizes = oneOf("4096", "8192", "16384", "32768", "65536",
+	checksums = option.OneOf("crc32c", "xxhash", "sha256", "blake2") // all since Linux 5.5
+	profiles  = option.OneOf("single", "dup")                        // of one device
+	nodeSizes = option.OneOf("4096", "8192", "16384", "32768", "65536",
 		"4k", "8k", "16k", "32k", "64k")
 )
 

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
+	"github.com/quarry-storage/quarry/nodeagent/option"
 )
 
 func TestValidateMkfsOptions(t *testing.T) {
@@ -52,7 +53,7 @@ func TestValidateMkfsOptionsRefuses(t *testing.T) {
 		{"zfs", "-f", ""},
 	} {
 		err := filesystem.ValidateMkfsOptions(test.fstype, strings.Fields(test.options))
-		var refused *filesystem.OptionError
+		var refused *option.Error
 		require.ErrorAs(t, err, &refused, "%s %s", test.fstype, test.options)
 		require.Equal(t, test.nearest, refused.Nearest, "%s %s", test.fstype, test.options)
 	}

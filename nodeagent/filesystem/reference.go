@@ -1,7 +1,5 @@
 package filesystem
 
-import "strings"
-
 // AllowedMkfsOptions is what [ValidateMkfsOptions] lets through, for the
 // reference: each option as it is written ("-i", or "-E stride" for an element
 // of a list), and what may follow it, empty where nothing may.
@@ -9,20 +7,11 @@ func AllowedMkfsOptions(t Type) map[string]string {
 	out := map[string]string{}
 	for name, rule := range mkfsRules[t] {
 		if rule.list == nil {
-			out[name] = wants(rule.value)
+			out[name] = rule.value.Wants()
 		}
 		for key, check := range rule.list {
-			out[name+" "+key] = wants(check)
+			out[name+" "+key] = check.Wants()
 		}
 	}
 	return out
-}
-
-// wants is what a check says to a value that nothing allows; it is nothing
-// where no value is allowed.
-func wants(check func(string) string) string {
-	if check("") == "" {
-		return ""
-	}
-	return strings.TrimPrefix(check("\x00"), "it wants ")
 }

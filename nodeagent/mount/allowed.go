@@ -1,6 +1,10 @@
 package mount
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/option"
+)
 
 // attributes are options of a mount, for all filesystems; see mount_setattr(2)
 // and "FILESYSTEM-INDEPENDENT MOUNT OPTIONS" in mount(8). Of the atime ones
@@ -87,62 +91,60 @@ var refused = map[string]string{
 // allowed are the options of each filesystem: those of ext4(5), xfs(5) and
 // btrfs(5) that trade speed, latency and durability of the volume's own user's
 // data, at most as far as fsync(2) still means what it says.
-var allowed = map[string]map[string]check{
+var allowed = map[string]map[string]option.Check{
 	"ext4": {
 		// "continue" goes on writing into a filesystem known to be damaged, and
 		// "panic" takes the node down.
-		"errors": oneOf("remount-ro"),
+		"errors": option.OneOf("remount-ro"),
 		// "writeback" can show what was in the blocks before, after a crash:
 		// of a recycled volume that is another tenant's data.
-		"data":             oneOf("ordered", "journal"),
-		"commit":           number(1, 300), // seconds
-		"journal_checksum": flag, "nojournal_checksum": flag,
-		"auto_da_alloc": flag, "noauto_da_alloc": flag,
-		"delalloc": flag, "nodelalloc": flag,
-		"dioread_nolock": flag, "dioread_lock": flag,
-		"block_validity": flag, "noblock_validity": flag,
-		"init_itable": number(0, 100), "noinit_itable": flag,
-		"stripe": number(0, 1<<20), "inode_readahead_blks": number(0, 1<<16),
-		"max_batch_time": number(0, 1000000), "min_batch_time": number(0, 1000000), // microseconds
-		"max_dir_size_kb": number(1, 1<<30),
-		"acl":             flag, "noacl": flag, "user_xattr": flag,
-		"grpid": flag, "bsdgroups": flag, "nogrpid": flag, "sysvgroups": flag,
-		"i_version": flag,
-		"discard":   flag, "nodiscard": flag,
+		"data":             option.OneOf("ordered", "journal"),
+		"commit":           option.Number(1, 300), // seconds
+		"journal_checksum": option.Flag, "nojournal_checksum": option.Flag,
+		"auto_da_alloc": option.Flag, "noauto_da_alloc": option.Flag,
+		"delalloc": option.Flag, "nodelalloc": option.Flag,
+		"dioread_nolock": option.Flag, "dioread_lock": option.Flag,
+		"block_validity": option.Flag, "noblock_validity": option.Flag,
+		"init_itable": option.Number(0, 100), "noinit_itable": option.Flag,
+		"stripe": option.Number(0, 1<<20), "inode_readahead_blks": option.Number(0, 1<<16),
+		"max_batch_time": option.Number(0, 1000000), "min_batch_time": option.Number(0, 1000000), // microseconds
+		"max_dir_size_kb": option.Number(1, 1<<30),
+		"acl":             option.Flag, "noacl": option.Flag, "user_xattr": option.Flag,
+		"grpid": option.Flag, "bsdgroups": option.Flag, "nogrpid": option.Flag, "sysvgroups": option.Flag,
+		"i_version": option.Flag,
+		"discard":   option.Flag, "nodiscard": option.Flag,
 	},
 	"xfs": {
 		"allocsize": size,
-		"inode32":   flag, "inode64": flag,
-		"largeio": flag, "nolargeio": flag,
-		"logbufs": number(2, 8), "logbsize": size,
-		"noalign": flag, "swalloc": flag, "sunit": number(0, 1<<20), "swidth": number(0, 1<<20),
-		"filestreams": flag, "wsync": flag,
-		"discard": flag, "nodiscard": flag,
+		"inode32":   option.Flag, "inode64": option.Flag,
+		"largeio": option.Flag, "nolargeio": option.Flag,
+		"logbufs": option.Number(2, 8), "logbsize": size,
+		"noalign": option.Flag, "swalloc": option.Flag, "sunit": option.Number(0, 1<<20), "swidth": option.Number(0, 1<<20),
+		"filestreams": option.Flag, "wsync": option.Flag,
+		"discard": option.Flag, "nodiscard": option.Flag,
 	},
 	"btrfs": {
 		"compress": compression, "compress-force": compression,
-		"autodefrag": flag, "noautodefrag": flag,
-		"ssd": flag, "nossd": flag, "ssd_spread": flag, "nossd_spread": flag,
-		"space_cache": oneOf("v2"), // v1 is slow, and gone from newer kernels
-		"commit":      number(1, 300),
-		"datacow":     flag, "nodatacow": flag, "datasum": flag, "nodatasum": flag,
-		"flushoncommit": flag, "noflushoncommit": flag,
-		"max_inline": size, "thread_pool": number(1, 64),
-		"acl": flag, "noacl": flag,
-		"skip_balance": flag,
-		"discard":      flagOr("sync", "async"), "nodiscard": flag,
+		"autodefrag": option.Flag, "noautodefrag": option.Flag,
+		"ssd": option.Flag, "nossd": option.Flag, "ssd_spread": option.Flag, "nossd_spread": option.Flag,
+		"space_cache": option.OneOf("v2"), // v1 is slow, and gone from newer kernels
+		"commit":      option.Number(1, 300),
+		"datacow":     option.Flag, "nodatacow": option.Flag, "datasum": option.Flag, "nodatasum": option.Flag,
+		"flushoncommit": option.Flag, "noflushoncommit": option.Flag,
+		"max_inline": size, "thread_pool": option.Number(1, 64),
+		"acl": option.Flag, "noacl": option.Flag,
+		"skip_balance": option.Flag,
+		"discard":      option.OrAlone(option.OneOf("sync", "async")), "nodiscard": option.Flag,
 	},
 }
 
+// size is a number of bytes.
+var size = option.Size("kmg", 32, "64k")
+
 // compression is an algorithm with an optional level: zstd:3.
-func compression(value string, hasValue bool) string {
-	if !hasValue {
-		return ""
-	}
-	return oneOf("no", "none", "lzo",
-		"zlib", "zlib:1", "zlib:2", "zlib:3", "zlib:4",
-		"zlib:5", "zlib:6", "zlib:7", "zlib:8", "zlib:9",
-		"zstd", "zstd:1", "zstd:2", "zstd:3", "zstd:4",
-		"zstd:5", "zstd:6", "zstd:7", "zstd:8", "zstd:9",
-		"zstd:10", "zstd:11", "zstd:12", "zstd:13", "zstd:14", "zstd:15")(value, true)
-}
+var compression = option.OrAlone(option.OneOf("no", "none", "lzo",
+	"zlib", "zlib:1", "zlib:2", "zlib:3", "zlib:4",
+	"zlib:5", "zlib:6", "zlib:7", "zlib:8", "zlib:9",
+	"zstd", "zstd:1", "zstd:2", "zstd:3", "zstd:4",
+	"zstd:5", "zstd:6", "zstd:7", "zstd:8", "zstd:9",
+	"zstd:10", "zstd:11", "zstd:12", "zstd:13", "zstd:14", "zstd:15"))

@@ -1,15 +1,14 @@
 package mount
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/nearest"
+	"github.com/quarry-storage/quarry/nodeagent/option"
 )
 
 // Options are mount options that were checked. Get them from [DefaultOptions]
@@ -61,26 +60,6 @@ func (o Options) Strings() []string {
 	return out
 }
 
-// OptionError is an option that is not allowed, or that nobody knows.
-type OptionError struct {
-	FSType  string
-	Option  string
-	Reason  string // why not; empty when the option is unknown
-	Nearest string // what may have been meant; can be empty
-}
-
-func (e *OptionError) Error() string {
-	message := fmt.Sprintf("mount option %q is not allowed for %s", e.Option, e.FSType)
-	if e.Reason != "" {
-		return message + ": " + e.Reason
-	}
-	message += ": unknown"
-	if e.Nearest != "" {
-		message += fmt.Sprintf(", did you mean %q?", e.Nearest)
-	}
-	return message
-}
-
 // ParseOptions checks mount options of a volume whose filesystem is ext4, xfs
 // or btrfs, each element being one option or several with commas between them.
 // They come from a StorageClass, or in future from a claim, so only what can
@@ -91,13 +70,13 @@ func (e *OptionError) Error() string {
 // Of options that contradict each other the last one wins, as with mount(8).
 // nosuid and nodev are set unless suid or dev say otherwise, and ext4 takes no
 // more writes once it found itself damaged, as xfs and btrfs do unasked. The
-// error is an [*OptionError].
+// error is an [*option.Error].
 func ParseOptions(fstype string, thick bool, options []string) (Options, error) {
 	o := DefaultOptions()
 	table, ok := allowed[fstype]
 	if !ok {
-		return Options{}, &OptionError{FSType: fstype, Option: strings.Join(options, ","),
-			Reason: "volumes are ext4, xfs or btrfs"}
+		return Options{}, &option.Error{Of: "mount", Filesystem: fstype,
+			Option: strings.Join(options, ","), Reason: "volumes are ext4, xfs or btrfs"}
 	}
 	if fstype == "ext4" {
 		// What its superblock says is up to whoever made it, and the kernel's
@@ -114,12 +93,12 @@ func ParseOptions(fstype string, thick bool, options []string) (Options, error) 
 	return o, nil
 }
 
-func (o *Options) add(fstype string, table map[string]check, thick bool, word string) error {
+func (o *Options) add(fstype string, table map[string]option.Check, thick bool, word string) error {
 	if word == "" || word == "defaults" {
 		return nil
 	}
 	refuse := func(reason string) error {
-		return &OptionError{FSType: fstype, Option: word, Reason: reason}
+		return &option.Error{Of: "mount", Filesystem: fstype, Option: word, Reason: reason}
 	}
 	key, value, hasValue := strings.Cut(word, "=")
 	if a, ok := attributes[word]; ok {
@@ -141,7 +120,8 @@ func (o *Options) add(fstype string, table map[string]check, thick bool, word st
 		known := slices.Concat(slices.Collect(maps.Keys(attributes)), superFlags,
 			slices.Collect(maps.Keys(table)))
 		slices.Sort(known) // the same word each time
-		return &OptionError{FSType: fstype, Option: word, Nearest: nearest.Word(key, known)}
+		return &option.Error{Of: "mount", Filesystem: fstype, Option: word,
+			Nearest: nearest.Word(key, known)}
 	}
 	if key == "discard" && thick {
 		return refuse("the volume's space is reserved (allocation: thick), and discarding " +
@@ -152,51 +132,4 @@ func (o *Options) add(fstype string, table map[string]check, thick bool, word st
 	}
 	o.super = append(o.super, param{key, value, hasValue})
 	return nil
-}
-
-// check says what is wrong with an option's value, "" if nothing.
-type check func(value string, hasValue bool) string
-
-func flag(_ string, hasValue bool) string {
-	if hasValue {
-		return "it takes no value"
-	}
-	return ""
-}
-
-func number(least, most uint64) check {
-	return func(value string, _ bool) string {
-		if n, err := strconv.ParseUint(value, 10, 64); err != nil || n < least || n > most {
-			return fmt.Sprintf("it wants a number from %d to %d", least, most)
-		}
-		return ""
-	}
-}
-
-// size is a number of bytes with one of the suffixes k, m and g.
-func size(value string, _ bool) string {
-	digits := strings.TrimRight(strings.ToLower(value), "kmg")
-	if _, err := strconv.ParseUint(digits, 10, 32); err != nil || len(value)-len(digits) > 1 {
-		return "it wants a size such as 64k"
-	}
-	return ""
-}
-
-func oneOf(values ...string) check {
-	return func(value string, _ bool) string {
-		if !slices.Contains(values, value) {
-			return "it wants one of " + strings.Join(values, ", ")
-		}
-		return ""
-	}
-}
-
-// flagOr allows the word alone or with one of the values.
-func flagOr(values ...string) check {
-	return func(value string, hasValue bool) string {
-		if !hasValue {
-			return ""
-		}
-		return oneOf(values...)(value, true)
-	}
 }

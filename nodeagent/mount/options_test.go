@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/nodeagent/mount"
+	"github.com/quarry-storage/quarry/nodeagent/option"
 )
 
 func TestParseOptions(t *testing.T) {
@@ -66,7 +67,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 	} {
 		t.Run(test.fstype+" "+test.option, func(t *testing.T) {
 			_, err := mount.ParseOptions(test.fstype, false, []string{"noexec", test.option})
-			var refused *mount.OptionError
+			var refused *option.Error
 			require.ErrorAs(t, err, &refused)
 			require.Contains(t, refused.Option, test.option)
 			require.Equal(t, test.nearest, refused.Nearest)

@@ -1,7 +1,5 @@
 package mount
 
-import "strings"
-
 // AllowedOptions is what [ParseOptions] takes for a filesystem, for the
 // reference: each option, and what may follow it after "=", empty where nothing
 // may. With the empty name it is what is taken for all filesystems.
@@ -16,14 +14,7 @@ func AllowedOptions(fstype string) map[string]string {
 		}
 	}
 	for name, check := range allowed[fstype] {
-		value := strings.TrimPrefix(check("\x00", true), "it wants ")
-		switch {
-		case value == "it takes no value":
-			value = ""
-		case check("", false) == "":
-			value += ", or nothing"
-		}
-		out[name] = value
+		out[name] = check.Wants()
 	}
 	return out
 }
