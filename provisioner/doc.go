@@ -22,6 +22,7 @@
 //	broadcast.go       how a worker waits for a change without polling
 //	pv.go              a PersistentVolume from a Volume, and a Volume from a PersistentVolume
 //	errors.go          every way to fail, and the one table of what follows from each
+//	explained.go       the text of an event taken apart again, for those who look
 //
 // What is not served is tried again:
 //

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -26,9 +25,8 @@ func main() {
 	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-
-	if err := admin.NewPlugin(version).ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "kubectl quarry:", err)
-		os.Exit(1)
+	err := admin.NewPlugin(version).ExecuteContext(ctx)
+	if status := admin.Report(os.Stderr, "kubectl quarry", err); status != 0 {
+		os.Exit(status)
 	}
 }

@@ -32,6 +32,15 @@ func (c *cluster) flags(f *pflag.FlagSet) {
 
 // rescuer connects to the cluster. Its client reads live.
 func (c *cluster) rescuer() (*rescue.Rescuer, error) {
+	kube, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	return &rescue.Rescuer{Client: kube}, nil
+}
+
+// connect returns a client of the cluster that reads live.
+func (c *cluster) connect() (client.WithWatch, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = c.kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
@@ -50,6 +59,5 @@ func (c *cluster) rescuer() (*rescue.Rescuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-
-	return &rescue.Rescuer{Client: kube}, nil
+	return kube, nil
 }

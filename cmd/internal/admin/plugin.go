@@ -10,14 +10,13 @@ func NewPlugin(version string) *cobra.Command {
 	root := &cobra.Command{
 		Use:         "kubectl-quarry",
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl quarry"},
-		Short:       "Look after Quarry's volumes: the trash, orphans, adoption and recovery",
+		Short:       "Look at Quarry, and look after its volumes",
 		Version:     version,
 		// Errors are printed once, by main.
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
-
+	root.AddCommand(newStatus(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
 	return root
 }
 

@@ -1,5 +1,9 @@
-// Package show is how commands print what they found: the flag -o, tables, JSON
-// and sizes, once for all of them.
+// Package show is how commands print what they found: the flag -o, tables, JSON,
+// colours and sizes, once for all of them.
+//
+//	show.go    the flag -o of commands that list, tables, JSON and sizes
+//	format.go  the flag -o with kubectl's formats
+//	paint.go   colours, on a terminal only
 package show
 
 import (

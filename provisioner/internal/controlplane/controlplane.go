@@ -95,6 +95,9 @@ func Start(t testing.TB, crds string) *ControlPlane {
 	return c
 }
 
+// Kubeconfig is a file with which programs reach it as the administrator.
+func (c *ControlPlane) Kubeconfig() string { return filepath.Join(c.dir, "kubeconfig") }
+
 // Config is the client configuration of a user.
 func (c *ControlPlane) Config(user string) *rest.Config {
 	return &rest.Config{Host: c.url, BearerToken: user + "-token", QPS: 500, Burst: 1000,

@@ -1,0 +1,20 @@
+// Package diagnose looks at a cluster through its API server, for a person who
+// is on call: what is wrong, how bad it is, and what to do next. It changes
+// nothing.
+//
+// One look (Look) reads what there is. All that follows from it is decided by
+// functions of what was read, so that the same look always leads to the same
+// words, and tests of them need no cluster.
+//
+// The files:
+//
+//	look.go      what is read of a cluster
+//	finding.go   what is wrong: how bad, where, why, and what to do
+//	remedies.go  what to do about each reason
+//	nodes.go     nodes, their agents, and the controller
+//	pools.go     pools
+//	volumes.go   volumes, with what leads to them
+//	claims.go    claims that wait, and why
+//	events.go    the newest event that says something
+//	status.go    all of it on one screen
+package diagnose
