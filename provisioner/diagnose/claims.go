@@ -118,13 +118,13 @@ func (c *Cluster) whyItWaits(
 
 	attempt, told := c.attempt(claim), events.newest(claim.UID, isWarning)
 	if ready := troubleOfAttempt(attempt); ready != nil &&
-		(told == nil || ready.LastTransitionTime.After(eventTime(told))) {
+		(told == nil || ready.LastTransitionTime.After(EventTime(told))) {
 		return say(true, ready.Reason, fmt.Sprintf("node %s: %s", attempt.Spec.NodeName,
 			ready.Message), provisioner.Hint(ready.Reason), ready.LastTransitionTime.Time)
 	}
 	if told != nil {
 		reason, what, hint := provisioner.Explained(told.Message)
-		return say(true, cmp.Or(reason, told.Reason), what, hint, eventTime(told))
+		return say(true, cmp.Or(reason, told.Reason), what, hint, EventTime(told))
 	}
 
 	late := c.since(claim.CreationTimestamp.Time) > busy
@@ -143,7 +143,7 @@ func (c *Cluster) whyItWaits(
 		if e := events.newest(pod.UID, isWarning); e != nil && pod.Spec.NodeName == "" {
 			return say(late, ReasonUnschedulable, fmt.Sprintf("pod %s: %s", pod.Name, e.Message),
 				"compare the pod's constraints with where there is room: kubectl quarry pools",
-				eventTime(e))
+				EventTime(e))
 		}
 	}
 	immediate := class.VolumeBindingMode == nil ||

@@ -16,5 +16,7 @@
 //	volumes.go   volumes, with what leads to them
 //	claims.go    claims that wait, and why
 //	events.go    the newest event that says something
+//	story.go     all there is about one volume, pool or claim
+//	usage.go     how full volumes are, as kubelets say
 //	status.go    all of it on one screen
 package diagnose

@@ -7,9 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// eventTime is when an event was seen last. Who emits it by events.k8s.io fills
+// EventTime is when an event was seen last. Who emits it by events.k8s.io fills
 // in other fields than who does by the old API.
-func eventTime(e *corev1.Event) time.Time {
+func EventTime(e *corev1.Event) time.Time {
 	at := e.CreationTimestamp.Time
 	times := []time.Time{e.FirstTimestamp.Time, e.LastTimestamp.Time, e.EventTime.Time}
 	if e.Series != nil {
@@ -40,7 +40,7 @@ func indexEvents(events []corev1.Event) eventIndex {
 func (x eventIndex) newest(uid types.UID, want func(*corev1.Event) bool) *corev1.Event {
 	var found *corev1.Event
 	for _, e := range x[uid] {
-		if want(e) && (found == nil || eventTime(e).After(eventTime(found))) {
+		if want(e) && (found == nil || EventTime(e).After(EventTime(found))) {
 			found = e
 		}
 	}

@@ -1,14 +1,19 @@
 package diagnose
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
+	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -71,6 +77,10 @@ func TestKubernetes(t *testing.T) {
 		run  func(*site)
 	}{
 		{"status", testStatus},
+		{"volumes and pools", testLists},
+		{"how full volumes are", testUsage},
+		{"stories", testStories},
+		{"the shell completes", testCompletion},
 		{"what cannot be looked at", testNoLook}, // takes the kinds away
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -240,4 +250,244 @@ func testNoLook(s *site) {
 	_, errs, status = s.run("status")
 	require.Equal(s, 2, status)
 	require.Contains(s, errs, "Quarry is not installed in this cluster")
+}
+
+// volume makes a Volume object of a claim that has it, and a PersistentVolume
+// that leads to it.
+func (s *site) volume(name, node, claim string) *v1alpha1.Volume {
+	v := volume(name, node)
+	v.CreationTimestamp, v.ResourceVersion = metav1.Time{}, ""
+	v.Spec.Published, v.Spec.Enforcement = true, v1alpha1.EnforcementQuota
+	v.Spec.Backend, v.Spec.Allocation, v.Spec.VolumeMode = v1alpha1.BackendAuto, v1alpha1.AllocationThick, corev1.PersistentVolumeFilesystem
+	v.Spec.Claim.Name, v.Spec.Claim.UID = claim, ""
+	s.make(&v)
+	want := volume(name, node).Status
+	s.status(&v, func() { v.Status = want })
+
+	pv := persistent(v.Labels[v1alpha1.LabelPVName], name, node)
+	pv.CreationTimestamp = metav1.Time{}
+	pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
+	pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	pv.Spec.StorageClassName = "quarry"
+	pv.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	pv.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}}}}}}
+	pv.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "shop", Name: claim}
+	s.make(&pv)
+	c := s.claim(claim, "quarry", node)
+	c.Spec.VolumeName = pv.Name
+	s.make(c)
+	require.Eventually(s, func() bool {
+		return s.Get(s.Context(), client.ObjectKeyFromObject(c), c) == nil && c.Status.Phase == corev1.ClaimBound
+	}, patience, 50*time.Millisecond)
+	return &v
+}
+
+func testLists(s *site) {
+	one := s.volume("pvc-one-1", "a", "one")
+	s.volume("pvc-two-1", "b", "two")
+	s.make(s.user("db-0", "one", "a"))
+
+	out, _, status := s.run("volumes", "--usage=false", "-o", "name")
+	require.Equal(s, 0, status)
+	require.Equal(s, "volume.quarry.storage/pvc-one-1\nvolume.quarry.storage/pvc-two-1\n", out)
+	s.cp.Kubectl(s.T, "get", "volume.quarry.storage/pvc-one-1") // kubectl takes such names
+	out, errs, _ := s.run("volumes", "--usage=false", "--pod", "shop/db-0")
+	require.Empty(s, errs)
+	require.Contains(s, out, "pvc-one-1  a     default  shop/one  1Gi   -     -     -        Ready\n")
+	require.NotContains(s, out, "pvc-two-1")
+	out, _, _ = s.run("volumes", "--usage=false", "--node", "b", "-o", "json")
+	var listed []Volume
+	require.NoError(s, json.Unmarshal([]byte(out), &listed))
+	require.Len(s, listed, 1)
+	require.Equal(s, "pvc-two", listed[0].PersistentVolume)
+	_, errs, status = s.run("volumes", "--usage=false", "--wrong")
+	require.Equal(s, 0, status)
+	require.Equal(s, "There are no such volumes.\n", errs)
+	// Without the right to ask kubelets the list is there all the same.
+	out, errs, status = s.run("volumes", "--node", "a")
+	require.Equal(s, 0, status)
+	require.Contains(s, out, "pvc-one-1")
+	require.Contains(s, errs, "How full volumes on node a are is not known")
+
+	out, _, _ = s.run("pools", "-o", "name")
+	require.Equal(s, "pool.quarry.storage/a.default\npool.quarry.storage/b.default\n", out)
+	out, _, _ = s.run("pools", "--node", "b")
+	require.Contains(s, out, "b.default  Ready  60Gi       100Gi     40Gi      60Gi     1\n")
+
+	// A watch says what changes, once, and what goes.
+	volumes := s.follow("volumes", "--usage=false", "--watch", "--node", "a")
+	pools := s.follow("pools", "--watch")
+	require.Equal(s, "pvc-one-1", volumes.next())
+	require.Equal(s, []string{"a.default", "b.default"}, []string{pools.next(), pools.next()})
+	s.status(one, func() {
+		meta.SetStatusCondition(&one.Status.Conditions, condition(v1alpha1.ConditionReady, false, "ReadOnly", "oh"))
+	})
+	require.Equal(s, "pvc-one-1", volumes.next())
+	require.Contains(s, volumes.last, "ReadOnly")
+	p := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "b.default"}}
+	s.status(p, func() { p.Status.Available = new(resource.MustParse("50Gi")) })
+	require.Equal(s, "b.default", pools.next())
+	require.Contains(s, pools.last, "50Gi")
+	s.status(one, func() {
+		meta.SetStatusCondition(&one.Status.Conditions, condition(v1alpha1.ConditionReady, true, "Ready", ""))
+	})
+	volumes.next()
+	three := s.volume("pvc-three-1", "a", "three")
+	require.Equal(s, "pvc-three-1", volumes.next())
+	require.NoError(s, s.Delete(s.Context(), three))
+	for !strings.Contains(volumes.last, "Gone") {
+		require.Equal(s, "pvc-three-1", volumes.next())
+	}
+}
+
+// following is a plugin that watches.
+type following struct {
+	*site
+	lines *bufio.Scanner
+	last  string
+}
+
+func (s *site) follow(args ...string) *following {
+	s.Helper()
+	cmd := exec.Command(s.plugin, append(args, "--kubeconfig", s.cp.Kubeconfig(), "--as", "oncall")...)
+	out, err := cmd.StdoutPipe()
+	require.NoError(s, err)
+	require.NoError(s, cmd.Start())
+	watchdog := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	s.Cleanup(func() {
+		watchdog.Stop()
+		_ = cmd.Process.Signal(os.Interrupt)
+		require.NoError(s, cmd.Wait(), "an interrupted watch ends well")
+	})
+	f := &following{site: s, lines: bufio.NewScanner(out)}
+	require.True(s, f.lines.Scan(), "the head")
+	return f
+}
+
+// next is the name in the next line.
+func (f *following) next() string {
+	f.Helper()
+	require.True(f, f.lines.Scan(), "a line; the last one was %q", f.last)
+	f.last = f.lines.Text()
+	name, _, _ := strings.Cut(f.last, " ")
+	return name
+}
+
+// user is a pod that uses a claim.
+func (s *site) user(name, claim, node string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop"},
+		Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}},
+			Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}}},
+	}
+}
+
+func testStories(s *site) {
+	for _, args := range [][]string{{"volume", "pvc-one-1"}, {"claim", "shop/one"}, {"claim", "one", "-n", "shop"}} {
+		out, errs, status := s.run(append([]string{"describe"}, args...)...)
+		require.Equal(s, 0, status, errs)
+		for _, part := range []string{"Nothing is wrong.", "Claim:             shop/one (Bound)", "Pods:              db-0 (Pending, node a)",
+			"PersistentVolume:  pvc-one (Bound, policy Retain)", "Volume:            pvc-one-1 (Ready, wanted Present)",
+			"On disk:           /volumes/pvc-one-1 on node a; pods get /volumes/pvc-one-1/data",
+			"Pool:              a.default (Ready)", "agent Ready: quarry-system/agent-a"} {
+			require.Contains(s, out, part, args)
+		}
+	}
+	out, _, status := s.run("describe", "pool", "a.default")
+	require.Equal(s, 0, status)
+	require.Contains(s, out, "pvc-one-1")
+	require.NotContains(s, out, "pvc-two-1")
+	out, _, _ = s.run("describe", "claim", "idle", "-n", "shop")
+	require.Contains(s, out, "It waits: no pod uses it yet")
+	out, _, _ = s.run("describe", "volume", "pvc-two-1", "-o", "json")
+	story := &Story{}
+	require.NoError(s, json.Unmarshal([]byte(out), story))
+	require.Equal(s, "two pvc-two b.default", story.Claim.Name+" "+story.PersistentVolume.Name+" "+story.Pools[0].Name)
+
+	_, errs, status := s.run("describe", "volume", "nothing")
+	require.Equal(s, 1, status)
+	require.Contains(s, errs, "there is no Volume nothing")
+	_, _, status = s.run("describe", "claim", "shop/nothing")
+	require.Equal(s, 1, status)
+}
+
+// testCompletion runs the plugin under the name that kubectl runs for the shell.
+func testCompletion(s *site) {
+	completer := filepath.Join(filepath.Dir(s.plugin), "kubectl_complete-quarry")
+	require.NoError(s, os.Symlink(s.plugin, completer))
+	s.Setenv("KUBECONFIG", s.cp.Kubeconfig())
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"st"}, "status\t"},
+		{[]string{"volumes", "--sort", ""}, "\nused\n"},
+		{[]string{"describe", "volume", ""}, "pvc-one-1\n"},
+		{[]string{"describe", "pool", "a."}, "a.default\n"},
+		{[]string{"describe", "claim", ""}, "shop/one\n"},
+	} {
+		out, err := exec.CommandContext(s.Context(), completer, test.args...).Output()
+		require.NoError(s, err)
+		require.Contains(s, string(out), test.want, test.args)
+	}
+}
+
+// testUsage plays the kubelet of a node, behind the API server's proxy.
+func testUsage(s *site) {
+	address := outward(s)
+	summary := statsv1alpha1.Summary{Pods: []statsv1alpha1.PodStats{{VolumeStats: []statsv1alpha1.VolumeStats{{
+		FsStats: statsv1alpha1.FsStats{UsedBytes: new(uint64(512 << 20)), CapacityBytes: new(uint64(1 << 30)),
+			InodesUsed: new(uint64(5)), Inodes: new(uint64(100))},
+		PVCRef: &statsv1alpha1.PVCReference{Namespace: "shop", Name: "one"},
+	}}}}}
+	kubelet := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/stats/summary" {
+			http.NotFound(w, r)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(summary)
+	}))
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	require.NoError(s, err)
+	kubelet.Listener = listener
+	kubelet.StartTLS()
+	defer kubelet.Close()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}}
+	s.status(node, func() {
+		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
+		node.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(listener.Addr().(*net.TCPAddr).Port)
+	})
+
+	s.cp.Kubectl(s.T, "create", "clusterrole", "measures", "--verb=get", "--resource=nodes/proxy")
+	s.cp.Kubectl(s.T, "create", "clusterrolebinding", "measures", "--clusterrole=measures", "--user=oncall")
+	var out, errs string
+	require.Eventually(s, func() bool { // until the authorizer knows
+		out, errs, _ = s.run("volumes", "--node", "a")
+		return errs == ""
+	}, patience, 100*time.Millisecond, "%s", &errs)
+	require.Contains(s, out, "pvc-one-1  a     default  shop/one  1Gi   512Mi  50%   5%       Ready\n")
+	out, _, _ = s.run("describe", "volume", "pvc-one-1")
+	require.Contains(s, out, "Used:              512Mi (50%), 5 files (5%)\n")
+	// A node that cannot be asked keeps nothing back of the other.
+	out, errs, _ = s.run("volumes", "--sort", "used")
+	require.Contains(s, out, "512Mi")
+	require.Contains(s, out, "pvc-two-1")
+	require.Contains(s, errs, "How full volumes on node b are is not known")
+}
+
+// outward is an address of this machine that is not its loopback, which the API
+// server's proxy does not go to.
+func outward(s *site) string {
+	s.Helper()
+	addresses, err := net.InterfaceAddrs()
+	require.NoError(s, err)
+	for _, a := range addresses {
+		if n, is := a.(*net.IPNet); is && n.IP.IsGlobalUnicast() && n.IP.To4() != nil {
+			return n.IP.String()
+		}
+	}
+	s.Skip("needs an address that is not the loopback's")
+	return ""
 }

@@ -99,6 +99,34 @@ func Look(ctx context.Context, reader client.Reader, s Selectors, now time.Time)
 	return c, c.lookAtWaiting(ctx, reader)
 }
 
+// LookAtPools is Look for the pools alone, and who looks after them.
+func LookAtPools(ctx context.Context, reader client.Reader, s Selectors, now time.Time) (
+	*Cluster, error) {
+	var (
+		nodes  corev1.NodeList
+		pools  v1alpha1.PoolList
+		agents corev1.PodList
+	)
+	if err := reader.List(ctx, &pools); err != nil {
+		return nil, fmt.Errorf("list Pools: %w", err)
+	}
+	if err := reader.List(ctx, &nodes); err != nil {
+		return nil, fmt.Errorf("list Nodes: %w", err)
+	}
+	if err := reader.List(ctx, &agents, ours(s.Namespace, s.Agent)...); err != nil {
+		return nil, fmt.Errorf("list the agents' pods: %w", err)
+	}
+
+	c := &Cluster{At: now, Nodes: map[string]*corev1.Node{}, Pools: pools.Items, Agents: agents.Items}
+	for i := range nodes.Items {
+		c.Nodes[nodes.Items[i].Name] = &nodes.Items[i]
+	}
+	return c, nil
+}
+
+// PoolsNow are the pools of the look, by name.
+func (c *Cluster) PoolsNow() []Pool { return c.poolsOf(c.nodes()) }
+
 func ours(namespace string, selector labels.Selector) []client.ListOption {
 	return []client.ListOption{
 		client.InNamespace(namespace),

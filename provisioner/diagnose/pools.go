@@ -187,3 +187,30 @@ func count(n int, what string) string {
 	}
 	return fmt.Sprintf("%d %ss", n, what)
 }
+
+// PoolSortKeys are what SortPools takes.
+var PoolSortKeys = []string{"name", "available", "capacity", "volumes", "state"}
+
+// SortPools orders pools by one of PoolSortKeys: those with the least room or
+// what is wrong first, capacity and volumes with the most first. Names decide
+// between equals.
+func SortPools(all []Pool, by string) {
+	compare := map[string]func(a, b *Pool) int{
+		"name":      func(a, b *Pool) int { return 0 },
+		"available": func(a, b *Pool) int { return cmp.Compare(a.AvailableBytes, b.AvailableBytes) },
+		"capacity":  func(a, b *Pool) int { return cmp.Compare(b.CapacityBytes, a.CapacityBytes) },
+		"volumes":   func(a, b *Pool) int { return cmp.Compare(b.Volumes, a.Volumes) },
+		"state": func(a, b *Pool) int {
+			well := func(p *Pool) int {
+				if p.Ready && !p.Stale {
+					return 1
+				}
+				return 0
+			}
+			return cmp.Or(cmp.Compare(well(a), well(b)), cmp.Compare(a.State, b.State))
+		},
+	}[by]
+	slices.SortFunc(all, func(a, b Pool) int {
+		return cmp.Or(compare(&a, &b), cmp.Compare(a.Name, b.Name))
+	})
+}

@@ -54,15 +54,21 @@ func Report(w io.Writer, program string, err error) int {
 // noLook makes of an error that something could not be looked at, with what to
 // do about it where that is known.
 func noLook(err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
+	}
+	return &exit{exitNoLook, noRight(err)}
+}
+
+// noRight says of an error what to do about it, where that is known.
+func noRight(err error) error {
+	switch {
 	case meta.IsNoMatchError(err):
 		err = fmt.Errorf("%s (%w)", sayNoCluster, err)
 	case apierrors.IsForbidden(err):
 		err = fmt.Errorf("%w; which rights are needed says %s", err, guideRights)
 	}
-	return &exit{exitNoLook, err}
+	return err
 }
 
 // looks makes cmd a command that ends with exitNoLook whenever it did not come

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -192,4 +194,112 @@ func TestWrongFlagsAreNoAnswer(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	require.Equal(t, "a b?[31mc d", oneLine("a\nb\x1b[31mc\td\n"))
+}
+
+func TestVolumesArePrinted(t *testing.T) {
+	c := onCall(t)
+	var (
+		all   []diagnose.Volume
+		now   = metav1.NewTime(c.At)
+		links = diagnose.NewLinks(c.PVs, []corev1.Pod{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0"},
+			Spec: corev1.PodSpec{Volumes: []corev1.Volume{{VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "db-0"}}}}},
+		}})
+	)
+	for i := range c.Volumes {
+		all = append(all, diagnose.VolumeOf(&c.Volumes[i], links, c.At))
+	}
+	all[0].Usage = &diagnose.Usage{UsedBytes: 48 << 30, CapacityBytes: 64 << 30, UsedInodes: 1000, Inodes: 4000, At: now}
+	diagnose.SortVolumes(all, "node")
+	for name, wide := range map[string]bool{"volumes.txt": false, "volumes-wide.txt": true} {
+		var b bytes.Buffer
+		require.NoError(t, printVolumes(&b, all, wide, now, show.Paint{}))
+		golden(t, name, b.String())
+	}
+	golden(t, "volumes.json", structured(t, "json", all))
+	golden(t, "volumes.yaml", structured(t, "yaml", all[:1]))
+
+	for text, want := range map[string]string{
+		"node=node1": "pvc-1-1 pvc-2-1", "namespace=logs": "pvc-3-1", "pool=default": "pvc-1-1 pvc-2-1 pvc-4-1",
+		"pool=node3.default": "pvc-4-1", "class=quarry-csi": "pvc-3-1", "pod=shop/db-0": "pvc-1-1",
+		"pod=shop/db-1": "", "wrong=true": "pvc-1-1 pvc-2-1 pvc-3-1",
+	} {
+		var f volumeFilter
+		flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		f.flags(flags)
+		require.NoError(t, flags.Parse([]string{"--" + text}))
+		require.NoError(t, f.complete())
+		var got []string
+		for i := range all {
+			if f.accepts(&all[i]) {
+				got = append(got, all[i].Name)
+			}
+		}
+		require.Equal(t, want, strings.Join(got, " "), text)
+	}
+	require.Error(t, (&volumeFilter{pod: "db-0"}).complete())
+	require.Error(t, (&volumeFilter{pod: "shop/db-0", namespace: "web"}).complete())
+	require.NoError(t, (&volumeFilter{pod: "db-0", namespace: "web"}).complete())
+}
+
+func TestPoolsArePrinted(t *testing.T) {
+	c := onCall(t)
+	c.Pools[0].Labels = map[string]string{"quarry.storage/pool": "default", "disk": "ssd", "a": "b"}
+	pools := c.PoolsNow()
+	for name, wide := range map[string]bool{"pools.txt": false, "pools-wide.txt": true} {
+		var b bytes.Buffer
+		require.NoError(t, printPools(&b, pools, wide, metav1.NewTime(c.At), show.Paint{}))
+		golden(t, name, b.String())
+	}
+	golden(t, "pools.json", structured(t, "json", pools))
+	golden(t, "pools.yaml", structured(t, "yaml", pools[:1]))
+}
+
+// TestColumns proves that what follows a table stays in its columns.
+func TestColumns(t *testing.T) {
+	var b bytes.Buffer
+	c := columns{w: &b}
+	for _, row := range [][]string{{"NAME", "STATE"}, {"a", "Ready"}, {"longer", ""}, {"b", "x\ny"}} {
+		c.print(row)
+	}
+	require.Equal(t, "NAME  STATE\na     Ready\nlonger  -\nb       x y\n", b.String())
+	said := changesOf{}
+	require.True(t, said.isNew("v", []string{"a"}))
+	require.False(t, said.isNew("v", []string{"a"}))
+	require.True(t, said.isNew("v", []string{"b"}))
+}
+
+func TestStoriesArePrinted(t *testing.T) {
+	c := onCall(t)
+	status := c.Status()
+	about := func(names ...string) (out []diagnose.Finding) {
+		for _, f := range status.Findings {
+			if slices.Contains(names, f.Name) {
+				out = append(out, f)
+			}
+		}
+		return out
+	}
+	claim := c.Claims[0].DeepCopy()
+	claim.Namespace, claim.Name, claim.Status.Phase = "shop", "db-1", corev1.ClaimBound
+	claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "db-1"}, Spec: corev1.PodSpec{NodeName: "node1"},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+	nodes := status.Nodes
+
+	for name, story := range map[string]*diagnose.Story{
+		"describe-volume": {At: c.At, Findings: about("pvc-2-1"), Claim: claim, Class: c.Classes["quarry"],
+			PersistentVolume: &c.PVs[0], Volumes: c.Volumes[1:2], Pools: c.Pools[:1], Nodes: nodes[:1], Pods: []corev1.Pod{pod},
+			Usage: &diagnose.Usage{UsedBytes: 8 << 30, CapacityBytes: 32 << 30, UsedInodes: 12, Inodes: 1200}},
+		"describe-pool": {Kind: diagnose.KindPool, At: c.At, Findings: about("node1.default", "pvc-1-1", "pvc-2-1"), Volumes: c.Volumes[:2],
+			Pools: c.Pools[:1], Nodes: nodes[:1]},
+		"describe-claim": {At: c.At, Findings: about("cache-0"), Waiting: &status.Waiting[0], Claim: &c.Claims[0],
+			Class: c.Classes["quarry"], Events: c.Events[:1]},
+		"describe-well": {At: c.At, Volumes: c.Volumes[3:4], Pools: c.Pools[2:3], Nodes: nodes[2:3]},
+	} {
+		var b bytes.Buffer
+		require.NoError(t, printStory(&b, story, show.Paint{}))
+		golden(t, name+".txt", b.String())
+	}
 }

@@ -41,10 +41,7 @@ func (c *cluster) rescuer() (*rescue.Rescuer, error) {
 
 // connect returns a client of the cluster that reads live.
 func (c *cluster) connect() (client.WithWatch, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = c.kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
-		&c.overrides).ClientConfig()
+	config, err := c.loader().ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
@@ -60,4 +57,19 @@ func (c *cluster) connect() (client.WithWatch, error) {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	return kube, nil
+}
+
+// namespace is that of the kubeconfig's context, "default" if it has none.
+func (c *cluster) namespace() (string, error) {
+	name, _, err := c.loader().Namespace()
+	if err != nil {
+		return "", fmt.Errorf("read the kubeconfig's namespace: %w", err)
+	}
+	return name, nil
+}
+
+func (c *cluster) loader() clientcmd.ClientConfig {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = c.kubeconfig
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &c.overrides)
 }

@@ -16,7 +16,7 @@ func NewPlugin(version string) *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newStatus(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
+	root.AddCommand(newStatus(), newVolumes(), newPools(), newDescribe(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
 	return root
 }
 

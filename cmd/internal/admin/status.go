@@ -261,27 +261,31 @@ func printFindings(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint)
 	if len(s.Findings) == 0 {
 		return
 	}
-	colours := map[diagnose.Severity]show.Colour{
-		diagnose.Critical: show.Red, diagnose.Warning: show.Yellow, diagnose.Note: show.Faint,
-	}
-
 	fmt.Fprintln(w)
 	if s.Healthy {
 		fmt.Fprintln(w, "Worth knowing:")
 	} else {
 		fmt.Fprintln(w, "What is wrong, and what to do next:")
 	}
-	for i, g := range diagnose.Groups(s.Findings) {
+	findings(w, s.Time, s.Findings, wide, paint)
+}
+
+// findings prints each group of findings as an item of a list.
+func findings(w io.Writer, now metav1.Time, all []diagnose.Finding, wide bool, paint show.Paint) {
+	colours := map[diagnose.Severity]show.Colour{
+		diagnose.Critical: show.Red, diagnose.Warning: show.Yellow, diagnose.Note: show.Faint,
+	}
+	for i, g := range diagnose.Groups(all) {
 		severity := paint.In(colours[g.Severity], strings.ToUpper(string(g.Severity)))
 		if len(g.Findings) == 1 {
 			f := &g.Findings[0]
 			fmt.Fprintf(w, "%2d. %s  %s %s: %s%s\n", i+1, severity, kindWord(g.Kind), f.Object(),
 				g.Reason, whose(f))
-			fmt.Fprintf(w, "    %s%s\n", oneLine(f.Message), sinceText(s.Time, f.Since))
+			fmt.Fprintf(w, "    %s%s\n", oneLine(f.Message), sinceText(now, f.Since))
 		} else {
 			fmt.Fprintf(w, "%2d. %s  %s: %s\n", i+1, severity,
 				counted(len(g.Findings), kindWord(g.Kind)), g.Reason)
-			printAlike(w, s.Time, g.Findings, wide)
+			printAlike(w, now, g.Findings, wide)
 		}
 		if g.Remedy != "" {
 			fmt.Fprintf(w, "    -> %s\n", oneLine(g.Remedy))
