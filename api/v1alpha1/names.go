@@ -7,9 +7,9 @@ import "regexp"
 // path.
 const MaxVolumeIDLength = 128
 
-// volumeID is the grammar of ids. A letter or digit in front keeps ids apart from
-// a pool's .quarry and from options; without a dot or a plus sign they are no
-// temporary file and not lost+found.
+// volumeID is the grammar of ids. A letter or digit in front keeps ids apart
+// from a pool's .quarry and from options; without a dot or a plus sign they are
+// no temporary file and not lost+found.
 var volumeID = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // IsVolumeID reports whether a name may be the id of a volume: lower-case

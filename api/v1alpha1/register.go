@@ -14,7 +14,8 @@ var (
 	GroupVersion = schema.GroupVersion{Group: GroupName, Version: "v1alpha1"}
 
 	schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
-		s.AddKnownTypes(GroupVersion, &Volume{}, &VolumeList{}, &Snapshot{}, &SnapshotList{}, &Pool{}, &PoolList{})
+		s.AddKnownTypes(GroupVersion, &Volume{}, &VolumeList{}, &Snapshot{}, &SnapshotList{},
+			&Pool{}, &PoolList{})
 		metav1.AddToGroupVersion(s, GroupVersion)
 		return nil
 	})
