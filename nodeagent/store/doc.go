@@ -57,7 +57,7 @@
 //
 //	store.go          Store: opening, describing and listing what it holds
 //	errors.go         what can go wrong
-//	moved.go          telling followers what changed
+//	feed.go           telling followers what changed
 //	room.go           telling them that a pool's room moved
 //
 // A pool:
@@ -125,7 +125,7 @@
 //	untouched.go      deleting only what nobody wrote to
 //	discard.go        the way into the trash: of a deleted volume, and of one that was never committed
 //	trash.go          what was deleted, and restoring it
-//	slice.go          freeing the trash's space in the background, in turns
+//	free_run.go       freeing the trash's space in the background, in turns
 //	free.go           freeing one entry
 //	freetree.go       freeing what a tenant left
 //

@@ -374,6 +374,19 @@ func (s *Store) Pools() []Pool {
 // changes it little while it exists; creating or deleting one expires it.
 const describedAge = time.Second
 
+// FilesystemOf returns the filesystem that a pool lies on, "" if it is offline.
+// Unlike Pools it measures and counts nothing.
+func (s *Store) FilesystemOf(pool string) string {
+	for _, p := range s.pools {
+		if p.name() == pool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.features.Filesystem
+		}
+	}
+	return ""
+}
+
 func (s *Store) describePool(p *pool) Pool {
 	p.mu.Lock()
 	d := Pool{Pool: p.cfg, UID: p.expect.uid, Features: p.features, Offline: p.offline}

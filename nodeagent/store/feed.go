@@ -60,16 +60,3 @@ func (s *Store) tell(all bool, ids ...string) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
-
-// FilesystemOf returns the filesystem that a pool lies on, "" if it is offline.
-// Unlike Pools it measures and counts nothing.
-func (s *Store) FilesystemOf(pool string) string {
-	for _, p := range s.pools {
-		if p.name() == pool {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			return p.features.Filesystem
-		}
-	}
-	return ""
-}
