@@ -34,7 +34,7 @@ func (a *Admission) Hung() error {
 	}
 	a.pool.mu.Lock()
 	defer a.pool.mu.Unlock()
-	if off := a.pool.offline; off != nil && off.Reason == OfflineHung {
+	if off := a.pool.offline; off != nil && off.silent() {
 		return off
 	}
 	return nil

@@ -93,11 +93,12 @@ func (e *OfflineError) notThere() bool {
 // barred tells a pool that nothing may be done on, however it looks: who goes to a disk that hangs does not come back, and what
 // another process has, or another name of it, is not ours. A look alone ends that.
 func (e *OfflineError) barred() bool {
-	switch e.Reason {
-	case OfflineHung, OfflineInUse, OfflineDuplicate:
-		return true
-	}
-	return false
+	return e.silent() || e.Reason == OfflineInUse || e.Reason == OfflineDuplicate
+}
+
+// silent tells a pool that does not answer, or not who writes to it.
+func (e *OfflineError) silent() bool {
+	return e.Reason == OfflineHung || e.Reason == OfflineFrozen
 }
 
 func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: %v", e.Pool, e.Err) }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A disk can stop answering without an error: a hung controller, a frozen
@@ -22,6 +24,9 @@ const (
 	// the disk takes writes at all. Many take longer: to free a large tree, to
 	// repair a filesystem.
 	doubtAfter = 15 * time.Second
+	// freezeAfter is how long a filesystem may be frozen before its pool is out.
+	// What makes a snapshot of a machine is done before.
+	freezeAfter = answerWithin
 	// lookWait is how long a caller waits for a look that is late for the first
 	// time, and measureWait for a measurement.
 	lookWait    = 10 * time.Second
@@ -29,13 +34,14 @@ const (
 )
 
 // patience are the times above, which tests make short.
-type patience struct{ hang, doubt, look, measure time.Duration }
+type patience struct{ hang, doubt, freeze, look, measure time.Duration }
 
 func (o *Options) patience() patience {
 	if o.HangAfter <= 0 {
-		return patience{hangAfter, doubtAfter, lookWait, measureWait}
+		return patience{hangAfter, doubtAfter, freezeAfter, lookWait, measureWait}
 	}
-	return patience{o.HangAfter, o.HangAfter / 3, o.HangAfter / 3, o.HangAfter / 3}
+	third := o.HangAfter / 3
+	return patience{o.HangAfter, third, third, third, third}
 }
 
 // underWay are the operations on a pool that have not come back yet.
@@ -168,17 +174,41 @@ func (s *Store) glanceAt(ctx context.Context, p *pool, done chan struct{}) {
 	s.lookAgain(ctx, p)
 }
 
-// hung takes a pool out, and with it the others of its filesystem, until a
-// look at it returns.
+// hung takes a pool out whose look does not return.
 func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
+	s.takeOut(ctx, p, OfflineHung, fmt.Errorf(
+		"its disk has not answered for %s; it is used again once it does", since.Round(time.Second)))
+}
+
+// awaitThaw waits while the filesystem of an open pool is frozen, and takes the
+// pool out where that lasts. What is read of a frozen filesystem, and what it says
+// of itself, looks as ever; the question is that of answers (alive.go). What other
+// machines serve is not asked it: their names may be longer.
+func (s *Store) awaitThaw(ctx context.Context, p *pool, r *root) {
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(r.File().Fd()), &st) != nil || sharedBy(&st) != "" {
+		return
+	}
+	since := time.Now()
+	told := time.AfterFunc(s.patience.freeze, func() {
+		s.takeOut(ctx, p, OfflineFrozen, fmt.Errorf("the filesystem below %s is frozen "+
+			"(fsfreeze, a backup of the machine): who writes has waited since %s; it is used "+
+			"again once that ends", p.cfg.Path, since.UTC().Format(time.RFC3339)))
+	})
+	defer told.Stop()
+	_ = unix.Mkdirat(int(r.File().Fd()), longerThanAny, 0)
+}
+
+// takeOut takes a pool out that does not answer, and with it the others of its
+// filesystem, until a look at it returns.
+func (s *Store) takeOut(ctx context.Context, p *pool, reason string, why error) {
 	space := p.books()
 	for _, other := range s.pools {
 		other.mu.Lock()
 		shared := other == p || space != nil && other.space == space
-		known := other.offline != nil && other.offline.Reason == OfflineHung
+		known := other.offline != nil && other.offline.silent()
 		if shared && !known {
-			other.offline = &OfflineError{Pool: other.name(), Reason: OfflineHung, Err: fmt.Errorf(
-				"its disk has not answered for %s; it is used again once it does", since.Round(time.Second))}
+			other.offline = &OfflineError{Pool: other.name(), Reason: reason, Err: why}
 			other.came = false
 			other.doubted = true // a look has to write before it is back
 		}
@@ -186,7 +216,7 @@ func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
 		if !shared || known {
 			continue
 		}
-		s.log.ErrorContext(ctx, "pool is offline: its disk does not answer", "pool", other.name(), "since", since)
+		s.log.ErrorContext(ctx, "pool is offline", "pool", other.name(), "reason", reason, "error", why)
 		s.forgetPool(other, true) // its directory is where it was, as far as anybody can say
 		s.notify()
 	}

@@ -72,8 +72,8 @@ func TestHungPoolBesideAHealthyOne(t *testing.T) {
 	comesTrue(t, func() bool {
 		n.store.Glance(t.Context())
 		p := n.store.Pools()[0]
-		return p.Offline != nil && p.Offline.Reason == OfflineHung
-	}, "the pool is hung")
+		return p.Offline != nil && p.Offline.silent()
+	}, "the pool is out")
 	require.Nil(t, n.store.Pools()[1].Offline)
 	comesTrue(t, func() bool { return len(n.store.Trash()) == 0 }, "the healthy disk's trash is freed")
 	_, err = n.create(none("new-1", "pool1"))
@@ -102,6 +102,83 @@ func TestHungPoolBesideAHealthyOne(t *testing.T) {
 	require.Equal(t, "kept", marked(t, old))
 	comesTrue(t, func() bool { return len(n.store.Trash()) == 0 }, "and its trash is freed")
 	require.NotContains(t, n.ids(), "stuck-1")
+}
+
+// TestFrozenPoolIsSeen freezes the filesystem of a pool that nobody does anything
+// on, which reads as ever: it is told all the same, its volumes and new ones are
+// refused there, and it is back by itself.
+func TestFrozenPoolIsSeen(t *testing.T) {
+	for _, kind := range []poolKind{onExt4, onXFS, onBtrfs} {
+		t.Run(kind.name, func(t *testing.T) {
+			frozen, healthy := kind.make(t, gib), onExt4.make(t, gib)
+			n := newNode(t, frozen, healthy)
+			n.store.patience.freeze = 300 * time.Millisecond
+			directory := n.mustCreate(Request{ID: "pvc-1", Pool: "pool1",
+				Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+			image := n.mustCreate(Request{ID: "pvc-2", Pool: "pool1",
+				Backend: record.BackendLoop, FSType: "ext4", SizeBytes: 64 * mib})
+			raw := func(id, pool string) Request {
+				return Request{ID: id, Pool: pool, SizeBytes: 16 * mib, VolumeMode: record.ModeBlock}
+			}
+			mark(t, directory, "one")
+			mark(t, image, "two")
+			n.store.Glance(t.Context())
+			require.Nil(t, n.store.Pools()[0].Offline)
+
+			thaw := freeze(t, frozen)
+			looked := make(chan struct{})
+			go func() { defer close(looked); n.store.Glance(context.Background()) }()
+			comesTrue(t, func() bool { return n.store.Pools()[0].Offline != nil }, "the pool is out")
+			offline(t, n, OfflineFrozen)
+			require.Nil(t, n.store.Pools()[1].Offline)
+			for _, id := range []string{directory.ID, image.ID} {
+				var off *OfflineError
+				require.ErrorAs(t, n.availability(id), &off)
+			}
+			_, err := n.create(raw("pvc-3", "pool1"))
+			reason, refused := Reason(err)
+			require.Equal(t, v1alpha1.ReasonPoolOffline, reason, "%v", err)
+			require.True(t, refused, "so that the claim goes elsewhere")
+			require.Equal(t, "pool2", n.mustCreate(raw("pvc-3", "")).Pool)
+
+			thaw()
+			<-looked
+			comesTrue(t, func() bool {
+				n.store.Glance(t.Context())
+				return n.store.Pools()[0].Offline == nil && n.availability(directory.ID) == nil &&
+					n.availability(image.ID) == nil
+			}, "the pool is back")
+			require.Equal(t, "one", marked(t, directory))
+			require.Equal(t, "two", marked(t, image))
+			n.mustCreate(raw("pvc-4", "pool1"))
+		})
+	}
+}
+
+// TestFreezeThatEndsIsNotTold freezes a pool for less than is waited: nobody is
+// told, and nothing is read anew.
+func TestFreezeThatEndsIsNotTold(t *testing.T) {
+	path := onExt4.make(t, gib)
+	n := newNode(t, path)
+	v := n.mustCreate(Request{ID: "pvc-1", Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+	n.store.Told(n.store.Pools())
+	thaw := freeze(t, path)
+	changed := n.store.Changed()
+	looked := make(chan struct{})
+	go func() { defer close(looked); n.store.Glance(context.Background()) }()
+	comesTrue(t, func() bool {
+		n.store.refreshing.Lock()
+		defer n.store.refreshing.Unlock()
+		return n.store.pools[0].glance != nil
+	}, "it is looked at")
+	thaw()
+	<-looked
+	select {
+	case <-changed:
+		t.Fatal("a short freeze was told")
+	default:
+	}
+	require.NoError(t, n.availability(v.ID))
 }
 
 // TestEmptyVolumeDoesNotWaitForATree: entries of one filesystem take turns,

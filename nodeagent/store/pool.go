@@ -37,6 +37,7 @@ const (
 	OfflineNetworkFilesystem = "NetworkFilesystem" // other machines may use its filesystem too, and it is not configured to be there
 	OfflineReadOnly          = "ReadOnly"          // its filesystem takes no writes: mounted so, or the kernel made it so after an error
 	OfflineHung              = "Hung"              // its disk does not answer
+	OfflineFrozen            = "Frozen"            // its filesystem is frozen, by a backup of the machine, say, and who writes waits
 	OfflineFailed            = "Failed"            // the disk answers with errors
 	OfflineRebuilt           = "Rebuilt"           // Missing, on another machine than the one that had it; whoever knows machines says so
 	OfflineLoading           = "Loading"           // its disk is there, and what is on it is being read
@@ -375,6 +376,7 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 		offline = p.offlineFor(err)
 	} else {
 		defer r.Close()
+		s.awaitThaw(ctx, p, r)
 		var key string
 		if key, err = filesystemKey(r.File()); err == nil && wasOnline && space.key == key {
 			if loading {

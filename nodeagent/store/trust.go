@@ -52,13 +52,18 @@ func (p *pool) checkFilesystem(dir *os.File) error {
 	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return fmt.Errorf("statfs %s: %w", p.cfg.Path, err)
 	}
-	// The number has 32 bits, which some machines sign.
-	if name := shared[int64(uint32(st.Type))]; name != "" {
+	if name := sharedBy(&st); name != "" {
 		return &OfflineError{Pool: p.name(), Reason: OfflineNetworkFilesystem, Err: fmt.Errorf(
 			"%s is on %s, which other machines may use too; allowNetworkFilesystem: true takes it all the same, where no other node has a pool in the same directory",
 			p.cfg.Path, name)}
 	}
 	return nil
+}
+
+// sharedBy is the name of a filesystem that other machines may see as well, ""
+// of others.
+func sharedBy(st *unix.Statfs_t) string {
+	return shared[int64(uint32(st.Type))] // the number has 32 bits, which some machines sign
 }
 
 // reserves reports whether preallocated room is taken from the disk: some
