@@ -30,7 +30,8 @@ var cleanups = map[string]bool{"NodeUnpublishVolume": true, "NodeUnstageVolume":
 
 // translated puts the ids of requests and answers into the other side's words.
 func translated(ids IDs) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+		handler grpc.UnaryHandler) (any, error) {
 		if err := toOwn(ctx, ids, req, path.Base(info.FullMethod)); err != nil {
 			return nil, err
 		}

@@ -47,7 +47,8 @@ func (m Machine) Log(log *slog.Logger) {
 	log.Info("this machine", "kernel", m.Kernel, "os", m.OS, "cgroups", m.Cgroups,
 		"selinux", m.SELinux, "readOnlyRoot", m.ReadOnlyRoot)
 	if kernelOlder(m.Kernel, oldestMajor, oldestMinor) {
-		log.Warn("this kernel is older than what Quarry is made for: thick images may give room back "+
+		log.Warn("this kernel is older than what Quarry is made for: thick images may "+
+			"give room back "+
 			"that others are then promised",
 			"kernel", m.Kernel, "oldest", fmt.Sprintf("%d.%d", oldestMajor, oldestMinor))
 	}
@@ -107,7 +108,9 @@ func kernelOlder(release string, major, minor int) bool {
 		return false
 	}
 	minorText := parts[1]
-	if end := strings.IndexFunc(minorText, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
+	if end := strings.IndexFunc(minorText, func(r rune) bool {
+		return r < '0' || r > '9'
+	}); end >= 0 {
 		minorText = minorText[:end] // 4-rc1
 	}
 	have, err1 := strconv.Atoi(parts[0])

@@ -79,14 +79,17 @@ func newListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the volumes of a node's pools straight from the disk; nothing is changed",
-		Long: `List the volumes of a node's pools straight from the disk: also of a disk of another node or cluster, and of one that its pool does
-not use. Nothing is changed.
+		Long: `List the volumes of a node's pools straight from the disk: also of a disk of
+another node or cluster, and of one that its pool does not use. Nothing is
+changed.
 
-The output of -o json is stable, for programs: an array with one object for each pool, in which fields may be added later but none is
-renamed or means something else. It holds all that is on disk and is needed to write the cluster's objects again: the pool's "name" in
-the configuration, its "identity" (UID, cluster, and where it was made), the records of its "volumes" with their "origin", and its
-"trash" with what deleting was to mean. A pool that cannot be read has "error" and "reason" in its object; with -o json that is
-no failure of the command.`,
+The output of -o json is stable, for programs: an array with one object for each
+pool, in which fields may be added later but none is renamed or means something
+else. It holds all that is on disk and is needed to write the cluster's objects
+again: the pool's "name" in the configuration, its "identity" (UID, cluster, and
+where it was made), the records of its "volumes" with their "origin", and its
+"trash" with what deleting was to mean. A pool that cannot be read has "error"
+and "reason" in its object; with -o json that is no failure of the command.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := d.output.IsJSON()
@@ -182,9 +185,10 @@ func newVerifyCommand() *cobra.Command {
 		Use: "verify",
 		Short: "Check that pools, records, quotas, images, loop devices and mounts are " +
 			"as they must be",
-		Long: `Check that pools, records, quotas, images, loop devices and mounts are as they must be, and with --cluster the API objects.
-It prints what does not hold and ends with status 1 if there is anything worse than a note. Nothing is changed without --repair;
-the column REPAIR says beforehand what that would do.`,
+		Long: `Check that pools, records, quotas, images, loop devices and mounts are as they
+must be, and with --cluster the API objects. It prints what does not hold and
+ends with status 1 if there is anything worse than a note. Nothing is changed
+without --repair; the column REPAIR says beforehand what that would do.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := d.output.IsJSON()

@@ -38,7 +38,8 @@ func openTarget(path string) (*target, error) {
 	parent, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, translate.Errorf(v1alpha1.ReasonInvalidTarget,
-			"the directory that %s is to be in, which the caller makes where this process sees it: %w", path, err)
+			"the directory that %s is to be in, which the caller makes where this "+
+				"process sees it: %w", path, err)
 	}
 	return &target{path: path, name: filepath.Base(path), parent: parent}, nil
 }

@@ -39,24 +39,32 @@ func newAdopt() *cobra.Command {
 	var o adopting
 	cmd := &cobra.Command{
 		Use: "adopt", Short: "Make a volume of a directory or an image that is on a node already",
-		Long: `Make a volume of a directory or an image that is on a node already, below the directory of one of its pools.
+		Long: `Make a volume of a directory or an image that is on a node already, below the
+directory of one of its pools.
 
-What happens on the node: the directory is renamed into the pool as a volume, and a symbolic link is left at the old path, so that
-whatever names that path goes on working, running pods included. Its size is enforced from then on (or not, with --enforcement none).
-The data is not copied, and at no time without a path that leads to it.
+What happens on the node: the directory is renamed into the pool as a volume,
+and a symbolic link is left at the old path, so that whatever names that path
+goes on working, running pods included. Its size is enforced from then on (or
+not, with --enforcement none). The data is not copied, and at no time without a
+path that leads to it.
 
-With --pv a PersistentVolume that was made by hand (kind local) is handed over: node, path, size, class, claim and policy are its
-own, and it stays as it is, bound or not. What you will see: it gets annotations, and from then on Quarry handles its deletion and its
-growth. Mind its reclaim policy: with Delete, deleting the claim deletes the data, which Kubernetes alone could not do.
+With --pv a PersistentVolume that was made by hand (kind local) is handed over:
+node, path, size, class, claim and policy are its own, and it stays as it is,
+bound or not. What you will see: it gets annotations, and from then on Quarry
+handles its deletion and its growth. Mind its reclaim policy: with Delete,
+deleting the claim deletes the data, which Kubernetes alone could not do.
 
-Without --pv a new PersistentVolume is made, for the claim given by --claim or for any.
+Without --pv a new PersistentVolume is made, for the claim given by --claim or
+for any.
 
---dry-run says what is found on the node, and prints the manifest that does the same with kubectl apply.`,
+--dry-run says what is found on the node, and prints the manifest that does the
+same with kubectl apply.`,
 		Example: `  # EaseMesh's hand-made PersistentVolume at /volumes/easemesh-storage:
   kubectl quarry adopt --pv easemesh-storage-pv-1 --dry-run
   kubectl quarry adopt --pv easemesh-storage-pv-1
   # A directory, for a claim that does not exist yet:
-  kubectl quarry adopt --node node1 --path /volumes/old-data --size 10Gi --class quarry --claim shop/data
+  kubectl quarry adopt --node node1 --path /volumes/old-data --size 10Gi \
+    --class quarry --claim shop/data
   # An image file, as a block device:
   kubectl quarry adopt --node node1 --path /volumes/disk.img --type File --volume-mode Block`,
 		Args: cobra.NoArgs,

@@ -31,10 +31,10 @@ func NewCheckAdoption() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "adopt --check",
 		Short: "Look at what adopting a path of this node would mean; nothing is changed",
-		Long: `Look at what is at a path of this node, and say what adopting it as a volume would mean. Nothing is changed.
-It is what ` + "`kubectl quarry adopt`" +
-			` asks the node's agent. It ends with status 1 if the path cannot be adopted as it is; with -o json the
-report says that.`,
+		Long: `Look at what is at a path of this node, and say what adopting it as a volume
+would mean. Nothing is changed. It is what ` + "`kubectl quarry adopt`" + ` asks the
+node's agent. It ends with status 1 if the path cannot be adopted as it is; with
+-o json the report says that.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := o.IsJSON()

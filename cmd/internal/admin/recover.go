@@ -25,18 +25,27 @@ func NewRecover(caller string) *cobra.Command {
 		Use: "recover", Short: "Write the cluster's objects again from what is on the nodes' disks",
 		Long: `Write the cluster's objects again from what is on the nodes' disks.
 
-It reads the disks of every node through the agents (as kubectl exec does, so you need the rights for that), compares them with the
-Volumes, PersistentVolumes and claims of the cluster, and prints a plan: one line for each thing it would do, and why. Nothing is changed
-without --apply. With it each step is done in order and can be repeated: a second run goes on where the first stopped.
+It reads the disks of every node through the agents (as kubectl exec does, so
+you need the rights for that), compares them with the Volumes, PersistentVolumes
+and claims of the cluster, and prints a plan: one line for each thing it would
+do, and why. Nothing is changed without --apply. With it each step is done in
+order and can be repeated: a second run goes on where the first stopped.
 
-  * After the API server's data was lost: Volumes and PersistentVolumes are written again. Each PersistentVolume waits for its claim by
-    namespace and name, so claims that you apply again from your manifests bind to their old data. --claims makes them as well.
-  * After a disk was moved to another node, or a node came back under another name: PersistentVolumes are fixed to a node, so Volume and
-    PersistentVolume are replaced under the same names while policy Retain guards the data. It is refused while pods hold the volume.
-  * A disk of another cluster is listed and left alone, unless --take-over names that cluster.
-  * What is contradictory (two volumes for one claim, a copied disk) is listed, and nothing is done about it until you decide.
+  * After the API server's data was lost: Volumes and PersistentVolumes are
+    written again. Each PersistentVolume waits for its claim by namespace and
+    name, so claims that you apply again from your manifests bind to their old
+    data. --claims makes them as well.
+  * After a disk was moved to another node, or a node came back under another
+    name: PersistentVolumes are fixed to a node, so Volume and PersistentVolume
+    are replaced under the same names while policy Retain guards the data. It is
+    refused while pods hold the volume.
+  * A disk of another cluster is listed and left alone, unless --take-over names
+    that cluster.
+  * What is contradictory (two volumes for one claim, a copied disk) is listed,
+    and nothing is done about it until you decide.
 
-It ends with status 1 if a disk could not be read, if something was refused or is contradictory, or if a step failed.`,
+It ends with status 1 if a disk could not be read, if something was refused or
+is contradictory, or if a step failed.`,
 		Example: fmt.Sprintf(`  # What would be done:
   %[1]s recover
   # Do it, and make the claims of two namespaces as well:

@@ -16,8 +16,9 @@ func newTrash() *cobra.Command {
 	return parent("trash", "Volumes that were deleted and are still kept",
 		`Volumes that were deleted and are still kept.
 
-A claim of a StorageClass with onDelete: trash leaves its volume in the trash of its pool for the class's trashRetention.
-Until then it can be brought back with all its data, or its space be freed at once.`,
+A claim of a StorageClass with onDelete: trash leaves its volume in the trash of
+its pool for the class's trashRetention. Until then it can be brought back with
+all its data, or its space be freed at once.`,
 		newTrashList(), newTrashRestore(), newTrashPurge())
 }
 
@@ -43,12 +44,15 @@ func newTrashRestore() *cobra.Command {
 	var o restoring
 	cmd := &cobra.Command{
 		Use: "restore VOLUME", Short: "Bring a volume back from the trash",
-		Long: `Bring a volume back from the trash: its data, its PersistentVolume under the same name, and its claim.
+		Long: `Bring a volume back from the trash: its data, its PersistentVolume under the
+same name, and its claim.
 
-What you will see: once its node's agent has the volume back, its PersistentVolume appears for the old claim, then the claim with
-its old class, size and labels, and the two are Bound. If a claim of that name exists and waits, it gets the volume. If one is
-bound to something else, nothing is done: delete that claim first, or give another one by --claim.
-A second run goes on where the first stopped.`,
+What you will see: once its node's agent has the volume back, its
+PersistentVolume appears for the old claim, then the claim with its old class,
+size and labels, and the two are Bound. If a claim of that name exists and
+waits, it gets the volume. If one is bound to something else, nothing is done:
+delete that claim first, or give another one by --claim. A second run goes on
+where the first stopped.`,
 		Example: `  kubectl quarry trash restore pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1
   kubectl quarry trash restore pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1 --claim shop/data-copy`,
 		Args: cobra.ExactArgs(1),
