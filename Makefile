@@ -145,7 +145,7 @@ test-race: $(BIN)/gotestsum root ## The store's parallel operations under the ra
 	CGO_ENABLED=1 $(call gotest,./nodeagent/store ./nodeagent/keylock,-count=1 -race -timeout 10m -run '$(STORE_RACES)')
 
 .PHONY: test-chart
-test-chart: $(BIN)/gotestsum ## Tests of the Helm chart and the examples
+test-chart: $(BIN)/gotestsum ## Tests of the Helm chart, the examples, and the commands of the pages
 	cd test && $(call gotest,./chart,-count=1) # Go's cache does not see files outside the module
 
 .PHONY: test-image

@@ -72,8 +72,10 @@ func value(t *testing.T, in *hclsyntax.Body, name string) cty.Value {
 	t.Helper()
 	require.Contains(t, in.Attributes, name)
 	v, problems := in.Attributes[name].Expr.Value(&hcl.EvalContext{Variables: map[string]cty.Value{
-		"var":  cty.ObjectVal(map[string]cty.Value{"node": cty.StringVal("node1")}),
-		"node": cty.ObjectVal(map[string]cty.Value{"unique": cty.ObjectVal(map[string]cty.Value{"name": cty.StringVal("node1")})}),
+		"var": cty.ObjectVal(map[string]cty.Value{"node": cty.StringVal("node1")}),
+		"node": cty.ObjectVal(map[string]cty.Value{
+			"unique": cty.ObjectVal(map[string]cty.Value{"name": cty.StringVal("node1")}),
+		}),
 	}})
 	require.False(t, problems.HasErrors(), "%s: %s", name, problems)
 	return v
@@ -115,7 +117,7 @@ func TestNomadGuide(t *testing.T) {
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
-	n := &nomad{t: t, IdentityClient: spec.NewIdentityClient(conn), ControllerClient: spec.NewControllerClient(conn), NodeClient: spec.NewNodeClient(conn)}
+	n := &nomad{t, spec.NewIdentityClient(conn), spec.NewControllerClient(conn), spec.NewNodeClient(conn)}
 	n.register()
 
 	volume := files["volume"]
@@ -159,8 +161,10 @@ func TestNomadGuide(t *testing.T) {
 
 	// raw_exec without stage_publish_base_dir: the path is in no namespace.
 	other := n.create("other", gib, parameters)
-	_, err = n.NodePublishVolume(t.Context(), &spec.NodePublishVolumeRequest{VolumeId: other.GetVolumeId(), StagingTargetPath: staging,
-		TargetPath: "/local/csi-of-a-test/per-alloc/a/other", VolumeCapability: singleNodeWriter()})
+	_, err = n.NodePublishVolume(t.Context(), &spec.NodePublishVolumeRequest{
+		VolumeId: other.GetVolumeId(), StagingTargetPath: staging,
+		TargetPath: "/local/csi-of-a-test/per-alloc/a/other", VolumeCapability: singleNodeWriter(),
+	})
 	require.ErrorContains(t, err, "which the caller makes where this process sees it")
 	_, err = n.DeleteVolume(t.Context(), &spec.DeleteVolumeRequest{VolumeId: other.GetVolumeId()})
 	require.NoError(t, err)
@@ -178,7 +182,8 @@ func startPlugin(t *testing.T, config *hclsyntax.Body, pool, socket string) {
 	at := slices.Index(args, "/volumes")
 	require.Positive(t, at, "%v", args)
 	args[at] = pool
-	if _, err := os.Stat("/proc/1/root/"); err != nil { // this machine is a container: nobody knows what its mount points are
+	if _, err := os.Stat("/proc/1/root/"); err != nil {
+		// This machine is a container: nobody knows what its mount points are.
 		args = slices.DeleteFunc(args, func(arg string) bool { return arg == "--require-mountpoint" })
 	}
 	args = append(args, "--device-dir", filepath.Join(t.TempDir(), "dev"), "--reserve", "0%")
@@ -235,8 +240,11 @@ func (n *nomad) register() {
 // requirement is sent.
 func (n *nomad) create(name string, size int64, parameters map[string]string) *spec.Volume {
 	n.t.Helper()
-	resp, err := n.CreateVolume(n.t.Context(), &spec.CreateVolumeRequest{Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: size},
-		VolumeCapabilities: []*spec.VolumeCapability{singleNodeWriter()}, Parameters: parameters, AccessibilityRequirements: &spec.TopologyRequirement{}})
+	resp, err := n.CreateVolume(n.t.Context(), &spec.CreateVolumeRequest{
+		Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: size},
+		VolumeCapabilities: []*spec.VolumeCapability{singleNodeWriter()},
+		Parameters:         parameters, AccessibilityRequirements: &spec.TopologyRequirement{},
+	})
 	require.NoError(n.t, err)
 	return resp.GetVolume()
 }
@@ -246,20 +254,25 @@ func (n *nomad) claim(v *spec.Volume, staging, target string) error {
 	n.t.Helper()
 	require.NoError(n.t, os.MkdirAll(staging, 0o700))
 	require.NoError(n.t, os.MkdirAll(filepath.Dir(target), 0o700))
-	_, err := n.NodeStageVolume(n.t.Context(), &spec.NodeStageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
-		VolumeCapability: singleNodeWriter(), VolumeContext: v.GetVolumeContext()})
+	_, err := n.NodeStageVolume(n.t.Context(), &spec.NodeStageVolumeRequest{
+		VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
+		VolumeCapability: singleNodeWriter(), VolumeContext: v.GetVolumeContext(),
+	})
 	require.NoError(n.t, err)
-	_, err = n.NodePublishVolume(n.t.Context(), &spec.NodePublishVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging,
-		TargetPath: target, VolumeCapability: singleNodeWriter(), VolumeContext: v.GetVolumeContext()})
+	_, err = n.NodePublishVolume(n.t.Context(), &spec.NodePublishVolumeRequest{
+		VolumeId: v.GetVolumeId(), StagingTargetPath: staging, TargetPath: target,
+		VolumeCapability: singleNodeWriter(), VolumeContext: v.GetVolumeContext(),
+	})
 	return err
 }
 
 // release is the end of an allocation.
 func (n *nomad) release(v *spec.Volume, staging, target string) {
 	n.t.Helper()
-	_, err := n.NodeUnpublishVolume(n.t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: v.GetVolumeId(), TargetPath: target})
+	id := v.GetVolumeId()
+	_, err := n.NodeUnpublishVolume(n.t.Context(), &spec.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: target})
 	require.NoError(n.t, err)
-	_, err = n.NodeUnstageVolume(n.t.Context(), &spec.NodeUnstageVolumeRequest{VolumeId: v.GetVolumeId(), StagingTargetPath: staging})
+	_, err = n.NodeUnstageVolume(n.t.Context(), &spec.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: staging})
 	require.NoError(n.t, err)
 }
 
