@@ -10,7 +10,8 @@ COPY csi csi
 COPY nodeagent nodeagent
 COPY provisioner provisioner
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /quarry ./cmd/quarry
+ARG COMMIT=
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT}" -o /quarry ./cmd/quarry
 
 FROM debian:12-slim
 RUN apt-get update \

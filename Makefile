@@ -19,7 +19,9 @@ FRESH ?= bookworm,trixie
 export CGO_ENABLED := 0
 
 BIN := $(CURDIR)/bin
-LDFLAGS := -s -w -X main.version=$(VERSION)
+# The commit that is built, with -dirty behind it where something was changed; empty outside of a checkout.
+COMMIT := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # The modules of the repository: the product, and what tests it (kept apart, so that none of that is in the product's go.mod).
 MODULES := . test
 

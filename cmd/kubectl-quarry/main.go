@@ -17,8 +17,11 @@ import (
 	"github.com/quarry-storage/quarry/cmd/internal/admin"
 )
 
-// version is set by the linker.
-var version = "dev"
+// Set by the linker.
+var (
+	version = "dev"
+	commit  string
+)
 
 // completer is the name under which kubectl looks for a program that completes
 // the plugin's commands in the shell.
@@ -40,7 +43,7 @@ func main() {
 	klog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	plugin := admin.NewPlugin(version)
+	plugin := admin.NewPlugin(version, commit)
 	plugin.SetArgs(arguments(os.Args))
 	err := plugin.ExecuteContext(ctx)
 	if status := admin.Report(os.Stderr, "kubectl quarry", err); status != 0 {

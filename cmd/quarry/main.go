@@ -19,10 +19,14 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/quarry-storage/quarry/cmd/internal/admin"
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 )
 
-// version is set by the linker.
-var version = "dev"
+// Set by the linker.
+var (
+	version = "dev"
+	commit  string
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -47,7 +51,7 @@ func newRootCommand() *cobra.Command {
 		Version: version,
 	}
 	root.AddCommand(newControllerCommand(), newAgentCommand(), newListCommand(), newVerifyCommand(),
-		newStandaloneCommand(),
+		newStandaloneCommand(), show.NewVersion("quarry", version, commit),
 		admin.NewRecover("quarry"), admin.NewCheckAdoption())
 	return root
 }

@@ -50,7 +50,7 @@ func commandsReference() string {
 	var b strings.Builder
 	b.WriteString("# Commands and flags\n\nGenerated from the programs (`make generate`).\n")
 	describeCommands(&b, newRootCommand())
-	describeCommands(&b, admin.NewPlugin(version))
+	describeCommands(&b, admin.NewPlugin(version, commit))
 	return b.String()
 }
 

@@ -183,7 +183,7 @@ func TestWrongFlagsAreNoAnswer(t *testing.T) {
 		{"status", "--no-such-flag"}, {"status", "one", "more"}, {"status", "-o", "name"},
 		{"status", "--kubeconfig", "/nonexistent"}, {"status", "--agent-selector", "=="},
 	} {
-		cmd := NewPlugin("test")
+		cmd := NewPlugin("test", "")
 		cmd.SetArgs(args)
 		cmd.SetOut(&bytes.Buffer{})
 		err := cmd.ExecuteContext(t.Context())

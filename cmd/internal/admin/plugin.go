@@ -2,11 +2,13 @@ package admin
 
 import (
 	"github.com/spf13/cobra"
+
+	"github.com/quarry-storage/quarry/cmd/internal/show"
 )
 
 // NewPlugin is `kubectl quarry`. kubectl runs any program called kubectl-quarry
 // that it finds in PATH.
-func NewPlugin(version string) *cobra.Command {
+func NewPlugin(version, commit string) *cobra.Command {
 	root := &cobra.Command{
 		Use:         "kubectl-quarry",
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl quarry"},
@@ -16,7 +18,8 @@ func NewPlugin(version string) *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newStatus(), newVolumes(), newPools(), newDescribe(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"))
+	root.AddCommand(newStatus(), newVolumes(), newPools(), newDescribe(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"),
+		show.NewVersion("kubectl quarry", version, commit))
 	return root
 }
 

@@ -4,6 +4,7 @@
 //	show.go    the flag -o of commands that list, tables, JSON and sizes
 //	format.go  the flag -o with kubectl's formats
 //	paint.go   colours, on a terminal only
+//	version.go the command version
 package show
 
 import (
