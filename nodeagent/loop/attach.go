@@ -149,6 +149,13 @@ func checkImage(image *os.File, opts Options) (size int64, err error) {
 // keepOne looks through the devices that are over the image already. It
 // returns the one to use, or nil, and detaches the others.
 func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error) {
+	fits := func(d Device) bool {
+		return len(differs(d, opts)) == 0 && !(opts.Discard && isStuck(d.Number))
+	}
+	if len(found) == 1 && fits(found[0]) {
+		return &found[0], nil // in use or not: to tell takes a look at all open files
+	}
+
 	var busy, free []Device
 	for _, d := range found {
 		inUse, err := isInUse(d)
@@ -172,9 +179,6 @@ func keepOne(ctx context.Context, found []Device, opts Options) (*Device, error)
 	}
 	if len(busy) > 1 {
 		return nil, &AmbiguousError{Devices: busy}
-	}
-	fits := func(d Device) bool {
-		return len(differs(d, opts)) == 0 && !(opts.Discard && isStuck(d.Number))
 	}
 	var kept *Device
 	if len(busy) == 1 {

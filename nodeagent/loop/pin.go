@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,23 +67,6 @@ func (p *pin) read(name string) (string, error) {
 		return "", err
 	}
 	return strings.TrimSuffix(string(content[:n]), "\n"), nil
-}
-
-// sequence is the device's number as [identity] has it, as the device itself
-// says it (Linux 5.15).
-func (p *pin) sequence() (uint64, error) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	if p.device == nil {
-		return 0, os.ErrClosed
-	}
-	const blkGetDiskSeq = 0x80081280 // _IOR(0x12, 128, __u64)
-	var sequence uint64
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, p.device.Fd(), blkGetDiskSeq,
-		uintptr(unsafe.Pointer(&sequence))); errno != 0 {
-		return 0, errno
-	}
-	return sequence, nil
 }
 
 // pinned returns what is kept of a device, or nil.

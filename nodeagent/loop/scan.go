@@ -32,6 +32,38 @@ func Find(image *os.File) ([]Device, error) {
 	)
 }
 
+// FindOf is [Find] for an image that is opened for it: where nobody has the
+// image, it is found out without a look at all devices. open must open the
+// image anew, for reading: an open file that a device was given is the device's
+// as well.
+func FindOf(open func() (*os.File, error)) ([]Device, error) {
+	image, err := open()
+	if err != nil {
+		return nil, err
+	}
+	defer image.Close()
+	if isAlone(image) {
+		return nil, nil
+	}
+	return Find(image)
+}
+
+// isAlone reports whether image is the only open file that leads to its inode,
+// wherever on the machine: then no device has it, for a device keeps the open
+// file that it was given. The kernel grants a write lease to the only one alone
+// (fcntl(2)), so asking for one costs the same with one device and with a
+// thousand. It is given back at once; who opens the image in between waits for
+// that. False may also mean that it cannot be told: by O_PATH, or where the
+// filesystem has no leases.
+func isAlone(image *os.File) bool {
+	fd := image.Fd()
+	if _, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		return false
+	}
+	_, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_UNLCK)
+	return err == nil
+}
+
 // find returns the devices that a scan found to be candidates and whose status,
 // asked for anew, matches.
 func find(candidate func(identity) bool, match func(*unix.LoopInfo64) bool) ([]Device, error) {
@@ -95,7 +127,10 @@ type scans struct {
 	mu      sync.Mutex
 	next    *scan // not begun yet
 	running sync.Mutex
-	seen    map[int]identity // by number; belongs to who is running
+	// What belongs to who is running, by number. A file of sysfs that is open
+	// already is read for a fraction of what opening it costs.
+	seen      map[int]identity
+	sequences map[int]*os.File
 }
 
 type scan struct {
@@ -134,12 +169,13 @@ func (s *scans) run() ([]identity, error) {
 	}
 	var found []identity
 	seen := make(map[int]identity, len(s.seen))
+	defer s.closeUnseen()
 	for _, e := range entries {
 		number, err := strconv.Atoi(strings.TrimPrefix(e.Name(), "loop"))
 		if err != nil || !strings.HasPrefix(e.Name(), "loop") {
 			continue
 		}
-		is, err := identify(number, s.seen[number])
+		is, err := identify(number, s.sequence(number), s.seen[number])
 		if errors.Is(err, errUnbound) || deadBeneath(err) {
 			continue
 		}
@@ -153,6 +189,46 @@ func (s *scans) run() ([]identity, error) {
 	return found, nil
 }
 
+// sequence returns the device's sequence number; 0: the kernel has none, or it
+// cannot be read.
+func (s *scans) sequence(number int) uint64 {
+	for range 2 {
+		f := s.sequences[number]
+		if f == nil {
+			var err error
+			if f, err = os.Open(sysfs(number, "diskseq")); err != nil {
+				return 0
+			}
+			if s.sequences == nil {
+				s.sequences = map[int]*os.File{}
+			}
+			s.sequences[number] = f
+		}
+
+		var text [24]byte
+		n, err := unix.Pread(int(f.Fd()), text[:], 0)
+		if err == nil {
+			sequence, _ := strconv.ParseUint(strings.TrimSpace(string(text[:n])), 10, 64)
+			return sequence
+		}
+
+		// ENODEV: the device was removed; one of that number may be there again.
+		f.Close()
+		delete(s.sequences, number)
+	}
+	return 0
+}
+
+// closeUnseen closes the files of devices that have no image any more.
+func (s *scans) closeUnseen() {
+	for number, f := range s.sequences {
+		if _, bound := s.seen[number]; !bound {
+			f.Close()
+			delete(s.sequences, number)
+		}
+	}
+}
+
 // deadBeneath tells a device whose image cannot be looked at any more: its
 // filesystem shut down, or its server is gone. It is not the image that our
 // caller has just looked at, and must not keep it from being found.
@@ -160,15 +236,11 @@ func deadBeneath(err error) bool {
 	return errors.Is(err, unix.EIO) || errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOTCONN)
 }
 
-// identify tells what lies beneath a device, which was last seen with the
-// identity before. There is no other way to learn the inode than to open the
+// identify tells what lies beneath a device with a sequence number, which was
+// last seen with the identity before. There is no other way to learn the inode than to open the
 // device. That there is no image is not remembered: the kernel gives out the
 // new number first and attaches the image after that.
-func identify(number int, before identity) (identity, error) {
-	sequence, err := sequenceOf(number)
-	if err != nil && !vanished(err) {
-		return identity{}, err
-	}
+func identify(number int, sequence uint64, before identity) (identity, error) {
 	if sequence != 0 && sequence == before.sequence {
 		return before, nil
 	}
@@ -191,13 +263,4 @@ func identify(number int, before identity) (identity, error) {
 		backing:  backingOf(info),
 		rdevice:  info.Rdevice,
 	}, nil
-}
-
-func sequenceOf(number int) (uint64, error) {
-	if p := pinned(number); p != nil {
-		if sequence, err := p.sequence(); err == nil {
-			return sequence, nil
-		}
-	}
-	return readNumber(number, "diskseq")
 }

@@ -57,6 +57,68 @@ func TestFindAfterChange(t *testing.T) {
 	})
 }
 
+// What nobody has open is over no device. Whoever has it, and however, it is
+// looked for.
+func TestFindOf(t *testing.T) {
+	testroot.RequireRoot(t)
+	image := testroot.NewImage(t, testroot.MiB)
+	path := image.Name()
+	require.NoError(t, image.Close())
+
+	requireOf := func(t *testing.T, want ...string) {
+		t.Helper()
+		found, err := loop.FindOf(func() (*os.File, error) { return os.Open(path) })
+		require.NoError(t, err)
+		var paths []string
+		for _, d := range found {
+			paths = append(paths, d.Path)
+		}
+		require.Equal(t, want, paths)
+	}
+	requireOf(t)
+
+	for name, flags := range map[string][]string{
+		"read-write": nil,
+		"read-only":  {"--read-only"},
+		"a part":     {"--offset", "4096"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			device := testroot.NewLoop(t, path, flags...)
+			requireOf(t, device)
+			testroot.Run(t, "losetup", "--detach", device)
+			requireOf(t)
+		})
+	}
+
+	t.Run("open in this process", func(t *testing.T) {
+		for _, how := range []int{os.O_RDONLY, os.O_WRONLY, os.O_RDWR} {
+			f, err := os.OpenFile(path, how, 0)
+			require.NoError(t, err)
+			requireOf(t)
+			require.NoError(t, f.Close())
+		}
+	})
+
+	t.Run("attached here", func(t *testing.T) {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		require.NoError(t, err)
+		device, err := loop.Attach(t.Context(), f, loop.Options{})
+		require.NoError(t, err)
+		requireOf(t, device.Path)
+		require.NoError(t, f.Close())
+		requireOf(t, device.Path)
+
+		f, err = os.Open(path)
+		require.NoError(t, err)
+		require.NoError(t, loop.Detach(t.Context(), device, f))
+		require.NoError(t, f.Close())
+		requireOf(t)
+	})
+
+	_, err := loop.FindOf(func() (*os.File, error) { return os.Open(path + "-not") })
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
 // Many at once are served by few scans, and each by one that began after it
 // asked: what it attached before, it finds.
 func TestFindManyAtOnce(t *testing.T) {
