@@ -172,7 +172,7 @@ func (s *Store) unmountSick(ctx context.Context, v *volume, dir *beneath.Dir, de
 
 	users := func() error {
 		var busy *InUseError
-		err := s.users(&v.rec, dir)
+		err := s.users(&v.rec, dir, true)
 		if errors.As(err, &busy) {
 			sick.By = busy.By
 			return sick

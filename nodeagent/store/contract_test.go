@@ -16,6 +16,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -291,6 +292,32 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		require.Equal(t, "kept", marked(t, v))
 		require.Empty(t, n.store.Verify(t.Context()))
 		ns.Stop()
+
+		// Its device open in another process, which only taking it down tells. That is not tried again until the holder is gone:
+		// each try changes the node's mounts, and a change of those has it tried.
+		require.NoError(t, n.store.Users(t.Context(), v.ID))
+		f, err := os.Open(n.store.lookup(v.ID).up.device.Path)
+		require.NoError(t, err)
+		holder := exec.Command("sleep", "infinity")
+		holder.ExtraFiles = []*os.File{f}
+		require.NoError(t, holder.Start())
+		require.NoError(t, f.Close())
+		var ids []int
+		for range 3 {
+			busy := inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonDeviceHeld)
+			require.Contains(t, busy.By[0], fmt.Sprintf("pid %d (sleep)", holder.Process.Pid))
+			require.Equal(t, "kept", marked(t, v))
+			require.Empty(t, n.store.Verify(t.Context()))
+			inner, err := os.Open(filepath.Dir(v.Path))
+			require.NoError(t, err)
+			now, err := mount.At(inner)
+			require.NoError(t, errors.Join(err, inner.Close()))
+			ids = append(ids, now.ID)
+		}
+		require.Equal(t, ids[0], ids[1], "it was taken down again")
+		require.Equal(t, ids[0], ids[2], "it was taken down again")
+		require.NoError(t, holder.Process.Kill())
+		require.Error(t, holder.Wait())
 	}
 }
 

@@ -34,19 +34,16 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 		}
 	}
 
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	devices, err := devicesOf(dir)
+	if err != nil || len(devices) == 0 {
+		return err
 	}
+
+	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer image.Close()
-
-	devices, err := loop.Find(image)
-	if err != nil {
-		return err
-	}
 
 	for _, dev := range devices {
 		if err := s.fault("detach"); err != nil {
@@ -244,16 +241,14 @@ func attachOptions(rec *record.Volume, directIO bool) loop.Options {
 // devicesOf returns the loop devices over the image in a volume's directory;
 // none for a directory volume.
 func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
+	devices, err := loop.FindOf(func() (*os.File, error) {
+		return dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer image.Close()
 
-	return loop.Find(image)
+	return devices, err
 }
 
 // elsewhere names who has a device's filesystem mounted in another mount

@@ -131,7 +131,7 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 		return &MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
 	}
 
-	if err := s.users(&v.rec, dir); err != nil {
+	if err := s.users(&v.rec, dir, v.held); err != nil {
 		return err
 	}
 
@@ -139,10 +139,12 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
 		trash: record.Trash{DeletedAt: s.deletedNow(v.id), Deletion: how}}
 	err = s.takeDown(ctx, v.id, dir)
-	if err == nil {
-		// Again: a pod may have come in between, and our own unmount shows what
-		// propagation had copied.
-		err = s.users(&v.rec, dir)
+	_, v.held = errors.AsType[*InUseError](err)
+	if err == nil && rec.VolumeMode == record.ModeBlock {
+		// Again: a container may have been given the device in between, without
+		// opening it yet. Of a filesystem in an image the kernel has just said
+		// that nobody uses it, and of a directory nothing was taken down.
+		err = s.users(&v.rec, dir, true)
 	}
 
 	if err == nil {

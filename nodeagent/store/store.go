@@ -141,6 +141,11 @@ type volume struct {
 	// device is what it was up on last, also while it is not up: it is kept
 	// open.
 	device *loop.Device
+	// held: it was to be deleted, and could not be taken down. Then holders are
+	// looked for before that is tried again, for trying changes the node's
+	// mounts, which is what has it tried again. The volume's lock is held for
+	// it.
+	held bool
 }
 
 // errNotUp is a volume's unavailability until it was brought up.

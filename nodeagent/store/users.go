@@ -37,11 +37,14 @@ func (s *Store) Users(ctx context.Context, id string) error {
 	}
 	defer dir.Close()
 
-	return s.users(&v.rec, dir)
+	return s.users(&v.rec, dir, true)
 }
 
-// users looks at every mount namespace. dir is the volume's directory.
-func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
+// users looks at every mount namespace. dir is the volume's directory. Without
+// holders, nobody is looked for who has the device of a mounted filesystem open:
+// that takes a look at all open files of the machine, and whoever takes the
+// volume down next is told by the kernel.
+func (s *Store) users(rec *record.Volume, dir *beneath.Dir, holders bool) error {
 	table, err := s.scans.scan()
 	if err != nil {
 		return fmt.Errorf("look for mounts of volume %s: %w", rec.ID, err)
@@ -87,17 +90,17 @@ func (s *Store) users(rec *record.Volume, dir *beneath.Dir) error {
 			in.By = append(in.By, u.String())
 		}
 
-		if len(in.By)+len(copies) > 0 {
+		mounted := len(table.OfDevice(dev.Dev)) > 0
+		if len(in.By)+len(copies) > 0 || mounted && !holders {
 			continue
 		}
 
-		holders, err := holdersOf(dev, table)
+		holding, err := holdersOf(dev, table)
 		if err != nil {
 			return err
 		}
 
-		mounted := len(table.OfDevice(dev.Dev)) > 0
-		for _, h := range holders {
+		for _, h := range holding {
 			// While it is mounted, its filesystem claims the device: that is
 			// our own mount, which was looked at above.
 			if h.Kind == loop.KindMount || h.Kind == loop.KindBtrfs ||
