@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -31,20 +30,16 @@ func (r podReader) schedulable(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
 ) (bool, error) {
-	pods, err := r.using(ctx, claim, newest)
+	pods, err := r.using(ctx, claim, "")
 	return len(pods) > 0, err
 }
 
-// Resource versions for using: the newest state, and what the API server has at
-// hand.
-const newest, atHand = "", "0"
-
-// using lists the unscheduled pods that use the claim, as they were at a
-// resource version or later.
+// using lists the unscheduled pods that use the claim. resourceVersion "" reads
+// the newest state, "0" what the API server has at hand.
 func (r podReader) using(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
-	atLeast string,
+	resourceVersion string,
 ) ([]corev1.Pod, error) {
 	var list corev1.PodList
 	// The API server leaves out what has a node: in a namespace of thousands of
@@ -52,10 +47,7 @@ func (r podReader) using(
 	opts := &client.ListOptions{
 		Namespace:     claim.Namespace,
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", ""),
-		Raw:           &metav1.ListOptions{ResourceVersion: atLeast},
-	}
-	if atLeast != newest {
-		opts.Raw.ResourceVersionMatch = metav1.ResourceVersionMatchNotOlderThan
+		Raw:           &metav1.ListOptions{ResourceVersion: resourceVersion},
 	}
 	if err := r.live.List(ctx, &list, opts); err != nil {
 		return nil, &apiError{fmt.Sprintf("list the pods of namespace %s", claim.Namespace), err}
@@ -126,13 +118,10 @@ func (r podReader) admissionGroup(
 		return nil, nil // the common case, and it costs no call
 	}
 
-	// The scheduler chose the node for a pod, so who sees the claim with its node
-	// may see the pod too. What the API server has at hand may be of before: it
-	// waits until it is not, and refuses where it cannot (with etcds of their own
-	// for some kinds, one's versions say nothing of another's).
-	pods, err := r.using(ctx, claim, claim.ResourceVersion)
-	if apierrors.IsTimeout(err) || apierrors.IsBadRequest(err) {
-		pods, err = r.using(ctx, claim, newest)
+	pods, err := r.using(ctx, claim, "0")
+	if err == nil && len(pods) == 0 {
+		// What the API server has at hand may be of before the pod was made.
+		pods, err = r.using(ctx, claim, "")
 	}
 	if err != nil || len(pods) == 0 {
 		return nil, err
@@ -188,7 +177,7 @@ func (r podReader) spreadGroup(
 	ctx context.Context,
 	claim *corev1.PersistentVolumeClaim,
 ) (string, error) {
-	pods, err := r.using(ctx, claim, atHand)
+	pods, err := r.using(ctx, claim, "0")
 	if err != nil {
 		return "", err
 	}
