@@ -59,19 +59,16 @@ clean: ## Remove what was built
 ##### Check
 
 .PHONY: lint
-lint: $(BIN)/staticcheck $(BIN)/revive $(BIN)/misspell ## gofmt, go vet, staticcheck, revive and misspell over all modules
+lint: $(BIN)/golangci-lint $(BIN)/misspell ## gofmt and golangci-lint over all modules, misspell over the documents
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
-	@set -e; for m in $(MODULES); do echo "lint $$m"; (cd $$m && go vet ./... && $(BIN)/staticcheck ./...); done
-	@$(BIN)/revive -config test/dev/revive.toml -exclude test/... ./...
-	@cd test && $(BIN)/revive -config dev/revive.toml ./...
-	@git ls-files --cached --others --exclude-standard '*.go' '*.md' | grep -v ^docs/reference/ | xargs $(BIN)/misspell -error
+	@set -e; for m in $(MODULES); do echo "lint $$m"; (cd $$m && $(BIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); done
+	@git ls-files --cached --others --exclude-standard '*.md' | grep -v ^docs/reference/ | xargs $(BIN)/misspell -error
 
 # What a developer runs, pinned in a module of its own.
-$(BIN)/staticcheck: test/dev/go.mod test/dev/go.sum
-	go -C test/dev build -o $@ honnef.co/go/tools/cmd/staticcheck
-$(BIN)/revive: test/dev/go.mod test/dev/go.sum
-	go -C test/dev build -o $@ github.com/mgechev/revive
+# golangci-lint takes about a minute and a half of one processor, once.
+$(BIN)/golangci-lint: test/dev/go.mod test/dev/go.sum
+	go -C test/dev build -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(BIN)/misspell: test/dev/go.mod test/dev/go.sum
 	go -C test/dev build -o $@ github.com/golangci/misspell/cmd/misspell
 

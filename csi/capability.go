@@ -115,7 +115,7 @@ func (w *want) mount(m *spec.VolumeCapability_MountVolume) error {
 		if !isText(flag) {
 			return invalid("mount flag %s is no text", quote(flag))
 		}
-		for _, word := range strings.Split(flag, ",") {
+		for word := range strings.SplitSeq(flag, ",") {
 			if word = strings.TrimSpace(word); word != "" {
 				w.mountFlags = append(w.mountFlags, word)
 			}

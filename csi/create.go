@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -116,9 +117,7 @@ func withFSType(class map[string]string, fsType string) map[string]string {
 	}
 
 	with := map[string]string{}
-	for k, v := range class {
-		with[k] = v
-	}
+	maps.Copy(with, class)
 
 	if with[key] == "" {
 		with[key] = fsType

@@ -136,7 +136,9 @@ func (a *Agent) requeueMoved(ctx context.Context) {
 	}
 
 	for i := range list.Items {
-		if v := a.written.newest(&list.Items[i]); a.moved(v, func(id string) bool { return trashed[id] }) {
+		if v := a.written.newest(&list.Items[i]); a.moved(v, func(id string) bool {
+			return trashed[id]
+		}) {
 			a.queue.Add(v.Name)
 		}
 	}

@@ -132,10 +132,10 @@ func isRefused(v *v1alpha1.Volume) bool {
 		v.Status.Phase == v1alpha1.VolumeDeleted
 }
 
-// condition returns a condition's reason and message, both empty if it is not
-// there.
-func condition(conditions []metav1.Condition, kind string) (reason, message string) {
-	if c := meta.FindStatusCondition(conditions, kind); c != nil {
+// readyCondition returns the reason and message of the condition Ready, both
+// empty if it is not there.
+func readyCondition(conditions []metav1.Condition) (reason, message string) {
+	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c != nil {
 		return c.Reason, c.Message
 	}
 	return "", ""

@@ -67,7 +67,7 @@ func (n *conditionReporter) volume(ctx context.Context, was, is *v1alpha1.Volume
 	}
 	if reason := bad[is.Status.Phase]; reason != "" && was.Status.Phase != is.Status.Phase &&
 		is.Spec.DesiredState == v1alpha1.DesiredPresent {
-		_, message := condition(is.Status.Conditions, v1alpha1.ConditionReady)
+		_, message := readyCondition(is.Status.Conditions)
 		n.claimEvent(ctx, is, reason, fmt.Sprintf(
 			"volume %s on node %s: %s", is.Name, is.Spec.NodeName, message))
 	}

@@ -249,7 +249,7 @@ func (r *volumeObjects) awaitGone(ctx context.Context, v *v1alpha1.Volume) error
 			}
 		case <-agent:
 		case <-ctx.Done():
-			_, why := condition(v.Status.Conditions, v1alpha1.ConditionReady)
+			_, why := readyCondition(v.Status.Conditions)
 			if why == "" {
 				why = "its agent has not answered yet"
 			}

@@ -176,7 +176,7 @@ func (o *orphanReporter) namedBy(ctx context.Context, pv *corev1.PersistentVolum
 	case pv.Spec.CSI != nil && pv.Spec.CSI.Driver == v1alpha1.CSIDriver:
 		names[pv.Spec.CSI.VolumeHandle] = true
 	case pv.Spec.Local != nil:
-		for _, element := range strings.Split(pv.Spec.Local.Path, "/") {
+		for element := range strings.SplitSeq(pv.Spec.Local.Path, "/") {
 			if v1alpha1.IsVolumeID(element) && pvOf(element) != "" {
 				names[element] = true
 			}

@@ -101,7 +101,7 @@ func answered(before, after *v1alpha1.Volume) bool {
 // hopeless says why an attempt is given up for another node, "" if it is not:
 // its node has failed to make it, or has been silent, for long enough.
 func hopeless(v *v1alpha1.Volume, now time.Time) string {
-	reason, message := condition(v.Status.Conditions, v1alpha1.ConditionReady)
+	reason, message := readyCondition(v.Status.Conditions)
 	began := v.CreationTimestamp.Time
 	switch reason {
 	case v1alpha1.ReasonCreating, v1alpha1.ReasonWaitingForGroup:

@@ -351,7 +351,7 @@ func (r *volumeObjects) settle(
 	uid := v.UID
 	var patience workerPatience
 	for {
-		reason, message := condition(v.Status.Conditions, v1alpha1.ConditionReady)
+		reason, message := readyCondition(v.Status.Conditions)
 		patience.with(reason)
 		switch {
 		case v.Spec.DesiredState != v1alpha1.DesiredPresent || v.DeletionTimestamp != nil:

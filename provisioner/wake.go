@@ -2,6 +2,7 @@ package provisioner
 
 import (
 	"iter"
+	"maps"
 	"sync"
 	"time"
 
@@ -74,9 +75,7 @@ func (r *waitingRoom) addClaim(claim *corev1.PersistentVolumeClaim, w waiter, re
 	}
 
 	before.rested()
-	for node, n := range before.refused {
-		w.refused[node] = n
-	}
+	maps.Copy(w.refused, before.refused)
 
 	if refusedBy != "" {
 		w.refused[refusedBy]++
@@ -113,9 +112,7 @@ func (r *waitingRoom) refusals(uid string) map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := map[string]int{}
-	for node, n := range r.claims.all[uid].refused {
-		out[node] = n
-	}
+	maps.Copy(out, r.claims.all[uid].refused)
 	return out
 }
 

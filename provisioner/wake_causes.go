@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"slices"
 	"time"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
@@ -39,13 +40,7 @@ func (c cause) wakes(reason string) bool {
 		return true
 	}
 
-	for _, one := range causes {
-		if one == c {
-			return true
-		}
-	}
-
-	return false
+	return slices.Contains(causes, c)
 }
 
 // certain reports whether a cause is what the claim waits for, and not only

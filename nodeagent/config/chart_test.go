@@ -55,8 +55,8 @@ func TestChartAgrees(t *testing.T) {
 
 // fields are the YAML names of the type's fields, sorted.
 func fields(t reflect.Type) (names []string) {
-	for i := range t.NumField() {
-		names = append(names, t.Field(i).Tag.Get("yaml"))
+	for field := range t.Fields() {
+		names = append(names, field.Tag.Get("yaml"))
 	}
 	slices.Sort(names)
 	return names

@@ -98,9 +98,9 @@ func join(path, field string) string {
 // fieldsOf maps the YAML names of t's fields to their types.
 func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	fields := map[string]reflect.Type{}
-	for i := range t.NumField() {
-		if name := t.Field(i).Tag.Get("yaml"); name != "" {
-			fields[name] = t.Field(i).Type
+	for field := range t.Fields() {
+		if name := field.Tag.Get("yaml"); name != "" {
+			fields[name] = field.Type
 		}
 	}
 	return fields

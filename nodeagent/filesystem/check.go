@@ -53,8 +53,7 @@ type CheckOptions struct {
 // Each of the options can be left out.
 func Check(ctx context.Context, device *os.File, opts CheckOptions) (repaired bool, err error) {
 	info, err := Identify(device)
-	var corrupt *CorruptError
-	if errors.As(err, &corrupt) {
+	if _, ok := errors.AsType[*CorruptError](err); ok {
 		return false, &DamagedError{Device: device.Name(), Output: err.Error()}
 	}
 	if err != nil {

@@ -109,8 +109,9 @@ func startWithLittleStack(cmd *exec.Cmd) error {
 			Max: before.Max}); err != nil {
 			return fmt.Errorf("limit the stack: %w", err)
 		}
-		// Up to what it was is always allowed.
-		defer unix.Setrlimit(unix.RLIMIT_STACK, &before) //nolint:errcheck
+		defer func() {
+			_ = unix.Setrlimit(unix.RLIMIT_STACK, &before) // up to what it was is always allowed
+		}()
 	}
 	return cmd.Start()
 }

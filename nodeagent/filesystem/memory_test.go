@@ -40,8 +40,7 @@ func TestRepairWithinMemory(t *testing.T) {
 	var ended, refused int
 	for kib := uint64(1 << 10); kib <= 16<<10; kib += 512 {
 		repaired, err := check(kib << 10)
-		var damaged *filesystem.DamagedError
-		if errors.As(err, &damaged) {
+		if damaged, ok := errors.AsType[*filesystem.DamagedError](err); ok {
 			require.True(t, damaged.Unfinished, "%d KiB: %v", kib, err)
 			require.Zero(t, ended, "%d KiB: less was enough", kib)
 			refused++

@@ -137,7 +137,7 @@ func Make(ctx context.Context, device *os.File, opts MakeOptions) error {
 	}
 	tool := "mkfs." + string(opts.Type)
 	// The child looks up no name: its descriptor 3 is our device.
-	args := append(merge(defaults, extra).args(opts.Type), "/proc/self/fd/3")
+	args := append(merge(defaults, extra).args(), "/proc/self/fd/3")
 	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.ExtraFiles = []*os.File{device}
 	if out, err := run(cmd); err != nil {
@@ -340,8 +340,7 @@ var (
 		}
 		err = exec.Command("mkfs.ext4", "-n", "-q", "-F", "-E", "assume_storage_prezeroed=1",
 			f.Name()).Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if _, ok := errors.AsType[*exec.ExitError](err); ok {
 			return false, nil
 		}
 		return err == nil, err

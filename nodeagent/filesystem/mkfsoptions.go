@@ -34,9 +34,9 @@ func checkSectors(t Type, extra options, sectorSize uint32) error {
 			n *= 1024
 		}
 		if err == nil && n < uint64(sectorSize) {
-			return &option.Error{Of: "mkfs", Filesystem: string(t), Option: o.flag + " " + o.value,
-				Reason: fmt.Sprintf("the disk has sectors of %d bytes, and that is the least",
-					sectorSize)}
+			return mkfsError(t, o.flag+" "+o.value,
+				fmt.Sprintf("the disk has sectors of %d bytes, and that is the least",
+					sectorSize))
 		}
 	}
 	return nil
@@ -80,7 +80,7 @@ func supersedes(e, d setting) bool {
 
 // args puts them together again, elements of one list behind one flag, as the
 // tools look at the last (or first) such flag only.
-func (o options) args(t Type) []string {
+func (o options) args() []string {
 	lists := map[string][]string{}
 	for _, e := range o {
 		if e.key != "" {
@@ -108,6 +108,10 @@ func (o options) args(t Type) []string {
 	return args
 }
 
+func mkfsError(t Type, what, reason string) *option.Error {
+	return &option.Error{Of: "mkfs", Filesystem: string(t), Option: what, Reason: reason}
+}
+
 // rule is what may follow a flag: either one value, or a list of elements.
 type rule struct {
 	value option.Check
@@ -117,7 +121,7 @@ type rule struct {
 func parseMkfsOptions(t Type, args []string) (options, error) {
 	rules, ok := mkfsRules[t]
 	if !ok {
-		return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Reason: "no such filesystem"}
+		return nil, mkfsError(t, "", "no such filesystem")
 	}
 	var out options
 	for i := 0; i < len(args); i++ {
@@ -128,7 +132,7 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 		}
 		r, ok := rules[flag]
 		if !ok {
-			e := &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag, Reason: mkfsRefused[t][flag]}
+			e := mkfsError(t, flag, mkfsRefused[t][flag])
 			if e.Reason == "" && !strings.HasPrefix(flag, "-") {
 				e.Reason = "not an option; devices and files are not given here"
 			}
@@ -140,23 +144,22 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 		if !hasValue {
 			i++
 			if i == len(args) {
-				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag, Reason: "its value is missing"}
+				return nil, mkfsError(t, flag, "its value is missing")
 			}
 			value = args[i]
 		}
 		if r.list == nil {
 			if reason := r.value(value, true); reason != "" {
-				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + value, Reason: reason}
+				return nil, mkfsError(t, flag+" "+value, reason)
 			}
 			out = append(out, setting{flag: flag, value: value})
 			continue
 		}
-		for _, element := range strings.Split(value, ",") {
+		for element := range strings.SplitSeq(value, ",") {
 			key, v, _ := strings.Cut(element, "=")
 			check, ok := r.list[key]
 			if !ok {
-				e := &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + element,
-					Reason: mkfsRefused[t][flag+" "+key]}
+				e := mkfsError(t, flag+" "+element, mkfsRefused[t][flag+" "+key])
 				if e.Reason == "" {
 					if near := nearest.Word(key, slices.Sorted(maps.Keys(r.list))); near != "" {
 						e.Nearest = flag + " " + near
@@ -165,7 +168,7 @@ func parseMkfsOptions(t Type, args []string) (options, error) {
 				return nil, e
 			}
 			if reason := check(v, v != ""); reason != "" {
-				return nil, &option.Error{Of: "mkfs", Filesystem: string(t), Option: flag + " " + element, Reason: reason}
+				return nil, mkfsError(t, flag+" "+element, reason)
 			}
 			out = append(out, setting{flag, key, v})
 		}
@@ -208,7 +211,8 @@ var mkfsRules = map[Type]map[string]rule{
 		"-O": {list: map[string]option.Check{
 			"has_journal": option.Flag, "fast_commit": option.Flag,
 			"inline_data": option.Flag, "ea_inode": option.Flag,
-			"large_dir": option.Flag, "verity": option.Flag, "encrypt": option.Flag, "casefold": option.Flag,
+			"large_dir": option.Flag, "verity": option.Flag,
+			"encrypt": option.Flag, "casefold": option.Flag,
 			"dir_index": option.Flag, "^dir_index": option.Flag, "metadata_csum": option.Flag,
 		}},
 	},
@@ -217,8 +221,10 @@ var mkfsRules = map[Type]map[string]rule{
 			"size": option.OneOf("1024", "2048", "4096", "1k", "2k", "4k"),
 		}},
 		"-d": {list: map[string]option.Check{
-			"agcount": option.Number(1, 1<<20), "agsize": size, "su": size, "sw": option.Number(0, 1<<16),
-			"sunit": option.Number(0, 1<<20), "swidth": option.Number(0, 1<<20), "noalign": option.Flag,
+			"agcount": option.Number(1, 1<<20), "agsize": size,
+			"su": size, "sw": option.Number(0, 1<<16),
+			"sunit":  option.Number(0, 1<<20),
+			"swidth": option.Number(0, 1<<20), "noalign": option.Flag,
 		}},
 		"-i": {list: map[string]option.Check{
 			"size": option.Number(512, 2048), "maxpct": option.Number(0, 100),

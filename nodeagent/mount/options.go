@@ -84,7 +84,7 @@ func ParseOptions(fstype string, thick bool, options []string) (Options, error) 
 		o.super = append(o.super, param{"errors", "remount-ro", true})
 	}
 	for _, element := range options {
-		for _, word := range strings.Split(element, ",") {
+		for word := range strings.SplitSeq(element, ",") {
 			if err := o.add(fstype, table, thick, strings.TrimSpace(word)); err != nil {
 				return Options{}, err
 			}

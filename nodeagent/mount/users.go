@@ -492,10 +492,10 @@ func MountedBelow(dir string) ([]Info, error) {
 	var below []Info
 	// mountinfo has a mount before everything that is mounted in or on it,
 	// except after a move; the kernel refuses a wrong order with EBUSY.
-	for i := len(infos) - 1; i >= 0; i-- {
-		if m := infos[i].Mountpoint; m == dir ||
+	for _, info := range slices.Backward(infos) {
+		if m := info.Mountpoint; m == dir ||
 			strings.HasPrefix(m, strings.TrimSuffix(dir, "/")+"/") {
-			below = append(below, infos[i])
+			below = append(below, info)
 		}
 	}
 	return below, nil

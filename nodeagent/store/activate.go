@@ -87,8 +87,7 @@ func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 		// A limit that cannot be put in force does not take the data away from
 		// its pod: the volume's state says so, and Recheck looks at it again.
 		err := enforced(r, &v.rec, false)
-		var lost *EnforcementError
-		if errors.As(err, &lost) {
+		if lost, ok := errors.AsType[*EnforcementError](err); ok {
 			s.setNotEnforced(v, lost)
 			return nil
 		}

@@ -227,15 +227,13 @@ func (m *moving) exchange() error {
 	}
 
 	m.moved = true
-	if there, err := m.dir.OpenFile(name, unix.O_PATH, 0); err != nil ||
-		!m.adm.req.found.is(there) {
-		if there != nil {
-			there.Close()
-		}
+	there, err := m.dir.OpenFile(name, unix.O_PATH, 0)
+	if there != nil {
+		defer there.Close()
+	}
+	if err != nil || !m.adm.req.found.is(there) {
 		return errors.Join(fmt.Errorf("%s was replaced while it was adopted", m.adm.req.Adopt.Path),
 			err, m.back())
-	} else {
-		there.Close()
 	}
 
 	if err := m.store.fault("adopt: sync exchange"); err != nil {

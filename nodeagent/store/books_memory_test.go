@@ -232,8 +232,7 @@ func (p *paper) stepGrow(t *testing.T, rnd *rand.Rand, v *volume) string {
 	size := max(v.rec.SizeBytes+int64(rnd.IntN(80))*mib, v.rec.GrowingTo)
 	space := p.spaceAt(v.pool)
 	err := p.reserveGrowth(v, space, size)
-	var full *CapacityError
-	if errors.As(err, &full) {
+	if full, ok := errors.AsType[*CapacityError](err); ok {
 		require.Less(t, full.Available, full.Need)
 		return "growth refused"
 	}

@@ -210,8 +210,7 @@ func (m *onDisk) step(t *testing.T, i int) string {
 		require.NoError(t, err)
 		size := v.SizeBytes + int64(m.rnd.IntN(6))*32*mib
 		_, err = s.Grow(t.Context(), id, size)
-		var full *CapacityError
-		if errors.As(err, &full) {
+		if _, ok := errors.AsType[*CapacityError](err); ok {
 			return "growth refused"
 		}
 		require.NoError(t, err)

@@ -76,8 +76,7 @@ func (s *Store) freeOrRetry(ctx context.Context, space *filesystemSpace, t *tras
 	}
 
 	retry := retryFreeing
-	var busy *kernelBusyError
-	if errors.As(err, &busy) {
+	if _, ok := errors.AsType[*kernelBusyError](err); ok {
 		retry = retryKernel
 	} else {
 		s.log.WarnContext(ctx, "free trash", "pool", t.pool.name(), "entry", t.entry, "error", err)
@@ -107,8 +106,7 @@ func (s *Store) Drain(ctx context.Context) error {
 		}
 
 		err := s.freer.free(ctx, t)
-		var busy *kernelBusyError
-		if errors.As(err, &busy) {
+		if busy, ok := errors.AsType[*kernelBusyError](err); ok {
 			err = t.pool.with(func(r *root) error {
 				return btrfs.WaitFreed(ctx, r.File(), busy.subvolume)
 			})

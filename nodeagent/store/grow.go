@@ -158,8 +158,7 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 // full, so that the pool does not owe it for ever. An image that an earlier
 // growth made larger stays that large, and so does its size in the record.
 func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
-	var capacity *CapacityError
-	if !errors.As(cause, &capacity) {
+	if _, ok := errors.AsType[*CapacityError](cause); !ok {
 		return cause // carried on at the next call or start
 	}
 

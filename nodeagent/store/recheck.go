@@ -111,8 +111,7 @@ func (s *Store) setNotEnforced(v *volume, err error) {
 // whyNotEnforced is the reason of an *EnforcementError, and empty where all
 // holds.
 func whyNotEnforced(err error) string {
-	var lost *EnforcementError
-	if errors.As(err, &lost) {
+	if lost, ok := errors.AsType[*EnforcementError](err); ok {
 		return lost.Reason
 	}
 	return ""

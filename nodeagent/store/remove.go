@@ -100,7 +100,7 @@ func (s *Store) deleteUnfoundLocked(ctx context.Context, id string, how record.D
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}
 	}
-	return s.deleteTrashedLocked(ctx, id, how)
+	return s.deleteTrashedLocked(id, how)
 }
 
 // errNoDirectory says that a volume is not on the pool that it was on.

@@ -194,8 +194,7 @@ func (s *Store) answers(p *pool, id string) error {
 		_, err := namesIn(r.meta, record.TrashDir)
 		return err
 	})
-	var offline *OfflineError
-	if errors.As(err, &offline) {
+	if offline, ok := errors.AsType[*OfflineError](err); ok {
 		return offline
 	}
 

@@ -95,7 +95,7 @@ func (s *Store) Trash() []Trashed {
 
 // deleteTrashedLocked makes a volume's entries of the trash due when it is
 // deleted for good. It is called with the volume's lock held.
-func (s *Store) deleteTrashedLocked(ctx context.Context, id string, how record.Deletion) error {
+func (s *Store) deleteTrashedLocked(id string, how record.Deletion) error {
 	for _, t := range s.entriesOf(id) {
 		// The call that put it there may have ended before that was durable.
 		if err := t.pool.with(func(r *root) error {

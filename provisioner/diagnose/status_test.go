@@ -431,7 +431,7 @@ func TestChaptersExist(t *testing.T) {
 	for _, page := range []string{"docs/runbook.md", "docs/guides/kubectl-quarry.md"} {
 		text, err := os.ReadFile("../../" + page)
 		require.NoError(t, err)
-		for _, line := range strings.Split(string(text), "\n") {
+		for line := range strings.SplitSeq(string(text), "\n") {
 			if title, is := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); is && strings.HasPrefix(line, "#") {
 				anchor := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(title), "")
 				there[page+"#"+strings.ReplaceAll(anchor, " ", "-")] = true

@@ -3,6 +3,7 @@ package parameters
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,10 +45,8 @@ func (d Parameter) check(value string) error {
 	if len(d.Values) == 0 {
 		return nil
 	}
-	for _, v := range d.Values {
-		if v == value {
-			return nil
-		}
+	if slices.Contains(d.Values, value) {
+		return nil
 	}
 	return &Error{
 		d.Name,

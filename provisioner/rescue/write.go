@@ -3,6 +3,7 @@ package rescue
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -22,9 +23,7 @@ func (r *Rescuer) writeVolume(ctx context.Context, v *v1alpha1.Volume) error {
 		Labels: map[string]string{},
 	}}
 	v.Spec.DeepCopyInto(&fresh.Spec)
-	for key, value := range v.Labels {
-		fresh.Labels[key] = value
-	}
+	maps.Copy(fresh.Labels, v.Labels)
 
 	if len(validation.IsValidLabelValue(v.Spec.NodeName)) == 0 {
 		fresh.Labels[v1alpha1.LabelNode] = v.Spec.NodeName

@@ -195,7 +195,7 @@ func TestSelectors(t *testing.T) {
 	args := only[*appsv1.Deployment](t, objects).Spec.Template.Spec.Containers[0].Args
 	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "--agent-selector=") })
 	require.GreaterOrEqual(t, i, 0)
-	for _, pair := range strings.Split(strings.TrimPrefix(args[i], "--agent-selector="), ",") {
+	for pair := range strings.SplitSeq(strings.TrimPrefix(args[i], "--agent-selector="), ",") {
 		key, value, _ := strings.Cut(pair, "=")
 		require.Equal(t, value, labels[key], key)
 	}

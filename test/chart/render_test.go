@@ -85,7 +85,7 @@ func decode(t *testing.T, name, text string) []runtime.Object {
 	t.Helper()
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	var objects []runtime.Object
-	for _, doc := range strings.Split("\n"+text, "\n---") {
+	for doc := range strings.SplitSeq("\n"+text, "\n---") {
 		var content map[string]any
 		require.NoError(t, yaml.UnmarshalStrict([]byte(doc), &content), name)
 		if len(content) == 0 {

@@ -128,7 +128,7 @@ func replaceMember(t testing.TB, mesh string, etcdctl func(member int, args stri
 	t.Helper()
 	const name = "easemesh-control-plane-1"
 	member := ""
-	for _, line := range strings.Split(etcdctl(0, "member list"), "\n") {
+	for line := range strings.SplitSeq(etcdctl(0, "member list"), "\n") {
 		if fields := strings.Split(line, ", "); len(fields) > 3 && fields[2] == name {
 			member = fields[0]
 			// Refused until all members have been connected for some seconds.

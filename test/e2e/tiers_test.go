@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -15,9 +16,7 @@ import (
 // thin images take no room of what other tests fill, and are made quickly.
 func tier(more parameters) parameters {
 	p := parameters{"backend": "loop", "allocation": "thin"}
-	for name, value := range more {
-		p[name] = value
-	}
+	maps.Copy(p, more)
 	return p
 }
 

@@ -128,7 +128,7 @@ func loadOrder(k kernel, names []string) ([]string, error) {
 		return nil, fmt.Errorf("machine: initramfs: %w", err)
 	}
 	there := map[string]bool{}
-	for _, path := range strings.Fields(string(builtin)) {
+	for path := range strings.FieldsSeq(string(builtin)) {
 		there[moduleName(path)] = true
 	}
 	table, err := os.ReadFile(filepath.Join(tree, "modules.dep"))

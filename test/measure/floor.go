@@ -18,7 +18,7 @@ const FloorProvisioner = "floor.quarry.storage"
 // that does no work: what the library and Kubernetes take by themselves, and
 // nobody can be faster than with them.
 func Floor(ctx context.Context, kube kubernetes.Interface) {
-	//lint:ignore SA1019 the library takes the untyped one
+	//nolint:staticcheck // the library takes the untyped one
 	limiter := workqueue.DefaultControllerRateLimiter()
 	controller.NewProvisionController(klog.Background(), kube, FloorProvisioner, nothing{},
 		controller.LeaderElection(false),

@@ -40,7 +40,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 
-	for _, suite := range strings.Split(*suites, ",") {
+	for suite := range strings.SplitSeq(*suites, ",") {
 		start := time.Now()
 		if err := try(ctx, suite, *root); err != nil {
 			fmt.Fprintf(os.Stderr, "fresh: %s: %v\n", suite, err)

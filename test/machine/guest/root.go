@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -34,7 +35,7 @@ func openPort() (*lockedFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range strings.Fields(string(order)) {
+	for path := range strings.FieldsSeq(string(order)) {
 		if err := loadModule(filepath.Join(filepath.Dir(modulesList), path)); err != nil {
 			return nil, err
 		}
@@ -192,8 +193,8 @@ func settleDisks() {
 	_ = syscall.Chdir("/")
 	mounts, _ := os.ReadFile("/proc/self/mounts")
 	lines := bytes.Split(bytes.TrimSpace(mounts), []byte("\n"))
-	for i := len(lines) - 1; i >= 0; i-- {
-		f := strings.Fields(string(lines[i]))
+	for _, line := range slices.Backward(lines) {
+		f := strings.Fields(string(line))
 		if len(f) > 1 && strings.HasPrefix(f[0], "/dev/") {
 			_ = syscall.Unmount(unescape(f[1]), 0)
 		}

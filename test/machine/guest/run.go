@@ -85,9 +85,7 @@ func run(spec wire.Spec, disks []string, port *lockedFile) (exitCode int, err er
 		if err != nil {
 			return nil, err
 		}
-		copying.Add(1)
-		go func() {
-			defer copying.Done()
+		copying.Go(func() {
 			buf := make([]byte, 32<<10)
 			for {
 				n, err := r.Read(buf)
@@ -98,7 +96,7 @@ func run(spec wire.Spec, disks []string, port *lockedFile) (exitCode int, err er
 					return
 				}
 			}
-		}()
+		})
 		return w, nil
 	}
 	stdout, err := forward(wire.KindStdout)

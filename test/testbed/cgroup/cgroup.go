@@ -55,7 +55,7 @@ func createUnified(group string) error {
 		if err != nil {
 			return fmt.Errorf("make cgroup %s: %w", group, err)
 		}
-		for _, controller := range strings.Fields(string(controllers)) {
+		for controller := range strings.FieldsSeq(string(controllers)) {
 			// One at a time: a controller that this kernel refuses to delegate
 			// must not keep the others back.
 			err := os.WriteFile(filepath.Join(directory, "cgroup.subtree_control"), []byte("+"+controller), 0o644)

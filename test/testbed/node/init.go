@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -257,9 +258,7 @@ var settings = map[string]string{
 func hideSettings(_ string, b Boot) error {
 	directory := "/run/testbed/sys"
 	values := map[string]string{"kernel/random/boot_id": b.ID}
-	for name, value := range settings {
-		values[name] = value
-	}
+	maps.Copy(values, settings)
 	for name, value := range values {
 		target := filepath.Join("/proc/sys", name)
 		if _, err := os.Stat(target); errors.Is(err, fs.ErrNotExist) {
