@@ -159,6 +159,7 @@ func New(o Options) (*Agent, error) {
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond,
 				time.Minute))}
+	a.lanes.wake = func(volume string) { a.queue.Add(volume) }
 	a.groups.admitted = map[string]*store.Admission{}
 	a.pools = newPoolReporter(a)
 	if a.meter, err = newMeter(o.Registry, o.Store); err != nil {

@@ -78,6 +78,7 @@ func (b *bench) start(machine string) {
 	b.Agent = &Agent{opts: Options{Node: "node1", MachineID: machine},
 		log: slog.New(slog.DiscardHandler), store: disks, client: b.objects, live: b.objects,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[string]())}
+	b.lanes.wake = func(volume string) { b.queue.Add(volume) }
 	b.groups.admitted = map[string]*store.Admission{}
 	b.Agent.pools = newPoolReporter(b.Agent)
 	b.meter, err = newMeter(nil, disks)

@@ -16,8 +16,10 @@ const (
 	lanesOfPool = 12
 	// freeWorkers are never kept by any pool.
 	freeWorkers = 20
-	// laneRetry is how long a volume waits whose pool has no lane free.
-	laneRetry = 250 * time.Millisecond
+	// laneRetry is after how long a volume whose pool had no lane free is looked
+	// at without being told of one: a lane was given to another that did not
+	// take it.
+	laneRetry = 5 * time.Second
 )
 
 // workersFor is how many Volumes are worked on at a time, where a node has so
@@ -29,15 +31,21 @@ func workersFor(pools int) int { return lanesOfPool*pools + freeWorkers }
 var errNoLane = errors.New("so many volumes of its pool are worked on already")
 
 // lanes bound what one pool has of the workers: a disk that hangs keeps no
-// more of them than its own.
+// more of them than its own. wake is called, without a lock held, with the
+// volume that waited longest when a lane is free.
 type lanes struct {
-	mu   sync.Mutex
-	used map[string]int
+	wake func(volume string)
+
+	mu      sync.Mutex
+	used    map[string]int
+	waiting map[string][]string // volumes by pool, in the order they came
+	waits   map[string]bool     // by volume: it is in waiting
 }
 
-// enter takes a lane of the pool and returns what gives it back; ok is false
-// where none is free. No pool's is always free.
-func (l *lanes) enter(pool string) (leave func(), ok bool) {
+// enter takes a lane of the pool for a volume and returns what gives it back.
+// ok is false where none is free: the volume is woken when one is. No pool's is
+// always free.
+func (l *lanes) enter(pool, volume string) (leave func(), ok bool) {
 	if pool == "" {
 		return func() {}, true
 	}
@@ -46,19 +54,39 @@ func (l *lanes) enter(pool string) (leave func(), ok bool) {
 	defer l.mu.Unlock()
 
 	if l.used == nil {
-		l.used = map[string]int{}
+		l.used, l.waiting = map[string]int{}, map[string][]string{}
+		l.waits = map[string]bool{}
 	}
 
 	if l.used[pool] >= lanesOfPool {
+		if !l.waits[volume] {
+			l.waits[volume] = true
+			l.waiting[pool] = append(l.waiting[pool], volume)
+		}
 		return nil, false
 	}
 
 	l.used[pool]++
-	return sync.OnceFunc(func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.used[pool]--
-	}), true
+	return sync.OnceFunc(func() { l.leave(pool) }), true
+}
+
+// leave gives a lane back.
+func (l *lanes) leave(pool string) {
+	l.mu.Lock()
+	l.used[pool]--
+	var next []string
+	if free := lanesOfPool - l.used[pool]; len(l.waiting[pool]) > 0 {
+		next = l.waiting[pool][:min(free, len(l.waiting[pool]))]
+		l.waiting[pool] = l.waiting[pool][len(next):]
+	}
+	for _, volume := range next {
+		delete(l.waits, volume)
+	}
+	l.mu.Unlock()
+
+	for _, volume := range next {
+		l.wake(volume)
+	}
 }
 
 // laneOf is the pool that a volume is in, as far as it is known; empty: none.
@@ -75,7 +103,7 @@ func (a *Agent) laneOf(ctx context.Context, name string) string {
 
 // workOn works on one volume of the queue in a lane of its pool.
 func (a *Agent) workOn(ctx context.Context, name string) {
-	leave, ok := a.lanes.enter(a.laneOf(ctx, name))
+	leave, ok := a.lanes.enter(a.laneOf(ctx, name), name)
 	if !ok {
 		a.queue.AddAfter(name, laneRetry)
 		return
@@ -96,11 +124,11 @@ func (a *Agent) workOn(ctx context.Context, name string) {
 	}
 }
 
-// carve makes the volume that was admitted, in a lane of the pool that it was
+// carve makes the named volume, which was admitted, in a lane of the pool that it was
 // admitted to. Where that pool's disk stops answering meanwhile, the volume is
 // given up: it is refused, and will not be made when the disk answers again.
-func (a *Agent) carve(ctx context.Context, adm *store.Admission) (store.Volume, error) {
-	leave, ok := a.lanes.enter(adm.Pool())
+func (a *Agent) carve(ctx context.Context, name string, adm *store.Admission) (store.Volume, error) {
+	leave, ok := a.lanes.enter(adm.Pool(), name)
 	if !ok {
 		return store.Volume{}, errNoLane
 	}

@@ -53,6 +53,10 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 		err = a.present(ctx, v, status)
 	}
 
+	if errors.Is(err, errNoLane) {
+		return err // nothing was done, so there is nothing to say
+	}
+
 	a.meter.observe(v.Status.Phase, status.Phase, time.Since(start))
 	return errors.Join(err, a.writeStatus(ctx, v, status))
 }
@@ -287,7 +291,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 
 	var there store.Volume
 	if err == nil {
-		if there, err = a.carve(ctx, adm); errors.Is(err, errNoLane) {
+		if there, err = a.carve(ctx, v.Name, adm); errors.Is(err, errNoLane) {
 			return err // it stays admitted
 		}
 		a.groups.done(v.Name)

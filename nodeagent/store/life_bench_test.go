@@ -27,16 +27,20 @@ func childrenTime(b *testing.B) time.Duration {
 // time of the process, and of mkfs.
 func BenchmarkLife(b *testing.B) {
 	testroot.RequireRoot(b)
-	kinds := map[string]Request{
-		"directory": {Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib},
-		"image":     {Backend: record.BackendLoop, FSType: "ext4", SizeBytes: 64 * mib},
-		"thin":      {Backend: record.BackendLoop, FSType: "ext4", Allocation: record.AllocationThin, SizeBytes: 64 * mib},
-		"block":     {VolumeMode: record.ModeBlock, SizeBytes: 64 * mib},
+	kinds := []struct {
+		name, fstype string
+		request      Request
+	}{
+		{"directory", "ext4", Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 64 * mib}},
+		{"btrfs", "btrfs", Request{Backend: record.BackendDirectory, SizeBytes: 64 * mib}},
+		{"image", "ext4", Request{Backend: record.BackendLoop, FSType: "ext4", SizeBytes: 64 * mib}},
+		{"thin", "ext4", Request{Backend: record.BackendLoop, FSType: "ext4", Allocation: record.AllocationThin, SizeBytes: 64 * mib}},
+		{"block", "ext4", Request{VolumeMode: record.ModeBlock, SizeBytes: 64 * mib}},
 	}
-	for kind, request := range kinds {
+	for _, kind := range kinds {
 		for _, atOnce := range []int{1, 12} {
-			b.Run(fmt.Sprintf("%s/%d", kind, atOnce), func(b *testing.B) {
-				n := newNode(b, benchDisk(b, 40*gib))
+			b.Run(fmt.Sprintf("%s/%d", kind.name, atOnce), func(b *testing.B) {
+				n := newNode(b, benchDisk(b, kind.fstype, 40*gib))
 				n.dirty = true
 				ctx, cancel := context.WithCancel(b.Context())
 				agent, ctx := errgroup.WithContext(ctx)
@@ -63,7 +67,7 @@ func BenchmarkLife(b *testing.B) {
 					}
 				}
 				wall, self, children := each(func(id string) error {
-					r := request
+					r := kind.request
 					r.ID = id
 					adm, err := n.store.Admit(b.Context(), r)
 					if err != nil {

@@ -44,7 +44,7 @@ func BenchmarkLook(b *testing.B) {
 		require.NoError(b, err)
 		volumes = n
 	}
-	n := newNode(b, benchDisk(b, 24*gib))
+	n := newNode(b, benchDisk(b, "ext4", 24*gib))
 	n.dirty = true // each of them is looked at by the benchmark, once more would take long
 	ctx, cancel := context.WithTimeout(b.Context(), benchSetUp)
 	defer cancel()
@@ -84,7 +84,7 @@ func BenchmarkLook(b *testing.B) {
 func benchDir() string { return filepath.Join(os.TempDir(), "quarry-bench-look") }
 
 // benchDisk makes a filesystem and mounts it. One benchmark runs at a time.
-func benchDisk(b *testing.B, size int64) string {
+func benchDisk(b *testing.B, fstype string, size int64) string {
 	b.Helper()
 	dir := benchDir()
 	at, image := filepath.Join(dir, "pool"), filepath.Join(dir, "disk.img")
@@ -99,7 +99,7 @@ func benchDisk(b *testing.B, size int64) string {
 	require.NoError(b, err)
 	defer f.Close()
 	require.NoError(b, f.Truncate(size))
-	testroot.Mkfs(b, "ext4", image)
+	testroot.Mkfs(b, fstype, image)
 	testroot.Run(b, "mount", testroot.Losetup(b, image), at)
 	return at
 }
