@@ -92,6 +92,10 @@ const (
 	anySize = math.MaxInt64
 )
 
+// CapacityLabels are the labels of the CSIStorageCapacity objects that the
+// controller publishes.
+func CapacityLabels() map[string]string { return map[string]string{labelManagedBy: managedBy} }
+
 // indexPoolNode is the cache's index of Pools by their node.
 const indexPoolNode = "spec.nodeName"
 

@@ -19,4 +19,13 @@
 //	story.go     all there is about one volume, pool or claim
 //	usage.go     how full volumes are, as kubelets say
 //	status.go    all of it on one screen
+//
+// And what it needs of the cluster, installed or not:
+//
+//	install.go         what is read of an installation, each part by itself
+//	doctor.go          the checks, and what they come to
+//	doctor_cluster.go  those of the cluster, of what may be done there, and before an install
+//	doctor_quarry.go   those of Quarry's own programs and objects
+//	rights.go          what its accounts cannot do without
+//	kinds.go           whether the CustomResourceDefinitions are of this version
 package diagnose

@@ -20,7 +20,9 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -81,6 +83,7 @@ func TestKubernetes(t *testing.T) {
 		{"how full volumes are", testUsage},
 		{"stories", testStories},
 		{"the shell completes", testCompletion},
+		{"the doctor", testDoctor},
 		{"what cannot be looked at", testNoLook}, // takes the kinds away
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -138,7 +141,8 @@ func (s *site) node(name string) {
 func (s *site) pod(name, node, component string) {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: system, Labels: map[string]string{
-			"app.kubernetes.io/name": "quarry", "app.kubernetes.io/component": component}},
+			"app.kubernetes.io/name": "quarry", "app.kubernetes.io/component": component,
+			"app.kubernetes.io/version": "1"}},
 		Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: component, Image: "quarry:1"}}},
 	}
 	s.make(p)
@@ -250,6 +254,7 @@ func testNoLook(s *site) {
 	_, errs, status = s.run("status")
 	require.Equal(s, 2, status)
 	require.Contains(s, errs, "Quarry is not installed in this cluster")
+	require.Equal(s, []string{"error install-rights", "error installed"}, s.doctor(1))
 }
 
 // volume makes a Volume object of a claim that has it, and a PersistentVolume
@@ -490,4 +495,83 @@ func outward(s *site) string {
 	}
 	s.Skip("needs an address that is not the loopback's")
 	return ""
+}
+
+// testDoctor installs what the chart has beside the programs, takes some of it
+// away, and then all.
+func testDoctor(s *site) {
+	dir := s.TempDir()
+	for _, name := range []string{"rbac-agent.yaml", "rbac-controller.yaml", "admission.yaml"} {
+		file := filepath.Join(dir, name)
+		require.NoError(s, os.WriteFile(file, []byte(template(s, name)), 0o600))
+		s.cp.Kubectl(s.T, "apply", "-f", file)
+	}
+	labels := func(component string) map[string]string {
+		return map[string]string{"app.kubernetes.io/name": "quarry", "app.kubernetes.io/component": component}
+	}
+	pods := func(component string) corev1.PodTemplateSpec {
+		return corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels(component)},
+			Spec: corev1.PodSpec{ServiceAccountName: "quarry-" + component,
+				Containers: []corev1.Container{{Name: component, Image: "quarry:1"}}}}
+	}
+	daemons := &appsv1.DaemonSet{
+		ObjectMeta: metav1.ObjectMeta{Name: "quarry-agent", Namespace: system, Labels: labels("agent")},
+		Spec:       appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels("agent")}, Template: pods("agent")},
+	}
+	deployment := &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: "quarry-controller", Namespace: system, Labels: labels("controller")},
+		Spec: appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: labels("controller")},
+			Template: pods("controller")},
+	}
+	s.make(daemons)
+	s.make(deployment)
+	driver := &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.LocalProvisioner},
+		Spec: storagev1.CSIDriverSpec{AttachRequired: new(false), StorageCapacity: new(true)}}
+	s.make(driver)
+
+	// What is left of the tests before: a class that cannot be read.
+	require.Equal(s, []string{"error classes"}, s.doctor(1))
+	require.NoError(s, s.Delete(s.Context(), &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "wrong"}}))
+	require.Empty(s, s.doctor(0))
+	out, errs, status := s.run("doctor")
+	require.Equal(s, 0, status, errs)
+	require.Contains(s, out, "ok       agent-rights: quarry-system/quarry-agent has the rights that it needs\n")
+	require.Contains(s, out, "All is well.\n")
+
+	// A right, the policy's binding and the driver are taken away.
+	s.cp.Kubectl(s.T, "delete", "clusterrolebinding", "quarry-agent")
+	s.cp.Kubectl(s.T, "delete", "validatingadmissionpolicybinding", "quarry-agent")
+	require.NoError(s, s.Delete(s.Context(), driver))
+	require.Eventually(s, func() bool { // until the authorizer knows
+		return slices.Equal(s.doctor(1), []string{"error agent-rights", "error admission-policy", "error drivers"})
+	}, patience, 200*time.Millisecond)
+
+	// Somebody who may look at little is told so, and not that all is well.
+	out, _, status = s.runAs("stranger", s.cp.Kubeconfig(), "doctor")
+	require.Equal(s, 2, status, out)
+	require.Contains(s, out, "UNKNOWN  nodes: cannot look at Nodes: ")
+
+	require.NoError(s, s.Delete(s.Context(), daemons))
+	require.NoError(s, s.Delete(s.Context(), deployment))
+	require.Equal(s, []string{"note kinds", "error install-rights", "error installed"}, s.doctor(1))
+	out, _, status = s.runAs("admin", s.cp.Kubeconfig(), "doctor", "--as-group", "system:masters")
+	require.Equal(s, 1, status)
+	require.Contains(s, out, "ok       install-rights: you may install it\n")
+}
+
+// doctor is what the doctor finds that is not well, who is to end with a status.
+func (s *site) doctor(want int) []string {
+	s.Helper()
+	out, errs, status := s.run("doctor", "-o", "json")
+	require.Empty(s, errs)
+	report := &Report{}
+	require.NoError(s, json.Unmarshal([]byte(out), report), out)
+	require.Equal(s, want, status, out)
+	var found []string
+	for _, c := range report.Checks {
+		if c.Result != ResultOK {
+			found = append(found, string(c.Result)+" "+c.Name)
+		}
+	}
+	return found
 }

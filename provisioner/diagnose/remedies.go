@@ -57,6 +57,8 @@ var ofPools = map[string]remedy{
 		"unmounted, and mount it writable", chapter("a-pool-is-offline")},
 	"Hung": {"look at the disk and its cabling (dmesg); the pool is used again as soon as it " +
 		"answers", chapter("a-pool-is-offline")},
+	"Frozen": {"end the backup that froze its filesystem, or fsfreeze --unfreeze it; it goes on " +
+		"by itself", chapter("a-pool-is-offline")},
 	"Failed": {"the disk answers with errors: look into the node's kernel log (dmesg), and " +
 		"replace it", chapter("a-pool-is-offline")},
 	"Loading": {"wait: what is on the disk is being read", chapter("a-pool-is-offline")},

@@ -30,16 +30,18 @@ type telling func(ctx context.Context, kube client.WithWatch, s diagnose.Selecto
 
 func newDescribe() *cobra.Command {
 	return parent("describe", "The whole story of a volume, a pool or a claim, in one place",
-		`The whole story of a volume, a pool or a claim, in one place: what is wrong with it and what to do, the claim, the Volume object and
-its PersistentVolume, the pods, where it is on disk, conditions and events. Nothing is changed.`,
+		`The whole story of a volume, a pool or a claim, in one place: what is wrong with
+it and what to do, the claim, the Volume object and its PersistentVolume, the
+pods, where it is on disk, conditions and events. Nothing is changed.`,
 		newDescribeVolume(), newDescribePool(), newDescribeClaim())
 }
 
 func newDescribeVolume() *cobra.Command {
 	return describing(&cobra.Command{
 		Use: "volume NAME", Short: "The whole story of a volume",
-		Long: `The whole story of a volume: what leads to it, who uses it, where it is on disk, what is wrong with it and what happened.
-NAME is that of the Volume object, as ` + "`kubectl quarry volumes`" + ` lists it.`,
+		Long: `The whole story of a volume: what leads to it, who uses it, where it is on disk,
+what is wrong with it and what happened. NAME is that of the Volume object, as
+` + "`kubectl quarry volumes`" + ` lists it.`,
 		Example: `  kubectl quarry describe volume pvc-0f6b1c5e-8a9f-4d51-9f0c-1d2a5a1f7c11-1`,
 	}, nil, func(ctx context.Context, kube client.WithWatch, s diagnose.Selectors,
 		name string) (*diagnose.Story, error) {
@@ -55,8 +57,9 @@ NAME is that of the Volume object, as ` + "`kubectl quarry volumes`" + ` lists i
 func newDescribePool() *cobra.Command {
 	return describing(&cobra.Command{
 		Use: "pool NODE.POOL", Short: "The whole story of a pool",
-		Long: `The whole story of a pool: its disk, its room, who looks after it, its volumes, what is wrong with it and what happened.
-NODE.POOL is as ` + "`kubectl quarry pools`" + ` lists it.`,
+		Long: `The whole story of a pool: its disk, its room, who looks after it, its volumes,
+what is wrong with it and what happened. NODE.POOL is as ` + "`kubectl quarry pools`" + `
+lists it.`,
 		Example: `  kubectl quarry describe pool node1.default`,
 	}, nil, func(ctx context.Context, kube client.WithWatch, s diagnose.Selectors,
 		name string) (*diagnose.Story, error) {
@@ -68,8 +71,9 @@ func newDescribeClaim() *cobra.Command {
 	var namespace string
 	cmd := describing(&cobra.Command{
 		Use: "claim [NAMESPACE/]NAME", Aliases: []string{"pvc"}, Short: "The whole story of a claim",
-		Long: `The whole story of a claim: why it waits if it does, its volume or the attempts at one, the pods that use it, where its data is on disk,
-what is wrong and what happened.`,
+		Long: `The whole story of a claim: why it waits if it does, its volume or the attempts
+at one, the pods that use it, where its data is on disk, what is wrong and what
+happened.`,
 		Example: `  kubectl quarry describe claim shop/data-db-0
   kubectl quarry describe claim data-db-0 -n shop`,
 	}, &namespace, func(ctx context.Context, kube client.WithWatch, s diagnose.Selectors,

@@ -18,6 +18,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/version"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/cmd/internal/show"
@@ -301,5 +302,25 @@ func TestStoriesArePrinted(t *testing.T) {
 		var b bytes.Buffer
 		require.NoError(t, printStory(&b, story, show.Paint{}))
 		golden(t, name+".txt", b.String())
+	}
+}
+
+func TestReportIsPrinted(t *testing.T) {
+	install := &diagnose.Install{
+		At: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), Server: &version.Info{GitVersion: "v1.36.3"},
+		Unread:    map[string]error{"Nodes": errors.New("nodes is forbidden")},
+		Own:       []diagnose.Right{{Verb: "create", Group: "apps", Resource: "daemonsets", Namespace: "quarry-system"}},
+		Namespace: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "quarry-system"}},
+	}
+	report := install.Report()
+	var b bytes.Buffer
+	require.NoError(t, printReportOf(&b, report, show.Paint{}))
+	golden(t, "doctor.txt", b.String())
+	golden(t, "doctor.json", structured(t, "json", report))
+
+	for healthy, complete := range map[bool]bool{true: true, false: false} {
+		b.Reset()
+		require.NoError(t, printReportOf(&b, &diagnose.Report{Healthy: true, Complete: complete}, show.Paint{}))
+		require.Equal(t, healthy, strings.Contains(b.String(), "All is well."))
 	}
 }

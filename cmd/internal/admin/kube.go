@@ -28,6 +28,8 @@ func (c *cluster) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.overrides.Context.Cluster, "cluster", "", "the kubeconfig's cluster to use")
 	f.StringVar(&c.overrides.Context.AuthInfo, "user", "", "the kubeconfig's user to use")
 	f.StringVar(&c.overrides.AuthInfo.Impersonate, "as", "", "the user to act as")
+	f.StringSliceVar(&c.overrides.AuthInfo.ImpersonateGroups, "as-group", nil,
+		"a group to act as, with --as; may be given several times")
 }
 
 // rescuer connects to the cluster. Its client reads live.

@@ -18,8 +18,11 @@ func NewPlugin(version, commit string) *cobra.Command {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newStatus(), newVolumes(), newPools(), newDescribe(), newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"),
-		show.NewVersion("kubectl quarry", version, commit))
+	root.AddCommand(
+		newStatus(), newVolumes(), newPools(), newDescribe(), newDoctor(version),
+		newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"),
+		show.NewVersion("kubectl quarry", version, commit),
+	)
 	return root
 }
 

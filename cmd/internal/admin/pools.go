@@ -38,12 +38,15 @@ func newPools() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pools", Aliases: []string{"pool"},
 		Short: "List pools: their room, their volumes, and whether their disk is there",
-		Long: `List pools: their room, their volumes, and whether their disk is there. Nothing is changed.
+		Long: `List pools: their room, their volumes, and whether their disk is there. Nothing
+is changed.
 
-AVAILABLE is what can still be promised to volumes, LARGEST the largest volume that can be made now. STATE is Ready, or why it is
-not; it is marked as unwatched where the node's agent is not ready, so that it is as of before.
+AVAILABLE is what can still be promised to volumes, LARGEST the largest volume
+that can be made now. STATE is Ready, or why it is not; it is marked as
+unwatched where the node's agent is not ready, so that it is as of before.
 
-With --watch the list is followed by a line for each pool that changes, as it happens.`,
+With --watch the list is followed by a line for each pool that changes, as it
+happens.`,
 		Example: `  kubectl quarry pools
   # What has the least room:
   kubectl quarry pools --sort available -o wide

@@ -31,11 +31,14 @@ func newStatus() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "status", Short: "Say on one screen what is wrong, and what to do next",
-		Long: `Say on one screen what there is, what is wrong, and what to do next: nodes and their agents, pools and their room, claims that
-wait and why, volumes that cannot be used. The worst comes first, and a cause before what follows from it. Nothing is changed.
+		Long: `Say on one screen what there is, what is wrong, and what to do next: nodes and
+their agents, pools and their room, claims that wait and why, volumes that
+cannot be used. The worst comes first, and a cause before what follows from it.
+Nothing is changed.
 
-It ends with status 0 if nothing is wrong, 1 if something is, and 2 if it could not look. What is only said as NOTE is not wrong.
-With -o wide nothing is left out for want of room.`,
+It ends with status 0 if nothing is wrong, 1 if something is, and 2 if it could
+not look. What is only said as NOTE is not wrong. With -o wide nothing is left
+out for want of room.`,
 		Example: `  kubectl quarry status
   kubectl quarry status -o json | jq -r '.findings[] | [.severity, .kind, .name, .reason] | @tsv'
   kubectl quarry status >/dev/null || echo "storage needs somebody"`,

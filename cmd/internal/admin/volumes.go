@@ -48,15 +48,17 @@ func newVolumes() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "volumes", Aliases: []string{"volume", "vol"},
 		Short: "List volumes: where they are, whose, how full, and whether all is well with them",
-		Long: `List volumes: on which node and pool they are, for which claim they were made, how large they are, how full, and whether all is
-well with them. Nothing is changed.
+		Long: `List volumes: on which node and pool they are, for which claim they were made,
+how large they are, how full, and whether all is well with them. Nothing is
+changed.
 
-STATE is Ready, or one word for what else there is; ` + "`kubectl quarry describe volume NAME`" + ` says the rest. How full a volume is comes from
-the kubelet of its node, which knows it of filesystems that a pod has mounted; elsewhere there is a dash. That needs the right to
-get nodes/proxy.
+STATE is Ready, or one word for what else there is;
+` + "`kubectl quarry describe volume NAME`" + ` says the rest. How full a volume is comes from
+the kubelet of its node, which knows it of filesystems that a pod has mounted;
+elsewhere there is a dash. That needs the right to get nodes/proxy.
 
-With --watch the list is followed by a line for each volume that is made, changes or goes, as it happens; how full volumes are is
-read once.`,
+With --watch the list is followed by a line for each volume that is made,
+changes or goes, as it happens; how full volumes are is read once.`,
 		Example: `  kubectl quarry volumes
   # What is wrong:
   kubectl quarry volumes --wrong
