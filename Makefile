@@ -138,7 +138,7 @@ test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on 
 
 # The store's tests in which goroutines meet; a test of cmd/quarry says when one is
 # missing here.
-STORE_RACES := Books|Parallel|Group|Pressure|SameID|ALookIsNotWaitedFor|FrozenPool|FreezeThatEnds
+STORE_RACES := Books|Parallel|Group|Pressure|SameID|IsNotWaitedFor|AtOnce|FrozenPool|FreezeThatEnds|ForATree|ForADisk|HungPool|DoesNotReturn|ManyFiles|NotOnlineBefore|WhileOthersAreDeleted|TestWatch
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(call gotest,./nodeagent/store ./nodeagent/keylock,-count=1 -race -timeout 10m -run '$(STORE_RACES)')
