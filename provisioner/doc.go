@@ -5,7 +5,7 @@
 //
 // A claim meets these files, in this order:
 //
-//	localdoor.go       the classic front door: Provision, as the external-provisioner library calls it
+//	localdoor.go       the classic front door: Provision, as the library calls it
 //	csidoor.go         the CSI front door: what package csi asks of a cluster
 //	frontdoor.go       what both of them need
 //	claim.go           which claims can be served, and the wish that one becomes

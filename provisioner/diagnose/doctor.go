@@ -54,8 +54,8 @@ type doctor struct {
 	checks []Check
 }
 
-// Report looks at an installation, or at what one needs, from the ground up: the
-// cluster, then Quarry's kinds, programs, rights, and what users see.
+// Report looks at an installation, or at what one needs, from the ground up:
+// the cluster, then Quarry's kinds, programs, rights, and what users see.
 func (i *Install) Report() *Report {
 	d := &doctor{i: i}
 	d.server()
@@ -68,7 +68,8 @@ func (i *Install) Report() *Report {
 		d.controller()
 		d.agents()
 		d.versions()
-		d.accountRights("controller-rights", partController, i.ControllerAccount(), i.ControllerLacks)
+		d.accountRights("controller-rights", partController, i.ControllerAccount(),
+			i.ControllerLacks)
 		d.accountRights("agent-rights", partAgent, i.AgentAccount(), i.AgentLacks)
 		d.policy()
 		d.drivers()
@@ -81,12 +82,15 @@ func (i *Install) Report() *Report {
 		d.ownRights()
 		d.say("installed", ResultError, "Quarry is not installed: no DaemonSet of agents, and no "+
 			"Deployment of the controller", "helm install quarry charts/quarry --namespace "+
-			"quarry-system --create-namespace, once nothing else is wrong above; where its pods have "+
-			"other labels say --agent-selector and --controller-selector", "docs/guides/pools.md")
+			"quarry-system --create-namespace, once nothing else is wrong above; where its pods "+
+			"have other labels say --agent-selector and --controller-selector",
+			"docs/guides/pools.md")
 	}
 
 	has := func(results ...Result) bool {
-		return slices.ContainsFunc(d.checks, func(c Check) bool { return slices.Contains(results, c.Result) })
+		return slices.ContainsFunc(d.checks, func(c Check) bool {
+			return slices.Contains(results, c.Result)
+		})
 	}
 	return &Report{
 		Time: metav1.Time{Time: i.At}, Installed: installed, Checks: d.checks,
@@ -95,7 +99,13 @@ func (i *Install) Report() *Report {
 }
 
 func (d *doctor) say(name string, r Result, message, remedy, doc string) {
-	d.checks = append(d.checks, Check{Name: name, Result: r, Message: message, Remedy: remedy, Doc: doc})
+	d.checks = append(d.checks, Check{
+		Name:    name,
+		Result:  r,
+		Message: message,
+		Remedy:  remedy,
+		Doc:     doc,
+	})
 }
 
 func (d *doctor) ok(name, message string) { d.say(name, ResultOK, message, "", "") }

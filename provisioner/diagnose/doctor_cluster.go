@@ -10,8 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 )
 
-// Least versions that Quarry works with. Tests compare them with the chart's and
-// with what README.md says.
+// Least versions that Quarry works with. Tests compare them with the chart's
+// and with what README.md says.
 const (
 	leastKubernetes = "1.32.0"
 	leastKernel     = "5.14.0"
@@ -50,12 +50,15 @@ func (d *doctor) server() {
 	if d.unknown("api-server", partServer) {
 		return
 	}
+
 	have := d.i.Server.GitVersion
 	if older(have, leastKubernetes) {
 		d.say("api-server", ResultError, fmt.Sprintf("Kubernetes %s is older than %s", have,
-			leastKubernetes), "upgrade the cluster: agents cannot be kept to their own node before", "README.md")
+			leastKubernetes), "upgrade the cluster: agents cannot be kept to their own node before",
+			"README.md")
 		return
 	}
+
 	d.ok("api-server", "Kubernetes "+have)
 }
 
@@ -65,10 +68,12 @@ func (d *doctor) nodes() {
 	if d.unknown("nodes", partNodes) {
 		return
 	}
+
 	ours := map[string]bool{}
 	for i := range d.i.Agents {
 		ours[d.i.Agents[i].Spec.NodeName] = true
 	}
+
 	var oldKernel, oldKubelet, notReady []string
 	linux := 0
 	for i := range d.i.Nodes {
@@ -78,13 +83,16 @@ func (d *doctor) nodes() {
 			len(ours) > 0 && !ours[node.Name] {
 			continue
 		}
+
 		linux++
 		if older(system.KernelVersion, leastKernel) {
 			oldKernel = append(oldKernel, node.Name+" ("+system.KernelVersion+")")
 		}
+
 		if older(system.KubeletVersion, leastKubernetes) {
 			oldKubelet = append(oldKubelet, node.Name+" ("+system.KubeletVersion+")")
 		}
+
 		if !isNodeReady(node) {
 			notReady = append(notReady, node.Name)
 		}
@@ -98,15 +106,18 @@ func (d *doctor) nodes() {
 		d.say("nodes", ResultWarning, "not ready: "+some(notReady), "see kubectl describe node",
 			chapter("a-node-is-lost"))
 	}
+
 	if len(oldKernel) > 0 {
 		d.say("nodes", ResultError, "Linux older than "+strings.TrimSuffix(leastKernel, ".0")+": "+
 			some(oldKernel), "upgrade these nodes, or keep the agents away (agent.nodeSelector)",
 			"docs/enforcement.md")
 	}
+
 	if len(oldKubelet) > 0 {
 		d.say("nodes", ResultError, "kubelet older than "+leastKubernetes+": "+some(oldKubelet),
 			"upgrade these nodes", "README.md")
 	}
+
 	if len(oldKernel)+len(oldKubelet)+len(notReady) == 0 {
 		d.ok("nodes", count(linux, "Linux node")+", ready, with kernel and kubelet new enough")
 	}
@@ -117,6 +128,7 @@ func (d *doctor) kinds() {
 	if d.unknown("kinds", partKinds) {
 		return
 	}
+
 	apply := "kubectl apply --server-side --force-conflicts -f charts/quarry/crds"
 	well := true
 	for _, name := range slices.Sorted(maps.Keys(ourKinds)) {
@@ -141,8 +153,10 @@ func (d *doctor) kinds() {
 				"use the plugin of the installed version")
 		}
 	}
+
 	if well {
-		d.ok("kinds", count(len(ourKinds), "CustomResourceDefinition")+", established and of this version")
+		d.ok("kinds", count(len(ourKinds), "CustomResourceDefinition")+
+			", established and of this version")
 	}
 }
 
@@ -155,9 +169,10 @@ func (d *doctor) leftovers() {
 		d.ok("kinds", "no CustomResourceDefinition of Quarry yet; the chart brings them")
 		return
 	}
+
 	d.say("kinds", ResultNote, "CustomResourceDefinitions of Quarry are there already: "+
-		some(slices.Sorted(maps.Keys(d.i.Kinds))), "Helm leaves them as they are: apply those of the "+
-		"version to be installed first (kubectl apply --server-side --force-conflicts -f "+
+		some(slices.Sorted(maps.Keys(d.i.Kinds))), "Helm leaves them as they are: apply those of "+
+		"the version to be installed first (kubectl apply --server-side --force-conflicts -f "+
 		"charts/quarry/crds). Volumes on disk are found again", "docs/guides/upgrading.md")
 }
 
@@ -166,31 +181,37 @@ func (d *doctor) podSecurity() {
 	if d.unknown("pod-security", partNamespace) || d.i.Namespace == nil {
 		return
 	}
+
 	const label = "pod-security.kubernetes.io/enforce"
 	name, level := d.i.Namespace.Name, d.i.Namespace.Labels[label]
 	if level != "" && level != "privileged" {
-		d.say("pod-security", ResultError, fmt.Sprintf("namespace %s enforces %s: the agents, which are "+
-			"privileged, are not let in", name, level), fmt.Sprintf("kubectl label namespace %s "+
-			"--overwrite %s=privileged", name, label), "")
+		d.say("pod-security", ResultError, fmt.Sprintf("namespace %s enforces %s: the agents, "+
+			"which are privileged, are not let in", name,
+			level), fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged",
+			name, label), "")
 		return
 	}
-	d.ok("pod-security", "namespace "+name+" lets privileged pods in, unless the cluster's default "+
-		"does not")
+
+	d.ok("pod-security", "namespace "+name+" lets privileged pods in, unless the cluster's "+
+		"default does not")
 }
 
 func (d *doctor) ownRights() {
 	if d.unknown("install-rights", partOwn) {
 		return
 	}
+
 	if len(d.i.Own) > 0 {
 		var names []string
 		for _, r := range d.i.Own {
 			names = append(names, r.String())
 		}
+
 		d.say("install-rights", ResultError, "you may not "+some(names),
 			"have somebody install it who may", "")
 		return
 	}
+
 	d.ok("install-rights", "you may install it")
 }
 
@@ -202,13 +223,15 @@ func (d *doctor) accountRights(name, part, account string, lacks []Right) {
 		d.ok(name, account+" has the rights that it needs")
 		return
 	}
+
 	var names []string
 	for _, r := range lacks {
 		names = append(names, r.String())
 	}
+
 	d.say(name, ResultError, fmt.Sprintf("%s may not %s", account, some(names)),
-		"helm upgrade with the chart of the installed version writes its roles again; see who changed "+
-			"them", "")
+		"helm upgrade with the chart of the installed version writes its roles again; see "+
+			"who changed them", "")
 }
 
 // tolerates reports whether a pod's tolerations let it onto a node that has a

@@ -15,11 +15,13 @@ func EventTime(e *corev1.Event) time.Time {
 	if e.Series != nil {
 		times = append(times, e.Series.LastObservedTime.Time)
 	}
+
 	for _, t := range times {
 		if t.After(at) {
 			at = t
 		}
 	}
+
 	return at
 }
 

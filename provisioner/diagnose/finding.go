@@ -116,7 +116,9 @@ func Groups(findings []Finding) []Group {
 				Runbook: f.Runbook,
 			})
 		}
+
 		out[at].Findings = append(out[at].Findings, *f)
 	}
+
 	return out
 }

@@ -118,6 +118,7 @@ func Examine(ctx context.Context, kube client.Client, server discovery.ServerVer
 	r.programs(ctx, s)
 	r.objects(ctx, s)
 	r.accounts(ctx, s)
+
 	return r.i, nil
 }
 
@@ -166,9 +167,11 @@ func (r *installer) programs(ctx context.Context, s Selectors) {
 	if len(i.DaemonSets) > 0 {
 		name = i.DaemonSets[0].Namespace
 	}
+
 	if name == "" {
 		return
 	}
+
 	namespace := &corev1.Namespace{}
 	err := r.kube.Get(ctx, client.ObjectKey{Name: name}, namespace)
 	switch {
@@ -219,10 +222,12 @@ func (r *installer) accounts(ctx context.Context, s Selectors) {
 		if i.Namespace != nil {
 			namespace = i.Namespace.Name
 		}
+
 		lacks, err := denied(ctx, r.kube, account, namespace, all)
 		if err != nil {
 			i.Unread[part] = err
 		}
+
 		return lacks
 	}
 
@@ -230,9 +235,11 @@ func (r *installer) accounts(ctx context.Context, s Selectors) {
 	if agent != "" {
 		i.AgentLacks = ask(partAgent, agent, agentRights)
 	}
+
 	if controller != "" {
 		i.ControllerLacks = ask(partController, controller, controllerRights)
 	}
+
 	if agent == "" && controller == "" {
 		i.Own = ask(partOwn, "", installRights)
 	}

@@ -34,6 +34,7 @@ func stateOf(definition *unstructured.Unstructured, ours any) (s kindState) {
 	if definition == nil {
 		return s
 	}
+
 	s.exists = true
 
 	conditions, _, _ := unstructured.NestedSlice(definition.Object, "status", "conditions")
@@ -41,12 +42,14 @@ func stateOf(definition *unstructured.Unstructured, ours any) (s kindState) {
 		c, _ := c.(map[string]any)
 		s.established = s.established || c["type"] == "Established" && c["status"] == "True"
 	}
+
 	versions, _, _ := unstructured.NestedSlice(definition.Object, "spec", "versions")
 	for _, v := range versions {
 		v, _ := v.(map[string]any)
 		if v["name"] != v1alpha1.GroupVersion.Version || v["served"] != true {
 			continue
 		}
+
 		s.served = true
 		schema, _, _ := unstructured.NestedMap(v, "schema", "openAPIV3Schema")
 		for _, part := range []string{"spec", "status"} {
@@ -58,6 +61,7 @@ func stateOf(definition *unstructured.Unstructured, ours any) (s kindState) {
 			s.more = append(s.more, without(there, known)...)
 		}
 	}
+
 	return s
 }
 
@@ -82,6 +86,7 @@ func schemaFields(path string, schema map[string]any, into map[string]bool) {
 	if items, ok := schema["items"].(map[string]any); ok {
 		schema = items
 	}
+
 	properties, _ := schema["properties"].(map[string]any)
 	for name, p := range properties {
 		into[path+"."+name] = true
@@ -96,14 +101,17 @@ func typeFields(path string, t reflect.Type, into map[string]bool) {
 	for t != nil && (t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice) && !isText(t) {
 		t = t.Elem()
 	}
+
 	if t == nil || t.Kind() != reflect.Struct || isText(t) {
 		return
 	}
+
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 		if name == "" || name == "-" {
 			continue
 		}
+
 		into[path+"."+name] = true
 		typeFields(path+"."+name, t.Field(i).Type, into)
 	}

@@ -92,6 +92,7 @@ func Look(ctx context.Context, reader client.Reader, s Selectors, now time.Time)
 	for i := range nodes.Items {
 		c.Nodes[nodes.Items[i].Name] = &nodes.Items[i]
 	}
+
 	for i := range classes.Items {
 		c.Classes[classes.Items[i].Name] = &classes.Items[i]
 	}
@@ -117,10 +118,16 @@ func LookAtPools(ctx context.Context, reader client.Reader, s Selectors, now tim
 		return nil, fmt.Errorf("list the agents' pods: %w", err)
 	}
 
-	c := &Cluster{At: now, Nodes: map[string]*corev1.Node{}, Pools: pools.Items, Agents: agents.Items}
+	c := &Cluster{
+		At:     now,
+		Nodes:  map[string]*corev1.Node{},
+		Pools:  pools.Items,
+		Agents: agents.Items,
+	}
 	for i := range nodes.Items {
 		c.Nodes[nodes.Items[i].Name] = &nodes.Items[i]
 	}
+
 	return c, nil
 }
 
@@ -142,6 +149,7 @@ func (c *Cluster) lookAtWaiting(ctx context.Context, reader client.Reader) error
 			in[claim.Namespace] = true
 		}
 	}
+
 	if len(in) > fewNamespaces {
 		in = map[string]bool{"": true}
 	}
@@ -169,10 +177,12 @@ func (c *Cluster) lookAtWaiting(ctx context.Context, reader client.Reader) error
 			if l.option != nil {
 				options = append(options, l.option)
 			}
+
 			if err := reader.List(ctx, l.list, options...); err != nil {
 				return fmt.Errorf("list %s: %w", l.what, err)
 			}
 		}
+
 		c.Pods = append(c.Pods, pods.Items...)
 		c.Events = append(c.Events, ofClaims.Items...)
 		c.Events = append(c.Events, ofSchedules.Items...)

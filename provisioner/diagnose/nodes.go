@@ -61,6 +61,7 @@ func (c *Cluster) nodes() []Node {
 			}
 			all[name] = n
 		}
+
 		return all[name]
 	}
 
@@ -69,14 +70,17 @@ func (c *Cluster) nodes() []Node {
 			c.agent(node(pod.Spec.NodeName), pod)
 		}
 	}
+
 	counted := map[string]bool{}
 	for i := range c.Pools {
 		pool := &c.Pools[i]
 		n := node(pool.Spec.NodeName)
 		n.Pools++
+
 		if readyPool(pool) {
 			n.PoolsReady++
 		}
+
 		fs := pool.Spec.NodeName + " " + cmp.Or(pool.Status.FilesystemID, pool.Name)
 		if !counted[fs] {
 			counted[fs] = true
@@ -84,6 +88,7 @@ func (c *Cluster) nodes() []Node {
 			n.AvailableBytes += bytesOf(pool.Status.Available)
 		}
 	}
+
 	for i := range c.Volumes {
 		if v := &c.Volumes[i]; holdsData(v) {
 			node(v.Spec.NodeName).Volumes++
@@ -94,6 +99,7 @@ func (c *Cluster) nodes() []Node {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		out = append(out, *all[name])
 	}
+
 	return out
 }
 
@@ -157,14 +163,17 @@ func troubleOf(pod *corev1.Pod) string {
 			return s.State.Terminated.Reason
 		}
 	}
+
 	for _, c := range pod.Status.Conditions {
 		if c.Status != corev1.ConditionTrue && c.Message != "" {
 			return c.Message
 		}
 	}
+
 	if pod.DeletionTimestamp != nil {
 		return "it is shutting down"
 	}
+
 	return "it is " + string(cmp.Or(pod.Status.Phase, corev1.PodPending))
 }
 
@@ -188,7 +197,8 @@ func (c *Cluster) nodeFinding(n *Node) *Finding {
 	switch {
 	case !n.Exists && n.Volumes == 0 && n.Agent == AgentMissing:
 		f.Severity, f.Reason = Note, v1alpha1.ReasonNodeGone
-		f.Message = "there is no such Node any more; its Pool objects remain, and remember its disks"
+		f.Message = "there is no such Node any more; its Pool objects remain, and " +
+			"remember its disks"
 		f.Remedy = "nothing: they go after a day. If the machine comes back, so do its pools"
 	case !n.Exists:
 		f.Reason = v1alpha1.ReasonNodeGone
@@ -212,8 +222,8 @@ func (c *Cluster) nodeFinding(n *Node) *Finding {
 	case n.Agent == AgentNotReady:
 		pod := c.pod(n.AgentPod)
 		f.Reason = v1alpha1.ReasonAgentNotReady
-		f.Message = fmt.Sprintf("its agent is not ready (%s): pods keep their volumes, and none is "+
-			"made, grown or deleted", troubleOf(pod))
+		f.Message = fmt.Sprintf("its agent is not ready (%s): pods keep their volumes, and none "+
+			"is made, grown or deleted", troubleOf(pod))
 		f.Remedy = fmt.Sprintf("kubectl -n %s logs %s -c agent%s", pod.Namespace, pod.Name,
 			previous(pod))
 		f.Runbook = chapter("where-to-look")
@@ -223,11 +233,12 @@ func (c *Cluster) nodeFinding(n *Node) *Finding {
 	case n.Pools == 0:
 		f.Severity, f.Reason = Warning, ReasonNoPool
 		f.Message = "its agent is ready and has no pool"
-		f.Remedy = "name a pool for the node in the chart's values (docs/guides/pools.md), or keep " +
-			"the agent away by agent.nodeSelector"
+		f.Remedy = "name a pool for the node in the chart's values (docs/guides/pools.md), or " +
+			"keep the agent away by agent.nodeSelector"
 	default:
 		return nil
 	}
+
 	return f
 }
 
@@ -250,7 +261,9 @@ func notReadySince(node *corev1.Node) *metav1.Time {
 
 // pod finds one of the agents' pods by NAMESPACE/NAME.
 func (c *Cluster) pod(name string) *corev1.Pod {
-	at := slices.IndexFunc(c.Agents, func(p corev1.Pod) bool { return p.Namespace+"/"+p.Name == name })
+	at := slices.IndexFunc(c.Agents, func(p corev1.Pod) bool {
+		return p.Namespace+"/"+p.Name == name
+	})
 	if at < 0 {
 		return &corev1.Pod{}
 	}
@@ -302,5 +315,6 @@ func (c *Cluster) controllerFinding() *Finding {
 	}) {
 		f.Severity = Warning
 	}
+
 	return f
 }

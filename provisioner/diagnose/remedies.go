@@ -42,11 +42,12 @@ var ofPools = map[string]remedy{
 		"from being taken for it", chapter("a-disk-was-replaced")},
 	"Foreign": {"`kubectl quarry recover` shows what is on the disk; only take it over from a " +
 		"cluster that is no more", chapter("the-cluster-was-rebuilt")},
-	"Uninitialized": {"it is made as soon as the agent hears from the API server that there should " +
-		"be none; the agent's log says what it waits for", chapter("a-pool-is-offline")},
+	"Uninitialized": {"it is made as soon as the agent hears from the API server that there " +
+		"should be none; the agent's log says what it waits for", chapter("a-pool-is-offline")},
 	"Unreadable": {"put .quarry/pool.json back from a backup of the disk; `quarry verify` on the " +
 		"node says what is damaged", chapter("a-pool-is-offline")},
-	"InUse": {"end the process that the message names, or wait for it", chapter("a-pool-is-offline")},
+	"InUse": {"end the process that the message names, or wait for it",
+		chapter("a-pool-is-offline")},
 	"InUseElsewhere": {"make sure that the other machine is off or has let go of the disk; then " +
 		"delete its Node object", chapter("a-pool-is-offline")},
 	"Duplicate": {"take one of the two pools out of the agents' configuration: both are one " +
@@ -62,8 +63,8 @@ var ofPools = map[string]remedy{
 	"Failed": {"the disk answers with errors: look into the node's kernel log (dmesg), and " +
 		"replace it", chapter("a-pool-is-offline")},
 	"Loading": {"wait: what is on the disk is being read", chapter("a-pool-is-offline")},
-	"NotConfigured": {"put the pool back into the agents' configuration, or delete the Pool object " +
-		"once its volumes are not needed", chapter("a-pool-is-offline")},
+	"NotConfigured": {"put the pool back into the agents' configuration, or delete the Pool " +
+		"object once its volumes are not needed", chapter("a-pool-is-offline")},
 }
 
 // ofVolumes are the remedies for a Volume that was Ready once and is not.
@@ -74,14 +75,15 @@ var ofVolumes = map[string]remedy{
 		"and it is checked and mounted within seconds", chapter("a-filesystem-went-read-only")},
 	v1alpha1.ReasonShutDown: {"on a full disk make room first; then end the pods that use it, " +
 		"and it is checked and mounted within seconds", chapter("a-filesystem-went-read-only")},
-	v1alpha1.ReasonNotResponding: {"end the backup that froze it (fsfreeze --unfreeze), or look at " +
-		"the disk; it goes on by itself", chapter("a-filesystem-went-read-only")},
+	v1alpha1.ReasonNotResponding: {"end the backup that froze it (fsfreeze --unfreeze), or look " +
+		"at the disk; it goes on by itself", chapter("a-filesystem-went-read-only")},
 	v1alpha1.ReasonDamaged: {"repair it by hand on the node (e2fsck, xfs_repair)",
 		chapter("a-filesystem-went-read-only")},
 	v1alpha1.ReasonLost: {"if the disk or directory still exists, put it back; else treat the " +
 		"claim as for a lost node", chapter("a-volumes-directory-or-record-was-damaged")},
-	v1alpha1.ReasonMismatch: {"`quarry verify` on the node says what does not match; the data was " +
-		"not touched", chapter("a-volumes-directory-or-record-was-damaged")},
+	v1alpha1.ReasonMismatch: {
+		"`quarry verify` on the node says what does not match; the data was not touched", chapter(
+			"a-volumes-directory-or-record-was-damaged")},
 	v1alpha1.ReasonFailed: {"the agent tries again; its log says more", chapter("where-to-look")},
 	v1alpha1.ReasonIDConflict: {"`quarry verify` on the node shows what is there",
 		chapter("where-to-look")},
@@ -89,11 +91,12 @@ var ofVolumes = map[string]remedy{
 
 // ofLimits are the remedies for a Volume whose size is not in force.
 var ofLimits = map[string]remedy{
-	v1alpha1.ReasonQuotaLost: {"mount the pool's filesystem with its quota (prjquota; btrfs quota " +
+	v1alpha1.ReasonQuotaLost: {"mount the pool's filesystem with its quota " +
+		"(prjquota; btrfs quota " +
 		"enable --simple); the limit is put back at the next look",
 		chapter("a-size-is-not-enforced")},
-	v1alpha1.ReasonEscaped: {"it was put back; find out who moved files out of the quota, and give " +
-		"that tenant enforcement: strict", chapter("a-size-is-not-enforced")},
+	v1alpha1.ReasonEscaped: {"it was put back; find out who moved files out of the quota, and " +
+		"give that tenant enforcement: strict", chapter("a-size-is-not-enforced")},
 	v1alpha1.ReasonUnchecked: {"ask who made directories thousands of levels deep",
 		chapter("a-size-is-not-enforced")},
 	v1alpha1.ReasonUncounted: {"copy it into a new volume; until then it can hold that much more " +
@@ -106,8 +109,8 @@ var ofDeletions = map[string]remedy{
 		chapter("held-by-a-device-or-a-mount")},
 	v1alpha1.ReasonDeviceHeld: {"end what the message names; the deletion goes on by itself",
 		chapter("held-by-a-device-or-a-mount")},
-	v1alpha1.ReasonNotEmpty: {"something is in it: delete the Volume object to keep the data as an " +
-		"orphan, or set its spec.published to have it deleted",
+	v1alpha1.ReasonNotEmpty: {"something is in it: delete the Volume object to keep the data as " +
+		"an orphan, or set its spec.published to have it deleted",
 		chapter("a-volume-was-deleted-by-mistake")},
 }
 

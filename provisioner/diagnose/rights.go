@@ -31,13 +31,16 @@ func (r Right) String() string {
 	if r.Group != "" {
 		resource += "." + r.Group
 	}
+
 	if r.Name != "" {
 		resource += "/" + r.Name
 	}
+
 	text := r.Verb + " " + resource
 	if r.Namespace != "" {
 		text += " in namespace " + r.Namespace
 	}
+
 	return text
 }
 
@@ -96,7 +99,8 @@ var controllerRights = slices.Concat(
 	rights("storage.k8s.io", "csidrivers", "get list watch"),
 	named("local.quarry.storage", rights("storage.k8s.io", "csidrivers", "update patch")),
 	named("csi.quarry.storage", rights("storage.k8s.io", "csidrivers", "update patch")),
-	in(OwnNamespace, rights("coordination.k8s.io", "leases", "get list watch create update patch delete")),
+	in(OwnNamespace, rights("coordination.k8s.io", "leases",
+		"get list watch create update patch delete")),
 	in(OwnNamespace, rights("", "pods", "get list watch")),
 	in(OwnNamespace, rights("storage.k8s.io", "csistoragecapacities",
 		"get list watch create update patch delete")),
@@ -133,6 +137,7 @@ func denied(ctx context.Context, kube client.Client, account, namespace string,
 		if right.Namespace == OwnNamespace {
 			right.Namespace = namespace
 		}
+
 		group.Go(func() error {
 			allowed, err := isAllowed(ctx, kube, account, right)
 			if err != nil {
@@ -143,6 +148,7 @@ func denied(ctx context.Context, kube client.Client, account, namespace string,
 				defer mu.Unlock()
 				out = append(out, right)
 			}
+
 			return nil
 		})
 	}
@@ -150,6 +156,7 @@ func denied(ctx context.Context, kube client.Client, account, namespace string,
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+
 	slices.SortFunc(out, func(a, b Right) int { return cmp.Compare(a.String(), b.String()) })
 	return out, nil
 }
@@ -180,6 +187,7 @@ func isAllowed(ctx context.Context, kube client.Client, account string, r Right)
 	if err := kube.Create(ctx, review); err != nil {
 		return false, fmt.Errorf("ask whether %s may %s: %w", account, r, err)
 	}
+
 	return review.Status.Allowed, nil
 }
 

@@ -36,16 +36,19 @@ func (c *Cluster) Status() *Status {
 	if f := c.controllerFinding(); f != nil {
 		s.Findings = append(s.Findings, *f)
 	}
+
 	s.Findings = append(s.Findings, c.nodeFindings(s.Nodes)...)
 	s.Findings = append(s.Findings, c.poolFindings(s.Nodes)...)
 	s.Findings = append(s.Findings, c.volumeFindings(s.Nodes, NewLinks(c.PVs, nil))...)
 	s.Findings = append(s.Findings, c.claimFindings(s.Waiting)...)
 	sortFindings(s.Findings)
 	s.Healthy = !Wrong(s.Findings)
+
 	return s
 }
 
-// IsWrong reports whether a finding that is more than a Note is about an object.
+// IsWrong reports whether a finding that is more than a Note is about an
+// object.
 func (s *Status) IsWrong(kind, namespace, name string) bool {
 	return slices.ContainsFunc(s.Findings, func(f Finding) bool {
 		return f.Severity != Note && f.Kind == kind && f.Namespace == namespace && f.Name == name

@@ -84,8 +84,8 @@ func TellVolume(ctx context.Context, reader client.Reader, s Selectors, name str
 	return t.tell(ctx, s, t.aboveVolume, t.ofVolumes)
 }
 
-// TellPool tells of a pool, <node>.<pool>. It is an apierrors.IsNotFound if there
-// is none.
+// TellPool tells of a pool, <node>.<pool>. It is an apierrors.IsNotFound if
+// there is none.
 func TellPool(ctx context.Context, reader client.Reader, s Selectors, name string,
 	now time.Time) (*Story, error) {
 	t := newTeller(reader, KindPool, now)
@@ -102,17 +102,19 @@ func newTeller(reader client.Reader, kind string, now time.Time) *teller {
 	return &teller{
 		Reader: reader,
 		c: &Cluster{
-			At: now, Nodes: map[string]*corev1.Node{}, Classes: map[string]*storagev1.StorageClass{},
+			At: now, Nodes: map[string]*corev1.Node{},
+			Classes: map[string]*storagev1.StorageClass{},
 		},
 		story: &Story{
-			Kind: kind, At: now, Findings: []Finding{}, Volumes: []v1alpha1.Volume{}, Pools: []v1alpha1.Pool{},
+			Kind: kind, At: now, Findings: []Finding{},
+			Volumes: []v1alpha1.Volume{}, Pools: []v1alpha1.Pool{},
 			Pods: []corev1.Pod{}, Events: []corev1.Event{},
 		},
 	}
 }
 
-// tell reads step after step, then what all stories have, and decides what of it
-// is wrong as a look at the whole cluster would.
+// tell reads step after step, then what all stories have, and decides what of
+// it is wrong as a look at the whole cluster would.
 func (t *teller) tell(ctx context.Context, s Selectors,
 	steps ...func(context.Context) error) (*Story, error) {
 	for _, step := range steps {
@@ -120,6 +122,7 @@ func (t *teller) tell(ctx context.Context, s Selectors,
 			return nil, err
 		}
 	}
+
 	if err := t.whoLooksAfterIt(ctx, s); err != nil {
 		return nil, err
 	}
@@ -132,12 +135,15 @@ func (t *teller) tell(ctx context.Context, s Selectors,
 	if story.PersistentVolume != nil {
 		c.PVs = []corev1.PersistentVolume{*story.PersistentVolume}
 	}
+
 	if story.Claim != nil {
 		c.Claims = []corev1.PersistentVolumeClaim{*story.Claim}
 	}
+
 	if story.Class != nil {
 		c.Classes[story.Class.Name] = story.Class
 	}
+
 	status := c.Status()
 	story.Nodes = status.Nodes
 	story.Findings = slices.DeleteFunc(status.Findings, func(f Finding) bool {
@@ -146,6 +152,7 @@ func (t *teller) tell(ctx context.Context, s Selectors,
 	if len(status.Waiting) > 0 {
 		story.Waiting = &status.Waiting[0]
 	}
+
 	return story, nil
 }
 
@@ -154,7 +161,8 @@ func (s *Story) hasPool(name string) bool {
 }
 
 // find reads an object that may not exist; found is false then.
-func (t *teller) find(ctx context.Context, key client.ObjectKey, o client.Object) (found bool, err error) {
+func (t *teller) find(ctx context.Context, key client.ObjectKey, o client.Object) (found bool,
+	err error) {
 	err = t.Get(ctx, key, o)
 	if apierrors.IsNotFound(err) {
 		return false, nil
@@ -193,12 +201,14 @@ func (t *teller) ofClaim(ctx context.Context) error {
 			}
 		}
 	}
+
 	var attempts v1alpha1.VolumeList
 	err := t.List(ctx, &attempts, client.MatchingLabels{
 		v1alpha1.LabelPVName: "pvc-" + string(claim.UID)})
 	if err != nil {
 		return fmt.Errorf("list the attempts of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
+
 	for i := range attempts.Items {
 		if !named[attempts.Items[i].Name] {
 			t.story.Volumes = append(t.story.Volumes, attempts.Items[i])
@@ -216,6 +226,7 @@ func (t *teller) aboveVolume(ctx context.Context) error {
 	if err := t.List(ctx, &pvs); err != nil {
 		return fmt.Errorf("list PersistentVolumes: %w", err)
 	}
+
 	at := slices.IndexFunc(pvs.Items, func(pv corev1.PersistentVolume) bool {
 		return provisioner.LeadsTo(&pv, v)
 	})
@@ -224,6 +235,7 @@ func (t *teller) aboveVolume(ctx context.Context) error {
 	if ref := v.Spec.Claim; ref != nil {
 		key = client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
 	}
+
 	if at >= 0 {
 		t.story.PersistentVolume = &pvs.Items[at]
 		// Whose it is now says the PersistentVolume.
@@ -231,6 +243,7 @@ func (t *teller) aboveVolume(ctx context.Context) error {
 			key = client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
 		}
 	}
+
 	if key.Name == "" {
 		return nil
 	}
@@ -240,6 +253,7 @@ func (t *teller) aboveVolume(ctx context.Context) error {
 	if err != nil || !found {
 		return err
 	}
+
 	t.story.Claim = claim
 	return t.aroundClaim(ctx)
 }
@@ -262,11 +276,13 @@ func (t *teller) aroundClaim(ctx context.Context) error {
 	if err := t.List(ctx, &pods, client.InNamespace(claim.Namespace)); err != nil {
 		return fmt.Errorf("list pods of namespace %s: %w", claim.Namespace, err)
 	}
+
 	for i := range pods.Items {
 		if slices.Contains(claimsOf(&pods.Items[i]), claim.Name) {
 			t.story.Pods = append(t.story.Pods, pods.Items[i])
 		}
 	}
+
 	return nil
 }
 
@@ -279,6 +295,7 @@ func (t *teller) ofVolumes(ctx context.Context) error {
 		if read[name] || cmp.Or(v.Status.Pool, v.Spec.Pool) == "" {
 			continue
 		}
+
 		read[name] = true
 		p := &v1alpha1.Pool{}
 		found, err := t.find(ctx, client.ObjectKey{Name: name}, p)
@@ -289,6 +306,7 @@ func (t *teller) ofVolumes(ctx context.Context) error {
 			t.story.Pools = append(t.story.Pools, *p)
 		}
 	}
+
 	return nil
 }
 
@@ -296,14 +314,17 @@ func (t *teller) ofVolumes(ctx context.Context) error {
 func (t *teller) onPool(ctx context.Context) error {
 	p := &t.story.Pools[0]
 	var all v1alpha1.VolumeList
-	if err := t.List(ctx, &all, client.MatchingFields{"spec.nodeName": p.Spec.NodeName}); err != nil {
+	if err := t.List(ctx, &all,
+		client.MatchingFields{"spec.nodeName": p.Spec.NodeName}); err != nil {
 		return fmt.Errorf("list the Volumes of node %s: %w", p.Spec.NodeName, err)
 	}
+
 	for i := range all.Items {
 		if cmp.Or(all.Items[i].Status.Pool, all.Items[i].Spec.Pool) == p.Spec.Pool {
 			t.story.Volumes = append(t.story.Volumes, all.Items[i])
 		}
 	}
+
 	return nil
 }
 
@@ -314,6 +335,7 @@ func (t *teller) whoLooksAfterIt(ctx context.Context, s Selectors) error {
 	for i := range t.story.Volumes {
 		nodes[t.story.Volumes[i].Spec.NodeName] = true
 	}
+
 	for i := range t.story.Pools {
 		nodes[t.story.Pools[i].Spec.NodeName] = true
 	}
@@ -332,8 +354,10 @@ func (t *teller) whoLooksAfterIt(ctx context.Context, s Selectors) error {
 		if err := t.List(ctx, &pools, client.MatchingFields{"spec.nodeName": name}); err != nil {
 			return fmt.Errorf("list the Pools of node %s: %w", name, err)
 		}
+
 		t.c.Pools = append(t.c.Pools, pools.Items...)
 	}
+
 	var agents, controllers corev1.PodList
 	if err := t.List(ctx, &agents, ours(s.Namespace, s.Agent)...); err != nil {
 		return fmt.Errorf("list the agents' pods: %w", err)
@@ -341,17 +365,19 @@ func (t *teller) whoLooksAfterIt(ctx context.Context, s Selectors) error {
 	if err := t.List(ctx, &controllers, ours(s.Namespace, s.Controllers)...); err != nil {
 		return fmt.Errorf("list the controller's pods: %w", err)
 	}
+
 	t.c.Controllers = controllers.Items
 	for i := range agents.Items {
 		if nodes[agents.Items[i].Spec.NodeName] {
 			t.c.Agents = append(t.c.Agents, agents.Items[i])
 		}
 	}
+
 	return nil
 }
 
-// events reads the events about everything in the story but the other volumes of
-// a pool.
+// events reads the events about everything in the story but the other volumes
+// of a pool.
 func (t *teller) events(ctx context.Context) error {
 	s := t.story
 	var about []types.UID
@@ -360,15 +386,19 @@ func (t *teller) events(ctx context.Context) error {
 			about = append(about, s.Volumes[i].UID)
 		}
 	}
+
 	if s.Claim != nil {
 		about = append(about, s.Claim.UID)
 	}
+
 	if s.PersistentVolume != nil {
 		about = append(about, s.PersistentVolume.UID)
 	}
+
 	for i := range s.Pools {
 		about = append(about, s.Pools[i].UID)
 	}
+
 	for i := range s.Pods {
 		about = append(about, s.Pods[i].UID)
 	}
@@ -379,8 +409,10 @@ func (t *teller) events(ctx context.Context) error {
 			"involvedObject.uid": string(uid)}); err != nil {
 			return fmt.Errorf("list events: %w", err)
 		}
+
 		s.Events = append(s.Events, events.Items...)
 	}
+
 	slices.SortStableFunc(s.Events, func(a, b corev1.Event) int {
 		return EventTime(&a).Compare(EventTime(&b))
 	})

@@ -32,18 +32,22 @@ func ReadUsage(ctx context.Context, core rest.Interface, nodes []string) (
 		group errgroup.Group
 	)
 	group.SetLimit(nodesAtOnce)
+
 	for _, node := range nodes {
 		group.Go(func() error {
 			found, err := readNode(ctx, core, node)
 			mu.Lock()
 			defer mu.Unlock()
+
 			if err != nil {
 				unread[node] = err
 			}
+
 			maps.Copy(usage, found)
 			return nil
 		})
 	}
+
 	_ = group.Wait() // none of them returns an error
 	return usage, unread
 }
@@ -51,15 +55,18 @@ func ReadUsage(ctx context.Context, core rest.Interface, nodes []string) (
 func readNode(ctx context.Context, core rest.Interface, node string) (map[string]*Usage, error) {
 	ctx, cancel := context.WithTimeout(ctx, nodePatience)
 	defer cancel()
+
 	text, err := core.Get().Resource("nodes").Name(node).SubResource("proxy").
 		Suffix("stats/summary").DoRaw(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask kubelet of node %s: %w", node, err)
 	}
+
 	var summary statsv1alpha1.Summary
 	if err := json.Unmarshal(text, &summary); err != nil {
 		return nil, fmt.Errorf("read what kubelet of node %s says: %w", node, err)
 	}
+
 	return usageOf(&summary), nil
 }
 
@@ -78,16 +85,19 @@ func usageOf(summary *statsv1alpha1.Summary) map[string]*Usage {
 			if v.PVCRef == nil || v.UsedBytes == nil {
 				continue
 			}
+
 			key := v.PVCRef.Namespace + "/" + v.PVCRef.Name
 			if have := out[key]; have != nil && !v.Time.After(have.At.Time) {
 				continue
 			}
+
 			out[key] = &Usage{
 				UsedBytes: number(v.UsedBytes), CapacityBytes: number(v.CapacityBytes),
 				UsedInodes: number(v.InodesUsed), Inodes: number(v.Inodes), At: v.Time,
 			}
 		}
 	}
+
 	return out
 }
 

@@ -47,8 +47,9 @@ what is wrong with it and what happened. NAME is that of the Volume object, as
 		name string) (*diagnose.Story, error) {
 		story, err := diagnose.TellVolume(ctx, kube, s, name, time.Now())
 		if apierrors.IsNotFound(err) {
-			err = fmt.Errorf("there is no Volume %s; `kubectl quarry recover` finds volumes on disk that "+
-				"have none", name)
+			err = fmt.Errorf(
+				"there is no Volume %s; `kubectl quarry recover` finds volumes on disk that "+
+					"have none", name)
 		}
 		return story, err
 	}, &v1alpha1.VolumeList{})
@@ -70,7 +71,8 @@ lists it.`,
 func newDescribeClaim() *cobra.Command {
 	var namespace string
 	cmd := describing(&cobra.Command{
-		Use: "claim [NAMESPACE/]NAME", Aliases: []string{"pvc"}, Short: "The whole story of a claim",
+		Use: "claim [NAMESPACE/]NAME", Aliases: []string{"pvc"},
+		Short: "The whole story of a claim",
 		Long: `The whole story of a claim: why it waits if it does, its volume or the attempts
 at one, the pods that use it, where its data is on disk, what is wrong and what
 happened.`,
@@ -86,12 +88,13 @@ happened.`,
 	}, &corev1.PersistentVolumeClaimList{})
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"the claim's namespace (default: the kubeconfig context's)")
+
 	return cmd
 }
 
-// describing makes cmd, which says how it is used, a command that tells a story.
-// namespace, if not nil, is a flag that is filled in from the kubeconfig. list is
-// a list of what can be told of, for the shell.
+// describing makes cmd, which says how it is used, a command that tells a
+// story. namespace, if not nil, is a flag that is filled in from the
+// kubeconfig. list is a list of what can be told of, for the shell.
 func describing(cmd *cobra.Command, namespace *string, tell telling,
 	list client.ObjectList) *cobra.Command {
 	var (
@@ -111,10 +114,12 @@ func describing(cmd *cobra.Command, namespace *string, tell telling,
 		if err := o.Check(); err != nil {
 			return err
 		}
+
 		s, err := look.selectors()
 		if err != nil {
 			return err
 		}
+
 		kube, err := look.to.connect()
 		if err != nil {
 			return err
@@ -127,6 +132,7 @@ func describing(cmd *cobra.Command, namespace *string, tell telling,
 
 		ctx, cancel := context.WithTimeout(cmd.Context(), look.timeout)
 		defer cancel()
+
 		story, err := tell(ctx, kube, s, args[0])
 		if err != nil {
 			return noRight(err)
@@ -139,11 +145,13 @@ func describing(cmd *cobra.Command, namespace *string, tell telling,
 		if printed, err := o.Structured(out, story); printed || err != nil {
 			return err
 		}
+
 		return printStory(out, story, show.PaintFor(out))
 	}
 	look.flags(cmd.Flags())
 	o.Flags(cmd.Flags(), show.AsJSON, show.YAML)
 	cmd.Flags().BoolVar(&usage, "usage", true, "ask the node's kubelet how full the volume is")
+
 	return cmd
 }
 
@@ -158,15 +166,17 @@ func (c *cluster) usage(ctx context.Context, s *diagnose.Story) {
 	s.Usage = found[s.Claim.Namespace+"/"+s.Claim.Name]
 }
 
-// names are those of all objects of a kind, for the shell; none if they cannot be
-// had soon.
+// names are those of all objects of a kind, for the shell; none if they cannot
+// be had soon.
 func (c *cluster) names(ctx context.Context, list client.ObjectList) []string {
 	ctx, cancel := context.WithTimeout(ctx, completionPatience)
 	defer cancel()
+
 	kube, err := c.connect()
 	if err != nil || kube.List(ctx, list) != nil {
 		return nil
 	}
+
 	var out []string
 	switch l := list.(type) {
 	case *v1alpha1.VolumeList:
@@ -182,14 +192,15 @@ func (c *cluster) names(ctx context.Context, list client.ObjectList) []string {
 			out = append(out, l.Items[i].Namespace+"/"+l.Items[i].Name)
 		}
 	}
+
 	return out
 }
 
 // fact is a line of a story: what it is, and what it says.
 type fact struct{ what, text string }
 
-// printStory prints a story from the top: what is wrong, what leads to the data,
-// where it is, and what happened.
+// printStory prints a story from the top: what is wrong, what leads to the
+// data, where it is, and what happened.
 func printStory(out io.Writer, s *diagnose.Story, paint show.Paint) error {
 	var w bytes.Buffer
 	now := metav1.Time{Time: s.At}
@@ -199,24 +210,29 @@ func printStory(out io.Writer, s *diagnose.Story, paint show.Paint) error {
 	if s.Claim != nil {
 		facts = append(facts, claimFacts(s, now)...)
 	}
+
 	if pv := s.PersistentVolume; pv != nil {
 		facts = append(facts, fact{"PersistentVolume", fmt.Sprintf("%s (%s, policy %s)", pv.Name,
 			cmp.Or(string(pv.Status.Phase), "not bound"), pv.Spec.PersistentVolumeReclaimPolicy)})
 	}
+
 	alone := s.Kind != diagnose.KindPool
 	if alone {
 		for i := range s.Volumes {
 			facts = append(facts, volumeFacts(&s.Volumes[i], s, now)...)
 		}
 	}
+
 	for i := range s.Pools {
 		facts = append(facts, poolFacts(&s.Pools[i], s.Nodes, now)...)
 	}
+
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		facts = append(facts, fact{"Node", fmt.Sprintf("%s, agent %s: %s", n.Name, n.Agent,
 			cmp.Or(n.AgentPod, "none"))})
 	}
+
 	printFacts(&w, facts)
 
 	if err := printConditions(&w, s, alone, now); err != nil {
@@ -227,9 +243,11 @@ func printStory(out io.Writer, s *diagnose.Story, paint show.Paint) error {
 			return err
 		}
 	}
+
 	if err := printEvents(&w, s, now); err != nil {
 		return err
 	}
+
 	_, err := w.WriteTo(out)
 	return err
 }
@@ -239,12 +257,14 @@ func printTrouble(w io.Writer, s *diagnose.Story, paint show.Paint) {
 	if waits := s.Waiting; waits != nil && !waits.Wrong {
 		fmt.Fprintf(w, "It waits: %s\n\n", oneLine(waits.Message))
 	}
+
 	if len(s.Findings) == 0 {
 		if s.Waiting == nil {
 			fmt.Fprintf(w, "%s\n\n", paint.In(show.Green, "Nothing is wrong."))
 		}
 		return
 	}
+
 	findings(w, metav1.Time{Time: s.At}, s.Findings, true, paint)
 	fmt.Fprintln(w)
 }
@@ -265,6 +285,7 @@ func claimFacts(s *diagnose.Story, now metav1.Time) []fact {
 	if claim.Spec.StorageClassName != nil {
 		class = *claim.Spec.StorageClassName
 	}
+
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	facts := []fact{
 		{"Claim", fmt.Sprintf("%s/%s (%s), made %s ago", claim.Namespace, claim.Name,
@@ -280,9 +301,11 @@ func claimFacts(s *diagnose.Story, now metav1.Time) []fact {
 		pods = append(pods, fmt.Sprintf("%s (%s, node %s)", p.Name, p.Status.Phase,
 			cmp.Or(p.Spec.NodeName, "not chosen yet")))
 	}
+
 	if len(pods) > 0 {
 		text = strings.Join(pods, ", ")
 	}
+
 	return append(facts, fact{"Pods", text})
 }
 
@@ -290,14 +313,17 @@ func classText(name string, class *storagev1.StorageClass) string {
 	if class == nil {
 		return cmp.Or(name, "none") + " (there is no such class)"
 	}
+
 	mode := storagev1.VolumeBindingImmediate
 	if class.VolumeBindingMode != nil {
 		mode = *class.VolumeBindingMode
 	}
+
 	text := fmt.Sprintf("%s (%s, %s", name, class.Provisioner, mode)
 	for _, key := range slices.Sorted(maps.Keys(class.Parameters)) {
 		text += ", " + key + "=" + class.Parameters[key]
 	}
+
 	return text + ")"
 }
 
@@ -314,25 +340,33 @@ func volumeFacts(v *v1alpha1.Volume, s *diagnose.Story, now metav1.Time) []fact 
 	if have := v.Status.Capacity; have != nil && have.Cmp(v.Spec.Capacity) != 0 {
 		size = fmt.Sprintf("%s, and %s is asked for", have.String(), size)
 	}
+
 	facts := []fact{{"Volume", fmt.Sprintf("%s (%s, wanted %s), made %s ago", v.Name,
-		cmp.Or(v.Status.Phase, v1alpha1.VolumePending), v.Spec.DesiredState, age(now, v.CreationTimestamp))}}
+		cmp.Or(v.Status.Phase, v1alpha1.VolumePending), v.Spec.DesiredState, age(now,
+			v.CreationTimestamp))}}
 	if s.Claim == nil && v.Spec.Claim != nil {
-		facts = append(facts, fact{"Made for", fmt.Sprintf("claim %s/%s, which does not exist (any more)",
-			v.Spec.Claim.Namespace, v.Spec.Claim.Name)})
+		facts = append(facts,
+			fact{"Made for", fmt.Sprintf("claim %s/%s, which does not exist (any more)",
+				v.Spec.Claim.Namespace, v.Spec.Claim.Name)})
 	}
+
 	facts = append(facts, fact{"Size", size})
 	if u := s.Usage; u != nil && &s.Volumes[0] == v {
-		facts = append(facts, fact{"Used", fmt.Sprintf("%s (%s), %d files (%s)", diagnose.Size(u.UsedBytes),
+		facts = append(facts, fact{"Used", fmt.Sprintf("%s (%s), %d files (%s)",
+			diagnose.Size(u.UsedBytes),
 			percent(u.UsedBytes, u.CapacityBytes), u.UsedInodes, percent(u.UsedInodes, u.Inodes))})
 	}
+
 	facts = append(facts,
-		fact{"Made as", strings.Join(nonEmpty(string(cmp.Or(v.Status.Backend, v.Spec.Backend)), v.Status.FSType,
+		fact{"Made as", strings.Join(nonEmpty(string(cmp.Or(v.Status.Backend, v.Spec.Backend)),
+			v.Status.FSType,
 			string(v.Spec.VolumeMode), "enforcement "+string(v.Spec.Enforcement)), ", ")},
 		fact{"On disk", diskText(v, s.Pools)},
 	)
 	if v.Status.ExpiresAt != nil {
 		facts = append(facts, fact{"Freed", v.Status.ExpiresAt.UTC().Format(time.RFC3339)})
 	}
+
 	return facts
 }
 
@@ -342,13 +376,17 @@ func diskText(v *v1alpha1.Volume, pools []v1alpha1.Pool) string {
 	if v.Status.Path == "" {
 		return "nothing (yet), node " + v.Spec.NodeName
 	}
+
 	for i := range pools {
 		p := &pools[i]
-		if p.Spec.NodeName == v.Spec.NodeName && p.Spec.Pool == v.Status.Pool && p.Status.Path != "" {
-			return fmt.Sprintf("%s/%s on node %s; pods get %s", p.Status.Path, v.Name, v.Spec.NodeName,
+		if p.Spec.NodeName == v.Spec.NodeName && p.Spec.Pool == v.Status.Pool &&
+			p.Status.Path != "" {
+			return fmt.Sprintf("%s/%s on node %s; pods get %s", p.Status.Path, v.Name,
+				v.Spec.NodeName,
 				v.Status.Path)
 		}
 	}
+
 	return fmt.Sprintf("node %s; pods get %s", v.Spec.NodeName, v.Status.Path)
 }
 
@@ -362,7 +400,8 @@ func poolFacts(p *v1alpha1.Pool, nodes []diagnose.Node, now metav1.Time) []fact 
 	})
 	pool := diagnose.PoolOf(p, stale)
 	return []fact{
-		{"Pool", fmt.Sprintf("%s (%s), made %s ago", pool.Name, poolState(&pool), age(now, pool.Created))},
+		{"Pool", fmt.Sprintf("%s (%s), made %s ago", pool.Name, poolState(&pool),
+			age(now, pool.Created))},
 		{"Its disk", strings.Join(nonEmpty(pool.Path, pool.Filesystem, pool.UID), ", ")},
 		{"Its room", fmt.Sprintf("%s available of %s, %s promised, at most %s for one volume",
 			diagnose.Size(pool.AvailableBytes), diagnose.Size(pool.CapacityBytes),
@@ -383,12 +422,15 @@ func printConditions(w io.Writer, s *diagnose.Story, alone bool, now metav1.Time
 			add(s.Volumes[i].Name, s.Volumes[i].Status.Conditions)
 		}
 	}
+
 	for i := range s.Pools {
 		add(s.Pools[i].Name, s.Pools[i].Status.Conditions)
 	}
+
 	if len(rows) == 1 {
 		return nil
 	}
+
 	fmt.Fprintln(w)
 	return table(w, rows)
 }
@@ -398,11 +440,13 @@ func printVolumesOf(w io.Writer, s *diagnose.Story, now metav1.Time, paint show.
 	if len(s.Volumes) == 0 {
 		return nil
 	}
+
 	links := diagnose.NewLinks(nil, nil)
 	var all []diagnose.Volume
 	for i := range s.Volumes {
 		all = append(all, diagnose.VolumeOf(&s.Volumes[i], links, s.At))
 	}
+
 	diagnose.SortVolumes(all, "size")
 	fmt.Fprintln(w)
 	return printVolumes(w, all, false, now, paint)
@@ -414,12 +458,15 @@ func printEvents(w io.Writer, s *diagnose.Story, now metav1.Time) error {
 		fmt.Fprintln(w, "There are no events (the API server keeps them for an hour).")
 		return nil
 	}
+
 	rows := [][]string{{"EVENT", "OF", "TYPE", "AGO", "MESSAGE"}}
 	for i := range s.Events {
 		e := &s.Events[i]
-		rows = append(rows, []string{e.Reason, e.InvolvedObject.Kind + "/" + e.InvolvedObject.Name, e.Type,
+		rows = append(rows, []string{e.Reason, e.InvolvedObject.Kind + "/" +
+			e.InvolvedObject.Name, e.Type,
 			age(now, metav1.Time{Time: diagnose.EventTime(e)}), oneLine(e.Message)})
 	}
+
 	return table(w, rows)
 }
 

@@ -21,7 +21,8 @@ func newDoctor(version string) *cobra.Command {
 		o    show.Format
 	)
 	cmd := &cobra.Command{
-		Use: "doctor", Short: "Check what Quarry needs of the cluster, before the install and after",
+		Use:   "doctor",
+		Short: "Check what Quarry needs of the cluster, before the install and after",
 		Long: `Check what Quarry needs of the cluster, as far as the API server knows it, from
 the ground up: versions of the API server, kubelets and kernels; the
 CustomResourceDefinitions and whether they are of this version; controller and
@@ -43,6 +44,7 @@ What is wrong now, with volumes and pools, says ` + "`kubectl quarry status`" + 
 			if err := o.Check(); err != nil {
 				return err
 			}
+
 			report, err := look.examine(cmd.Context(), version)
 			if err != nil {
 				return err
@@ -53,6 +55,7 @@ What is wrong now, with volumes and pools, says ` + "`kubectl quarry status`" + 
 			if !printed && err == nil {
 				err = printReportOf(out, report, show.PaintFor(out))
 			}
+
 			switch {
 			case err != nil:
 				return err
@@ -61,11 +64,13 @@ What is wrong now, with volumes and pools, says ` + "`kubectl quarry status`" + 
 			case !report.Complete:
 				return &exit{status: exitNoLook}
 			}
+
 			return nil
 		},
 	}
 	look.flags(cmd.Flags())
 	o.Flags(cmd.Flags(), show.AsJSON, show.YAML)
+
 	return looks(cmd)
 }
 
@@ -75,10 +80,12 @@ func (l *looking) examine(ctx context.Context, version string) (*diagnose.Report
 	if err != nil {
 		return nil, err
 	}
+
 	kube, err := l.to.connect()
 	if err != nil {
 		return nil, err
 	}
+
 	server, err := discovery.NewDiscoveryClientForConfig(l.to.config)
 	if err != nil {
 		return nil, err
@@ -86,18 +93,22 @@ func (l *looking) examine(ctx context.Context, version string) (*diagnose.Report
 
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
+
 	install, err := diagnose.Examine(ctx, kube, server, s, version, time.Now())
 	if err != nil {
 		return nil, err
 	}
+
 	return install.Report(), nil
 }
 
-// printReportOf prints the checks in the order in which they build on each other.
+// printReportOf prints the checks in the order in which they build on each
+// other.
 func printReportOf(out io.Writer, r *diagnose.Report, paint show.Paint) error {
 	colours := map[diagnose.Result]show.Colour{
-		diagnose.ResultOK: show.Green, diagnose.ResultNote: show.Faint, diagnose.ResultWarning: show.Yellow,
-		diagnose.ResultError: show.Red, diagnose.ResultUnknown: show.Yellow,
+		diagnose.ResultOK: show.Green, diagnose.ResultNote: show.Faint,
+		diagnose.ResultWarning: show.Yellow,
+		diagnose.ResultError:   show.Red, diagnose.ResultUnknown: show.Yellow,
 	}
 	var w bytes.Buffer
 	n := map[diagnose.Result]int{}
@@ -107,12 +118,14 @@ func printReportOf(out io.Writer, r *diagnose.Report, paint show.Paint) error {
 		if c.Result != diagnose.ResultOK {
 			word = strings.ToUpper(word)
 		}
+
 		// The colour has no width.
 		fmt.Fprintf(&w, "%s%s  %s: %s\n", paint.In(colours[c.Result], word),
 			strings.Repeat(" ", len("WARNING")-len(word)), c.Name, oneLine(c.Message))
 		if c.Remedy != "" {
 			fmt.Fprintf(&w, "         -> %s\n", oneLine(c.Remedy))
 		}
+
 		if c.Doc != "" && c.Result != diagnose.ResultOK {
 			fmt.Fprintf(&w, "            %s\n", paint.In(show.Faint, c.Doc))
 		}
@@ -121,15 +134,19 @@ func printReportOf(out io.Writer, r *diagnose.Report, paint show.Paint) error {
 	fmt.Fprintln(&w)
 	switch {
 	case !r.Healthy:
-		fmt.Fprintln(&w, paint.In(show.Red, fmt.Sprintf("%s, %s, and %d of %s could not be looked at.",
-			counted(n[diagnose.ResultError], "error"), counted(n[diagnose.ResultWarning], "warning"),
-			n[diagnose.ResultUnknown], counted(len(r.Checks), "check"))))
+		fmt.Fprintln(&w,
+			paint.In(show.Red, fmt.Sprintf("%s, %s, and %d of %s could not be looked at.",
+				counted(n[diagnose.ResultError],
+					"error"), counted(n[diagnose.ResultWarning], "warning"),
+				n[diagnose.ResultUnknown], counted(len(r.Checks), "check"))))
 	case !r.Complete:
-		fmt.Fprintln(&w, paint.In(show.Yellow, fmt.Sprintf("Nothing is known to be wrong; %d of %s could "+
-			"not be looked at.", n[diagnose.ResultUnknown], counted(len(r.Checks), "check"))))
+		fmt.Fprintln(&w, paint.In(show.Yellow, fmt.Sprintf("Nothing is known to be wrong; %d of "+
+			"%s could not be looked at.", n[diagnose.ResultUnknown],
+			counted(len(r.Checks), "check"))))
 	default:
 		fmt.Fprintln(&w, paint.In(show.Green, "All is well."))
 	}
+
 	_, err := w.WriteTo(out)
 	return err
 }

@@ -15,7 +15,8 @@ const (
 	exitWrong    = 1 // something is wrong, and the output says what
 	exitNoLook   = 2 // it could not be looked at
 	guideRights  = "docs/guides/kubectl-quarry.md#rights"
-	sayNoCluster = "Quarry is not installed in this cluster; `kubectl quarry doctor` says what is missing"
+	sayNoCluster = "Quarry is not installed in this cluster; `kubectl quarry doctor` says " +
+		"what is missing"
 )
 
 // exit is an error that says with which status the program is to end. Without
@@ -40,6 +41,7 @@ func Report(w io.Writer, program string, err error) int {
 	if err == nil {
 		return 0
 	}
+
 	status := 1
 	if e, is := errors.AsType[*exit](err); is {
 		status = e.status
@@ -47,6 +49,7 @@ func Report(w io.Writer, program string, err error) int {
 			return status
 		}
 	}
+
 	fmt.Fprintf(w, "%s: %v\n", program, err)
 	return status
 }
@@ -90,5 +93,6 @@ func looks(cmd *cobra.Command) *cobra.Command {
 		}
 		return noLook(err)
 	}
+
 	return cmd
 }

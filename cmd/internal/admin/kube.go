@@ -58,6 +58,7 @@ func (c *cluster) connect() (client.WithWatch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+
 	return kube, nil
 }
 

@@ -47,12 +47,15 @@ func (l *looking) look(ctx context.Context) (*diagnose.Cluster, client.WithWatch
 	if err != nil {
 		return nil, nil, err
 	}
+
 	kube, err := l.to.connect()
 	if err != nil {
 		return nil, nil, err
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
+
 	c, err := diagnose.Look(ctx, kube, s, time.Now())
 	return c, kube, err
 }

@@ -23,6 +23,7 @@ func NewPlugin(version, commit string) *cobra.Command {
 		newTrash(), newOrphans(), newAdopt(), NewRecover("kubectl quarry"),
 		show.NewVersion("kubectl quarry", version, commit),
 	)
+
 	return root
 }
 

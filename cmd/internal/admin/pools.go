@@ -65,6 +65,7 @@ happens.`,
 	f.BoolVarP(&c.watch, "watch", "w", false, "go on and say what changes")
 	f.DurationVar(&c.look.timeout, "timeout", 30*time.Second, "how long to wait for the API server")
 	completeFlag(cmd, "sort", diagnose.PoolSortKeys)
+
 	return cmd
 }
 
@@ -73,7 +74,8 @@ func (c *poolsCommand) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	if !slices.Contains(diagnose.PoolSortKeys, c.sort) {
-		return fmt.Errorf("--sort %q is not one of %s", c.sort, strings.Join(diagnose.PoolSortKeys, ", "))
+		return fmt.Errorf("--sort %q is not one of %s", c.sort,
+			strings.Join(diagnose.PoolSortKeys, ", "))
 	}
 	if c.matching, err = labels.Parse(c.selector); err != nil {
 		return fmt.Errorf("--selector: %w", err)
@@ -86,10 +88,12 @@ func (c *poolsCommand) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return noRight(err)
 	}
+
 	diagnose.SortPools(all, c.sort)
 	if c.watch {
 		return c.follow(cmd, all)
 	}
+
 	return c.print(cmd, all)
 }
 
@@ -99,13 +103,18 @@ func (c *poolsCommand) list(ctx context.Context) ([]diagnose.Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, c.look.timeout)
 	defer cancel()
+
 	found, err := diagnose.LookAtPools(ctx, c.kube, s, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(found.PoolsNow(), func(p diagnose.Pool) bool { return !c.accepts(&p) }), nil
+
+	return slices.DeleteFunc(found.PoolsNow(), func(p diagnose.Pool) bool {
+		return !c.accepts(&p)
+	}), nil
 }
 
 // accepts reports whether a pool is meant.
@@ -119,6 +128,7 @@ func (c *poolsCommand) print(cmd *cobra.Command, all []diagnose.Pool) error {
 	if printed, err := c.o.Structured(w, all); printed || err != nil {
 		return err
 	}
+
 	if c.o.Is(show.Name) {
 		for i := range all {
 			fmt.Fprintln(w, nameOf(diagnose.KindPool, all[i].Name))
@@ -129,6 +139,7 @@ func (c *poolsCommand) print(cmd *cobra.Command, all []diagnose.Pool) error {
 		fmt.Fprintln(cmd.ErrOrStderr(), "There are no such pools.")
 		return nil
 	}
+
 	return printPools(w, all, c.o.Is(show.Wide), metav1.Now(), show.PaintFor(w))
 }
 
@@ -142,6 +153,7 @@ func printPools(w io.Writer, all []diagnose.Pool, wide bool, now metav1.Time,
 		}
 		rows = append(rows, r)
 	}
+
 	return colouredTable(w, paint, poolHead(wide), rows)
 }
 
@@ -161,6 +173,7 @@ func poolCells(p *diagnose.Pool, wide bool, now metav1.Time) []string {
 	if !wide {
 		return cells
 	}
+
 	quota := "none"
 	switch {
 	case p.Features.ProjectQuota:
@@ -168,6 +181,7 @@ func poolCells(p *diagnose.Pool, wide bool, now metav1.Time) []string {
 	case p.Features.SimpleQuota:
 		quota = "simple"
 	}
+
 	var own []string
 	for _, key := range slices.Sorted(maps.Keys(p.Labels)) {
 		// Its node and name are in the first column.
@@ -175,7 +189,9 @@ func poolCells(p *diagnose.Pool, wide bool, now metav1.Time) []string {
 			own = append(own, key+"="+p.Labels[key])
 		}
 	}
-	return append(cells, fmt.Sprint(p.Orphaned), p.Filesystem, quota, age(now, p.Created), p.UID, p.Path,
+
+	return append(cells, fmt.Sprint(p.Orphaned), p.Filesystem, quota, age(now, p.Created),
+		p.UID, p.Path,
 		strings.Join(own, ","))
 }
 
@@ -187,10 +203,12 @@ func (c *poolsCommand) follow(cmd *cobra.Command, all []diagnose.Pool) error {
 	if c.o.Is("") || wide {
 		table.print(poolHead(wide))
 	}
+
 	say := func(p *diagnose.Pool) {
 		if !said.isNew(p.Name, poolCells(p, true, p.Created)) {
 			return
 		}
+
 		printed, err := c.o.Structured(table.w, p)
 		switch {
 		case printed || err != nil:
@@ -211,15 +229,18 @@ func (c *poolsCommand) follow(cmd *cobra.Command, all []diagnose.Pool) error {
 			if !is {
 				return
 			}
+
 			p := diagnose.PoolOf(object, stale[object.Spec.NodeName])
 			if gone {
 				p.State, p.Stale = "Gone", false
 			}
+
 			if c.accepts(&p) {
 				say(&p)
 			} else {
 				delete(said, p.Name)
 			}
+
 			if gone {
 				delete(said, p.Name)
 			}

@@ -47,6 +47,7 @@ out for want of room.`,
 			if err := o.Check(); err != nil {
 				return err
 			}
+
 			c, _, err := look.look(cmd.Context())
 			if err != nil {
 				return err
@@ -57,14 +58,17 @@ out for want of room.`,
 			if !printed && err == nil {
 				err = printStatus(out, status, o.Is(show.Wide), show.PaintFor(out))
 			}
+
 			if err == nil && !status.Healthy {
 				return &exit{status: exitWrong}
 			}
+
 			return err
 		},
 	}
 	look.flags(cmd.Flags())
 	o.Flags(cmd.Flags(), show.Wide, show.AsJSON, show.YAML)
+
 	return looks(cmd)
 }
 
@@ -88,6 +92,7 @@ func printStatus(out io.Writer, s *diagnose.Status, wide bool, paint show.Paint)
 			return err
 		}
 	}
+
 	printFindings(&w, s, wide, paint)
 	_, err := w.WriteTo(out)
 	return err
@@ -99,6 +104,7 @@ func headline(s *diagnose.Status, paint show.Paint) string {
 	for i := range s.Findings {
 		n[s.Findings[i].Severity]++
 	}
+
 	switch {
 	case n[diagnose.Critical] > 0 && n[diagnose.Warning] > 0:
 		return paint.In(show.Red, fmt.Sprintf("%d critical, and %s.", n[diagnose.Critical],
@@ -111,6 +117,7 @@ func headline(s *diagnose.Status, paint show.Paint) string {
 	case len(s.Nodes) == 0:
 		return "Nothing is wrong, and no node has an agent."
 	}
+
 	return paint.In(show.Green, "All is well.")
 }
 
@@ -128,6 +135,7 @@ func section(w io.Writer, wide bool, paint show.Paint, head []string, rows []row
 	if len(rows) == 0 {
 		return nil
 	}
+
 	left := 0
 	if !wide && len(rows) > screen {
 		slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.weight, a.weight) })
@@ -142,6 +150,7 @@ func section(w io.Writer, wide bool, paint show.Paint, head []string, rows []row
 	if left > 0 {
 		fmt.Fprintf(w, "... and %d more (-o wide)\n", left)
 	}
+
 	return nil
 }
 
@@ -161,9 +170,11 @@ func colouredTable(w io.Writer, paint show.Paint, head []string, rows []row) err
 	for i := range rows {
 		cells = append(cells, rows[i].cells)
 	}
+
 	if err := show.Table(&plain, cells...); err != nil {
 		return err
 	}
+
 	for i, line := range strings.Split(strings.TrimSuffix(plain.String(), "\n"), "\n") {
 		line = strings.TrimRight(line, " ")
 		if i > 0 && rows[i-1].colour != "" {
@@ -171,6 +182,7 @@ func colouredTable(w io.Writer, paint show.Paint, head []string, rows []row) err
 		}
 		fmt.Fprintln(w, line)
 	}
+
 	return nil
 }
 
@@ -179,6 +191,7 @@ func printNodes(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint) er
 	if wide {
 		head = append(head, "AGENT POD", "IMAGE")
 	}
+
 	rows := make([]row, 0, len(s.Nodes))
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
@@ -189,17 +202,21 @@ func printNodes(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint) er
 		case !n.Ready:
 			state = "NotReady"
 		}
+
 		r := row{cells: []string{n.Name, state, string(n.Agent),
 			fmt.Sprintf("%d/%d", n.PoolsReady, n.Pools), fmt.Sprint(n.Volumes),
 			diagnose.Size(n.AvailableBytes), diagnose.Size(n.CapacityBytes)}}
 		if wide {
 			r.cells = append(r.cells, n.AgentPod, n.Image)
 		}
+
 		if state != "Ready" || n.Agent != diagnose.AgentReady || n.PoolsReady < n.Pools {
 			r.colour, r.weight = show.Red, 1
 		}
+
 		rows = append(rows, r)
 	}
+
 	return section(w, wide, paint, head, rows)
 }
 
@@ -208,6 +225,7 @@ func printPoolsOf(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint) 
 	if wide {
 		head = append(head, "FILESYSTEM", "PATH")
 	}
+
 	rows := make([]row, 0, len(s.Pools))
 	for i := range s.Pools {
 		p := &s.Pools[i]
@@ -216,14 +234,17 @@ func printPoolsOf(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint) 
 		if wide {
 			r.cells = append(r.cells, p.Filesystem, p.Path)
 		}
+
 		switch {
 		case !p.Ready || p.Stale:
 			r.colour, r.weight = show.Red, 2
 		case s.IsWrong(diagnose.KindPool, "", p.Name):
 			r.colour, r.weight = show.Yellow, 1
 		}
+
 		rows = append(rows, r)
 	}
+
 	return section(w, wide, paint, head, rows)
 }
 
@@ -245,8 +266,10 @@ func printWaiting(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint) 
 		if c.Wrong {
 			r.colour, r.weight = show.Yellow, 1
 		}
+
 		rows = append(rows, r)
 	}
+
 	return section(w, wide, paint, head, rows)
 }
 
@@ -264,12 +287,14 @@ func printFindings(w io.Writer, s *diagnose.Status, wide bool, paint show.Paint)
 	if len(s.Findings) == 0 {
 		return
 	}
+
 	fmt.Fprintln(w)
 	if s.Healthy {
 		fmt.Fprintln(w, "Worth knowing:")
 	} else {
 		fmt.Fprintln(w, "What is wrong, and what to do next:")
 	}
+
 	findings(w, s.Time, s.Findings, wide, paint)
 }
 
@@ -290,9 +315,11 @@ func findings(w io.Writer, now metav1.Time, all []diagnose.Finding, wide bool, p
 				counted(len(g.Findings), kindWord(g.Kind)), g.Reason)
 			printAlike(w, now, g.Findings, wide)
 		}
+
 		if g.Remedy != "" {
 			fmt.Fprintf(w, "    -> %s\n", oneLine(g.Remedy))
 		}
+
 		if g.Runbook != "" {
 			fmt.Fprintf(w, "       %s\n", paint.In(show.Faint, g.Runbook))
 		}
@@ -341,8 +368,8 @@ func kindWord(kind string) string {
 	return strings.ToLower(kind[:1]) + kind[1:]
 }
 
-// oneLine keeps what others wrote from ending a line, and a terminal from heeding
-// it.
+// oneLine keeps what others wrote from ending a line, and a terminal from
+// heeding it.
 func oneLine(text string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {
@@ -351,6 +378,7 @@ func oneLine(text string) string {
 		case r < ' ' || r == 0x7f:
 			return '?'
 		}
+
 		return r
 	}, text))
 }

@@ -80,15 +80,18 @@ changes or goes, as it happens; how full volumes are is read once.`,
 	f.BoolVar(&c.usage, "usage", true, "ask the nodes' kubelets how full volumes are")
 	f.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for the API server")
 	completeFlag(cmd, "sort", diagnose.VolumeSortKeys)
+
 	return cmd
 }
 
 func (f *volumeFilter) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.node, "node", "", "only volumes of this node")
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "only volumes of this namespace's claims")
-	flags.StringVar(&f.pool, "pool", "", "only volumes of pools of this name, or of the pool NODE.POOL")
+	flags.StringVar(&f.pool, "pool", "", "only volumes of pools of this name, or of the "+
+		"pool NODE.POOL")
 	flags.StringVar(&f.class, "class", "", "only volumes of this StorageClass")
-	flags.StringVar(&f.pod, "pod", "", "only volumes of this pod: NAME with --namespace, or NAMESPACE/NAME")
+	flags.StringVar(&f.pod, "pod", "", "only volumes of this pod: NAME with --namespace, or "+
+		"NAMESPACE/NAME")
 	flags.BoolVar(&f.wrong, "wrong", false, "only volumes with which something is wrong")
 }
 
@@ -97,15 +100,18 @@ func (f *volumeFilter) complete() error {
 	if f.pod == "" {
 		return nil
 	}
+
 	namespace, name, qualified := strings.Cut(f.pod, "/")
 	switch {
 	case !qualified && f.namespace == "":
-		return fmt.Errorf("--pod %s: say its namespace too, by --namespace or as NAMESPACE/NAME", f.pod)
+		return fmt.Errorf("--pod %s: say its namespace too, by --namespace or as NAMESPACE/NAME",
+			f.pod)
 	case !qualified:
 		return nil
 	case f.namespace != "" && f.namespace != namespace:
 		return fmt.Errorf("--pod %s is not in --namespace %s", f.pod, f.namespace)
 	}
+
 	f.namespace, f.pod = namespace, name
 	return nil
 }
@@ -125,7 +131,8 @@ func (c *volumesCommand) run(cmd *cobra.Command) (err error) {
 		return err
 	}
 	if !slices.Contains(diagnose.VolumeSortKeys, c.sort) {
-		return fmt.Errorf("--sort %q is not one of %s", c.sort, strings.Join(diagnose.VolumeSortKeys, ", "))
+		return fmt.Errorf("--sort %q is not one of %s", c.sort,
+			strings.Join(diagnose.VolumeSortKeys, ", "))
 	}
 	if err := c.which.complete(); err != nil {
 		return err
@@ -133,6 +140,7 @@ func (c *volumesCommand) run(cmd *cobra.Command) (err error) {
 	if c.kube, err = c.to.connect(); err != nil {
 		return err
 	}
+
 	c.podsKnown = c.which.pod != "" || !c.o.Is("") && !c.o.Is(show.Name)
 
 	all, err := c.list(cmd.Context())
@@ -142,10 +150,12 @@ func (c *volumesCommand) run(cmd *cobra.Command) (err error) {
 	if c.usage && !c.o.Is(show.Name) {
 		c.readUsage(cmd, all)
 	}
+
 	diagnose.SortVolumes(all, c.sort)
 	if c.watch {
 		return c.follow(cmd, all)
 	}
+
 	return c.print(cmd, all)
 }
 
@@ -153,6 +163,7 @@ func (c *volumesCommand) run(cmd *cobra.Command) (err error) {
 func (c *volumesCommand) list(ctx context.Context) ([]diagnose.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+
 	var (
 		pvs     corev1.PersistentVolumeList
 		pods    corev1.PodList
@@ -167,9 +178,11 @@ func (c *volumesCommand) list(ctx context.Context) ([]diagnose.Volume, error) {
 			return nil, fmt.Errorf("list pods: %w", err)
 		}
 	}
+
 	if c.which.node != "" {
 		options = append(options, client.MatchingFields{"spec.nodeName": c.which.node})
 	}
+
 	if err := c.kube.List(ctx, &volumes, options...); err != nil {
 		return nil, fmt.Errorf("list Volumes: %w", err)
 	}
@@ -181,28 +194,33 @@ func (c *volumesCommand) list(ctx context.Context) ([]diagnose.Volume, error) {
 			out = append(out, v)
 		}
 	}
+
 	return out, nil
 }
 
-// readUsage puts into volumes how full they are. What could not be read is said,
-// and keeps nothing back.
+// readUsage puts into volumes how full they are. What could not be read is
+// said, and keeps nothing back.
 func (c *volumesCommand) readUsage(cmd *cobra.Command, all []diagnose.Volume) {
 	core, err := corev1client.NewForConfig(c.to.config)
 	if err != nil {
 		fmt.Fprintln(cmd.ErrOrStderr(), "How full volumes are is not known:", err)
 		return
 	}
+
 	usage, unread := diagnose.ReadUsage(cmd.Context(), core.RESTClient(), diagnose.NodesOf(all))
 	for i := range all {
 		all[i].Usage = usage[all[i].Namespace+"/"+all[i].Claim]
 	}
+
 	// Of a right that is missing on all nodes one line is enough.
 	for n, node := range slices.Sorted(maps.Keys(unread)) {
 		if n == alike {
 			fmt.Fprintf(cmd.ErrOrStderr(), "... nor on %d more nodes\n", len(unread)-alike)
 			break
 		}
-		fmt.Fprintf(cmd.ErrOrStderr(), "How full volumes on node %s are is not known (--usage=false does not ask): %s\n",
+
+		fmt.Fprintf(cmd.ErrOrStderr(), "How full volumes on node %s are is not known "+
+			"(--usage=false does not ask): %s\n",
 			node, oneLine(unread[node].Error()))
 	}
 }
@@ -212,6 +230,7 @@ func (c *volumesCommand) print(cmd *cobra.Command, all []diagnose.Volume) error 
 	if printed, err := c.o.Structured(w, all); printed || err != nil {
 		return err
 	}
+
 	if c.o.Is(show.Name) {
 		for i := range all {
 			fmt.Fprintln(w, nameOf(diagnose.KindVolume, all[i].Name))
@@ -222,6 +241,7 @@ func (c *volumesCommand) print(cmd *cobra.Command, all []diagnose.Volume) error 
 		fmt.Fprintln(cmd.ErrOrStderr(), "There are no such volumes.")
 		return nil
 	}
+
 	return printVolumes(w, all, c.o.Is(show.Wide), metav1.Now(), show.PaintFor(w))
 }
 
@@ -235,6 +255,7 @@ func printVolumes(w io.Writer, all []diagnose.Volume, wide bool, now metav1.Time
 		}
 		rows = append(rows, r)
 	}
+
 	return colouredTable(w, paint, volumeHead(wide), rows)
 }
 
@@ -252,16 +273,21 @@ func volumeCells(v *diagnose.Volume, wide bool, now metav1.Time) []string {
 	if v.Claim != "" {
 		claim = v.Namespace + "/" + v.Claim
 	}
+
 	if u := v.Usage; u != nil {
 		used, share = diagnose.Size(u.UsedBytes), percent(u.UsedBytes, u.CapacityBytes)
 		inodes = percent(u.UsedInodes, u.Inodes)
 	}
-	cells := []string{v.Name, v.Node, v.Pool, claim, diagnose.Size(v.SizeBytes), used, share, inodes,
+
+	cells := []string{v.Name, v.Node, v.Pool, claim, diagnose.Size(v.SizeBytes), used,
+		share, inodes,
 		v.State}
 	if wide {
-		cells = append(cells, v.StorageClass, string(v.Backend), v.FSType, strings.Join(v.Pods, ","),
+		cells = append(cells, v.StorageClass, string(v.Backend), v.FSType,
+			strings.Join(v.Pods, ","),
 			age(now, v.Created), v.Path)
 	}
+
 	return cells
 }
 
@@ -281,11 +307,13 @@ func (c *volumesCommand) follow(cmd *cobra.Command, all []diagnose.Volume) error
 	if c.o.Is("") || wide {
 		table.print(volumeHead(wide))
 	}
+
 	say := func(v *diagnose.Volume) {
 		cells := volumeCells(v, true, v.Created) // an age is no change
 		if !said.isNew(v.Name, cells) {
 			return
 		}
+
 		printed, err := c.o.Structured(table.w, v)
 		switch {
 		case printed || err != nil:
@@ -306,16 +334,19 @@ func (c *volumesCommand) follow(cmd *cobra.Command, all []diagnose.Volume) error
 			if !is {
 				return
 			}
+
 			v := c.now(cmd.Context(), object)
 			v.Usage = usage[v.Name]
 			if gone {
 				v.State, v.Healthy, v.Message = "Gone", true, ""
 			}
+
 			if c.which.accepts(&v) {
 				say(&v)
 			} else {
 				delete(said, v.Name) // so that it is said if it is meant again
 			}
+
 			if gone {
 				delete(said, v.Name)
 			}
@@ -327,6 +358,7 @@ func (c *volumesCommand) follow(cmd *cobra.Command, all []diagnose.Volume) error
 func (c *volumesCommand) now(ctx context.Context, object *v1alpha1.Volume) diagnose.Volume {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+
 	var (
 		pvs  []corev1.PersistentVolume
 		pods corev1.PodList
@@ -337,8 +369,10 @@ func (c *volumesCommand) now(ctx context.Context, object *v1alpha1.Volume) diagn
 			pvs = append(pvs, pv)
 		}
 	}
+
 	if ref := object.Spec.Claim; ref != nil && c.podsKnown {
 		_ = c.kube.List(ctx, &pods, client.InNamespace(ref.Namespace))
 	}
+
 	return diagnose.VolumeOf(object, diagnose.NewLinks(pvs, pods.Items), time.Now())
 }

@@ -50,8 +50,8 @@ func (f *Format) Check() error {
 // Is reports whether a format was asked for.
 func (f *Format) Is(format string) bool { return f.value == format }
 
-// Structured prints what is given as JSON or YAML, if one of them was asked for,
-// and reports whether it did. YAML has the names of JSON.
+// Structured prints what is given as JSON or YAML, if one of them was asked
+// for, and reports whether it did. YAML has the names of JSON.
 func (f *Format) Structured(w io.Writer, what any) (printed bool, err error) {
 	switch f.value {
 	case AsJSON:
@@ -63,5 +63,6 @@ func (f *Format) Structured(w io.Writer, what any) (printed bool, err error) {
 		}
 		return true, err
 	}
+
 	return false, nil
 }

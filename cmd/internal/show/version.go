@@ -31,6 +31,7 @@ func BuildOf(version, commit string) Build {
 	if info, ok := debug.ReadBuildInfo(); ok && b.Commit == "" {
 		b.Commit = commitIn(info.Settings)
 	}
+
 	return b
 }
 
@@ -39,10 +40,12 @@ func commitIn(settings []debug.BuildSetting) string {
 	for _, s := range settings {
 		noted[s.Key] = s.Value
 	}
+
 	commit := noted["vcs.revision"]
 	if commit != "" && noted["vcs.modified"] == "true" {
 		commit += "-dirty"
 	}
+
 	return commit
 }
 
@@ -58,6 +61,7 @@ func NewVersion(program, version, commit string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+
 			b := BuildOf(version, commit)
 			if asJSON {
 				return JSON(cmd.OutOrStdout(), b)
@@ -65,11 +69,13 @@ func NewVersion(program, version, commit string) *cobra.Command {
 			if b.Commit == "" {
 				b.Commit = "unknown"
 			}
+
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\ncommit %s\n%s %s\n",
 				program, b.Version, b.Commit, b.Go, b.Platform)
 			return err
 		},
 	}
 	output.Flags(cmd.Flags())
+
 	return cmd
 }
