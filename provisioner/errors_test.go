@@ -3,6 +3,11 @@ package provisioner
 import (
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -37,19 +42,49 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// Every reason an agent may refuse for has its row.
+// Every reason that a claim can fail for has its line in the table, also one
+// that is added to the API some day.
 func TestVerdictsAreComplete(t *testing.T) {
-	for _, reason := range []string{
-		v1alpha1.ReasonInsufficientCapacity, v1alpha1.ReasonGroupRefused, v1alpha1.ReasonUnsupported,
-		v1alpha1.ReasonPoolNotFound,
-		v1alpha1.ReasonPoolOffline, v1alpha1.ReasonCreateFailed, v1alpha1.ReasonTooSmall, v1alpha1.ReasonInvalidOptions,
-		v1alpha1.ReasonSourceNotFound, v1alpha1.ReasonIDConflict,
-	} {
+	without := map[string]string{
+		v1alpha1.ReasonVolumeNotFound: "only the CSI front door's callers are told",
+	}
+	reasons := reasonsOf(t,
+		"Reasons of ConditionReady with phase Refused", "Reasons of errors that no agent's refusal causes")
+	require.Greater(t, len(reasons), 20)
+
+	for _, reason := range reasons {
+		if why, is := without[reason]; is {
+			require.NotContains(t, verdicts, reason, why)
+			continue
+		}
 		require.Contains(t, verdicts, reason)
 	}
 	for reason, v := range verdicts {
 		require.NotEmpty(t, v.State, reason)
+		require.Contains(t, reasons, reason, "no reason of the API")
 	}
+}
+
+// reasonsOf are the values of the API's reasons, of the groups whose comments
+// begin so.
+func reasonsOf(t *testing.T, groups ...string) (reasons []string) {
+	file, err := parser.ParseFile(token.NewFileSet(), "../api/v1alpha1/reasons.go", nil, parser.ParseComments)
+	require.NoError(t, err)
+
+	for _, decl := range file.Decls {
+		group, is := decl.(*ast.GenDecl)
+		if !is || !slices.ContainsFunc(groups, func(begin string) bool {
+			return strings.HasPrefix(strings.Join(strings.Fields(group.Doc.Text()), " "), begin)
+		}) {
+			continue
+		}
+		for _, spec := range group.Specs {
+			text, err := strconv.Unquote(spec.(*ast.ValueSpec).Values[0].(*ast.BasicLit).Value)
+			require.NoError(t, err)
+			reasons = append(reasons, text)
+		}
+	}
+	return reasons
 }
 
 // What a class may say wrongly fits into an event with the advice behind it.
