@@ -16,9 +16,9 @@ const (
 	lanesOfPool = 12
 	// freeWorkers are never kept by any pool.
 	freeWorkers = 20
-	// laneRetry is after how long a volume whose pool had no lane free is looked
-	// at without being told of one: a lane was given to another that did not
-	// take it.
+	// laneRetry is after how long a volume whose pool had no lane free is
+	// looked at without being told of one: a lane was given to another that did
+	// not take it.
 	laneRetry = 5 * time.Second
 )
 
@@ -124,10 +124,12 @@ func (a *Agent) workOn(ctx context.Context, name string) {
 	}
 }
 
-// carve makes the named volume, which was admitted, in a lane of the pool that it was
-// admitted to. Where that pool's disk stops answering meanwhile, the volume is
-// given up: it is refused, and will not be made when the disk answers again.
-func (a *Agent) carve(ctx context.Context, name string, adm *store.Admission) (store.Volume, error) {
+// carve makes the named volume, which was admitted, in a lane of the pool that
+// it was admitted to. Where that pool's disk stops answering meanwhile, the
+// volume is given up: it is refused, and will not be made when the disk answers
+// again.
+func (a *Agent) carve(ctx context.Context, name string,
+	adm *store.Admission) (store.Volume, error) {
 	leave, ok := a.lanes.enter(adm.Pool(), name)
 	if !ok {
 		return store.Volume{}, errNoLane

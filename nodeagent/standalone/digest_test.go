@@ -13,8 +13,8 @@ import (
 
 // A wish is the same as an earlier one if it differs at most in what may
 // change, or is said by other fields. A field that is added to the API has to
-// be put into one of these lists, as in the controller's TestFixedAtCreation;
-// digests on disk must not change by it.
+// be put into one of these lists, as in the controller's
+// TestEveryFieldIsFixedOrMayChange; digests on disk must not change by it.
 func TestDigestIsOfWhatIsFixed(t *testing.T) {
 	leftOut := []string{"Capacity", "AccessModes", "Claim", "Attributes", "Parameters", "SpreadGroup"}
 	// The same in each wish without a cluster.

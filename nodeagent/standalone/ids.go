@@ -54,9 +54,11 @@ func (i *IDs) Own(ctx context.Context, given string, cleanup bool) (string, erro
 		return id, nil
 	case err == nil:
 		return "", translate.Errorf(v1alpha1.ReasonNotOurs,
-			"volume %s was made on node %s, and the one of that name here on node %s", id, node, home)
+			"volume %s was made on node %s, and the one of that name here on node %s", id,
+			node, home)
 	}
 	return "", translate.Errorf(v1alpha1.ReasonNotOurs,
-		"volume %s was made on node %s, and this is node %s, which does not have its disk: ask there",
+		"volume %s was made on node %s, and this is node %s, which does not have its "+
+			"disk: ask there",
 		id, node, i.Node)
 }

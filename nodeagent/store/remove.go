@@ -55,7 +55,7 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 	}
 
 	if v == nil {
-		return s.deleteUnfoundLocked(ctx, id, how, unseen)
+		return s.deleteUnfoundLocked(id, how, unseen)
 	}
 
 	err = end(ctx, v, how)
@@ -69,7 +69,7 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 			return &UnseenError{ID: id, Unseen: unseen} // it stays known as gone from there
 		} else if err == nil {
 			if err = s.forgetLostLocked(v); err == nil {
-				return s.deleteUnfoundLocked(ctx, id, how, unseen)
+				return s.deleteUnfoundLocked(id, how, unseen)
 			}
 		}
 	}
@@ -95,7 +95,7 @@ func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record
 // pools that were looked at. If it is not in the trash either it is gone,
 // unless there are pools that could not be looked at. It is called with the
 // volume's lock held.
-func (s *Store) deleteUnfoundLocked(ctx context.Context, id string, how record.Deletion,
+func (s *Store) deleteUnfoundLocked(id string, how record.Deletion,
 	unseen []*OfflineError) error {
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}

@@ -47,7 +47,8 @@ func Reference() string {
 		"about images" + `
 * ` + "`mkfsOptions` without `fsType`; `trashRetention` without `onDelete: trash`; " +
 		"`nodeLossDelay` without `onNodeLoss: afterDelay`" + `
-* ` + "`pool` with `poolSelector` or `poolSpread: apart`; `onDelete: recycle` with `scrub: none`" + `
+* ` + "`pool` with `poolSelector` or `poolSpread: apart`; " +
+		"`onDelete: recycle` with `scrub: none`" + `
 `)
 	return b.String()
 }
