@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -177,8 +178,10 @@ func (a *Agent) refuseOthers(ctx context.Context, v *v1alpha1.Volume, members []
 		if m.Name == v.Name {
 			continue
 		}
-		if _, err := a.store.Find(ctx, m.Name); err == nil {
-			continue // made already, by an earlier admission of the group
+		_, err := a.store.Find(ctx, m.Name)
+		missing, _ := errors.AsType[*store.NotFoundError](err)
+		if err == nil || a.away(m, missing) != nil {
+			continue // made already, or maybe so, by an earlier admission of the group
 		}
 
 		a.groups.cancel(m.Name)

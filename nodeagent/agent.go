@@ -72,6 +72,9 @@ type Agent struct {
 	untold sync.Map
 	// written are the objects that the cache is behind of.
 	written written
+	// early are the Volumes that an agent before this one may have made without
+	// a word: the UIDs of the objects, by name.
+	early sync.Map
 	// growing are the volumes whose growth was refused for want of room; more
 	// room wakes them.
 	growing sync.Map
@@ -210,6 +213,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	if !a.cache.WaitForCacheSync(ctx) {
 		return context.Cause(ctx)
+	}
+	if err := a.noteEarly(ctx); err != nil {
+		return err
 	}
 	if err := a.pools.identify(ctx); err != nil {
 		return err

@@ -85,6 +85,7 @@ func (b *bench) start(machine string) {
 	require.NoError(b.t, err)
 	b.Agent.pools.askEarly(b.t.Context())
 	disks.Refresh(b.t.Context())
+	require.NoError(b.t, b.noteEarly(b.t.Context()))
 	require.NoError(b.t, b.Agent.pools.identify(b.t.Context()))
 	b.ready.Store(true)
 }

@@ -39,6 +39,14 @@ func (b *bench) withCopy(oldRecord bool, before func()) (made v1alpha1.VolumeSta
 	out, err := exec.Command("cp", "-a", filepath.Join(b.pool, "pvc-1"), other).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	before()
+	b.startWith(other)
+	return made, filepath.Join(other, "pvc-1")
+}
+
+// startWith is start with a second pool at another place.
+func (b *bench) startWith(other string) {
+	b.t.Helper()
+	t := b.t
 	b.start("")
 	c, err := config.Default(b.pool)
 	require.NoError(t, err)
@@ -50,9 +58,9 @@ func (b *bench) withCopy(oldRecord bool, before func()) (made v1alpha1.VolumeSta
 		DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
 	b.Agent.pools.askEarly(t.Context())
 	b.store.Refresh(t.Context())
+	require.NoError(t, b.noteEarly(t.Context()))
 	require.NoError(t, b.Agent.pools.identify(t.Context()))
 	b.store.Refresh(t.Context())
-	return made, filepath.Join(other, "pvc-1")
 }
 
 // TestACopyIsNotServedWhileTheVolumeIsAway starts an agent while a volume's disk

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"context"
 	"errors"
 	"sync"
 
@@ -21,16 +22,9 @@ type failures struct {
 	tries map[string]int
 }
 
-// giveUp counts a failure and reports whether it was the last one that the
-// volume is granted. One that is on the disk, or is to be made of data that
-// is, has no other node to go to.
-func (f *failures) giveUp(v *v1alpha1.Volume, err error, disks *store.Store) bool {
-	_, there := disks.Get(v.Name)
-	_, missing := errors.AsType[*store.NotFoundError](there)
-	if v.Spec.Adopt != nil || err == nil || !missing {
-		return false
-	}
-
+// again counts a failure and reports whether it was one too many: the volume is
+// given up, unless it is on a disk of this node.
+func (f *failures) again(id string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
@@ -38,12 +32,25 @@ func (f *failures) giveUp(v *v1alpha1.Volume, err error, disks *store.Store) boo
 		f.tries = map[string]int{}
 	}
 
-	f.tries[v.Name]++
-	return f.tries[v.Name] >= createTries
+	f.tries[id]++
+	return f.tries[id] >= createTries
 }
 
 func (f *failures) forget(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.tries, id)
+}
+
+// isHopeless reports whether a volume, which could not be made once more, is to
+// be tried on another node. What is on a disk here, or may be on one that is
+// away, or is to be made of data that is here, has no other node to go to.
+func (a *Agent) isHopeless(ctx context.Context, v *v1alpha1.Volume) bool {
+	if v.Spec.Adopt != nil || !a.failures.again(v.Name) {
+		return false
+	}
+
+	_, err := a.store.Find(ctx, v.Name)
+	missing, is := errors.AsType[*store.NotFoundError](err)
+	return is && a.away(v, missing) == nil
 }

@@ -115,6 +115,7 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 	// Where a disk of another cluster was, its mount point may be empty for a
 	// while; nothing is made there unasked.
 	e.MayCreate = !foreign && (forgotten || object.Spec.UID == "")
+	e.Never = e.MayCreate
 	if object != nil {
 		e.TakeOver = object.Spec.TakeOver
 	}

@@ -32,6 +32,7 @@ func (a *Agent) reconcile(ctx context.Context, name string) error {
 		a.failures.forget(name)
 		a.inUse.Delete(name)
 		a.untold.Delete(name)
+		a.early.Delete(name)
 		a.pools.suspect(name)
 		a.pools.poke()
 
@@ -131,6 +132,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
+		a.early.Delete(v.Name)
 		if doubt := a.doubt(ctx, v, &found); doubt != nil {
 			return setDoubt(status, doubt)
 		}
@@ -176,7 +178,49 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 		return a.absent(ctx, v, status, missing)
 	}
 
+	if off := a.away(v, missing); off != nil {
+		translate.SetReady(status, v1alpha1.VolumePending, v1alpha1.ReasonPoolOffline,
+			"an agent before this one may have made it where nobody can look now, and it is "+
+				"not made anew meanwhile: "+off.Error())
+		return nil // the pool's return wakes it
+	}
+
 	return a.create(ctx, v, status)
+}
+
+// noteEarly notes the Volumes that were there before this agent served any, and
+// of which nothing was said that could tell whether they were made: the word of
+// the agent that made one may have been lost with it.
+func (a *Agent) noteEarly(ctx context.Context) error {
+	var list v1alpha1.VolumeList
+	if err := a.client.List(ctx, &list); err != nil {
+		return fmt.Errorf("list volumes: %w", err)
+	}
+	for i := range list.Items {
+		if v := &list.Items[i]; v.Status.Phase == "" || v.Status.Phase == v1alpha1.VolumePending {
+			a.early.Store(v.Name, v.UID)
+		}
+	}
+	return nil
+}
+
+// away returns why a volume that is on no disk that could be looked at may be on
+// another one, or nil. What this agent made it would know of, so that only an
+// early one can be. A nil missing is one that was not looked for.
+func (a *Agent) away(v *v1alpha1.Volume, missing *store.NotFoundError) error {
+	uid, early := a.early.Load(v.Name)
+	if !early || uid != v.UID || missing == nil {
+		return nil
+	}
+	request, err := translate.RequestOf(v)
+	if err != nil {
+		return nil // it is refused for that
+	}
+	if off := a.store.Away(&request, missing.Unseen); off != nil {
+		return off
+	}
+	a.early.Delete(v.Name) // all disks were looked at
+	return nil
 }
 
 // wasReady reports whether somebody may have data in a volume. It
@@ -312,7 +356,7 @@ func (a *Agent) create(ctx context.Context, v *v1alpha1.Volume,
 		translate.SetReady(status, v1alpha1.VolumeUnavailable, reason, err.Error())
 		return err
 	}
-	if !refused && a.failures.giveUp(v, err, a.store) {
+	if !refused && a.isHopeless(ctx, v) {
 		reason, refused = v1alpha1.ReasonCreateFailed, true
 		err = fmt.Errorf("it could not be made in %d tries: %w", createTries, err)
 	}

@@ -155,9 +155,9 @@ func (a *Agent) moved(v *v1alpha1.Volume, inTrash func(id string) bool) bool {
 	case v1alpha1.VolumeUnavailable, v1alpha1.VolumeLost:
 		// The latter waits for us to finish it.
 		return available || err != nil || there.Adopting != ""
-	case v1alpha1.VolumePending: // an adoption waits for its pool
+	case v1alpha1.VolumePending: // it waits for its pool: an adoption, say
 		ready := meta.FindStatusCondition(v.Status.Conditions, v1alpha1.ConditionReady)
-		return v.Spec.Adopt != nil && ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline
+		return ready != nil && ready.Reason == v1alpha1.ReasonPoolOffline
 	case v1alpha1.VolumeTrashed:
 		return !inTrash(v.Name)
 	}

@@ -17,9 +17,11 @@ import (
 type Inline struct{ Store *store.Store }
 
 // Make makes the volume, or confirms the one that is there. The spec's
-// attributes are kept on disk.
+// attributes are kept on disk. It is not made as long as it may be on a pool that
+// cannot be looked at: a pod that runs again after a reboot has its data.
 func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) error {
-	if v, err := i.Store.Find(ctx, id); err == nil {
+	v, err := i.Store.Find(ctx, id)
+	if err == nil {
 		if !translate.IsInline(&v.Volume) {
 			return translate.Errorf(v1alpha1.ReasonAlreadyExists,
 				"volume %s exists, and is not an inline one", id)
@@ -29,6 +31,7 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 		return translate.WithReason(err)
 	}
 
+	missing, _ := errors.AsType[*store.NotFoundError](err)
 	attributes := map[string]string{translate.InlineAttribute: "true"}
 	maps.Copy(attributes, spec.Attributes)
 	spec.Attributes = attributes
@@ -36,6 +39,13 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 		Spec: spec})
 	if err != nil {
 		return translate.WithReason(err)
+	}
+
+	if missing != nil {
+		if off := i.Store.Away(&request, missing.Unseen); off != nil {
+			return translate.Errorf(v1alpha1.ReasonVolumeUnavailable, "volume %s may be on a pool "+
+				"that cannot be looked at, and is not made anew: %w", id, off)
+		}
 	}
 
 	admitted, err := i.Store.Admit(ctx, request)
@@ -51,8 +61,11 @@ func (i *Inline) Make(ctx context.Context, id string, spec v1alpha1.VolumeSpec) 
 func (i *Inline) Remove(ctx context.Context, id string) error {
 	v, err := i.Store.Find(ctx, id)
 	missing, isMissing := errors.AsType[*store.NotFoundError](err)
-	if isMissing && len(missing.Unseen) > 0 {
-		return translate.WithReason(&store.UnseenError{ID: id, Unseen: missing.Unseen})
+	if isMissing {
+		if off := i.Store.Away(&store.Request{ID: id}, missing.Unseen); off != nil {
+			return translate.WithReason(&store.UnseenError{ID: id,
+				Unseen: []*store.OfflineError{off}})
+		}
 	}
 	if isMissing || err == nil && !translate.IsInline(&v.Volume) {
 		return nil

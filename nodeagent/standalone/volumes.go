@@ -50,9 +50,7 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 
 	_, err = s.Store.Find(ctx, name)
 	if missing, is := errors.AsType[*store.NotFoundError](err); is {
-		if err = s.away(name, &wish, missing.Unseen); err == nil {
-			err = s.create(ctx, name, wish, digest)
-		}
+		err = s.create(ctx, name, wish, digest, missing.Unseen)
 	}
 
 	if err != nil {
@@ -78,35 +76,6 @@ func (s *Volumes) Ensure(ctx context.Context, name string, wish v1alpha1.VolumeS
 	return s.describe(&v), nil
 }
 
-// away returns an error where the volume may be on a pool that could not be
-// looked at: it was made from this wish before, say, and its disk is away.
-// Another one, empty, would be in its place then.
-func (s *Volumes) away(name string, wish *v1alpha1.VolumeSpec, unseen []*store.OfflineError) error {
-	selector, err := selectorOf(wish)
-	if err != nil {
-		return err
-	}
-
-	for _, p := range s.Store.Pools() {
-		may := wish.Pool == "" || wish.Pool == p.Name
-		if !may || !selector.Matches(labels.Set(store.PoolLabels(s.Node, &p.Pool))) {
-			continue // nothing was ever carved from it for such a wish
-		}
-
-		for _, off := range unseen {
-			// A second name of a directory that was looked at hides nothing.
-			if off.Pool == p.Name && off.Reason != store.OfflineDuplicate {
-				return translate.Errorf(v1alpha1.ReasonVolumeUnavailable,
-					"volume %s may be on a pool that cannot be looked at, and is not made anew "+
-						"(take the pool out of the configuration if its disk is gone for good): %w",
-					name, off)
-			}
-		}
-	}
-
-	return nil
-}
-
 func selectorOf(wish *v1alpha1.VolumeSpec) (labels.Selector, error) {
 	if wish.PoolSelector == nil {
 		return labels.Everything(), nil
@@ -118,14 +87,24 @@ func selectorOf(wish *v1alpha1.VolumeSpec) (labels.Selector, error) {
 	return selector, nil
 }
 
+// create makes a volume that was not found. Where it may be on one of the pools
+// that could not be looked at, made from this wish before, say, another one,
+// empty, would be in its place: that is an error.
 func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
-	digest string) error {
+	digest string, unseen []*store.OfflineError) error {
 	request, err := translate.RequestOf(&v1alpha1.Volume{
 		ObjectMeta: metav1.ObjectMeta{Name: name,
 			Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
 	})
 	if err != nil {
 		return translate.WithReason(err)
+	}
+
+	if off := s.Store.Away(&request, unseen); off != nil {
+		return translate.Errorf(v1alpha1.ReasonVolumeUnavailable,
+			"volume %s may be on a pool that cannot be looked at, and is not made anew "+
+				"(take the pool out of the configuration if its disk is gone for good): %w",
+			name, off)
 	}
 
 	request.Origin.Wish = digest

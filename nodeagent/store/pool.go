@@ -88,6 +88,7 @@ type pool struct {
 type expectation struct {
 	uid       string // must be this; empty: any
 	mayCreate bool   // nothing there: make it a pool
+	never     bool   // as long as there is no uid: nothing was ever made in it
 	clusterID string // must be this, where the disk names one
 	node      string
 	machine   string

@@ -52,6 +52,30 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 	return s.Get(id)
 }
 
+// Away returns the first of the pools that could not be looked at for a volume
+// ([NotFoundError.Unseen]) and may have it all the same: what was asked for by
+// such a request may have been made there once. It is nil if there is none.
+// Whoever makes the volume anew meanwhile gives an empty one for it.
+func (s *Store) Away(r *Request, unseen []*OfflineError) *OfflineError {
+	for _, p := range s.pools {
+		p.mu.Lock()
+		never := p.expect.uid == "" && p.expect.never
+		p.mu.Unlock()
+		if never || !r.wants(p, s.opts.Node) {
+			continue
+		}
+
+		for _, off := range unseen {
+			// A second name of a directory that was looked at hides nothing.
+			if off.Pool == p.name() && off.Reason != OfflineDuplicate {
+				return off
+			}
+		}
+	}
+
+	return nil
+}
+
 // seekLocked returns the volume, known or found on a disk, or nil when no pool
 // that is online has it; by then its entries in those pools' trash are known,
 // too. An error means that it is there and cannot be read. It is called with

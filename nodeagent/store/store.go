@@ -236,6 +236,9 @@ type Expectation struct {
 	UID string
 	// MayCreate allows making a pool where there is none yet.
 	MayCreate bool
+	// Never: there has never been a pool, or a person said that it is to be
+	// forgotten. It counts as long as no identity is known.
+	Never bool
 	// ClusterID is the cluster the disk must belong to, where the disk names
 	// one.
 	ClusterID string
@@ -254,6 +257,7 @@ func (s *Store) Expect(poolName string, e Expectation) {
 		if p.name() == poolName {
 			p.mu.Lock()
 			p.expect.uid, p.expect.mayCreate, p.expect.clusterID = e.UID, e.MayCreate, e.ClusterID
+			p.expect.never = e.Never
 			p.expect.takeOver, p.expect.takeFrom = e.TakeOver, e.TakeFrom
 			p.mu.Unlock()
 		}
