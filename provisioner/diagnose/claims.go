@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/provisioner"
@@ -74,11 +75,10 @@ func (c *Cluster) waits(claim *corev1.PersistentVolumeClaim) bool {
 
 // waiting is why each claim waits that does, by namespace and name.
 func (c *Cluster) waiting(nodes []Node) []Waiting {
-	out := []Waiting{}
-	events := indexEvents(c.Events)
+	out, clues := []Waiting{}, c.clues(nodes)
 	for i := range c.Claims {
 		if claim := &c.Claims[i]; c.waits(claim) {
-			out = append(out, c.whyItWaits(claim, events, nodes))
+			out = append(out, c.whyItWaits(claim, clues))
 		}
 	}
 	slices.SortFunc(out, func(a, b Waiting) int {
@@ -87,15 +87,47 @@ func (c *Cluster) waiting(nodes []Node) []Waiting {
 	return out
 }
 
+// clues finds what may say why a claim waits.
+type clues struct {
+	events   eventIndex
+	attempts map[types.UID]*v1alpha1.Volume // the newest for each claim, by its UID
+	pods     map[string][]*corev1.Pod       // that use a claim, by NAMESPACE/NAME
+	watched  map[string]bool                // nodes that an agent looks after
+}
+
+func (c *Cluster) clues(nodes []Node) *clues {
+	k := &clues{
+		events:   indexEvents(c.Events),
+		attempts: map[types.UID]*v1alpha1.Volume{},
+		pods:     map[string][]*corev1.Pod{},
+		watched:  watchedNodes(nodes),
+	}
+	for i := range c.Volumes {
+		v := &c.Volumes[i]
+		if v.Spec.Claim == nil {
+			continue
+		}
+		before := k.attempts[v.Spec.Claim.UID]
+		if before == nil || before.CreationTimestamp.Before(&v.CreationTimestamp) ||
+			before.CreationTimestamp.Equal(&v.CreationTimestamp) && before.Name < v.Name {
+			k.attempts[v.Spec.Claim.UID] = v
+		}
+	}
+	for i := range c.Pods {
+		pod := &c.Pods[i]
+		for _, claim := range claimsOf(pod) {
+			key := pod.Namespace + "/" + claim
+			k.pods[key] = append(k.pods[key], pod)
+		}
+	}
+	return k
+}
+
 // whyItWaits says why a claim waits, of all that is known the newest: what the
 // controller said on the claim, what the node's agent said on the attempt, what
 // the scheduler said on its pod. What is only that nobody has come so far
 // becomes wrong after a while.
-func (c *Cluster) whyItWaits(
-	claim *corev1.PersistentVolumeClaim,
-	events eventIndex,
-	nodes []Node,
-) Waiting {
+func (c *Cluster) whyItWaits(claim *corev1.PersistentVolumeClaim, k *clues) Waiting {
 	size := claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	w := Waiting{
 		Namespace: claim.Namespace, Claim: claim.Name, StorageClass: className(claim),
@@ -116,7 +148,7 @@ func (c *Cluster) whyItWaits(
 			w.StorageClass), "make the class again; the claim goes on by itself", time.Time{})
 	}
 
-	attempt, told := c.attempt(claim), events.newest(claim.UID, isWarning)
+	attempt, told := k.attempts[claim.UID], k.events.newest(claim.UID, isWarning)
 	if ready := troubleOfAttempt(attempt); ready != nil &&
 		(told == nil || ready.LastTransitionTime.After(EventTime(told))) {
 		return say(true, ready.Reason, fmt.Sprintf("node %s: %s", attempt.Spec.NodeName,
@@ -130,7 +162,7 @@ func (c *Cluster) whyItWaits(
 	late := c.since(claim.CreationTimestamp.Time) > busy
 	if attempt != nil {
 		message := fmt.Sprintf("node %s is making it", attempt.Spec.NodeName)
-		if !isWatched(nodes, attempt.Spec.NodeName) {
+		if !k.watched[attempt.Spec.NodeName] {
 			return say(true, v1alpha1.ReasonAgentNotReady, "waiting for the agent on node "+
 				attempt.Spec.NodeName, provisioner.Hint(v1alpha1.ReasonAgentNotReady), time.Time{})
 		}
@@ -138,9 +170,9 @@ func (c *Cluster) whyItWaits(
 			"what it is at"), time.Time{})
 	}
 
-	pods := c.podsOf(claim)
+	pods := k.pods[claim.Namespace+"/"+claim.Name]
 	for _, pod := range pods {
-		if e := events.newest(pod.UID, isWarning); e != nil && pod.Spec.NodeName == "" {
+		if e := k.events.newest(pod.UID, isWarning); e != nil && pod.Spec.NodeName == "" {
 			return say(late, ReasonUnschedulable, fmt.Sprintf("pod %s: %s", pod.Name, e.Message),
 				"compare the pod's constraints with where there is room: kubectl quarry pools",
 				EventTime(e))
@@ -166,23 +198,6 @@ func ifElse(condition bool, then, otherwise string) string {
 	return otherwise
 }
 
-// attempt is the newest Volume that is being made for a claim; nil if there is
-// none.
-func (c *Cluster) attempt(claim *corev1.PersistentVolumeClaim) *v1alpha1.Volume {
-	var found *v1alpha1.Volume
-	for i := range c.Volumes {
-		v := &c.Volumes[i]
-		if v.Spec.Claim == nil || v.Spec.Claim.UID != claim.UID {
-			continue
-		}
-		if found == nil || found.CreationTimestamp.Before(&v.CreationTimestamp) ||
-			found.CreationTimestamp.Equal(&v.CreationTimestamp) && found.Name < v.Name {
-			found = v
-		}
-	}
-	return found
-}
-
 // troubleOfAttempt is the condition that says why an attempt does not succeed;
 // nil while it may.
 func troubleOfAttempt(v *v1alpha1.Volume) *metav1.Condition {
@@ -198,17 +213,6 @@ func troubleOfAttempt(v *v1alpha1.Volume) *metav1.Condition {
 		return nil
 	}
 	return ready
-}
-
-func (c *Cluster) podsOf(claim *corev1.PersistentVolumeClaim) []*corev1.Pod {
-	var out []*corev1.Pod
-	for i := range c.Pods {
-		pod := &c.Pods[i]
-		if pod.Namespace == claim.Namespace && slices.Contains(claimsOf(pod), claim.Name) {
-			out = append(out, pod)
-		}
-	}
-	return out
 }
 
 // claimFindings says of claims what is wrong: of those that wait, and of those

@@ -71,19 +71,22 @@ func PoolOf(p *v1alpha1.Pool, stale bool) Pool {
 // poolsOf are the pools by node and name. Those whose node has no ready agent
 // are stale.
 func (c *Cluster) poolsOf(nodes []Node) []Pool {
-	out := make([]Pool, 0, len(c.Pools))
+	out, watched := make([]Pool, 0, len(c.Pools)), watchedNodes(nodes)
 	for i := range c.Pools {
 		p := &c.Pools[i]
-		out = append(out, PoolOf(p, !isWatched(nodes, p.Spec.NodeName)))
+		out = append(out, PoolOf(p, !watched[p.Spec.NodeName]))
 	}
 	slices.SortFunc(out, func(a, b Pool) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-// isWatched reports whether an agent looks after what is on a node.
-func isWatched(nodes []Node, name string) bool {
-	at := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == name })
-	return at >= 0 && nodes[at].Ready && nodes[at].Agent == AgentReady
+// watchedNodes are those on which an agent looks after what is there.
+func watchedNodes(nodes []Node) map[string]bool {
+	out := map[string]bool{}
+	for i := range nodes {
+		out[nodes[i].Name] = nodes[i].Ready && nodes[i].Agent == AgentReady
+	}
+	return out
 }
 
 func readyPool(p *v1alpha1.Pool) bool {
@@ -94,9 +97,10 @@ func readyPool(p *v1alpha1.Pool) bool {
 // a node that nobody looks after, is not: the node is what is wrong there.
 func (c *Cluster) poolFindings(nodes []Node) []Finding {
 	var out []Finding
+	watched := watchedNodes(nodes)
 	for i := range c.Pools {
 		p := &c.Pools[i]
-		if isWatched(nodes, p.Spec.NodeName) {
+		if watched[p.Spec.NodeName] {
 			out = append(out, poolFindings(p)...)
 		}
 	}

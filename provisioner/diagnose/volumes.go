@@ -239,11 +239,11 @@ func volumeFinding(v *v1alpha1.Volume, pv *corev1.PersistentVolume, now time.Tim
 // known of it is of before, and the node is what is wrong.
 func (c *Cluster) volumeFindings(nodes []Node, links Links) []Finding {
 	var out []Finding
-	there := map[string]bool{}
+	there, watched := map[string]bool{}, watchedNodes(nodes)
 	for i := range c.Volumes {
 		v := &c.Volumes[i]
 		there[v.Name] = true
-		if !isWatched(nodes, v.Spec.NodeName) {
+		if !watched[v.Spec.NodeName] {
 			continue
 		}
 		if f := volumeFinding(v, links.pvs[v.Name], c.At); f != nil {
@@ -311,7 +311,9 @@ func SortVolumes(all []Volume, by string) {
 	}
 	compare := map[string]func(a, b *Volume) int{
 		"name": func(a, b *Volume) int { return 0 },
-		"node": func(a, b *Volume) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pool, b.Pool)) },
+		"node": func(a, b *Volume) int {
+			return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pool, b.Pool))
+		},
 		"claim": func(a, b *Volume) int {
 			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Claim, b.Claim))
 		},
