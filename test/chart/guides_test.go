@@ -301,7 +301,7 @@ func checkKubectl(t *testing.T, b fence, args []string) {
 	if len(plain) < 2 || files || verb == "logs" || verb == "exec" {
 		return
 	}
-	for _, kind := range strings.Split(plain[1], ",") {
+	for kind := range strings.SplitSeq(plain[1], ",") {
 		kind, _, _ := strings.Cut(kind, "/")
 		require.Contains(t, kinds(t), kind, "%s: kubectl %v", b.page, args)
 	}
