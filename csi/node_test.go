@@ -194,6 +194,11 @@ func TestPublishBlock(t *testing.T) {
 	id := d.create(t, "pvc-1", 64*mib, c, nil)
 	writable, readOnly := d.target("rw"), d.target("ro")
 	require.NoError(t, d.publish(t, id, readOnly, c, true))
+	dev, err := d.store.Device(t.Context(), id)
+	require.NoError(t, err)
+	over := strings.TrimSpace(command(t, "losetup", "--noheadings", "--output", "NAME", "--associated", dev.Path))
+	command(t, "losetup", "--detach", over)
+	require.Equal(t, 1, stackedOver(t, dev.Path), "what is published keeps its number, whoever detaches it")
 	require.NoError(t, d.publish(t, id, writable, c, false))
 	require.NoError(t, writeTo(writable))
 	require.Error(t, writeTo(readOnly), "a device that was published read-only was written")
@@ -215,8 +220,6 @@ func TestPublishBlock(t *testing.T) {
 	}
 	requireCode(t, codes.InvalidArgument, d.publish(t, id, d.target("fs"), mountable(multiWriter, "data=journal"), false))
 
-	dev, err := d.store.Device(t.Context(), id)
-	require.NoError(t, err)
 	require.Equal(t, 1, stackedOver(t, dev.Path))
 	require.NoError(t, d.unpublish(t, id, readOnly))
 	require.NoFileExists(t, readOnly)

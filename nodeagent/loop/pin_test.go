@@ -70,3 +70,48 @@ func TestPinOfAnother(t *testing.T) {
 	require.Error(t, loop.Pin(dev))
 	require.Empty(t, held(t))
 }
+
+// A read-only device, over another one or over an image that cannot be written,
+// is kept as any other is.
+func TestPinOfReadOnlyDevices(t *testing.T) {
+	testroot.RequireRoot(t)
+	image := testroot.NewThickImage(t, 16*testroot.MiB)
+	dev := attach(t, image, loop.Options{})
+	over, err := loop.AttachReadOnly(t.Context(), dev, "pvc-1")
+	require.NoError(t, err)
+	unwritable, err := os.Open(testroot.NewThickImage(t, 16*testroot.MiB).Name())
+	require.NoError(t, err)
+	defer unwritable.Close()
+	alone := attach(t, unwritable, loop.Options{ReadOnly: true})
+
+	for _, ro := range []loop.Device{over, alone} {
+		require.True(t, ro.ReadOnly)
+		require.NoError(t, loop.Pin(ro))
+		testroot.Run(t, "losetup", "--detach", ro.Path)
+		seen := func() []loop.Seen {
+			table, err := loop.Look()
+			require.NoError(t, err)
+			return table[ro.Backing]
+		}
+		require.Len(t, seen(), 1, "it stays")
+		require.True(t, seen()[0].Autoclear)
+		require.NoError(t, loop.TakeBack(ro))
+		require.Len(t, seen(), 1)
+		require.False(t, seen()[0].Autoclear, "and would stay without us")
+		f, err := os.OpenFile(ro.Path, os.O_RDWR, 0)
+		if err == nil { // Linux lets it be opened, and refuses what is written
+			_, err = f.WriteAt(make([]byte, 4096), 0)
+			require.NoError(t, f.Close())
+		}
+		require.Error(t, err)
+	}
+
+	var busy *loop.BusyError
+	require.ErrorAs(t, loop.Detach(t.Context(), dev, image), &busy, "the device over it has it")
+	require.NoError(t, loop.DetachReadOnly(t.Context(), over))
+	require.False(t, loop.IsPinned(over.Number))
+	require.NoError(t, loop.Detach(t.Context(), dev, image))
+	require.NoError(t, loop.Detach(t.Context(), alone, unwritable))
+	require.False(t, loop.IsPinned(alone.Number))
+	require.Empty(t, held(t))
+}

@@ -1,14 +1,17 @@
 package store
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,6 +86,8 @@ const (
 	// opDescribe says that another claim has the volume by now
 	opDescribe = "describe"
 	opPurge    = "purge" // delete for good, and free
+	// opBeside makes a volume, and deletes it when its input ends
+	opBeside = "beside"
 )
 
 func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
@@ -109,6 +114,14 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 		}
 	case opFree:
 		err = s.Drain(ctx)
+	case opBeside:
+		if err = do(ctx, s, opCreate, r, size); err != nil {
+			return err
+		}
+		fmt.Println("made")
+		if _, err = io.Copy(io.Discard, os.Stdin); err == nil {
+			err = do(ctx, s, opPurge, r, size)
+		}
 	case opDescribe:
 		o := r.Origin
 		o.ClaimName = "another"
@@ -160,4 +173,34 @@ func (d doom) run(t testing.TB) (killedBefore string) {
 	require.True(t, ok && status.Signaled() && status.Signal() == syscall.SIGKILL, "%s: %v: %s", d.Op, err, out)
 	_, step, _ := cutLast(string(out), "killed before: ")
 	return step
+}
+
+// beside starts a process that lives beside this one, and returns when it has made
+// its volume. What it returns has the process delete that and end.
+func (d doom) beside(t testing.TB) (end func()) {
+	t.Helper()
+	plan, err := json.Marshal(d)
+	require.NoError(t, err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), doomedEnvironment+"="+string(plan))
+	cmd.Stderr = t.Output()
+	input, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	output, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	var ended error
+	stop := sync.OnceFunc(func() {
+		input.Close()
+		ended = cmd.Wait()
+	})
+	t.Cleanup(stop)
+	line, err := bufio.NewReader(output).ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, "made\n", line)
+	return func() {
+		t.Helper()
+		stop()
+		require.NoError(t, ended)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -126,6 +127,42 @@ func TestLinksOfTheProcessBefore(t *testing.T) {
 	require.Equal(t, a, n.deviceOf("pvc-a"))
 	n.store.Refresh(t.Context())
 	require.NotEqual(t, stranger, n.deviceOf("pvc-b"))
+}
+
+// What another process of the machine has, whose pools are others, is not kept
+// open here, once it is known that it is nobody's of ours: it could not take its
+// volumes away. As long as a disk of ours is away the volume may be on that.
+func TestLinksOfOthersAreLeft(t *testing.T) {
+	ours, theirs := onExt4.make(t, gib), onExt4.make(t, gib)
+	away := filepath.Join(onExt4.make(t, gib), "pool")
+	n := newNode(t, ours)
+	a := n.mustCreate(blockVolume("pvc-a"))
+	mark(t, a, "a")
+	ourDevice, ok := loop.NumberOf(n.deviceOf("pvc-a"))
+	require.True(t, ok)
+	other := doom{Pools: []string{theirs}, Devices: n.devices, Op: opBeside, Request: blockVolume("pvc-b")}
+	end := other.beside(t)
+	device := n.deviceOf("pvc-b")
+	theirDevice, ok := loop.NumberOf(device)
+	require.True(t, ok)
+
+	n.pools = poolsAt([]string{ours, away})
+	n.start()
+	require.True(t, loop.IsPinned(theirDevice), "it may be on the disk that is away")
+	require.NoError(t, os.Mkdir(away, 0o755))
+	n.store.Refresh(t.Context())
+	require.Nil(t, n.store.Pools()[1].Offline)
+	require.False(t, loop.IsPinned(theirDevice))
+	require.Equal(t, device, n.deviceOf("pvc-b"), "the link is theirs")
+	require.True(t, loop.IsPinned(ourDevice))
+	n.look()
+	n.requireUp("pvc-a", "a")
+
+	require.NoError(t, n.store.Delete(t.Context(), "pvc-a", purge), "nor do they keep ours")
+	end()
+	require.Empty(t, testroot.LoopsOver(t, filepath.Join(theirs, "pvc-b", record.ImageFile)))
+	_, err := os.Lstat(filepath.Join(n.devices, "pvc-b"))
+	require.ErrorIs(t, err, os.ErrNotExist, "they could delete it")
 }
 
 // A link that somebody else bent is put right.
