@@ -120,6 +120,39 @@ func TestDiskComesBackWithQuota(t *testing.T) {
 	require.NotEqual(t, v.QuotaID, n.mustCreate(Request{ID: "pvc-3", SizeBytes: 16 * mib}).QuotaID)
 }
 
+// TestDiskWithLargerBlocks moves a pool to a disk with larger blocks, byte for
+// byte: volumes come up with those that they were made with, for a filesystem of
+// smaller ones could not be mounted.
+func TestDiskWithLargerBlocks(t *testing.T) {
+	testroot.RequireRoot(t)
+	disk, at := testroot.NewImage(t, 2*gib).Name(), t.TempDir()
+	testroot.UnmountOnCleanup(t, at)
+	device := testroot.NewLoop(t, disk)
+	testroot.Run(t, "mkfs.ext4", "-q", "-F", "-b", "4096", device)
+	testroot.Run(t, "mount", device, at)
+	n := newNode(t, at)
+	var volumes []Volume
+	for _, fstype := range testroot.Filesystems() {
+		volumes = append(volumes, n.mustCreate(imageVolume("pvc-"+fstype, fstype)))
+	}
+	volumes = append(volumes, n.mustCreate(blockVolume("pvc-block")))
+	for _, v := range volumes {
+		require.EqualValues(t, 512, v.LogicalBlockSize)
+		mark(t, v, v.ID)
+	}
+
+	n.reboot()
+	testroot.Run(t, "umount", at)
+	testroot.DetachAll(t, disk)
+	testroot.Run(t, "mount", testroot.NewLoop(t, disk, "--sector-size", "4096"), at)
+	n.start()
+	for _, v := range volumes {
+		n.requireUp(v.ID, v.ID)
+		image := filepath.Join(at, v.ID, record.ImageFile)
+		require.Equal(t, "512", n.sysfs(testroot.LoopsOver(t, image)[0], "queue/logical_block_size"))
+	}
+}
+
 // TestSwappedDisk puts another pool's disk in.
 func TestSwappedDisk(t *testing.T) {
 	d, other := newDisk(t, "ext4"), newDisk(t, "ext4")
