@@ -45,6 +45,20 @@ image: filesystem-tools build ## Make dist/quarry-image.tar, without any daemon 
 filesystem-tools:
 	@go -C test run ./cmd/packages filesystems
 
+# Where the files of a release will be found.
+RELEASE_URL ?= https://github.com/quarry-storage/quarry/releases/download/v$(VERSION)
+RELEASE := dist/release
+# The programs are built with nothing of this machine in them; the image is of this machine's platform, with its packages.
+.PHONY: release
+release: filesystem-tools ## Make dist/release: programs for amd64 and arm64, image, chart, checksums, what all is made of
+	rm -rf $(RELEASE)
+	set -e; for arch in amd64 arm64; do \
+	  GOOS=linux GOARCH=$$arch go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o $(RELEASE)/programs/linux_$$arch/ ./cmd/...; done
+	go -C test run ./cmd/mkimage -binary $(CURDIR)/$(RELEASE)/programs/linux_$$(go env GOARCH)/quarry -tag $(IMAGE) \
+	  -version $(VERSION) -o $(CURDIR)/$(RELEASE)/quarry-image_$(VERSION)_linux_$$(go env GOARCH).tar
+	go -C test run ./cmd/release -version $(VERSION) -commit "$(COMMIT)" -time $$(git log -1 --format=%ct) -url $(RELEASE_URL) \
+	  -root $(CURDIR) -programs $(CURDIR)/$(RELEASE)/programs -o $(CURDIR)/$(RELEASE)
+
 .PHONY: generate
 generate: ## Generate deepcopy functions and CRDs from api/, and docs/reference
 	go tool controller-gen object paths=./api/...
@@ -148,8 +162,8 @@ test-chart: $(BIN)/gotestsum ## Tests of the Helm chart, the examples, and the c
 	cd test && $(call gotest,./chart,-count=1) # Go's cache does not see files outside the module
 
 .PHONY: test-image
-test-image: $(BIN)/gotestsum filesystem-tools ## Tests of the container image and its tools
-	cd test && $(call gotest,./cmd/mkimage)
+test-image: $(BIN)/gotestsum filesystem-tools ## Tests of the container image and its tools, and of what a release is packed of
+	cd test && $(call gotest,./cmd/mkimage ./cmd/release)
 
 .PHONY: test-vm
 test-vm: $(BIN)/gotestsum root ## Tests that want another kernel (quotas of ext4 and xfs, power cuts), in QEMU

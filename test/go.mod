@@ -3,6 +3,7 @@ module github.com/quarry-storage/quarry/test
 go 1.26.0
 
 require (
+	github.com/CycloneDX/cyclonedx-go v0.12.0
 	github.com/google/go-containerregistry v0.22.1
 	github.com/hashicorp/hcl/v2 v2.25.0
 	github.com/kubernetes-csi/csi-test/v5 v5.6.0
