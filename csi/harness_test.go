@@ -22,6 +22,7 @@ import (
 
 	"github.com/quarry-storage/quarry/csi"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -70,7 +71,7 @@ func newDriver(t testing.TB, change func(*csi.Server), pools ...string) *driver 
 	}
 	d.store = store.New(store.Options{Node: node, Pools: cfg, DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: log})
 	for _, p := range cfg {
-		d.store.Expect(p.Name, store.Expectation{MayCreate: true})
+		d.store.Expect(p.Name, disk.Expectation{MayCreate: true})
 	}
 	d.store.Refresh(t.Context())
 	volumes := &standalone.Volumes{Store: d.store, Node: node}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
@@ -27,7 +28,7 @@ func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volu
 		}
 
 		if p.Broken[v.Name] != nil {
-			return &store.MismatchError{ID: v.Name,
+			return &disk.MismatchError{ID: v.Name,
 				Detail: "pools " + found.Pool + " and " + p.Name +
 					" both have it, and it was made on " + p.Name +
 					"; it is used again once only one of them has it"}
@@ -41,7 +42,7 @@ func (a *Agent) doubt(ctx context.Context, v *v1alpha1.Volume, found *store.Volu
 // doubt. The error has it looked at again; a disk that comes back does that
 // too.
 func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
-	if _, ok := errors.AsType[*store.OfflineError](doubt); ok {
+	if _, ok := errors.AsType[*disk.OfflineError](doubt); ok {
 		setOffline(status, doubt)
 		return nil
 	}
@@ -55,7 +56,7 @@ func setDoubt(status *v1alpha1.VolumeStatus, doubt error) error {
 // knows more than the disk: that it is there (it was brought back from that
 // very disk), or that it was made on a pool of this node that is there without
 // it. Of a volume that is to be deleted a copy is never taken.
-func (a *Agent) wasMoved(v *v1alpha1.Volume, copied *store.CopyError) bool {
+func (a *Agent) wasMoved(v *v1alpha1.Volume, copied *disk.CopyError) bool {
 	if v.Status.PoolUID == copied.PoolUID {
 		return true
 	}

@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -29,7 +30,7 @@ func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 	if pool.Offline == nil {
 		return false
 	}
-	if pool.Offline.Reason == store.OfflineForeign {
+	if pool.Offline.Reason == disk.OfflineForeign {
 		return true
 	}
 	if object == nil {
@@ -37,17 +38,17 @@ func isForeign(pool *store.Pool, object *v1alpha1.Pool) bool {
 	}
 
 	ready := meta.FindStatusCondition(object.Status.Conditions, v1alpha1.ConditionReady)
-	return ready != nil && ready.Reason == store.OfflineForeign
+	return ready != nil && ready.Reason == disk.OfflineForeign
 }
 
 // offline says why a pool is offline. A pool whose disk is missing on another
 // machine than the one that last had it is Rebuilt: the node's name is the
 // same, and nothing else. Its volumes are not there for the disk to come back
 // by itself.
-func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.OfflineError {
+func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *disk.OfflineError {
 	off, machine := pool.Offline, p.agent.opts.MachineID
-	if machine == "" || off.Reason != store.OfflineMissing &&
-		off.Reason != store.OfflineNoMountpoint {
+	if machine == "" || off.Reason != disk.OfflineMissing &&
+		off.Reason != disk.OfflineNoMountpoint {
 		return off
 	}
 
@@ -61,7 +62,7 @@ func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.Off
 		return off
 	}
 
-	return &store.OfflineError{Pool: off.Pool, Reason: store.OfflineRebuilt, Err: fmt.Errorf(
+	return &disk.OfflineError{Pool: off.Pool, Reason: disk.OfflineRebuilt, Err: fmt.Errorf(
 		"the node was rebuilt (this is another machine under the same name), and the disk with "+
 			"pool %s is not here: %w; nothing was made in its place; "+
 			"mount the disk if it still exists, else delete the Pool object %s and a "+
@@ -71,34 +72,34 @@ func (p *poolReporter) offline(ctx context.Context, pool *store.Pool) *store.Off
 // foreignOffline adds what is on a disk of another cluster, and what can be
 // done. It is called with mu held.
 func (p *poolReporter) foreignOffline(pool *store.Pool,
-	off *store.OfflineError) *store.OfflineError {
-	disk, foreign := p.foreign[pool.Name]
+	off *disk.OfflineError) *disk.OfflineError {
+	there, foreign := p.foreign[pool.Name]
 	switch {
 	case !foreign:
 		return off
-	case off.Reason == store.OfflineUninitialized || off.Reason == store.OfflineMissing:
-		return &store.OfflineError{Pool: off.Pool, Reason: store.OfflineForeign, Err: fmt.Errorf(
+	case off.Reason == disk.OfflineUninitialized || off.Reason == disk.OfflineMissing:
+		return &disk.OfflineError{Pool: off.Pool, Reason: disk.OfflineForeign, Err: fmt.Errorf(
 			"the disk of another cluster that was at %s is gone; nothing was made in its place; "+
 				"mount it again, or delete the Pool object %s and a new pool is made", pool.Path,
 			p.name(pool.Name))}
-	case off.Reason != store.OfflineForeign:
+	case off.Reason != disk.OfflineForeign:
 		return off
 	}
 
-	if text := off.Err.Error(); disk.offline != text {
-		disk = foreignDisk{offline: text, found: found(pool.Path)}
-		p.foreign[pool.Name] = disk
+	if text := off.Err.Error(); there.offline != text {
+		there = foreignDisk{offline: text, found: found(pool.Path)}
+		p.foreign[pool.Name] = there
 	}
 
-	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason,
+	return &disk.OfflineError{Pool: off.Pool, Reason: off.Reason,
 		Err: fmt.Errorf("%w, %s; it is not touched; `quarry recover` takes it over",
-			off.Err, disk.found)}
+			off.Err, there.found)}
 }
 
 // found says what is on a disk.
 func found(path string) string {
-	in, err := store.Inspect(path)
-	_, offline := errors.AsType[*store.OfflineError](err)
+	in, err := disk.Inspect(path)
+	_, offline := errors.AsType[*disk.OfflineError](err)
 	switch {
 	case offline:
 		return "which cannot be read"

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -34,7 +35,7 @@ func (p *poolReporter) askEarly(ctx context.Context) {
 	}
 
 	for _, pool := range p.agent.store.Pools() {
-		p.agent.store.Expect(pool.Name, store.Expectation{UID: known[pool.Name].UID,
+		p.agent.store.Expect(pool.Name, disk.Expectation{UID: known[pool.Name].UID,
 			ClusterID: p.clusterID})
 	}
 }
@@ -94,7 +95,7 @@ func (p *poolReporter) identify(ctx context.Context) error {
 // was: then nobody remembers the pool, the disk that is in its place now
 // counts, and where none is a pool may be made.
 func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool) bool {
-	e := store.Expectation{UID: pool.UID, ClusterID: p.clusterID}
+	e := disk.Expectation{UID: pool.UID, ClusterID: p.clusterID}
 	forgotten := made || object == nil
 	if pool.Offline == nil || forgotten {
 		delete(p.foreign, pool.Name)
@@ -133,15 +134,15 @@ func (p *poolReporter) expect(pool *store.Pool, object *v1alpha1.Pool, made bool
 // Identities returns what the node's Pool objects say the pools' identities
 // are, by pool.
 func Identities(ctx context.Context, reader client.Reader,
-	node string) (map[string]store.Expectation, error) {
+	node string) (map[string]disk.Expectation, error) {
 	var list v1alpha1.PoolList
 	if err := reader.List(ctx, &list, client.MatchingFields{"spec.nodeName": node}); err != nil {
 		return nil, fmt.Errorf("list the pools of %s: %w", node, err)
 	}
 
-	out := map[string]store.Expectation{}
+	out := map[string]disk.Expectation{}
 	for _, p := range list.Items {
-		out[p.Spec.Pool] = store.Expectation{UID: p.Spec.UID}
+		out[p.Spec.Pool] = disk.Expectation{UID: p.Spec.UID}
 	}
 
 	return out, nil

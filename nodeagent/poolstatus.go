@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -48,7 +49,7 @@ type poolReporter struct {
 	mu        sync.Mutex // one writer at a time: run, and flush before a refusal
 	clusterID string
 	// told is what the store was told last of each pool.
-	told map[string]store.Expectation
+	told map[string]disk.Expectation
 	// foreign are the pools in whose place a disk of another cluster is, or was
 	// when it was last looked at, with what is on it.
 	foreign map[string]foreignDisk
@@ -62,7 +63,7 @@ type poolReporter struct {
 
 func newPoolReporter(a *Agent) *poolReporter {
 	return &poolReporter{agent: a, wake: make(chan struct{}, 1),
-		told: map[string]store.Expectation{}, foreign: map[string]foreignDisk{},
+		told: map[string]disk.Expectation{}, foreign: map[string]foreignDisk{},
 		elsewhere: map[string]elsewhere{}, strangers: suspects{feed: a.store.Feed()}}
 }
 
@@ -156,7 +157,7 @@ func (p *poolReporter) retire(ctx context.Context, configured map[string]bool) e
 		status := object.Status.DeepCopy()
 		status.Available, status.MaximumVolumeSize = quantity(0), quantity(0)
 		setPoolCondition(status, v1alpha1.ConditionReady, metav1.ConditionFalse,
-			store.OfflineNotConfigured,
+			disk.OfflineNotConfigured,
 			"the agent's configuration has no such pool; delete this object when its volumes are "+
 				"not needed any more")
 

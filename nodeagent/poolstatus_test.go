@@ -18,31 +18,32 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
 
-// disk is a pool's disk that can be pulled out and put back.
-type disk struct{ device, at string }
+// poolDisk is a pool's disk that can be pulled out and put back.
+type poolDisk struct{ device, at string }
 
-func newDisk(t *testing.T) disk {
+func newDisk(t *testing.T) poolDisk {
 	t.Helper()
 	testroot.RequireRoot(t)
-	d := disk{testroot.NewLoop(t, testroot.NewImage(t, gib).Name()), t.TempDir()}
+	d := poolDisk{testroot.NewLoop(t, testroot.NewImage(t, gib).Name()), t.TempDir()}
 	testroot.Mkfs(t, "ext4", d.device)
 	testroot.UnmountOnCleanup(t, d.at)
 	d.in(t)
 	return d
 }
 
-func (d disk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
-func (d disk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
+func (d poolDisk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
+func (d poolDisk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
 
 // fill makes a pool of the disk as another node or cluster would, with a volume
 // in it and one in its trash. It returns the pool's identity.
-func (d disk) fill(t *testing.T, node, cluster string) string {
+func (d poolDisk) fill(t *testing.T, node, cluster string) string {
 	t.Helper()
 	c, err := config.Default(d.at)
 	require.NoError(t, err)
@@ -50,7 +51,7 @@ func (d disk) fill(t *testing.T, node, cluster string) string {
 	require.NoError(t, err)
 	s := store.New(store.Options{Node: node, Pools: c.Pools, DeviceDir: t.TempDir(),
 		Log: slog.New(slog.DiscardHandler)})
-	s.Expect("default", store.Expectation{MayCreate: true, ClusterID: cluster})
+	s.Expect("default", disk.Expectation{MayCreate: true, ClusterID: cluster})
 	s.Refresh(t.Context())
 	for _, id := range []string{"pvc-1", "pvc-2"} {
 		adm, err := s.Admit(t.Context(), store.Request{ID: id, SizeBytes: 1 << 20,
@@ -87,7 +88,7 @@ func TestDiskOfAnotherCluster(t *testing.T) {
 	b := newBenchAt(t, d.at)
 	pool := b.poolNow()
 	why, message := condition(pool, v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineForeign, why)
+	require.Equal(t, disk.OfflineForeign, why)
 	for _, part := range []string{uid, "cluster-0", "1 volumes", "1 in the trash", "quarry recover"} {
 		require.Contains(t, message, part)
 	}
@@ -99,7 +100,7 @@ func TestDiskOfAnotherCluster(t *testing.T) {
 	pool.Spec.TakeOver = "cluster-9"
 	require.NoError(t, b.client.Update(t.Context(), pool))
 	why, _ = condition(b.poolNow(), v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineForeign, why)
+	require.Equal(t, disk.OfflineForeign, why)
 	require.Equal(t, before, tree(t, d.at))
 
 	// Its mount point is empty for a while, also over a restart of the agent.
@@ -107,7 +108,7 @@ func TestDiskOfAnotherCluster(t *testing.T) {
 	for range 2 {
 		b.store.Refresh(t.Context())
 		why, message = condition(b.poolNow(), v1alpha1.ConditionReady)
-		require.Equal(t, store.OfflineForeign, why)
+		require.Equal(t, disk.OfflineForeign, why)
 		require.Contains(t, message, "is gone")
 		entries, err := os.ReadDir(d.at)
 		require.NoError(t, err)
@@ -124,7 +125,7 @@ func TestDiskOfAnotherCluster(t *testing.T) {
 	why, message = condition(pool, v1alpha1.ConditionReady)
 	require.Equal(t, v1alpha1.ReasonReady, why, message)
 	require.Equal(t, uid, pool.Spec.UID)
-	in, err := store.Inspect(d.at)
+	in, err := disk.Inspect(d.at)
 	require.NoError(t, err)
 	require.Equal(t, "cluster-1", in.Identity.ClusterID)
 	require.Len(t, b.store.Trash(), 1)
@@ -201,7 +202,7 @@ func TestDiskOfAnotherNode(t *testing.T) {
 	s := b.now("pvc-1")
 	require.Equal(t, v1alpha1.VolumeReady, s.Phase)
 	require.FileExists(t, filepath.Join(s.Path, "file"))
-	in, err := store.Inspect(d.at)
+	in, err := disk.Inspect(d.at)
 	require.NoError(t, err)
 	require.Equal(t, "node1", in.Volumes[0].Origin.Node)
 	pool = b.poolNow()
@@ -233,13 +234,13 @@ func TestRebuiltNode(t *testing.T) {
 	d.out(t)
 	b.start(first)
 	why, _ := condition(b.poolNow(), v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineMissing, why, "the same machine: the disk may come back")
+	require.Equal(t, disk.OfflineMissing, why, "the same machine: the disk may come back")
 	require.Equal(t, v1alpha1.VolumeUnavailable, b.now("pvc-1").Phase)
 
 	b.start(second)
 	pool := b.poolNow()
 	why, message := condition(pool, v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineRebuilt, why)
+	require.Equal(t, disk.OfflineRebuilt, why)
 	for _, part := range []string{"rebuilt", pool.Spec.UID, "mount the disk", "delete the Pool object node1.default"} {
 		require.Contains(t, message, part)
 	}
@@ -265,7 +266,7 @@ func TestRebuiltNode(t *testing.T) {
 	b.start(first)
 	pool = b.poolNow()
 	why, _ = condition(pool, v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineRebuilt, why)
+	require.Equal(t, disk.OfflineRebuilt, why)
 	require.NoError(t, b.client.Delete(t.Context(), pool))
 	anew := b.poolNow()
 	why, message = condition(anew, v1alpha1.ConditionReady)
@@ -289,7 +290,7 @@ func TestPoolGivenUp(t *testing.T) {
 	b.store.Refresh(t.Context())
 	pool := b.poolNow()
 	why, _ := condition(pool, v1alpha1.ConditionReady)
-	require.Equal(t, store.OfflineMissing, why)
+	require.Equal(t, disk.OfflineMissing, why)
 	require.NoError(t, b.client.Delete(t.Context(), pool))
 	anew := b.poolNow()
 	why, message := condition(anew, v1alpha1.ConditionReady)
@@ -309,7 +310,7 @@ func TestTheDiskFollowsTheRecord(t *testing.T) {
 	})
 	require.Equal(t, v1alpha1.VolumeReady, b.now("pvc-1").Phase)
 	onDisk := func() record.Origin {
-		in, err := store.Inspect(b.pool)
+		in, err := disk.Inspect(b.pool)
 		require.NoError(t, err)
 		return in.Volumes[0].Origin
 	}

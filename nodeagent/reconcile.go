@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
@@ -128,7 +129,7 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 	a.inUse.Delete(v.Name)
 	found, err := a.store.Find(ctx, v.Name)
 	missing, isMissing := errors.AsType[*store.NotFoundError](err)
-	copied, isCopy := errors.AsType[*store.CopyError](err)
+	copied, isCopy := errors.AsType[*disk.CopyError](err)
 	switch {
 	case err == nil:
 		a.groups.done(v.Name) // its promise has become the volume's
@@ -258,8 +259,8 @@ func (a *Agent) absent(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1
 // setOffline says that the volume's pool cannot be looked at: its disk may
 // come back, unless the node was rebuilt.
 func setOffline(status *v1alpha1.VolumeStatus, offline error) {
-	off, ok := errors.AsType[*store.OfflineError](offline)
-	if ok && off.Reason == store.OfflineRebuilt {
+	off, ok := errors.AsType[*disk.OfflineError](offline)
+	if ok && off.Reason == disk.OfflineRebuilt {
 		translate.SetReady(status, v1alpha1.VolumeLost, v1alpha1.ReasonLost, offline.Error())
 		return
 	}
@@ -308,7 +309,7 @@ func (a *Agent) unseen(ctx context.Context, v *v1alpha1.Volume,
 
 // mayHold returns the first of the pools that the volume may be on, or nil. One
 // that was made is on the pool that its status names.
-func mayHold(v *v1alpha1.Volume, pools []*store.OfflineError) error {
+func mayHold(v *v1alpha1.Volume, pools []*disk.OfflineError) error {
 	pool := v.Status.Pool
 	if pool == "" {
 		pool = v.Spec.Pool

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 )
@@ -102,7 +103,7 @@ func (a *Agent) stays(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, err err
 		return nil
 	}
 
-	if offline, ok := errors.AsType[*store.OfflineError](err); ok {
+	if offline, ok := errors.AsType[*disk.OfflineError](err); ok {
 		translate.SetReady(status, v1alpha1.VolumeUnavailable, v1alpha1.ReasonPoolOffline,
 			offline.Error())
 		return nil

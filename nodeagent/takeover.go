@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -65,7 +66,7 @@ func (e *elsewhere) again(now time.Time) time.Duration {
 // taken. It is called with mu held.
 func (p *poolReporter) askElsewhere(ctx context.Context, pool *store.Pool) {
 	off := pool.Offline
-	if off == nil || off.Reason != store.OfflineInUseElsewhere {
+	if off == nil || off.Reason != disk.OfflineInUseElsewhere {
 		former := p.elsewhere[pool.Name]
 		former.stop()
 		if off == nil {
@@ -107,7 +108,7 @@ func (e *elsewhere) stop() {
 
 // hasIt says which other node has the pool with the identity, as the cluster's
 // objects tell; empty: none.
-func (p *poolReporter) hasIt(ctx context.Context, name string, off *store.OfflineError,
+func (p *poolReporter) hasIt(ctx context.Context, name string, off *disk.OfflineError,
 	patient bool) (string, error) {
 	a := p.agent
 	var pools v1alpha1.PoolList
@@ -168,9 +169,9 @@ func hasDisk(pool *v1alpha1.Pool) bool {
 	if ready == nil || ready.Status == metav1.ConditionTrue {
 		return true
 	}
-	return !slices.Contains([]string{store.OfflineMissing, store.OfflineSwapped,
-		store.OfflineNoMountpoint, store.OfflineForeign,
-		store.OfflineRebuilt, store.OfflineNotConfigured, store.OfflineInUseElsewhere},
+	return !slices.Contains([]string{disk.OfflineMissing, disk.OfflineSwapped,
+		disk.OfflineNoMountpoint, disk.OfflineForeign,
+		disk.OfflineRebuilt, disk.OfflineNotConfigured, disk.OfflineInUseElsewhere},
 		ready.Reason)
 }
 
@@ -192,12 +193,12 @@ func (p *poolReporter) nodeExists(ctx context.Context, node string) (bool, error
 
 // elsewhereOffline adds to a pool that another node had why it is not taken.
 func (p *poolReporter) elsewhereOffline(pool *store.Pool,
-	off *store.OfflineError) *store.OfflineError {
+	off *disk.OfflineError) *disk.OfflineError {
 	at, asked := p.elsewhere[pool.Name]
-	if !asked || off.Reason != store.OfflineInUseElsewhere || at.because == "" {
+	if !asked || off.Reason != disk.OfflineInUseElsewhere || at.because == "" {
 		return off
 	}
-	return &store.OfflineError{Pool: off.Pool, Reason: off.Reason, UID: off.UID, Holder: off.Holder,
+	return &disk.OfflineError{Pool: off.Pool, Reason: off.Reason, UID: off.UID, Holder: off.Holder,
 		Err: fmt.Errorf("%w: %s", off.Err, at.because)}
 }
 

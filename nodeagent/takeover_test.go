@@ -10,8 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
-	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
 // node makes the Lease of another node of the cluster.
@@ -49,7 +49,7 @@ func TestDiskThatAnotherNodeHas(t *testing.T) {
 		"its Node is deleted": func(b *bench, lease *coordinationv1.Lease, _ *v1alpha1.Pool) {
 			require.NoError(b.t, b.objects.Delete(b.t.Context(), lease))
 		},
-		"it says that it is missing": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) { b.says(pool, store.OfflineMissing) },
+		"it says that it is missing": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) { b.says(pool, disk.OfflineMissing) },
 		"it says that it has another": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) {
 			require.NoError(b.t, b.objects.Delete(b.t.Context(), pool))
 			b.poolOf("node7", "of-another-disk", v1alpha1.ReasonReady)
@@ -57,7 +57,7 @@ func TestDiskThatAnotherNodeHas(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testroot.RequireRoot(t)
-			d := disk{at: t.TempDir()} // a directory that two nodes see
+			d := poolDisk{at: t.TempDir()} // a directory that two nodes see
 			uid := d.fill(t, "node7", "cluster-1")
 			before := tree(t, d.at)
 			b := newBenchAt(t, t.TempDir())
@@ -67,12 +67,12 @@ func TestDiskThatAnotherNodeHas(t *testing.T) {
 			require.NoError(t, b.objects.Delete(t.Context(), ours))
 			b.start("machine-1")
 			why, message := condition(b.poolNow(), v1alpha1.ConditionReady)
-			require.Equal(t, store.OfflineInUseElsewhere, why, message)
+			require.Equal(t, disk.OfflineInUseElsewhere, why, message)
 			require.Contains(t, message, "node7.default")
-			for _, state := range []string{store.OfflineReadOnly, store.OfflineFailed} {
+			for _, state := range []string{disk.OfflineReadOnly, disk.OfflineFailed} {
 				b.says(pool, state) // it has the disk, whatever is wrong with it
 				why, message = condition(b.poolNow(), v1alpha1.ConditionReady)
-				require.Equal(t, store.OfflineInUseElsewhere, why, message)
+				require.Equal(t, disk.OfflineInUseElsewhere, why, message)
 			}
 			require.Equal(t, before, tree(t, d.at), "nothing was touched")
 
@@ -121,7 +121,7 @@ func TestAskingAgainTakesEverLonger(t *testing.T) {
 // its disk: that leaves one timer, and none once it is this node's.
 func TestOneTimerForADiskElsewhere(t *testing.T) {
 	testroot.RequireRoot(t)
-	d := disk{at: t.TempDir()}
+	d := poolDisk{at: t.TempDir()}
 	uid := d.fill(t, "node7", "cluster-1")
 	b := newBenchAt(t, t.TempDir())
 	lease, _ := b.node("node7"), b.poolOf("node7", uid, v1alpha1.ReasonReady)

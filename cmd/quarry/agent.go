@@ -16,6 +16,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
@@ -79,7 +80,7 @@ func (o *agentFlags) run(ctx context.Context) error {
 	machine := nodeagent.MachineID(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: machine, Pools: c.PoolsOf(o.node),
 		HeavyJobs:    c.HeavyJobs,
-		ByClaimIndex: c.ByClaimIndex, LockDir: store.LockDir, KubeletDir: o.kubeletDir, Log: log})
+		ByClaimIndex: c.ByClaimIndex, LockDir: disk.LockDir, KubeletDir: o.kubeletDir, Log: log})
 	agent, err := nodeagent.New(nodeagent.Options{Node: o.node, MachineID: machine, Store: disks,
 		Config: kube, RecheckEvery: o.recheckEvery, Registry: registry, Log: log,
 		Serving: func() {

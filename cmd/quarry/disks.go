@@ -19,6 +19,7 @@ import (
 	"github.com/quarry-storage/quarry/cmd/internal/show"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -41,7 +42,7 @@ func (d *disks) flags(cmd *cobra.Command) {
 	f.Lookup("node-name").DefValue = "$NODE_NAME"
 	f.StringArrayVar(&d.paths, "pool", nil,
 		"a pool's path, instead of those of the configuration (repeatable)")
-	f.StringVar(&d.deviceDir, "device-dir", store.DeviceDir,
+	f.StringVar(&d.deviceDir, "device-dir", disk.DeviceDir,
 		"where the links to the devices of Block volumes are (that of quarry standalone)")
 	d.output.Flags(f)
 }
@@ -267,7 +268,7 @@ func objectReader(config *rest.Config) (client.Reader, error) {
 
 func (d *disks) verify(ctx context.Context, pools []config.Pool,
 	reader client.Reader) ([]store.Finding, error) {
-	var expect map[string]store.Expectation
+	var expect map[string]disk.Expectation
 	var err error
 	if reader != nil {
 		if expect, err = nodeagent.Identities(ctx, reader, d.node); err != nil {
@@ -285,15 +286,16 @@ func (d *disks) verify(ctx context.Context, pools []config.Pool,
 	var volumes []store.Volume
 	unread := map[[2]string]bool{} // what can't be read is a finding already
 	for _, p := range pools {
-		in, err := store.Inspect(p.Path)
+		in, err := disk.Inspect(p.Path)
 		if err != nil {
 			unread[[2]string{p.Name, ""}] = true
 			continue
 		}
 
-		for _, v := range in.Volumes {
-			v.Pool = p.Name
-			volumes = append(volumes, v)
+		for i := range in.Volumes {
+			v := &in.Volumes[i]
+			volumes = append(volumes, store.Volume{Volume: *v, Pool: p.Name,
+				PoolUID: in.Identity.UID, Path: disk.PathOf(v, p.Path, disk.DeviceDir)})
 		}
 
 		for name := range in.Broken {

@@ -174,7 +174,7 @@ func reasonsReference(t *testing.T) string {
 	b.WriteString("# Reasons\n\nOf conditions and events. Generated from the program (`make generate`). None is ever renamed.\n")
 	for _, from := range []struct{ file, prefix string }{
 		{"../../api/v1alpha1/reasons.go", "Reason"}, {"../../api/v1alpha1/events.go",
-			"Event"}, {"../../nodeagent/store/pool.go", "Offline"},
+			"Event"}, {"../../nodeagent/disk/offline.go", "Offline"},
 	} {
 		file, err := parser.ParseFile(token.NewFileSet(), from.file, nil, parser.ParseComments)
 		require.NoError(t, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/quarry-storage/quarry/csi"
 	"github.com/quarry-storage/quarry/nodeagent"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/standalone"
@@ -82,7 +83,7 @@ func newStandaloneCommand() *cobra.Command {
 			"that this machine does not have: they were moved here, and no other machine has them any more")
 	f.Int64Var(&o.maxVolumes, "max-volumes", 0,
 		"how many volumes may be published here (0: no limit)")
-	f.StringVar(&o.deviceDir, "device-dir", store.DeviceDir,
+	f.StringVar(&o.deviceDir, "device-dir", disk.DeviceDir,
 		"where links to the devices of Block volumes are made; must be emptied at boot")
 	if err := cmd.MarkFlagRequired("pool"); err != nil {
 		panic(err) // the flag is defined above
@@ -113,13 +114,13 @@ func (o *standaloneFlags) run(ctx context.Context) error {
 	nodeagent.ThisMachine().Log(log)
 	disks := store.New(store.Options{Node: o.node, MachineID: nodeagent.MachineID(log),
 		Pools: pools, ByClaimIndex: true,
-		Log: log, DeviceDir: o.deviceDir, LockDir: store.LockDir})
+		Log: log, DeviceDir: o.deviceDir, LockDir: disk.LockDir})
 	takeFrom := ""
 	if o.takeOver {
-		takeFrom = store.Anybody
+		takeFrom = disk.Anybody
 	}
 	for _, p := range pools {
-		disks.Expect(p.Name, store.Expectation{MayCreate: true, TakeFrom: takeFrom})
+		disks.Expect(p.Name, disk.Expectation{MayCreate: true, TakeFrom: takeFrom})
 	}
 	disks.Refresh(ctx)
 	log.InfoContext(ctx, "volumes are up", "node", o.node, "volumes", len(disks.List()))
@@ -174,7 +175,7 @@ func (o *standaloneFlags) introduce(log *slog.Logger) {
 func takeCopies(ctx context.Context, s *store.Store, log *slog.Logger) {
 	for _, p := range s.Pools() {
 		for name, why := range p.Broken {
-			var copied *store.CopyError
+			var copied *disk.CopyError
 			if !errors.As(why, &copied) || copied.ID != name {
 				continue
 			}

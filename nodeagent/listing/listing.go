@@ -10,12 +10,11 @@ package listing
 import (
 	"errors"
 	"math"
-	"path/filepath"
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
-	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
 // PoolListing is what there is at the path of a pool.
@@ -78,10 +77,10 @@ func Read(pools []config.Pool, deviceDir string) []PoolListing {
 
 func read(p *config.Pool, deviceDir string) PoolListing {
 	l := PoolListing{Name: p.Name, Path: p.Path, Labels: p.Labels, Volumes: []VolumeListing{}}
-	in, err := store.Inspect(p.Path)
+	in, err := disk.Inspect(p.Path)
 	if err != nil {
 		l.Error = err.Error()
-		if offline, ok := errors.AsType[*store.OfflineError](err); ok {
+		if offline, ok := errors.AsType[*disk.OfflineError](err); ok {
 			l.Error, l.Reason = offline.Err.Error(), offline.Reason
 		}
 	}
@@ -92,12 +91,10 @@ func read(p *config.Pool, deviceDir string) PoolListing {
 
 	l.UID, l.ClusterID, l.Identity, l.Unfinished = in.Identity.UID, in.Identity.ClusterID,
 		&in.Identity, in.Unfinished
-	for _, v := range in.Volumes {
-		path := v.Path
-		if v.VolumeMode == record.ModeBlock {
-			path = filepath.Join(deviceDir, v.ID)
-		}
-		l.Volumes = append(l.Volumes, VolumeListing{Volume: v.Volume, Path: path})
+	for i := range in.Volumes {
+		v := &in.Volumes[i]
+		l.Volumes = append(l.Volumes, VolumeListing{Volume: *v,
+			Path: disk.PathOf(v, p.Path, deviceDir)})
 	}
 
 	for _, t := range in.Trash {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -28,7 +29,7 @@ func poolAt(t *testing.T, name, cluster string) config.Pool {
 	p := c.Pools[0]
 	s := store.New(store.Options{Node: "node1", Pools: []config.Pool{p}, DeviceDir: t.TempDir(),
 		Log: slog.New(slog.DiscardHandler)})
-	s.Expect(p.Name, store.Expectation{MayCreate: true, ClusterID: cluster})
+	s.Expect(p.Name, disk.Expectation{MayCreate: true, ClusterID: cluster})
 	s.Refresh(t.Context())
 	for _, id := range []string{"pvc-1", "pvc-2"} {
 		adm, err := s.Admit(t.Context(), store.Request{ID: id, Backend: record.BackendDirectory,
@@ -55,12 +56,12 @@ func TestEveryPoolIsListed(t *testing.T) {
 		[]byte("{"), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(mine.Path, "pvc-3"), nil, 0o600))
 
-	listed := Read([]config.Pool{missing, mine, broken, foreign}, store.DeviceDir)
+	listed := Read([]config.Pool{missing, mine, broken, foreign}, disk.DeviceDir)
 	require.Len(t, listed, 4)
-	require.Equal(t, store.OfflineMissing, listed[0].Reason)
+	require.Equal(t, disk.OfflineMissing, listed[0].Reason)
 	require.Contains(t, listed[0].Error, missing.Path)
 	require.Nil(t, listed[0].Identity)
-	require.Equal(t, store.OfflineUnreadable, listed[2].Reason)
+	require.Equal(t, disk.OfflineUnreadable, listed[2].Reason)
 	for i, cluster := range map[int]string{1: "cluster-1", 3: "cluster-2"} {
 		l := listed[i]
 		require.Empty(t, l.Error)

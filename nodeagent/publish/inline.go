@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
@@ -64,7 +65,7 @@ func (i *Inline) Remove(ctx context.Context, id string) error {
 	if isMissing {
 		if off := i.Store.Away(&store.Request{ID: id}, missing.Unseen); off != nil {
 			return translate.WithReason(&store.UnseenError{ID: id,
-				Unseen: []*store.OfflineError{off}})
+				Unseen: []*disk.OfflineError{off}})
 		}
 	}
 	if isMissing || err == nil && !translate.IsInline(&v.Volume) {

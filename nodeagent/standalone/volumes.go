@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -91,7 +92,7 @@ func selectorOf(wish *v1alpha1.VolumeSpec) (labels.Selector, error) {
 // that could not be looked at, made from this wish before, say, another one,
 // empty, would be in its place: that is an error.
 func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeSpec,
-	digest string, unseen []*store.OfflineError) error {
+	digest string, unseen []*disk.OfflineError) error {
 	request, err := translate.RequestOf(&v1alpha1.Volume{
 		ObjectMeta: metav1.ObjectMeta{Name: name,
 			Labels: map[string]string{v1alpha1.LabelPVName: name}}, Spec: wish,
@@ -113,7 +114,7 @@ func (s *Volumes) create(ctx context.Context, name string, wish v1alpha1.VolumeS
 		_, err = s.Store.Create(ctx, admitted[0])
 	}
 
-	if _, offline := errors.AsType[*store.OfflineError](err); offline {
+	if _, offline := errors.AsType[*disk.OfflineError](err); offline {
 		// There is no volume that would be unavailable.
 		return &translate.Error{Code: v1alpha1.ReasonPoolOffline, Err: err}
 	}

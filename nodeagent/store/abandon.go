@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"sync/atomic"
+
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
 // What a volume that is being made can come to.
@@ -34,7 +36,7 @@ func (a *Admission) Hung() error {
 	}
 	a.pool.mu.Lock()
 	defer a.pool.mu.Unlock()
-	if off := a.pool.offline; off != nil && off.silent() {
+	if off := a.pool.offline; off != nil && off.IsSilent() {
 		return off
 	}
 	return nil
@@ -60,7 +62,7 @@ func (s *Store) stillAbandoned(id string) error {
 	if !ok {
 		return errAbandoned // its disk answered just now
 	}
-	return &OfflineError{Pool: where.name(), Reason: OfflineHung, Err: errAbandoned}
+	return &disk.OfflineError{Pool: where.name(), Reason: disk.OfflineHung, Err: errAbandoned}
 }
 
 // Abandoned reports whether the volume was given up, and its disk has not

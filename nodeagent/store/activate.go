@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -69,7 +70,7 @@ func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 	dir, err := r.OpenDir(v.rec.ID)
 	s.setGone(v, errors.Is(err, fs.ErrNotExist))
 	if err != nil {
-		return &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+		return &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
 

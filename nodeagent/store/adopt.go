@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -51,7 +52,7 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 		return nil, &ConflictError{ID: id, Detail: "its directory is not a volume that can be read"}
 	}
 
-	tmp, err := r.sub(record.TmpDir)
+	tmp, err := r.Sub(record.TmpDir)
 	if err != nil {
 		return nil, err
 	}
@@ -62,12 +63,12 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	}
 
 	m := &moving{store: s, adm: a, root: r, tmp: tmp, rec: newRecord(a)}
-	if m.old, err = openSpot(r, a.req.found.from); err != nil {
+	if m.old, err = disk.OpenOldPath(r, a.req.found.from); err != nil {
 		return nil, err
 	}
 	defer m.old.Close()
 
-	if m.thing, err = m.old.open(); err != nil {
+	if m.thing, err = m.old.Open(); err != nil {
 		return nil, err
 	}
 	defer m.thing.Close()
@@ -114,10 +115,10 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 type moving struct {
 	store *Store
 	adm   *Admission
-	root  *root
+	root  *disk.Root
 	tmp   *beneath.Dir
 	dir   *beneath.Dir // the volume's, first under tmp
-	old   *spot
+	old   *disk.OldPath
 	thing *os.File // what is adopted, O_PATH
 	rec   *record.Volume
 	// moved: the data is in the volume's directory.
@@ -138,7 +139,7 @@ func (m *moving) run(ctx context.Context) (err error) {
 	if err := s.fault("adopt: link"); err != nil {
 		return err
 	}
-	if err := m.dir.Symlink(linkTarget(m.rec), adoptedName(m.rec)); err != nil {
+	if err := m.dir.Symlink(disk.LinkTarget(m.rec), disk.DataName(m.rec)); err != nil {
 		return err
 	}
 	if m.rec.Backend == record.BackendLoop && m.rec.VolumeMode == record.ModeFilesystem {
@@ -153,7 +154,7 @@ func (m *moving) run(ctx context.Context) (err error) {
 	if err := s.fault("adopt: write record"); err != nil {
 		return err
 	}
-	if err := writeVolume(m.dir, m.rec); err != nil {
+	if err := disk.WriteVolume(m.dir, m.rec); err != nil {
 		return err
 	}
 	if err := s.fault("adopt: into the pool"); err != nil {
@@ -194,7 +195,7 @@ func (m *moving) limit() error {
 	if err := m.store.fault("adopt: note quota id"); err != nil {
 		return err
 	}
-	if err := writeVolume(m.dir, m.rec); err != nil {
+	if err := disk.WriteVolume(m.dir, m.rec); err != nil {
 		return err
 	}
 	if err := m.store.fault("adopt: set limit"); err != nil {
@@ -212,8 +213,8 @@ func (m *moving) exchange() error {
 		return err
 	}
 
-	name := adoptedName(m.rec)
-	err := m.old.parent.Exchange(m.old.name, m.dir, name)
+	name := disk.DataName(m.rec)
+	err := m.old.Parent.Exchange(m.old.Name, m.dir, name)
 	switch {
 	case errors.Is(err, unix.EXDEV):
 		return notAdoptable("%s cannot be renamed into the pool: it is in another subvolume or "+
@@ -240,15 +241,15 @@ func (m *moving) exchange() error {
 		return err
 	}
 
-	return errors.Join(m.dir.Sync(), m.old.parent.Sync())
+	return errors.Join(m.dir.Sync(), m.old.Parent.Sync())
 }
 
 // back takes the exchange back.
 func (m *moving) back() error {
-	err := m.dir.Exchange(adoptedName(m.rec), m.old.parent, m.old.name)
+	err := m.dir.Exchange(disk.DataName(m.rec), m.old.Parent, m.old.Name)
 	if err == nil {
 		m.moved = false
-		err = errors.Join(m.old.parent.Sync(), m.dir.Sync())
+		err = errors.Join(m.old.Parent.Sync(), m.dir.Sync())
 	}
 	return err
 }
@@ -286,7 +287,7 @@ func (m *moving) prove(ctx context.Context) error {
 	}
 
 	var (
-		mismatch *MismatchError
+		mismatch *disk.MismatchError
 		damaged  *filesystem.DamagedError
 		unusable *mount.Error
 		refused  *RefusedError
@@ -325,8 +326,8 @@ func shrinkTo(dir *beneath.Dir, size int64) error {
 
 // takeBack clears away an adoption whose data was not moved, however far it
 // came. A second call finishes what the first could not.
-func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir, id string) error {
-	if rec, err := readEntry(r.Dir, id, id); err == nil {
+func (s *Store) takeBack(ctx context.Context, p *pool, r *disk.Root, tmp *beneath.Dir, id string) error {
+	if rec, err := disk.ReadEntry(r.Dir, id, id); err == nil {
 		if err := s.uncommitAdoption(r, tmp, rec); err != nil {
 			return err
 		}
@@ -336,8 +337,8 @@ func (s *Store) takeBack(ctx context.Context, p *pool, r *root, tmp *beneath.Dir
 
 // uncommitAdoption renames the volume's directory back to tmp, for an adoption
 // whose data was not moved.
-func (s *Store) uncommitAdoption(r *root, tmp *beneath.Dir, rec *record.Volume) error {
-	if unmoved, err := isUnmoved(r.Dir, rec); err != nil || !unmoved {
+func (s *Store) uncommitAdoption(r *disk.Root, tmp *beneath.Dir, rec *record.Volume) error {
+	if unmoved, err := disk.IsUnmoved(r.Dir, rec); err != nil || !unmoved {
 		return errors.Join(err, fmt.Errorf("volume %s holds adopted data and stays", rec.ID))
 	}
 	if err := s.fault("adopt: out of the pool"); err != nil {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
-	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -78,8 +78,8 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 
 	report.Pool, report.Directory = cfg.Name, cfg.Path
 	rec := &record.Volume{ID: "<id>", Backend: r.Backend, AdoptedFrom: from}
-	report.Link = linkTarget(rec)
-	root, _, err := (&pool{cfg: cfg}).openAs(expectation{})
+	report.Link = disk.LinkTarget(rec)
+	root, _, err := disk.Open(&cfg, &disk.Expectation{})
 	if err != nil {
 		return report.with(err)
 	}
@@ -95,7 +95,7 @@ func CheckAdoption(ctx context.Context, pools []config.Pool, name, kind, volumeM
 	}
 	e.ownerOf = func(uuid string) string { return ownerOnDisk(pools, uuid) }
 	e.linkIn = func(from string) string { return linkOnDisk(cfg, from) }
-	if e.features, err = look(root); err != nil {
+	if e.features, err = disk.LookAtFeatures(root); err != nil {
 		return report, err
 	}
 	if e.table, err = mount.Scan(); err != nil {
@@ -140,7 +140,7 @@ func (report *AdoptionReport) tell(f *found) {
 // with adds an error that speaks against the adoption to the report, and
 // returns any other.
 func (report AdoptionReport) with(err error) (AdoptionReport, error) {
-	var offline *OfflineError
+	var offline *disk.OfflineError
 	if _, refused := Reason(err); refused || errors.As(err, &offline) {
 		report.Problems = append(report.Problems, err.Error())
 		return report, nil
@@ -152,32 +152,15 @@ func (report AdoptionReport) with(err error) (AdoptionReport, error) {
 	return report, nil
 }
 
-// look is probe without changing anything.
-func look(r *root) (Features, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
-		return Features{}, fmt.Errorf("statfs %s: %w", r.Path(), err)
-	}
-
-	support, err := quota.Look(r.File())
-	f := Features{Filesystem: filesystemNames[int64(st.Type)], ProjectQuota: support.Project,
-		NoQuotaBecause: support.Reason}
-	if f.Filesystem == "" {
-		f.Filesystem = fmt.Sprintf("0x%x", st.Type)
-	}
-
-	return f, err
-}
-
 // linkOnDisk is linkIn without a running store.
 func linkOnDisk(p config.Pool, from string) string {
-	in, err := Inspect(p.Path)
+	in, err := disk.Inspect(p.Path)
 	if err != nil {
 		return ""
 	}
 
 	for i := range in.Volumes {
-		if isBelow(&in.Volumes[i].Volume, from) {
+		if isBelow(&in.Volumes[i], from) {
 			return in.Volumes[i].ID
 		}
 	}
@@ -188,11 +171,11 @@ func linkOnDisk(p config.Pool, from string) string {
 // ownerOnDisk is ownerOfFilesystem without a running store.
 func ownerOnDisk(pools []config.Pool, uuid string) string {
 	for _, p := range pools {
-		in, err := Inspect(p.Path)
+		in, err := disk.Inspect(p.Path)
 		if err != nil {
 			continue // offline: its volumes are not in use
 		}
-		if i := slices.IndexFunc(in.Volumes, func(v Volume) bool {
+		if i := slices.IndexFunc(in.Volumes, func(v record.Volume) bool {
 			return v.FSUUID == uuid
 		}); i >= 0 {
 			return "volume " + in.Volumes[i].ID

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -228,10 +229,10 @@ func TestAdoptedDataIsNeverSwept(t *testing.T) {
 	oldDirectory(t, r.Adopt.Path)
 	n.mustCreate(r)
 	dir := filepath.Join(n.pools[0].Path, r.ID)
-	err := n.store.withVolume(t.Context(), r.ID, func(v *volume, _ *root, dir *beneath.Dir) error {
+	err := n.store.withVolume(t.Context(), r.ID, func(v *volume, _ *disk.Root, dir *beneath.Dir) error {
 		rec := v.rec
 		rec.Adopting = record.AdoptionMoving
-		return writeVolume(dir, &rec)
+		return disk.WriteVolume(dir, &rec)
 	})
 	require.NoError(t, err)
 	tmp := filepath.Join(n.pools[0].Path, record.MetaDir, record.TmpDir, r.ID)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -104,7 +105,7 @@ func (s *Store) examine(ctx context.Context, r *Request) error {
 			ownerOf:     s.ownerOfFilesystem,
 		}
 		e.linkIn = func(from string) string { return s.linkIn(p, from) }
-		err = p.with(func(root *root) error {
+		err = p.with(func(root *disk.Root) error {
 			r.found, err = e.run(ctx, root)
 			return err
 		})
@@ -177,7 +178,7 @@ type examination struct {
 	from        string
 	pools       []config.Pool
 	table       *mount.Table
-	features    Features
+	features    disk.Features
 	fstype      string
 	volumeMode  string
 	enforcement string
@@ -194,21 +195,21 @@ type examination struct {
 	uses []mount.Use
 }
 
-func (e *examination) run(ctx context.Context, r *root) (*found, error) {
+func (e *examination) run(ctx context.Context, r *disk.Root) (*found, error) {
 	f := &found{from: e.from}
 	if err := e.outside(r); err != nil {
 		return f, err
 	}
 
-	sp, err := openSpot(r, e.from)
+	old, err := disk.OpenOldPath(r, e.from)
 	if err != nil {
 		return f, e.unreachable(err, path.Dir(e.adopt.Path))
 	}
-	defer sp.Close()
+	defer old.Close()
 
 	var top, parent unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(r.File().Fd()), &top),
-		unix.Fstat(int(sp.parent.File().Fd()), &parent)); err != nil {
+		unix.Fstat(int(old.Parent.File().Fd()), &parent)); err != nil {
 		return f, err
 	}
 	if top.Dev != parent.Dev {
@@ -216,14 +217,14 @@ func (e *examination) run(ctx context.Context, r *root) (*found, error) {
 			"data into a new volume", e.adopt.Path)
 	}
 
-	to, err := sp.parent.Readlink(sp.name)
+	to, err := old.Parent.Readlink(old.Name)
 	if err == nil {
 		f.there = true
 		return f, notAdoptable("%s is a symbolic link to %s; a link cannot be adopted, and the "+
 			"link of a volume that was adopted leads to its data", e.adopt.Path, to)
 	}
 
-	thing, err := sp.open()
+	thing, err := old.Open()
 	if errors.Is(err, fs.ErrNotExist) {
 		if e.adopt.mayCreate() {
 			return f, nil
@@ -253,16 +254,16 @@ func (e *examination) run(ctx context.Context, r *root) (*found, error) {
 		return f, notAdoptable("%s is not a directory; an image file is adopted with type File",
 			e.adopt.Path)
 	case kind == unix.S_IFREG:
-		return f, e.image(f, sp)
+		return f, e.image(f, old)
 	default:
-		return f, e.directory(ctx, f, sp)
+		return f, e.directory(ctx, f, old)
 	}
 }
 
 // outside refuses a path that is a volume or a pool, or lies in one.
-func (e *examination) outside(r *root) error {
+func (e *examination) outside(r *disk.Root) error {
 	first, _, _ := strings.Cut(e.from, "/")
-	if isLink(r.Dir, first) {
+	if disk.IsLink(r.Dir, first) {
 		return nil // the walk to the path reports it
 	}
 
@@ -323,13 +324,13 @@ func (e *examination) unmounted(thing *os.File) error {
 	return nil
 }
 
-func (e *examination) directory(ctx context.Context, f *found, sp *spot) error {
+func (e *examination) directory(ctx context.Context, f *found, old *disk.OldPath) error {
 	if id := e.linkIn(e.from); id != "" {
 		return notAdoptable("volume %s was adopted from below %s, and the link that leads there "+
 			"would lead nowhere", id, e.adopt.Path)
 	}
 
-	dir, err := sp.parent.OpenDir(sp.name)
+	dir, err := old.Parent.OpenDir(old.Name)
 	if err != nil {
 		return e.unreachable(err, e.adopt.Path)
 	}
@@ -375,8 +376,8 @@ func (e *examination) directory(ctx context.Context, f *found, sp *spot) error {
 	return nil
 }
 
-func (e *examination) image(f *found, sp *spot) error {
-	image, err := sp.parent.OpenFile(sp.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+func (e *examination) image(f *found, old *disk.OldPath) error {
+	image, err := old.Parent.OpenFile(old.Name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return e.unreachable(err, e.adopt.Path)
 	}

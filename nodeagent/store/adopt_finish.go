@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -18,7 +19,7 @@ import (
 // and notes that it is done. Every part of it can be repeated. It is called
 // with the volume's lock held, whenever a volume whose adoption is not finished
 // is brought up.
-func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root,
+func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *disk.Root,
 	dir *beneath.Dir) error {
 	// One adoption at a time, and not counted among the heavy jobs: walking a
 	// large tree takes long, and no new volume should wait for it.
@@ -58,7 +59,7 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *root,
 func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
 	next := v.next()
 	next.Adopting = phase
-	if err := writeVolume(dir, &next); err != nil {
+	if err := disk.WriteVolume(dir, &next); err != nil {
 		return err
 	}
 	s.setRecord(v, next)
@@ -67,7 +68,7 @@ func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
 
 // finishDirectory gives everything in the directory the volume's project id,
 // while others may be writing there.
-func (s *Store) finishDirectory(ctx context.Context, v *volume, r *root, dir *beneath.Dir) error {
+func (s *Store) finishDirectory(ctx context.Context, v *volume, r *disk.Root, dir *beneath.Dir) error {
 	if v.rec.QuotaKind != record.QuotaProject {
 		return nil
 	}
@@ -235,7 +236,7 @@ func (s *Store) gather(ctx context.Context, inner *beneath.Dir, staging, fstype 
 
 	for {
 		// The entries that stay are too few to fill one reading.
-		names, err := someNames(inner)
+		names, err := disk.SomeNames(inner)
 		if err != nil {
 			return err
 		}

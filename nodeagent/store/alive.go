@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -137,16 +138,8 @@ func (q *questions) take(id string, mine *question) bool {
 	}
 }
 
-// longerThanAny is a name that no file of any filesystem here can have.
-var longerThanAny = strings.Repeat("x", unix.NAME_MAX+1)
-
-// answers asks a filesystem, whose root is open (O_PATH), whether it is alive, without writing to it.
-//
-// Nothing in sysfs, procfs, statfs(2) or statmount(2) tells that a filesystem is frozen, and FIFREEZE, which says EBUSY then, would
-// freeze the one that is not. What a frozen one does is to hold whoever is about to write. So something is begun that cannot be:
-// the kernel waits for the filesystem to take writes (mnt_want_write in filename_create of fs/namei.c) before the filesystem is asked for
-// the name, which is refused for its length before any block is looked at. That writes nothing, asks no disk, takes microseconds, and
-// hangs as long as a freeze lasts and for nothing else. What it says does not matter: it has come back.
+// answers asks a filesystem, whose root is open (O_PATH), whether it is alive,
+// without writing to it.
 func answers(root int) error {
 	var st unix.Statx_t
 	if err := unix.Statx(root, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
@@ -156,7 +149,7 @@ func answers(root int) error {
 	if err := unix.Fstatfs(root, &fs); err != nil {
 		return os.NewSyscallError("statfs", err)
 	}
-	_ = unix.Mkdirat(root, longerThanAny, 0)
+	disk.AwaitWrites(root)
 	return nil
 }
 
@@ -175,7 +168,7 @@ func answersAt(path string) error {
 func takesWrites(root *os.File) error {
 	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_OMIT}}
 	err := unix.UtimesNanoAt(unix.AT_FDCWD, procFD(root), now, 0)
-	if err == nil || isFull(err) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+	if err == nil || disk.IsFull(err) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		return nil
 	}
 	return &os.PathError{Op: "utimensat", Path: root.Name(), Err: err}

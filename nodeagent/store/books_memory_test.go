@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -72,7 +73,7 @@ func (p *paper) online(i int) {
 	space, pl := p.space(i), p.pools[i]
 	pl.mu.Lock()
 	pl.space, pl.offline = space, nil
-	pl.features = Features{ProjectQuota: true, Filesystem: "xfs"}
+	pl.features = disk.Features{ProjectQuota: true, Filesystem: "xfs"}
 	pl.identity = &record.Pool{UID: "uid-" + pl.name()}
 	pl.mu.Unlock()
 }
@@ -80,7 +81,7 @@ func (p *paper) online(i int) {
 func (p *paper) offline(i int) {
 	pl := p.pools[i]
 	pl.mu.Lock()
-	pl.offline = &OfflineError{Pool: pl.name(), Reason: OfflineMissing, Err: errors.New("away")}
+	pl.offline = &disk.OfflineError{Pool: pl.name(), Reason: disk.OfflineMissing, Err: errors.New("away")}
 	pl.mu.Unlock()
 	p.forgetPool(pl, i < 2) // the third has a disk of its own, which is gone
 }
@@ -213,7 +214,7 @@ func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string
 	}
 	admitted, err := p.Admit(t.Context(), group...)
 	var full *CapacityError
-	var off *OfflineError
+	var off *disk.OfflineError
 	if err != nil {
 		require.True(t, errors.As(err, &full) || errors.As(err, &off), "%v", err)
 		for key := range p.usable {

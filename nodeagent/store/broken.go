@@ -9,6 +9,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -29,7 +30,7 @@ type guess struct {
 // markBroken remembers that a directory of a pool cannot be read, and promises
 // it what it most likely takes. name is that of a volume, or the path of an
 // entry of the trash below the pool's own directory.
-func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string, cause error) {
+func (s *Store) markBroken(p *pool, r *disk.Root, space *filesystemSpace, name string, cause error) {
 	key := p.key(name)
 	s.mu.Lock()
 	known := s.volumes[name]
@@ -42,7 +43,7 @@ func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string
 	g := guess{pool: p, image: name + "/" + record.ImageFile}
 	parent := r.Dir
 	if known == nil && path.Dir(name) == record.TrashDir {
-		parent, g.image = r.meta, record.MetaDir+"/"+g.image
+		parent, g.image = r.Meta, record.MetaDir+"/"+g.image
 	}
 	switch {
 	case known != nil:
@@ -59,7 +60,7 @@ func (s *Store) markBroken(p *pool, r *root, space *filesystemSpace, name string
 	s.mu.Lock()
 	s.broken[key] = cause
 	if known != nil {
-		known.unavailable, known.gone = &MismatchError{ID: name, Detail: cause.Error()}, false
+		known.unavailable, known.gone = &disk.MismatchError{ID: name, Detail: cause.Error()}, false
 	}
 	if g.rec.Owed() > 0 {
 		s.guesses[key] = g
@@ -94,7 +95,7 @@ func (s *Store) unmarkBroken(p *pool, name string) {
 // guess returns a record of what a directory without a readable one takes: the
 // size of its image, or the limit of the quota that is on its data. If it has
 // neither, the record is owed nothing.
-func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
+func (p *pool) guess(r *disk.Root, parent *beneath.Dir, name string) record.Volume {
 	p.mu.Lock()
 	features := p.features
 	p.mu.Unlock()
@@ -157,8 +158,8 @@ func (p *pool) guess(r *root, parent *beneath.Dir, name string) record.Volume {
 // read. An error of the disk stays one: the record itself may be as good as
 // ever.
 func unreadable(id string, p *pool, cause error) error {
-	if isUnreadable(cause) {
-		return &MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone",
+	if disk.IsUnreadable(cause) {
+		return &disk.MismatchError{ID: id, Detail: fmt.Sprintf("in pool %s: %v; it is left alone",
 			p.name(), cause)}
 	}
 	return fmt.Errorf("the record of volume %s in pool %s cannot be read: %w", id, p.name(), cause)
@@ -176,8 +177,8 @@ func (s *Store) brokenCause(p *pool, name string) error {
 // what can be done. An error of the disk stays one.
 func inTrash(entry string, cause error) error {
 	err := fmt.Errorf("its entry %s in the trash cannot be read, and is kept (to have it freed "+
-		"rename it to %s%s): %w", entry, entry, freeingSuffix, cause)
-	if isUnreadable(cause) {
+		"rename it to %s%s): %w", entry, entry, disk.FreeingSuffix, cause)
+	if disk.IsUnreadable(cause) {
 		return &record.UnreadableError{Reason: err.Error()}
 	}
 	return err

@@ -4,18 +4,16 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"path"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // The index by claim is for people who look at a disk:
-// .quarry/by-claim/<namespace>/<claim> is a link to a volume. This package
-// reads it only to tidy it up, and what goes wrong with it is only logged.
+// .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing here
+// reads it but to tidy it up, and what goes wrong with it is logged only.
 
 // indexClaim links the volume by its claim, in the place of another volume's
 // link if replace. A second call changes nothing.
@@ -25,8 +23,8 @@ func (s *Store) indexClaim(ctx context.Context, v *volume, replace bool) {
 		return
 	}
 
-	err := v.pool.with(func(r *root) error {
-		index, err := r.sub(record.ByClaimDir)
+	err := v.pool.with(func(r *disk.Root) error {
+		index, err := r.Sub(record.ByClaimDir)
 		if err != nil {
 			return err
 		}
@@ -60,7 +58,7 @@ func (s *Store) indexClaim(ctx context.Context, v *volume, replace bool) {
 }
 
 // unindexClaim takes the link away if it still is this volume's.
-func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
+func (s *Store) unindexClaim(ctx context.Context, r *disk.Root, v *volume) {
 	ns, claim := v.rec.Origin.ClaimNamespace, v.rec.Origin.ClaimName
 	if beneath.CheckName(ns) != nil || beneath.CheckName(claim) != nil {
 		return
@@ -68,7 +66,7 @@ func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
 
 	err := s.fault("unindex claim")
 	if err == nil {
-		err = removeClaim(r, ns, claim, func(id string) bool { return id == v.rec.ID })
+		err = disk.RemoveClaim(r, ns, claim, func(id string) bool { return id == v.rec.ID })
 	}
 
 	if err != nil {
@@ -78,81 +76,16 @@ func (s *Store) unindexClaim(ctx context.Context, r *root, v *volume) {
 	}
 }
 
-// removeClaim removes a link if goes is true for the volume that it leads to,
-// and then the link's directory if nothing else is in it.
-func removeClaim(r *root, namespace, claim string, goes func(id string) bool) error {
-	index, err := r.meta.OpenDir(record.ByClaimDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer index.Close()
-
-	dir, err := index.OpenDir(namespace)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-
-	if to, err := dir.Readlink(claim); err != nil || !goes(path.Base(to)) {
-		return nil
-	}
-	if err := dir.Unlink(claim); err != nil {
-		return err
-	}
-	if err := index.Rmdir(namespace); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
-
-	return nil
-}
-
-// danglingClaims calls found for each link of the index that leads to no volume
-// of the claim's.
-func danglingClaims(r *root, leads func(id, namespace, claim string) bool,
-	found func(dir *beneath.Dir, namespace, claim string) error) error {
-	namespaces, err := namesIn(r.meta, record.ByClaimDir)
-	if err != nil {
-		return err
-	}
-
-	for _, ns := range namespaces {
-		dir, err := r.meta.OpenDir(path.Join(record.ByClaimDir, ns))
-		if err != nil {
-			continue // not a directory: not ours
-		}
-
-		names, err := dir.Names()
-		for _, claim := range names {
-			if to, e := dir.Readlink(claim); e == nil && !leads(path.Base(to), ns, claim) {
-				err = errors.Join(err, found(dir, ns, claim))
-			}
-		}
-
-		dir.Close()
-		if err != nil {
-			return err
-		}
-	}
-
-	return nil
-}
-
 // sweepClaims removes the links that a crash left, or that could not be removed
 // when a volume went or got another claim.
-func (s *Store) sweepClaims(ctx context.Context, p *pool, r *root) {
+func (s *Store) sweepClaims(ctx context.Context, p *pool, r *disk.Root) {
 	leads := func(id, namespace, claim string) bool {
 		v, err := s.Get(id)
 		return err == nil && v.Pool == p.name() && v.Origin.ClaimNamespace == namespace &&
 			v.Origin.ClaimName == claim
 	}
-	err := danglingClaims(r, leads, func(_ *beneath.Dir, namespace, claim string) error {
-		return removeClaim(r, namespace, claim, func(id string) bool {
+	err := disk.DanglingClaims(r, leads, func(_ *beneath.Dir, namespace, claim string) error {
+		return disk.RemoveClaim(r, namespace, claim, func(id string) bool {
 			return !leads(id, namespace, claim)
 		})
 	})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -126,12 +127,12 @@ func TestCopyWhileTheVolumesDiskIsAway(t *testing.T) {
 	run(t, "cp", "-a", filepath.Join(n.pools[1].Path, v.ID), copied)
 	hide(t, n.pools[1].Path, "-away", "")
 	s := n.prepare()
-	s.Expect("pool2", Expectation{UID: uid})
+	s.Expect("pool2", disk.Expectation{UID: uid})
 	s.Refresh(t.Context())
 
-	var copy *CopyError
+	var copy *disk.CopyError
 	require.ErrorAs(t, s.Pools()[0].Broken[v.ID], &copy)
-	require.Equal(t, CopyError{ID: v.ID, Pool: "pool1", PoolUID: s.Pools()[0].UID, Of: uid}, *copy)
+	require.Equal(t, disk.CopyError{ID: v.ID, Pool: "pool1", PoolUID: s.Pools()[0].UID, Of: uid}, *copy)
 	require.Empty(t, s.List())
 	asked := func() map[string]error {
 		return map[string]error{
@@ -197,7 +198,7 @@ func TestCopyOfADeletedVolume(t *testing.T) {
 		require.DirExists(t, copied)
 		n.start()
 	}
-	in, err := Inspect(n.pools[1].Path)
+	in, err := disk.Inspect(n.pools[1].Path)
 	require.NoError(t, err)
 	require.Contains(t, in.Broken, v.ID)
 	require.True(t, contains(VerifyPools(t.Context(), n.options(), nil), "is a copy"))

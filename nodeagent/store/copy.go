@@ -5,47 +5,12 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// A volume's record names the pool that it was made on. That tells a copy on
-// another pool (a backup that was put there, say) from the volume itself, even
-// while the volume's own disk is away. Copies are left alone. A record that
-// names no pool, written by a version before 0.2, is believed.
-
-// CopyError means that the only directory there is of a volume has a record
-// that names another pool than the one it lies in.
-type CopyError struct {
-	ID string
-	// Pool is the pool that has it, and PoolUID its identity.
-	Pool, PoolUID string
-	// Of is the identity of the pool that the record names.
-	Of string
-}
-
-func (e *CopyError) Error() string { return "volume " + e.ID + ": " + e.detail() }
-
-// Unwrap makes it a *MismatchError.
-func (e *CopyError) Unwrap() error { return &MismatchError{ID: e.ID, Detail: e.detail()} }
-
-func (e *CopyError) detail() string {
-	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; "+
-		"it is left alone "+
-		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)",
-		e.Pool, e.PoolUID, e.Of)
-}
-
-// copyOn returns a *CopyError if the record found on the open pool names
-// another one.
-func copyOn(r *root, pool string, rec *record.Volume) error {
-	if rec.PoolUID == "" || r.uid == "" || rec.PoolUID == r.uid {
-		return nil
-	}
-	return &CopyError{ID: rec.ID, Pool: pool, PoolUID: r.uid, Of: rec.PoolUID}
-}
-
 // settle writes into a volume's record that it is on this pool now.
-func (s *Store) settle(r *root, rec *record.Volume) error {
+func (s *Store) settle(r *disk.Root, rec *record.Volume) error {
 	dir, err := r.OpenDir(rec.ID)
 	if err != nil {
 		return err
@@ -57,8 +22,8 @@ func (s *Store) settle(r *root, rec *record.Volume) error {
 	}
 
 	next := *rec
-	next.PoolUID = r.uid
-	if err := writeVolume(dir, &next); err != nil {
+	next.PoolUID = r.UID
+	if err := disk.WriteVolume(dir, &next); err != nil {
 		return err
 	}
 
@@ -84,14 +49,14 @@ func (s *Store) wasMoved(v *volume, rec *record.Volume) bool {
 
 // mayBeOn reports whether the pool with identity uid may be one of those that
 // could not be looked at.
-func (s *Store) mayBeOn(uid string, unseen []*OfflineError) bool {
+func (s *Store) mayBeOn(uid string, unseen []*disk.OfflineError) bool {
 	for _, off := range unseen {
 		for _, p := range s.pools {
 			p.mu.Lock()
-			known := p.expect.uid
+			known := p.expect.UID
 			p.mu.Unlock()
 
-			if p.name() == off.Pool && off.Reason != OfflineDuplicate &&
+			if p.name() == off.Pool && off.Reason != disk.OfflineDuplicate &&
 				(known == "" || known == uid) {
 				return true
 			}
@@ -118,7 +83,7 @@ func (s *Store) TakeCopy(ctx context.Context, id string) error {
 	defer unlock()
 
 	v, unseen, err := s.seekAllLocked(ctx, id)
-	var copied *CopyError
+	var copied *disk.CopyError
 	switch {
 	case err == nil && v == nil:
 		return &NotFoundError{ID: id, Unseen: unseen}
@@ -141,12 +106,12 @@ func (s *Store) takeCopyLocked(ctx context.Context, p *pool, id string) error {
 		return err
 	}
 
-	err = p.with(func(r *root) error {
-		rec, err := readEntry(r.Dir, id, id)
+	err = p.with(func(r *disk.Root) error {
+		rec, err := disk.ReadEntry(r.Dir, id, id)
 		if err != nil {
 			return err
 		}
-		if copyOn(r, p.name(), rec) != nil {
+		if disk.CopyOn(r, p.name(), rec) != nil {
 			if err := s.settle(r, rec); err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -36,15 +37,15 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 	defer s.abandoned.Delete(id)
 
 	v, err := s.seekLocked(ctx, id)
-	var mismatch *MismatchError
+	var mismatch *disk.MismatchError
 	unreadable := errors.As(err, &mismatch)
 
 	// An adoption goes on: what cannot be read may be the very directory that
 	// it is of.
 	if err != nil && !(unreadable && a.req.adopts()) {
 		a.Cancel()
-		if copied := (*CopyError)(nil); errors.As(err, &copied) {
-			err = &ConflictError{ID: id, Detail: copied.detail()}
+		if copied := (*disk.CopyError)(nil); errors.As(err, &copied) {
+			err = &ConflictError{ID: id, Detail: copied.Detail()}
 		} else if unreadable {
 			err = &ConflictError{ID: id,
 				Detail: "its directory is not a volume that can be read: " + mismatch.Detail}
@@ -60,7 +61,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		}
 
 		// The call that made it may have ended before that was durable.
-		if err := v.pool.with(func(r *root) error { return r.Sync() }); err != nil {
+		if err := v.pool.with(func(r *disk.Root) error { return r.Sync() }); err != nil {
 			return Volume{}, &KeptError{Err: fmt.Errorf("create volume %s: %w", id, err)}
 		}
 		if err := s.activateLocked(ctx, v); err != nil {
@@ -94,7 +95,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 		// Not where adopted data was moved already: a refusal would say that
 		// nothing is on disk.
 		if space := a.pool.books(); space != nil && s.lookup(id) == nil &&
-			(isFull(err) || errors.As(err, &full)) {
+			(disk.IsFull(err) || errors.As(err, &full)) {
 			// There is less room than was measured, and the next request is to
 			// know.
 			space.expire()
@@ -121,7 +122,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 type building struct {
 	store *Store
 	adm   *Admission
-	root  *root
+	root  *disk.Root
 	tmp   *beneath.Dir // .quarry/tmp
 	dir   *beneath.Dir // .quarry/tmp/<id>
 	rec   *record.Volume
@@ -145,7 +146,7 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 			Detail: "its directory is not a volume that can be read"}
 	}
 
-	tmp, err := r.sub(record.TmpDir)
+	tmp, err := r.Sub(record.TmpDir)
 	if err != nil {
 		return nil, err
 	}
@@ -261,7 +262,7 @@ func (b *building) writeRecord() error {
 	if err := b.store.fault("write record"); err != nil {
 		return err
 	}
-	return writeVolume(b.dir, b.rec)
+	return disk.WriteVolume(b.dir, b.rec)
 }
 
 // commit renames the volume, with its record, into place. After the rename it

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -147,7 +148,7 @@ func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error)
 	}
 
 	if err == nil && !ours {
-		err = &MismatchError{ID: id, Detail: "something else is mounted in its place"}
+		err = &disk.MismatchError{ID: id, Detail: "something else is mounted in its place"}
 	}
 
 	if err != nil {
@@ -181,17 +182,17 @@ func thaw(dir *beneath.Dir) error {
 func openImage(rec *record.Volume, dir *beneath.Dir) (*os.File, error) {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 	if err != nil {
-		return nil, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
+		return nil, &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 
 	st, err := image.Stat()
 	switch {
 	case err != nil:
 	case !st.Mode().IsRegular() || st.Size() < rec.SizeBytes:
-		err = &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d",
+		err = &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d",
 			st.Size(), rec.SizeBytes)}
 	case rec.VolumeMode != record.ModeBlock && rec.EverRaw:
-		err = &MismatchError{ID: rec.ID,
+		err = &disk.MismatchError{ID: rec.ID,
 			Detail: "its image was handed out as a block device once " +
 				"and is not mounted as a filesystem any more"}
 	}
@@ -208,10 +209,10 @@ func openImage(rec *record.Volume, dir *beneath.Dir) (*os.File, error) {
 func identify(image *os.File, rec *record.Volume) error {
 	info, err := filesystem.Identify(image)
 	if err != nil {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
+		return &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 	if string(info.Type) != rec.FSType || info.UUID != rec.FSUUID {
-		return &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s",
+		return &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s",
 			info.Type, info.UUID, rec.FSType, rec.FSUUID)}
 	}
 

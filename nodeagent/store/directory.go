@@ -7,6 +7,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -80,7 +81,7 @@ func (b *building) intent() error {
 	if err := b.store.fault("note quota id"); err != nil {
 		return err
 	}
-	return writeVolume(b.dir, b.rec)
+	return disk.WriteVolume(b.dir, b.rec)
 }
 
 func (b *building) subvolume() (err error) {
@@ -124,7 +125,7 @@ func (b *building) subvolume() (err error) {
 }
 
 // setDirectoryLimit puts a directory volume's limit in force at size bytes; the kernel does it online.
-func setDirectoryLimit(r *root, rec *record.Volume, size int64) error {
+func setDirectoryLimit(r *disk.Root, rec *record.Volume, size int64) error {
 	switch rec.QuotaKind {
 	case record.QuotaProject:
 		return quota.SetLimits(r.File(), uint32(rec.QuotaID), quota.Limits{Bytes: uint64(size), Inodes: uint64(inodesAt(rec, size))})
@@ -142,7 +143,7 @@ type Usage struct {
 }
 
 // directoryUsage asks the quota that holds the volume.
-func directoryUsage(r *root, rec *record.Volume) (Usage, error) {
+func directoryUsage(r *disk.Root, rec *record.Volume) (Usage, error) {
 	switch rec.QuotaKind {
 	case record.QuotaProject:
 		_, u, err := quota.GetLimits(r.File(), uint32(rec.QuotaID))
@@ -156,7 +157,7 @@ func directoryUsage(r *root, rec *record.Volume) (Usage, error) {
 
 // checkDirectory proves that a directory volume's limit is in force: the id is on its root and the limit on the id.
 // What was lost is put back first (after a restore of the filesystem, say); repaired says that it had to be.
-func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
+func checkDirectory(r *disk.Root, rec *record.Volume) (repaired bool, err error) {
 	dir, err := r.OpenDir(rec.ID)
 	if err != nil {
 		return false, err
@@ -164,7 +165,7 @@ func checkDirectory(r *root, rec *record.Volume) (repaired bool, err error) {
 	defer dir.Close()
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
-		return false, &MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return false, &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()
 	switch rec.QuotaKind {
@@ -207,9 +208,9 @@ func limitHolds(rec *record.Volume, limit uint64) bool {
 
 // enforced proves that the limit is in force, putting back what was lost. Where it can not be had it is an *EnforcementError,
 // and with tell also where it had to be put back.
-func enforced(r *root, rec *record.Volume, tell bool) error {
+func enforced(r *disk.Root, rec *record.Volume, tell bool) error {
 	repaired, err := checkDirectory(r, rec)
-	var mismatch *MismatchError
+	var mismatch *disk.MismatchError
 	var lost *EnforcementError
 	switch {
 	case errors.As(err, &mismatch), errors.As(err, &lost):

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -15,7 +16,7 @@ import (
 // into the trash. The rename is the commit: from then on the volume is in the
 // trash, even if an error is returned, and what the ledger kept for key is the
 // entry's.
-func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key string) error {
+func (s *Store) discard(r *disk.Root, parent, dir *beneath.Dir, t *trashed, key string) error {
 	data, err := record.EncodeTrash(&t.trash)
 	if err != nil {
 		return err
@@ -26,17 +27,17 @@ func (s *Store) discard(r *root, parent, dir *beneath.Dir, t *trashed, key strin
 
 	suffix := ""
 	err = dir.WriteFile(record.TrashedFile, data, 0o600)
-	if isFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
+	if disk.IsFull(err) && t.left() == 0 && t.trash.Deletion.Scrub != scrubZero {
 		// A full disk has no block for a note, and freeing this volume helps
 		// it, so the volume goes where no note is needed.
-		suffix, err = freeingSuffix, nil
+		suffix, err = disk.FreeingSuffix, nil
 	}
 
 	if err != nil {
 		return err
 	}
 
-	trash, err := r.sub(record.TrashDir)
+	trash, err := r.Sub(record.TrashDir)
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func (s *Store) enterTrash(t *trashed, key string) {
 // detached and renamed into the trash, to be freed at once. Nothing ever used
 // it: no path led there. A second call finishes what the first could not; with
 // nothing there it does nothing. It is called with the volume's lock held.
-func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.Dir,
+func (s *Store) scrapLocked(ctx context.Context, p *pool, r *disk.Root, tmp *beneath.Dir,
 	id string) error {
 	dir, err := tmp.OpenDir(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -104,7 +105,7 @@ func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.
 	}
 	defer dir.Close()
 
-	if err := unlinkPrepared(tmp, dir, id); err != nil {
+	if err := disk.UnlinkPrepared(tmp, dir, id); err != nil {
 		return err
 	}
 	if err := s.release(ctx, dir); err != nil {
@@ -117,7 +118,7 @@ func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.
 		since: time.Now(),
 		trash: record.Trash{DeletedAt: time.Now().UTC().Truncate(time.Millisecond), Purge: true},
 	}
-	if rec, err := readEntry(tmp, id, id); err == nil {
+	if rec, err := disk.ReadEntry(tmp, id, id); err == nil {
 		t.rec = rec
 	}
 
@@ -132,8 +133,8 @@ func (s *Store) scrapLocked(ctx context.Context, p *pool, r *root, tmp *beneath.
 // scrapTmpLocked clears away what an unfinished create left of volume id. It is
 // called with the volume's lock held.
 func (s *Store) scrapTmpLocked(ctx context.Context, p *pool, id string) error {
-	return p.with(func(r *root) error {
-		tmp, err := r.sub(record.TmpDir)
+	return p.with(func(r *disk.Root) error {
+		tmp, err := r.Sub(record.TmpDir)
 		if err != nil {
 			return err
 		}

@@ -62,14 +62,10 @@
 //
 // A pool:
 //
-//	pool.go           a pool: identity, online and offline
+//	pool.go           a pool: online and offline (package disk: what its disk tells)
 //	hold.go           keeping a pool to one process
-//	probe.go          what a pool's filesystem can do
-//	trust.go          which filesystems are trusted with what
-//	health.go         is its disk well?
+//	health.go         looking at a pool, trying again what failed
 //	hang.go           disks that do not answer
-//	entry.go          what is read and written of one directory: a volume, an entry of the trash
-//	inspect.go        a pool read from its disk without touching anything
 //
 // Space:
 //
@@ -92,7 +88,7 @@
 //	adopt_examine.go  what can be adopted
 //	adopt_check.go    a look without adopting
 //	adopt.go          making a volume of what is on the node already: the move
-//	adopt_link.go     the link at the old path, and the one in the volume before the move
+//	adopt_link.go     the link at the old path
 //	adopt_finish.go   what is left to do after the move
 //
 // Keeping it up:

@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -71,44 +70,11 @@ func (e *TooSmallError) Error() string {
 	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s", bytesText(e.Size), e.FSType, bytesText(e.Minimum))
 }
 
-// OfflineError says that a pool's disk is not there, or is not the pool's.
-type OfflineError struct {
-	Pool   string
-	Reason string // of the Pool's condition Ready
-	Err    error
-	// UID and Holder are the pool's that is InUseElsewhere: what is known of who had it last.
-	UID    string
-	Holder record.PoolHolder
-}
-
-// notThere tells a disk that is somewhere else: nothing of it is held here.
-func (e *OfflineError) notThere() bool {
-	switch e.Reason {
-	case OfflineMissing, OfflineSwapped, OfflineNoMountpoint, OfflineForeign, OfflineInUseElsewhere:
-		return true
-	}
-	return false
-}
-
-// barred tells a pool that nothing may be done on, however it looks: who goes to a disk that hangs does not come back, and what
-// another process has, or another name of it, is not ours. A look alone ends that.
-func (e *OfflineError) barred() bool {
-	return e.silent() || e.Reason == OfflineInUse || e.Reason == OfflineDuplicate
-}
-
-// silent tells a pool that does not answer, or not who writes to it.
-func (e *OfflineError) silent() bool {
-	return e.Reason == OfflineHung || e.Reason == OfflineFrozen
-}
-
-func (e *OfflineError) Error() string { return fmt.Sprintf("pool %s is offline: %v", e.Pool, e.Err) }
-func (e *OfflineError) Unwrap() error { return e.Err }
-
 // NotFoundError says that there is no such volume.
 type NotFoundError struct {
 	ID string
 	// Unseen are the pools that could not be looked at: it may be on one of them.
-	Unseen []*OfflineError
+	Unseen []*disk.OfflineError
 }
 
 func (e *NotFoundError) Error() string {
@@ -122,7 +88,7 @@ func (e *NotFoundError) Error() string {
 // not all could be: whether it is gone is not known.
 type UnseenError struct {
 	ID     string
-	Unseen []*OfflineError
+	Unseen []*disk.OfflineError
 }
 
 func (e *UnseenError) Error() string {
@@ -136,13 +102,6 @@ type ConflictError struct{ ID, Detail string }
 
 func (e *ConflictError) Error() string {
 	return fmt.Sprintf("volume %s is there already, but %s", e.ID, e.Detail)
-}
-
-// MismatchError says that what is on disk is not what the record says. Nothing was touched.
-type MismatchError struct{ ID, Detail string }
-
-func (e *MismatchError) Error() string {
-	return fmt.Sprintf("volume %s does not match its record: %s", e.ID, e.Detail)
 }
 
 // InUseError says that something still uses a volume. Reason is one of the API's reasons of the condition InUse.
@@ -170,9 +129,9 @@ func Reason(err error) (reason string, refused bool) {
 		capacity *CapacityError
 		group    *GroupError
 		small    *TooSmallError
-		offline  *OfflineError
+		offline  *disk.OfflineError
 		conflict *ConflictError
-		mismatch *MismatchError
+		mismatch *disk.MismatchError
 		badID    *record.IDError
 		tooLarge *record.TooLargeError
 		sick     *FilesystemError
@@ -277,6 +236,3 @@ type NotEmptyError struct {
 }
 
 func (e *NotEmptyError) Error() string { return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why) }
-
-// isFull tells the errors of a disk, or a quota around the pool, that has nothing left.
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

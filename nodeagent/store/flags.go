@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -53,7 +54,7 @@ func forgetFlags(dir *beneath.Dir) error {
 // putBackFlags gives the inode whose flags were off when a process ended its
 // flags again. With no note it is one system call; a second call changes
 // nothing.
-func putBackFlags(r *root, dir *beneath.Dir) error {
+func putBackFlags(r *disk.Root, dir *beneath.Dir) error {
 	data, err := dir.ReadFile(record.FlagsFile, record.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -107,7 +108,7 @@ func (s *Store) Drain(ctx context.Context) error {
 
 		err := s.freer.free(ctx, t)
 		if busy, ok := errors.AsType[*kernelBusyError](err); ok {
-			err = t.pool.with(func(r *root) error {
+			err = t.pool.with(func(r *disk.Root) error {
 				return btrfs.WaitFreed(ctx, r.File(), busy.subvolume)
 			})
 		}
@@ -214,7 +215,7 @@ func (f *freer) free(ctx context.Context, t *trashed) error {
 	}
 	defer r.Close()
 
-	trash, err := r.sub(record.TrashDir)
+	trash, err := r.Sub(record.TrashDir)
 	if err != nil {
 		return err
 	}
@@ -266,7 +267,7 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 	if !there {
 		return true, nil
 	}
-	if isFreeing(t.entry) {
+	if disk.IsFreeing(t.entry) {
 		return false, nil
 	}
 	if err := s.fault("free: point of no return"); err != nil {
@@ -278,7 +279,7 @@ func (f *freer) pointOfNoReturn(ctx context.Context, t *trashed, trash *beneath.
 
 // freeEntry empties an entry and removes it. Its records go last, since they
 // say what else has to be given back.
-func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *beneath.Dir) error {
+func (f *freer) freeEntry(ctx context.Context, t *trashed, r *disk.Root, trash *beneath.Dir) error {
 	s := f.store
 	opened, err := trash.OpenDir(t.entry)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -336,7 +337,7 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *root, trash *benea
 
 // releaseQuota gives a directory volume's quota back, once no file carries it
 // any more.
-func (f *freer) releaseQuota(t *trashed, r *root) error {
+func (f *freer) releaseQuota(t *trashed, r *disk.Root) error {
 	if t.rec == nil || t.rec.QuotaKind == "" {
 		return nil
 	}

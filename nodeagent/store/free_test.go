@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -266,7 +267,7 @@ func TestFormatsOnce(t *testing.T) {
 			n.start()
 			got, err := n.store.Get(v.ID)
 			require.NoError(t, err)
-			var mismatch *MismatchError
+			var mismatch *disk.MismatchError
 			require.ErrorAs(t, got.Unavailable, &mismatch)
 			require.NoDirExists(t, v.Path)
 			_, err = n.create(Request{ID: "pvc-1", SizeBytes: sizes[fstype], FSType: fstype})
@@ -303,7 +304,7 @@ func TestForeignFilesystem(t *testing.T) {
 	defer vol.Close()
 	rec := got.Volume
 	rec.EverRaw = true
-	require.NoError(t, writeVolume(vol, &rec))
+	require.NoError(t, disk.WriteVolume(vol, &rec))
 	n.start()
 	got, err = n.store.Get("pvc-1")
 	require.NoError(t, err)

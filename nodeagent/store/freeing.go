@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
 // What is deleted is not free at once: a tree is emptied file by file, and the
@@ -85,7 +87,7 @@ func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityE
 // settleFreed has the kernel give back what was freed, before it counts as
 // free: btrfs does that when a transaction is committed, up to 30 seconds
 // later.
-func settleFreed(r *root, filesystem string) error {
+func settleFreed(r *disk.Root, filesystem string) error {
 	if filesystem != "btrfs" {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -74,7 +75,7 @@ func (f *freer) freeTree(ctx context.Context, entry *beneath.Dir, scrub string) 
 	}
 	for {
 		// The records are too few to fill one reading.
-		names, err := someNames(entry)
+		names, err := disk.SomeNames(entry)
 		if err != nil {
 			return err
 		}
@@ -142,7 +143,7 @@ func (f *freer) freeChild(ctx context.Context, entry, dir *beneath.Dir, name, sc
 	defer child.Close()
 
 	for {
-		names, err := someNames(child)
+		names, err := disk.SomeNames(child)
 		if err != nil {
 			return err
 		}

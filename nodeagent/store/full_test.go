@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -152,7 +153,7 @@ func TestPoolIsNotOnlineBeforeItIsRead(t *testing.T) {
 	n.reboot()
 	d.out(t)
 	n.prepare()
-	n.store.Expect("pool1", Expectation{UID: v.PoolUID})
+	n.store.Expect("pool1", disk.Expectation{UID: v.PoolUID})
 	n.store.Refresh(t.Context())
 	d.in(t)
 
@@ -165,10 +166,10 @@ func TestPoolIsNotOnlineBeforeItIsRead(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool {
 		p := n.store.Pools()[0]
-		return p.Offline != nil && p.Offline.Reason == OfflineLoading
+		return p.Offline != nil && p.Offline.Reason == disk.OfflineLoading
 	}, time.Minute, time.Millisecond)
 	_, err = n.create(Request{ID: "pvc-2", SizeBytes: 16 * mib, VolumeMode: record.ModeBlock})
-	var offline *OfflineError
+	var offline *disk.OfflineError
 	require.ErrorAs(t, err, &offline)
 	unlock()
 	<-done
@@ -194,7 +195,7 @@ func TestRetentionIsNotedWhileOthersAreDeleted(t *testing.T) {
 	n.store.freer.wake() // as a deletion does
 	require.Eventually(t, func() bool { return n.store.Trash()[0].ElapsedSeconds >= 7200 }, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool {
-		in, err := Inspect(n.pools[0].Path)
+		in, err := disk.Inspect(n.pools[0].Path)
 		require.NoError(t, err)
 		return in.Trash[0].ElapsedSeconds >= 7200
 	}, time.Minute, 10*time.Millisecond)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -91,7 +92,7 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 		v.pool.promise(space, key, former)
 		return err
 	}
-	if err := writeVolume(dir, &next); err != nil {
+	if err := disk.WriteVolume(dir, &next); err != nil {
 		v.pool.promise(space, key, former)
 		return err
 	}
@@ -115,7 +116,7 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 	}
 
 	next.SizeBytes, next.GrowingTo, next.Inodes = size, 0, inodesAt(&next, size)
-	if err := writeVolume(dir, &next); err != nil {
+	if err := disk.WriteVolume(dir, &next); err != nil {
 		return err
 	}
 
@@ -186,7 +187,7 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 		}
 	}
 
-	if err := writeVolume(dir, &next); err != nil {
+	if err := disk.WriteVolume(dir, &next); err != nil {
 		return errors.Join(cause, err)
 	}
 

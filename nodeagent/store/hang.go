@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
 // A disk can stop answering without an error: a hung controller, a frozen
@@ -176,27 +176,21 @@ func (s *Store) glanceAt(ctx context.Context, p *pool, done chan struct{}) {
 
 // hung takes a pool out whose look does not return.
 func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
-	s.takeOut(ctx, p, OfflineHung, fmt.Errorf(
+	s.takeOut(ctx, p, disk.OfflineHung, fmt.Errorf(
 		"its disk has not answered for %s; it is used again once it does", since.Round(time.Second)))
 }
 
 // awaitThaw waits while the filesystem of an open pool is frozen, and takes the
-// pool out where that lasts. What is read of a frozen filesystem, and what it says
-// of itself, looks as ever; the question is that of answers (alive.go). What other
-// machines serve is not asked it: their names may be longer.
-func (s *Store) awaitThaw(ctx context.Context, p *pool, r *root) {
-	var st unix.Statfs_t
-	if unix.Fstatfs(int(r.File().Fd()), &st) != nil || sharedBy(&st) != "" {
-		return
-	}
+// pool out where that lasts.
+func (s *Store) awaitThaw(ctx context.Context, p *pool, r *disk.Root) {
 	since := time.Now()
 	told := time.AfterFunc(s.patience.freeze, func() {
-		s.takeOut(ctx, p, OfflineFrozen, fmt.Errorf("the filesystem below %s is frozen "+
+		s.takeOut(ctx, p, disk.OfflineFrozen, fmt.Errorf("the filesystem below %s is frozen "+
 			"(fsfreeze, a backup of the machine): who writes has waited since %s; it is used "+
 			"again once that ends", p.cfg.Path, since.UTC().Format(time.RFC3339)))
 	})
 	defer told.Stop()
-	_ = unix.Mkdirat(int(r.File().Fd()), longerThanAny, 0)
+	disk.AwaitThaw(r)
 }
 
 // takeOut takes a pool out that does not answer, and with it the others of its
@@ -206,9 +200,9 @@ func (s *Store) takeOut(ctx context.Context, p *pool, reason string, why error) 
 	for _, other := range s.pools {
 		other.mu.Lock()
 		shared := other == p || space != nil && other.space == space
-		known := other.offline != nil && other.offline.silent()
+		known := other.offline != nil && other.offline.IsSilent()
 		if shared && !known {
-			other.offline = &OfflineError{Pool: other.name(), Reason: reason, Err: why}
+			other.offline = &disk.OfflineError{Pool: other.name(), Reason: reason, Err: why}
 			other.came = false
 			other.doubted = true // a look has to write before it is back
 		}
@@ -248,7 +242,7 @@ func (s *Store) arrived() [][]*pool {
 // ask reads from a pool's disk, and waits for that only so long: then it is an
 // *OfflineError. While one who asked still waits, no other one does. What read
 // sets must not be looked at after an error.
-func (s *Store) ask(p *pool, read func(*root) error) error {
+func (s *Store) ask(p *pool, read func(*disk.Root) error) error {
 	if p.silent.Load() > 0 {
 		return p.late()
 	}
@@ -271,7 +265,7 @@ func (s *Store) ask(p *pool, read func(*root) error) error {
 }
 
 func (p *pool) late() error {
-	return &OfflineError{Pool: p.name(), Reason: OfflineHung, Err: errors.New("its disk takes long to answer")}
+	return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineHung, Err: errors.New("its disk takes long to answer")}
 }
 
 func isClosed(done <-chan struct{}) bool {

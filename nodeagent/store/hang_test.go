@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -72,7 +73,7 @@ func TestHungPoolBesideAHealthyOne(t *testing.T) {
 	comesTrue(t, func() bool {
 		n.store.Glance(t.Context())
 		p := n.store.Pools()[0]
-		return p.Offline != nil && p.Offline.silent()
+		return p.Offline != nil && p.Offline.IsSilent()
 	}, "the pool is out")
 	require.Nil(t, n.store.Pools()[1].Offline)
 	comesTrue(t, func() bool { return len(n.store.Trash()) == 0 }, "the healthy disk's trash is freed")
@@ -129,10 +130,10 @@ func TestFrozenPoolIsSeen(t *testing.T) {
 			looked := make(chan struct{})
 			go func() { defer close(looked); n.store.Glance(context.Background()) }()
 			comesTrue(t, func() bool { return n.store.Pools()[0].Offline != nil }, "the pool is out")
-			offline(t, n, OfflineFrozen)
+			offline(t, n, disk.OfflineFrozen)
 			require.Nil(t, n.store.Pools()[1].Offline)
 			for _, id := range []string{directory.ID, image.ID} {
-				var off *OfflineError
+				var off *disk.OfflineError
 				require.ErrorAs(t, n.availability(id), &off)
 			}
 			_, err := n.create(raw("pvc-3", "pool1"))
@@ -276,7 +277,7 @@ func TestLookThatDoesNotReturn(t *testing.T) {
 		n.store.Glance(t.Context())
 		return adm[0].Hung() != nil
 	}, "the pool is hung")
-	offline(t, n, OfflineHung)
+	offline(t, n, disk.OfflineHung)
 	require.True(t, adm[0].Abandon())
 	require.False(t, adm[0].Abandon())
 	require.True(t, n.store.Abandoned("stuck-1"))
@@ -330,7 +331,7 @@ func TestSearchDoesNotWaitForADiskThatHangs(t *testing.T) {
 		require.ErrorAs(t, err, &missing)
 		require.Len(t, missing.Unseen, 1)
 		require.Equal(t, "pool1", missing.Unseen[0].Pool)
-		require.Equal(t, OfflineHung, missing.Unseen[0].Reason)
+		require.Equal(t, disk.OfflineHung, missing.Unseen[0].Reason)
 	}
 	var unseen *UnseenError
 	require.ErrorAs(t, n.store.Delete(t.Context(), "pvc-1", purge), &unseen)
@@ -342,7 +343,7 @@ func TestSearchDoesNotWaitForADiskThatHangs(t *testing.T) {
 	_, err = n.store.Find(t.Context(), "stuck-1")
 	require.ErrorAs(t, err, &missing)
 	_, err = n.create(Request{ID: "stuck-1", Pool: "pool2", Enforcement: record.EnforcementNone, SizeBytes: mib})
-	var hung *OfflineError
+	var hung *disk.OfflineError
 	require.ErrorAs(t, err, &hung)
 	require.Equal(t, "pool1", hung.Pool)
 

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -67,7 +68,7 @@ func (d doom) live() error {
 		return nil
 	}})
 	for _, p := range s.opts.Pools {
-		s.Expect(p.Name, Expectation{MayCreate: true})
+		s.Expect(p.Name, disk.Expectation{MayCreate: true})
 	}
 	ctx := context.Background()
 	s.Refresh(ctx)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
@@ -225,7 +226,7 @@ func (n *node) prepare(change ...func(*Options)) *Store {
 	n.store = New(o)
 	n.stores = append(n.stores, n.store)
 	for _, p := range n.pools {
-		n.store.Expect(p.Name, Expectation{MayCreate: true})
+		n.store.Expect(p.Name, disk.Expectation{MayCreate: true})
 	}
 	return n.store
 }
@@ -298,7 +299,7 @@ func (n *node) check() {
 		if promised[space] == nil {
 			promised[space] = map[string]int64{}
 		}
-		in, err := Inspect(p.cfg.Path)
+		in, err := disk.Inspect(p.cfg.Path)
 		require.NoError(n.t, err)
 		for _, v := range in.Volumes {
 			promised[space][p.key(v.ID)] = v.Owed()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -51,13 +52,13 @@ func TestReadOnlyPool(t *testing.T) {
 			require.Equal(t, v1alpha1.ReasonPoolOffline, reason, "%v", err)
 			require.True(t, refused, "so that another disk is tried")
 			n.store.Refresh(t.Context())
-			offline(t, n, OfflineReadOnly)
+			offline(t, n, disk.OfflineReadOnly)
 			_, err = n.create(Request{ID: "pvc-2", SizeBytes: 32 * mib, VolumeMode: record.ModeBlock})
 			reason, refused = Reason(err)
 			require.Equal(t, v1alpha1.ReasonPoolOffline, reason)
 			require.True(t, refused)
 			fresh := n.start()
-			require.Equal(t, OfflineReadOnly, fresh.Pools()[0].Offline.Reason, "an agent that starts says the same")
+			require.Equal(t, disk.OfflineReadOnly, fresh.Pools()[0].Offline.Reason, "an agent that starts says the same")
 
 			remount(t, path, "rw")
 			online(t, n)
@@ -97,7 +98,7 @@ func TestPoolThatWasShutDown(t *testing.T) {
 			n.store.Refresh(t.Context())
 			p := n.store.Pools()[0]
 			require.NotNil(t, p.Offline)
-			require.Contains(t, []string{OfflineReadOnly, OfflineFailed}, p.Offline.Reason, "%v", p.Offline)
+			require.Contains(t, []string{disk.OfflineReadOnly, disk.OfflineFailed}, p.Offline.Reason, "%v", p.Offline)
 
 			d.out(t)
 			d.in(t)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -35,7 +36,7 @@ func TestTwoProcessesOnOnePool(t *testing.T) {
 	made := beginning(t, d.at)
 
 	second := n.start(withLocks(locks))
-	offline(t, n, OfflineInUse)
+	offline(t, n, disk.OfflineInUse)
 	require.ErrorContains(t, second.Pools()[0].Offline, fmt.Sprintf("pid %d", os.Getpid()))
 	require.DirExists(t, made, "what the first is making was not cleared away")
 	_, err := n.create(Request{ID: "pvc-2", SizeBytes: mib, Enforcement: record.EnforcementNone})
@@ -63,7 +64,7 @@ func TestLockDiesWithItsProcess(t *testing.T) {
 		return exec.Command("flock", "--nonblock", filepath.Join(locks, uid+".lock"), "true").Run() != nil
 	}, testPatience, testLook)
 	n.start(withLocks(locks))
-	offline(t, n, OfflineInUse)
+	offline(t, n, disk.OfflineInUse)
 
 	require.NoError(t, other.Process.Kill())
 	_ = other.Wait()
@@ -82,14 +83,14 @@ func TestTwoNodesOnOneDirectory(t *testing.T) {
 	n.reboot()
 
 	two := n.start(func(o *Options) { o.Node, o.MachineID = "node2", "m2" })
-	offline(t, n, OfflineInUseElsewhere)
+	offline(t, n, disk.OfflineInUseElsewhere)
 	off := two.Pools()[0].Offline
 	require.Equal(t, record.PoolHolder{Node: "node1", MachineID: "m1"}, off.Holder)
 	require.Equal(t, v.PoolUID, off.UID)
 	require.DirExists(t, made)
 	require.Empty(t, n.ids(), "nothing was read, attached or mounted")
 
-	two.Expect("pool1", Expectation{TakeFrom: off.Holder.String()})
+	two.Expect("pool1", disk.Expectation{TakeFrom: off.Holder.String()})
 	online(t, n)
 	got, err := two.Get(v.ID)
 	require.NoError(t, err)
@@ -97,11 +98,11 @@ func TestTwoNodesOnOneDirectory(t *testing.T) {
 
 	n.store = one
 	_, err = n.create(Request{ID: "pvc-2", SizeBytes: 64 * mib})
-	var elsewhere *OfflineError
+	var elsewhere *disk.OfflineError
 	require.ErrorAs(t, err, &elsewhere, "also before it has looked")
-	require.Equal(t, OfflineInUseElsewhere, elsewhere.Reason)
+	require.Equal(t, disk.OfflineInUseElsewhere, elsewhere.Reason)
 	one.Refresh(t.Context())
-	offline(t, n, OfflineInUseElsewhere)
+	offline(t, n, disk.OfflineInUseElsewhere)
 	n.store = two
 }
 
@@ -114,11 +115,11 @@ func TestAnotherMachineUnderTheSameName(t *testing.T) {
 	n.start(machine("m1"))
 	online(t, n)
 	n.start(machine("m2"))
-	offline(t, n, OfflineInUseElsewhere)
-	n.store.Expect("pool1", Expectation{TakeFrom: Anybody})
+	offline(t, n, disk.OfflineInUseElsewhere)
+	n.store.Expect("pool1", disk.Expectation{TakeFrom: disk.Anybody})
 	online(t, n)
 	n.start(machine("m1"))
-	offline(t, n, OfflineInUseElsewhere)
+	offline(t, n, disk.OfflineInUseElsewhere)
 	n.start(machine("m2"))
 	online(t, n)
 }
@@ -135,7 +136,7 @@ func TestOneDirectoryUnderTwoNames(t *testing.T) {
 	require.Nil(t, pools[0].Offline)
 	for _, p := range pools[1:] {
 		require.NotNil(t, p.Offline)
-		require.Equal(t, OfflineDuplicate, p.Offline.Reason)
+		require.Equal(t, disk.OfflineDuplicate, p.Offline.Reason)
 		require.ErrorContains(t, p.Offline, path)
 	}
 	v := n.mustCreate(Request{ID: "pvc-1", Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
@@ -167,29 +168,29 @@ func TestSwappedDisksPutRight(t *testing.T) {
 			two.out(t)
 			places := [2]string{one.at, two.at}
 			devices := [2]string{one.device, two.device}
-			disk{devices[0], places[1]}.in(t)
-			disk{devices[1], places[0]}.in(t)
+			poolDisk{devices[0], places[1]}.in(t)
+			poolDisk{devices[1], places[0]}.in(t)
 
 			n.start() // nothing is known of the pools: each takes what is there
 			require.Len(t, n.ids(), 2)
 			for i := range v {
-				n.store.Expect(fmt.Sprintf("pool%d", i+1), Expectation{UID: v[i].PoolUID})
+				n.store.Expect(fmt.Sprintf("pool%d", i+1), disk.Expectation{UID: v[i].PoolUID})
 			}
 			n.store.Refresh(t.Context())
 			for _, p := range n.store.Pools() {
 				require.NotNil(t, p.Offline)
-				require.Equal(t, OfflineSwapped, p.Offline.Reason)
+				require.Equal(t, disk.OfflineSwapped, p.Offline.Reason)
 			}
 
 			n.reboot()
 			testroot.Run(t, "umount", places[0])
 			testroot.Run(t, "umount", places[1])
-			disk{devices[first], places[first]}.in(t)
+			poolDisk{devices[first], places[first]}.in(t)
 			n.store.Refresh(t.Context())
 			pools := n.store.Pools()
 			require.Nil(t, pools[first].Offline)
 			require.Empty(t, pools[first].Broken)
-			disk{devices[1-first], places[1-first]}.in(t)
+			poolDisk{devices[1-first], places[1-first]}.in(t)
 			n.store.Refresh(t.Context())
 			for i := range v {
 				p := n.store.Pools()[i]
@@ -221,7 +222,7 @@ func TestAPoolThatAnotherProcessHasIsNotTouched(t *testing.T) {
 	two := n.start(withLocks(locks))
 	online(t, n)
 	one.Refresh(t.Context())
-	require.Equal(t, OfflineInUse, one.Pools()[0].Offline.Reason)
+	require.Equal(t, disk.OfflineInUse, one.Pools()[0].Offline.Reason)
 
 	for what, err := range map[string]error{
 		"activate": call(one.Activate(t.Context(), v.ID)),
@@ -230,9 +231,9 @@ func TestAPoolThatAnotherProcessHasIsNotTouched(t *testing.T) {
 		"describe": one.SetOrigin(t.Context(), v.ID, record.Origin{ClaimName: "other"}),
 		"delete":   one.Delete(t.Context(), v.ID, purge),
 	} {
-		var off *OfflineError
+		var off *disk.OfflineError
 		require.ErrorAs(t, err, &off, what)
-		require.Equal(t, OfflineInUse, off.Reason, what)
+		require.Equal(t, disk.OfflineInUse, off.Reason, what)
 	}
 	require.Equal(t, "kept", marked(t, v))
 	two.Close()
@@ -253,7 +254,7 @@ func TestASecondNameOfAPoolIsNotTouched(t *testing.T) {
 	n.pools = poolsAt([]string{one, two})
 	n.dirty = true // two names of one disk
 	s := n.prepare()
-	s.Expect("pool2", Expectation{})
+	s.Expect("pool2", disk.Expectation{})
 	s.Refresh(t.Context())
 	hide(t, one, "-away", "")
 	s.Refresh(t.Context())
@@ -267,7 +268,7 @@ func TestASecondNameOfAPoolIsNotTouched(t *testing.T) {
 	s.pools[0].cfg.Path = path
 	s.Refresh(t.Context())
 	require.NotNil(t, s.Pools()[0].Offline)
-	require.Equal(t, OfflineDuplicate, s.Pools()[0].Offline.Reason)
+	require.Equal(t, disk.OfflineDuplicate, s.Pools()[0].Offline.Reason)
 	got, err := s.Get(v.ID)
 	require.NoError(t, err)
 	if got.Pool == "pool1" {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -85,7 +86,7 @@ func (s *Store) leaveLinksOfOthers() {
 		offline := p.offline
 		p.mu.Unlock()
 
-		if offline != nil && offline.Reason != OfflineInUse {
+		if offline != nil && offline.Reason != disk.OfflineInUse {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -128,7 +129,7 @@ func (s *Store) loadFilesystem(ctx context.Context, pools []*pool, turn <-chan s
 
 		s.log.InfoContext(ctx, "pool is online", "pool", p.name(), "uid", uid, "filesystem",
 			features.Filesystem, "features", features)
-		if err := p.with(func(r *root) error {
+		if err := p.with(func(r *disk.Root) error {
 			s.sweepClaims(ctx, p, r)
 			return s.sweepTmp(ctx, p, r)
 		}); err != nil {
@@ -155,8 +156,8 @@ func (s *Store) scanAll(ctx context.Context, pools []*pool) (vols []*volume, rea
 		s.log.ErrorContext(ctx, "read pool", "pool", p.name(), "error", err)
 		p.mu.Lock()
 		p.loading = false
-		if p.offline == nil || p.offline.Reason == OfflineLoading {
-			p.offline = p.offlineFor(err)
+		if p.offline == nil || p.offline.Reason == disk.OfflineLoading {
+			p.offline = disk.OfflineFor(p.name(), err)
 		}
 		p.mu.Unlock()
 
@@ -173,7 +174,7 @@ func (p *pool) loaded() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.loading = false
-	if p.offline == nil || p.offline.Reason != OfflineLoading || p.space == nil {
+	if p.offline == nil || p.offline.Reason != disk.OfflineLoading || p.space == nil {
 		return false
 	}
 	p.offline = nil
@@ -256,7 +257,7 @@ func (s *Store) scan(ctx context.Context, p *pool) ([]*volume, error) {
 	return vols, nil
 }
 
-func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
+func (s *Store) scanVolumes(ctx context.Context, p *pool, r *disk.Root,
 	space *filesystemSpace) ([]*volume, error) {
 	names, err := r.Names()
 	if err != nil {
@@ -267,7 +268,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 	var vols []*volume
 	found := map[string]bool{}
 	for _, name := range names {
-		if record.CheckID(name) != nil || isLink(r.Dir, name) {
+		if record.CheckID(name) != nil || disk.IsLink(r.Dir, name) {
 			// Not ours: lost+found, an administrator's own directory, the link
 			// that an adoption left.
 			continue
@@ -300,7 +301,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 
 	for id, v := range s.volumes {
 		if v.pool == p && !found[id] && s.broken[p.key(id)] == nil {
-			v.unavailable, v.gone = &MismatchError{ID: id, Detail: "its directory is gone"}, true
+			v.unavailable, v.gone = &disk.MismatchError{ID: id, Detail: "its directory is gone"}, true
 		}
 	}
 
@@ -310,7 +311,7 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *root,
 // scanVolume registers one volume, and returns nil for an adoption that moved
 // nothing, which it renames into tmp. It takes the volume's lock: the pool may
 // have come back while an operation on the volume was under way.
-func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesystemSpace,
+func (s *Store) scanVolume(ctx context.Context, p *pool, r *disk.Root, space *filesystemSpace,
 	name string) (*volume, error) {
 	unlock, err := s.locks.Lock(ctx, name)
 	if err != nil {
@@ -321,17 +322,17 @@ func (s *Store) scanVolume(ctx context.Context, p *pool, r *root, space *filesys
 }
 
 // scanVolumeLocked is scanVolume with the volume's lock held.
-func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace,
+func (s *Store) scanVolumeLocked(p *pool, r *disk.Root, space *filesystemSpace,
 	name string) (*volume, error) {
-	rec, err := readEntry(r.Dir, name, name)
+	rec, err := disk.ReadEntry(r.Dir, name, name)
 	if err != nil {
 		return nil, err
 	}
 
-	if unmoved, err := isUnmoved(r.Dir, rec); err != nil {
+	if unmoved, err := disk.IsUnmoved(r.Dir, rec); err != nil {
 		return nil, err
 	} else if unmoved {
-		tmp, err := r.sub(record.TmpDir)
+		tmp, err := r.Sub(record.TmpDir)
 		if err != nil {
 			return nil, err
 		}
@@ -343,7 +344,7 @@ func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace,
 	v := s.volumes[name]
 	s.mu.Unlock()
 
-	if copied := copyOn(r, p.name(), rec); copied != nil {
+	if copied := disk.CopyOn(r, p.name(), rec); copied != nil {
 		if !s.wasMoved(v, rec) {
 			return nil, copied
 		}
@@ -378,14 +379,14 @@ func (s *Store) scanVolumeLocked(p *pool, r *root, space *filesystemSpace,
 		s.volumes[name] = v
 	}
 
-	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, r.uid
+	v.rec, v.unavailable, v.gone, v.poolUID = *rec, errNotUp, false, r.UID
 	p.promise(space, p.key(name), rec.Owed())
 	return v, nil
 }
 
-func (s *Store) scanTrash(ctx context.Context, p *pool, r *root, space *filesystemSpace) error {
-	trash, err := r.sub(record.TrashDir)
-	if isFull(err) {
+func (s *Store) scanTrash(ctx context.Context, p *pool, r *disk.Root, space *filesystemSpace) error {
+	trash, err := r.Sub(record.TrashDir)
+	if disk.IsFull(err) {
 		return nil // there is none yet, and a full disk has no room for one
 	}
 	if err != nil {
@@ -399,7 +400,7 @@ func (s *Store) scanTrash(ctx context.Context, p *pool, r *root, space *filesyst
 	}
 
 	for _, name := range names {
-		id, ok := trashID(name)
+		id, ok := disk.TrashID(name)
 		if !ok {
 			continue
 		}
@@ -420,25 +421,25 @@ func (s *Store) scanTrash(ctx context.Context, p *pool, r *root, space *filesyst
 
 // scanTrashEntryLocked registers one entry of the trash. It is called with the
 // volume's lock held.
-func (s *Store) scanTrashEntryLocked(p *pool, r *root, space *filesystemSpace, trash *beneath.Dir,
+func (s *Store) scanTrashEntryLocked(p *pool, r *disk.Root, space *filesystemSpace, trash *beneath.Dir,
 	name, id string) {
 	t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
 	where := record.TrashDir + "/" + name
-	note, err := readNote(trash, name)
+	note, err := disk.ReadNote(trash, name)
 	switch {
 	case err == nil:
 		t.trash = *note
 	case errors.Is(err, fs.ErrNotExist):
 		return // it was restored or freed since its name was read
-	case !isFreeing(name):
+	case !disk.IsFreeing(name):
 		// Nobody can say when it may be freed: it is kept, and reported.
 		s.markBroken(p, r, space, where, err)
 		return
 	}
 
-	rec, err := readEntry(trash, name, id)
-	if err == nil && !isFreeing(name) {
-		if copied := copyOn(r, p.name(), rec); copied != nil {
+	rec, err := disk.ReadEntry(trash, name, id)
+	if err == nil && !disk.IsFreeing(name) {
+		if copied := disk.CopyOn(r, p.name(), rec); copied != nil {
 			// Somebody copied it here, and nobody asked for its end.
 			s.markBroken(p, r, space, where, copied)
 			return
@@ -452,7 +453,7 @@ func (s *Store) scanTrashEntryLocked(p *pool, r *root, space *filesystemSpace, t
 		space.own(t.key(), rec)
 		owed = rec.Owed()
 	} else {
-		rec := p.guess(r, r.meta, where)
+		rec := p.guess(r, r.Meta, where)
 		owed = rec.Owed()
 	}
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -323,7 +324,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 
 	for p, volumes := range byPool {
 		var lost []string
-		err := s.ask(p, func(r *root) error {
+		err := s.ask(p, func(r *disk.Root) error {
 			for _, i := range volumes {
 				if !limitInForce(r, &i.rec) {
 					lost = append(lost, i.rec.ID)
@@ -347,7 +348,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 
 // limitInForce reports whether the filesystem has the volume's limit. It asks
 // once, and walks through nothing.
-func limitInForce(r *root, rec *record.Volume) bool {
+func limitInForce(r *disk.Root, rec *record.Volume) bool {
 	switch id := uint32(rec.QuotaID); rec.QuotaKind {
 	case record.QuotaProject:
 		limits, _, err := quota.GetLimits(r.File(), id)

@@ -9,6 +9,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -96,7 +98,7 @@ func (b *building) allocate(image *os.File) error {
 	if b.rec.Allocation == record.AllocationThin {
 		err = unix.Ftruncate(fd, b.rec.SizeBytes)
 	} else {
-		err = fallocate(fd, b.rec.SizeBytes)
+		err = disk.Allocate(image, b.rec.SizeBytes)
 	}
 	if err != nil {
 		// ext4 keeps what it could allocate, down to the last block of the disk, and clearing away needs one.
@@ -111,13 +113,41 @@ func (b *building) allocate(image *os.File) error {
 	return nil
 }
 
-func fallocate(fd int, size int64) error {
-	for {
-		err := unix.Fallocate(fd, 0, 0, size)
-		if err != unix.EINTR {
-			return err
-		}
+// checkReserved refuses a thick image whose room was not taken.
+func (b *building) checkReserved(image *os.File) error {
+	if b.rec.Allocation != record.AllocationThick {
+		return nil
 	}
+	if err := b.store.fault("look at blocks"); err != nil {
+		return err
+	}
+	taken, err := disk.Reserves(image, b.rec.SizeBytes)
+	if err == nil && !taken {
+		return refuseUnreserved()
+	}
+	return err
+}
+
+func refuseUnreserved() error {
+	return refuse(v1alpha1.ReasonUnsupported,
+		"the pool's filesystem does not take the room that is preallocated (as ZFS does not), so a thick image would be a promise only; use allocation thin")
+}
+
+// checkGrown is checkReserved for an image that grew.
+func checkGrown(pool string, image *os.File, size int64) error {
+	taken, err := disk.Reserves(image, size)
+	if err == nil && !taken {
+		return fmt.Errorf("%w: the pool's filesystem does not take the room that is preallocated", &CapacityError{Pool: pool, Need: size})
+	}
+	return err
+}
+
+// allocateGrown gives a thick image its new size, all of it.
+func allocateGrown(pool string, image *os.File, size int64) error {
+	if err := disk.Allocate(image, size); err != nil {
+		return err
+	}
+	return checkGrown(pool, image, size)
 }
 
 // format makes the filesystem in the image, and the directory where it will be mounted.
@@ -249,7 +279,7 @@ func (s *Store) growLoop(ctx context.Context, v *volume, size int64) error {
 		defer inner.Close()
 		// A descriptor beneath the mount would grow the pool's own filesystem.
 		if ok, err := mount.IsDeviceMountedAt(inner.File(), dev.Dev); err != nil || !ok {
-			return errors.Join(&MismatchError{ID: v.rec.ID, Detail: "it is not mounted in its place"}, err)
+			return errors.Join(&disk.MismatchError{ID: v.rec.ID, Detail: "it is not mounted in its place"}, err)
 		}
 		device, err := os.OpenFile(dev.Path, os.O_RDONLY, 0)
 		if err != nil {

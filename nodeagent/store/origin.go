@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -24,7 +25,7 @@ func (s *Store) SetOrigin(ctx context.Context, id string, origin record.Origin) 
 		return nil
 	}
 
-	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) error {
+	err := s.withVolume(ctx, id, func(v *volume, r *disk.Root, dir *beneath.Dir) error {
 		next := v.next()
 		next.Origin = v.rec.Origin.Follow(origin)
 		if equality.Semantic.DeepEqual(v.rec.Origin, next.Origin) {
@@ -32,10 +33,10 @@ func (s *Store) SetOrigin(ctx context.Context, id string, origin record.Origin) 
 		}
 
 		// A record that was swapped since it was read must not be written over.
-		if rec, err := readEntry(r.Dir, id, id); err != nil {
+		if rec, err := disk.ReadEntry(r.Dir, id, id); err != nil {
 			return err
 		} else if !rec.CreatedAt.Equal(v.rec.CreatedAt) {
-			return &MismatchError{ID: id, Detail: "its record was replaced"}
+			return &disk.MismatchError{ID: id, Detail: "its record was replaced"}
 		}
 
 		moved := next.Origin.ClaimNamespace != v.rec.Origin.ClaimNamespace ||
@@ -50,7 +51,7 @@ func (s *Store) SetOrigin(ctx context.Context, id string, origin record.Origin) 
 		if err := s.fault("describe"); err != nil {
 			return err
 		}
-		if err := writeVolume(dir, &next); err != nil {
+		if err := disk.WriteVolume(dir, &next); err != nil {
 			return err
 		}
 

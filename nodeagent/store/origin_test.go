@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -24,7 +25,7 @@ func TestDescribe(t *testing.T) {
 	}
 	v := n.mustCreate(r)
 	onDisk := func() record.Origin {
-		in, err := Inspect(path)
+		in, err := disk.Inspect(path)
 		require.NoError(t, err)
 		return in.Volumes[0].Origin
 	}
@@ -88,7 +89,7 @@ func TestDescribe(t *testing.T) {
 	swapped, err := record.EncodeVolume(&other)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, swapped, 0o600))
-	var mismatch *MismatchError
+	var mismatch *disk.MismatchError
 	require.ErrorAs(t, n.store.SetOrigin(t.Context(), v.ID, moved), &mismatch)
 	left, err := os.ReadFile(file)
 	require.NoError(t, err)

@@ -9,19 +9,20 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// disk is a pool's disk that can be pulled out and put back.
-type disk struct {
+// poolDisk is a pool's disk that can be pulled out and put back.
+type poolDisk struct {
 	device, at string
 }
 
-func newDisk(t *testing.T, fstype string) disk {
+func newDisk(t *testing.T, fstype string) poolDisk {
 	t.Helper()
 	testroot.RequireRoot(t)
-	d := disk{at: t.TempDir()}
+	d := poolDisk{at: t.TempDir()}
 	d.device = testroot.NewLoop(t, testroot.NewImage(t, gib).Name())
 	testroot.Mkfs(t, fstype, d.device)
 	testroot.UnmountOnCleanup(t, d.at)
@@ -29,8 +30,8 @@ func newDisk(t *testing.T, fstype string) disk {
 	return d
 }
 
-func (d disk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
-func (d disk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
+func (d poolDisk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
+func (d poolDisk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
 
 var small = Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}
 
@@ -53,9 +54,9 @@ func TestMissingDisk(t *testing.T) {
 	n.reboot()
 	d.out(t)
 	n.prepare()
-	n.store.Expect("pool1", Expectation{UID: v.PoolUID, MayCreate: true})
+	n.store.Expect("pool1", disk.Expectation{UID: v.PoolUID, MayCreate: true})
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineMissing)
+	offline(t, n, disk.OfflineMissing)
 	require.NoDirExists(t, filepath.Join(d.at, record.MetaDir), "no pool was made underneath")
 	_, err := n.create(Request{ID: "pvc-3", SizeBytes: 32 * mib})
 	reason, refused := Reason(err)
@@ -74,10 +75,10 @@ func TestMissingDisk(t *testing.T) {
 		n.reboot()
 		d.out(t)
 		_, err = n.store.Activate(t.Context(), "pvc-1")
-		var gone *OfflineError
+		var gone *disk.OfflineError
 		require.ErrorAs(t, err, &gone, "also before anybody noticed")
 		n.store.Refresh(t.Context())
-		offline(t, n, OfflineMissing)
+		offline(t, n, disk.OfflineMissing)
 		got, err = n.store.Get("pvc-1")
 		require.NoError(t, err)
 		require.ErrorAs(t, got.Unavailable, &gone)
@@ -108,7 +109,7 @@ func TestDiskComesBackWithQuota(t *testing.T) {
 	for range 2 {
 		d.out(t)
 		n.store.Refresh(t.Context())
-		offline(t, n, OfflineMissing)
+		offline(t, n, disk.OfflineMissing)
 		d.in(t)
 		n.store.Refresh(t.Context())
 		require.Empty(t, n.store.Pools()[0].Broken)
@@ -167,10 +168,10 @@ func TestSwappedDisk(t *testing.T) {
 	other.out(t)
 	testroot.Run(t, "mount", other.device, d.at)
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineSwapped)
+	offline(t, n, disk.OfflineSwapped)
 	require.Empty(t, n.store.Pools()[0].Broken)
 	_, err := n.create(Request{ID: "pvc-2", SizeBytes: 16 * mib, FSType: "ext4"})
-	var gone *OfflineError
+	var gone *disk.OfflineError
 	require.ErrorAs(t, err, &gone)
 	require.True(t, contains(n.store.Verify(t.Context()), "holds pool"))
 
@@ -187,15 +188,15 @@ func TestForeignCluster(t *testing.T) {
 	n := newNode(t)
 	n.pools = poolsAt([]string{path})
 	n.prepare()
-	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "cluster-a"})
+	n.store.Expect("pool1", disk.Expectation{MayCreate: true, ClusterID: "cluster-a"})
 	n.store.Refresh(t.Context())
 	require.Nil(t, n.store.Pools()[0].Offline)
 	n.prepare()
-	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "cluster-b"})
+	n.store.Expect("pool1", disk.Expectation{MayCreate: true, ClusterID: "cluster-b"})
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineForeign)
+	offline(t, n, disk.OfflineForeign)
 	n.prepare()
-	n.store.Expect("pool1", Expectation{ClusterID: "cluster-a"})
+	n.store.Expect("pool1", disk.Expectation{ClusterID: "cluster-a"})
 	n.store.Refresh(t.Context())
 	require.Nil(t, n.store.Pools()[0].Offline)
 }
@@ -205,12 +206,12 @@ func TestTakeOver(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t)
 	n.pools = poolsAt([]string{path})
-	expect := func(e Expectation) {
+	expect := func(e disk.Expectation) {
 		n.prepare()
 		n.store.Expect("pool1", e)
 		n.store.Refresh(t.Context())
 	}
-	expect(Expectation{MayCreate: true, ClusterID: "old"})
+	expect(disk.Expectation{MayCreate: true, ClusterID: "old"})
 	v := n.mustCreate(small)
 	mark(t, v, "kept")
 	r := small
@@ -223,28 +224,28 @@ func TestTakeOver(t *testing.T) {
 		return string(text)
 	}
 	before := identity()
-	for _, e := range []Expectation{
+	for _, e := range []disk.Expectation{
 		{MayCreate: true, ClusterID: "new"},
 		{MayCreate: true, ClusterID: "new", TakeOver: "another"},
 		{MayCreate: true, ClusterID: "new", TakeOver: "new"},
 	} {
 		expect(e)
-		offline(t, n, OfflineForeign)
+		offline(t, n, disk.OfflineForeign)
 		require.ErrorContains(t, n.store.Pools()[0].Offline, v.PoolUID)
 		require.ErrorContains(t, n.store.Pools()[0].Offline, "(old)")
 		require.Empty(t, n.ids())
 		require.Empty(t, n.store.Pools()[0].UID)
 		require.Equal(t, before, identity(), "it is not touched")
 	}
-	expect(Expectation{UID: "remembered", ClusterID: "new", TakeOver: "old"})
-	offline(t, n, OfflineSwapped)
+	expect(disk.Expectation{UID: "remembered", ClusterID: "new", TakeOver: "old"})
+	offline(t, n, disk.OfflineSwapped)
 	require.Equal(t, before, identity(), "another pool is waited for here")
 
 	// Under the same store, as when an administrator decides.
-	expect(Expectation{MayCreate: true, ClusterID: "new"})
-	n.store.Expect("pool1", Expectation{MayCreate: true, ClusterID: "new", TakeOver: "old"})
+	expect(disk.Expectation{MayCreate: true, ClusterID: "new"})
+	n.store.Expect("pool1", disk.Expectation{MayCreate: true, ClusterID: "new", TakeOver: "old"})
 	_, err := n.create(Request{ID: "pvc-3", SizeBytes: 16 * mib, FSType: "ext4"})
-	var gone *OfflineError
+	var gone *disk.OfflineError
 	require.ErrorAs(t, err, &gone, "taking over is for Refresh")
 	require.Equal(t, before, identity())
 	n.store.Refresh(t.Context())
@@ -254,17 +255,17 @@ func TestTakeOver(t *testing.T) {
 	require.Equal(t, []string{"pvc-1"}, n.ids())
 	require.Len(t, n.store.Trash(), 1)
 	require.Equal(t, "kept", marked(t, v))
-	in, err := Inspect(path)
+	in, err := disk.Inspect(path)
 	require.NoError(t, err)
 	require.Equal(t, "new", in.Identity.ClusterID)
 	require.Equal(t, v.PoolUID, in.Identity.UID)
 
 	// From now on it is this cluster's, and the other one's no more.
-	expect(Expectation{ClusterID: "new", TakeOver: "old"})
+	expect(disk.Expectation{ClusterID: "new", TakeOver: "old"})
 	require.Nil(t, n.store.Pools()[0].Offline)
-	expect(Expectation{ClusterID: "old"})
-	offline(t, n, OfflineForeign)
-	expect(Expectation{ClusterID: "new"})
+	expect(disk.Expectation{ClusterID: "old"})
+	offline(t, n, disk.OfflineForeign)
+	expect(disk.Expectation{ClusterID: "new"})
 	n.check()
 }
 
@@ -276,9 +277,9 @@ func TestAnotherPoolInItsPlace(t *testing.T) {
 	first := n.mustCreate(small)
 	d.out(t)
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineMissing)
+	offline(t, n, disk.OfflineMissing)
 	require.Len(t, n.ids(), 1, "it may come back")
-	n.store.Expect("pool1", Expectation{MayCreate: true})
+	n.store.Expect("pool1", disk.Expectation{MayCreate: true})
 	n.store.Refresh(t.Context())
 	require.Nil(t, n.store.Pools()[0].Offline)
 	require.NotEqual(t, first.PoolUID, n.store.Pools()[0].UID)
@@ -293,9 +294,9 @@ func TestUninitialized(t *testing.T) {
 	n := newNode(t)
 	n.pools = poolsAt([]string{t.TempDir()})
 	n.prepare()
-	n.store.Expect("pool1", Expectation{})
+	n.store.Expect("pool1", disk.Expectation{})
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineUninitialized)
+	offline(t, n, disk.OfflineUninitialized)
 	entries, err := os.ReadDir(n.pools[0].Path)
 	require.NoError(t, err)
 	require.Empty(t, entries)
@@ -313,13 +314,13 @@ func TestRequireMountpoint(t *testing.T) {
 	n.dirty = true // the first process of the machine may not see the mounts of a test
 	d.out(t)
 	n.start()
-	offline(t, n, OfflineNoMountpoint)
+	offline(t, n, disk.OfflineNoMountpoint)
 	d.in(t)
 	n.store.Refresh(t.Context())
 	require.Nil(t, n.store.Pools()[0].Offline, "%v", n.store.Pools()[0].Offline)
 	d.out(t)
 	n.store.Refresh(t.Context())
-	offline(t, n, OfflineNoMountpoint)
+	offline(t, n, disk.OfflineNoMountpoint)
 	d.in(t)
 }
 
@@ -361,7 +362,7 @@ func TestUnreadableRecords(t *testing.T) {
 	require.Equal(t, []string{"good"}, n.ids())
 	require.Len(t, n.store.Pools()[0].Broken, 4)
 	for _, id := range []string{"broken", "future", "elsewhere"} {
-		var mismatch *MismatchError
+		var mismatch *disk.MismatchError
 		require.ErrorAs(t, n.store.Delete(t.Context(), id, purge), &mismatch)
 		r := small
 		r.ID = id
@@ -389,7 +390,7 @@ func TestUnreadableIdentity(t *testing.T) {
 	n.mustCreate(small)
 	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/pool.json"), []byte("{"), 0o600))
 	n.start()
-	offline(t, n, OfflineUnreadable)
+	offline(t, n, disk.OfflineUnreadable)
 	n.dirty = true
 }
 
@@ -440,7 +441,7 @@ func TestLinksLeadNowhere(t *testing.T) {
 	require.FileExists(t, filepath.Join(path, "AWAY/data/mark"))
 	require.NoError(t, os.Remove(filepath.Join(path, "victim")))
 	_, err = n.store.Activate(t.Context(), "victim")
-	var mismatch *MismatchError
+	var mismatch *disk.MismatchError
 	require.ErrorAs(t, err, &mismatch)
 	require.NoError(t, n.store.Delete(t.Context(), "victim", purge), "there is nothing left to delete")
 	require.Empty(t, n.ids())
@@ -474,7 +475,7 @@ func TestPoolIsCopied(t *testing.T) {
 
 			n.pools[0].Path = to
 			n.prepare()
-			n.store.Expect("pool1", Expectation{UID: uid})
+			n.store.Expect("pool1", disk.Expectation{UID: uid})
 			n.store.Refresh(t.Context())
 			for _, id := range []string{"pvc-1", "pvc-2", "pvc-3", "pvc-4"} {
 				v, err := n.store.Get(id)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -28,7 +29,7 @@ func (p *pool) isOn(key string) bool {
 		return false
 	}
 	defer dir.Close()
-	now, err := filesystemKey(dir.File())
+	now, err := disk.FilesystemKey(dir.File())
 	return err == nil && now == key
 }
 
@@ -67,7 +68,7 @@ func (s *Store) ifStale(p *pool, key string, drop func()) {
 	}
 
 	id := path.Base(name)
-	if of, ok := trashID(id); ok {
+	if of, ok := disk.TrashID(id); ok {
 		id = of
 	}
 

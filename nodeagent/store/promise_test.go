@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -17,7 +18,7 @@ func TestWhatIsMovedIsNotStale(t *testing.T) {
 	_, space, err := p.state()
 	require.NoError(t, err)
 	rec := &record.Volume{ID: "pvc-1", Backend: record.BackendDirectory, QuotaKind: record.QuotaProject, QuotaID: 0x51000010, SizeBytes: mib}
-	for _, key := range []string{p.key("pvc-1"), p.key("pvc-1@1700000000"), p.key("pvc-1@1700000000" + freeingSuffix)} {
+	for _, key := range []string{p.key("pvc-1"), p.key("pvc-1@1700000000"), p.key("pvc-1@1700000000" + disk.FreeingSuffix)} {
 		p.promise(space, key, rec.SizeBytes)
 		require.True(t, space.own(key, rec))
 		unlock, err := n.store.locks.TryLock("pvc-1")

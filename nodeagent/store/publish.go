@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -24,7 +25,7 @@ import (
 // soon: while it is open the volume cannot be taken down.
 func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 	var f *os.File
-	err := s.withVolume(ctx, id, func(v *volume, r *root, dir *beneath.Dir) (err error) {
+	err := s.withVolume(ctx, id, func(v *volume, r *disk.Root, dir *beneath.Dir) (err error) {
 		f, err = openProven(v, dir)
 		return err
 	})
@@ -38,7 +39,7 @@ func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 // Device returns the loop device of a Block volume that is up.
 func (s *Store) Device(ctx context.Context, id string) (loop.Device, error) {
 	var dev loop.Device
-	err := s.withVolume(ctx, id, func(v *volume, _ *root, dir *beneath.Dir) error {
+	err := s.withVolume(ctx, id, func(v *volume, _ *disk.Root, dir *beneath.Dir) error {
 		f, d, err := deviceOf(v, dir)
 		if f != nil {
 			defer f.Close()
@@ -58,7 +59,7 @@ func (s *Store) Device(ctx context.Context, id string) (loop.Device, error) {
 // without one, which are as full as their filesystem says.
 func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 	var u Usage
-	err := s.withVolume(ctx, id, func(v *volume, r *root, _ *beneath.Dir) (err error) {
+	err := s.withVolume(ctx, id, func(v *volume, r *disk.Root, _ *beneath.Dir) (err error) {
 		if v.rec.Backend == record.BackendDirectory {
 			u, err = directoryUsage(r, &v.rec)
 		}
@@ -74,7 +75,7 @@ func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
 // withVolume calls f with the volume's lock held and its pool and directory
 // open.
 func (s *Store) withVolume(ctx context.Context, id string,
-	f func(*volume, *root, *beneath.Dir) error) error {
+	f func(*volume, *disk.Root, *beneath.Dir) error) error {
 	if err := record.CheckID(id); err != nil {
 		return err
 	}
@@ -101,7 +102,7 @@ func (s *Store) withVolume(ctx context.Context, id string,
 
 	dir, err := r.OpenDir(id)
 	if err != nil {
-		return &MismatchError{ID: id, Detail: fmt.Sprintf("its directory: %v", err)}
+		return &disk.MismatchError{ID: id, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
 
@@ -148,7 +149,7 @@ func openData(v *volume, parent *beneath.Dir) (*os.File, error) {
 
 	f, err := p.OpenFile(record.DataDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return nil, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 
 	return f, nil
@@ -159,7 +160,7 @@ func openData(v *volume, parent *beneath.Dir) (*os.File, error) {
 func deviceOf(v *volume, dir *beneath.Dir) (f *os.File, dev loop.Device, err error) {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_PATH, 0)
 	if err != nil {
-		return nil, dev, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
+		return nil, dev, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 	defer image.Close()
 

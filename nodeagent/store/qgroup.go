@@ -9,6 +9,7 @@ import (
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -20,7 +21,7 @@ import (
 // back where it was lost: with the whole group, if quotas were switched off and
 // on again. Of usage that is not counted since then it says so each time, as an
 // *EnforcementError: nothing can have it counted.
-func checkGroup(r *root, data *os.File, rec *record.Volume) (repaired bool, err error) {
+func checkGroup(r *disk.Root, data *os.File, rec *record.Volume) (repaired bool, err error) {
 	fs, group := r.File(), uint32(rec.QuotaID)
 	have, there, err := btrfs.GetGroup(fs, group)
 	if err != nil {
@@ -73,7 +74,7 @@ func remakeGroup(fs *os.File, id uint64, rec *record.Volume) error {
 // returnSubvolumes has what lies in the volume charged to the volume alone, and
 // what does not lie in it to somebody else, for a slice from the cursor on. It
 // says that it had to.
-func returnSubvolumes(r *root, data *os.File, rec *record.Volume, at *btrfs.Cursor) error {
+func returnSubvolumes(r *disk.Root, data *os.File, rec *record.Volume, at *btrfs.Cursor) error {
 	id, err := btrfs.ID(data)
 	if err != nil {
 		return err
@@ -136,7 +137,7 @@ func strayText(strays []btrfs.Stray, foreign []uint64) string {
 
 // loosen prepares what a deleted volume left for its removal: a full qgroup
 // refuses even that. A second call changes nothing.
-func (f *freer) loosen(t *trashed, r *root, entry *beneath.Dir) error {
+func (f *freer) loosen(t *trashed, r *disk.Root, entry *beneath.Dir) error {
 	if t.rec == nil || t.rec.QuotaKind != record.QuotaBtrfs {
 		return nil
 	}

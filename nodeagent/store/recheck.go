@@ -8,6 +8,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -132,13 +133,13 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
-		return false, &MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+		return false, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
 
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
-		return false, &MismatchError{ID: v.rec.ID,
+		return false, &disk.MismatchError{ID: v.rec.ID,
 			Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -38,7 +39,7 @@ func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletio
 
 	// A volume is gone if it is on no disk, not if it is just not known here.
 	v, unseen, err := s.seekAllLocked(ctx, id)
-	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
+	if copied := (*disk.CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
 		err = nil // it is the volume that was deleted, and the copy is nobody's
 	}
 
@@ -96,7 +97,7 @@ func (s *Store) removeUntouchedLocked(ctx context.Context, v *volume, how record
 // unless there are pools that could not be looked at. It is called with the
 // volume's lock held.
 func (s *Store) deleteUnfoundLocked(id string, how record.Deletion,
-	unseen []*OfflineError) error {
+	unseen []*disk.OfflineError) error {
 	if len(unseen) > 0 && len(s.entriesOf(id)) == 0 {
 		return &UnseenError{ID: id, Unseen: unseen}
 	}
@@ -125,10 +126,10 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 
 	// A record that was swapped since it was read must not make us delete
 	// something else.
-	if rec, err := readVolume(r.Dir, v.rec.ID); err != nil {
+	if rec, err := disk.ReadVolume(r.Dir, v.rec.ID); err != nil {
 		return err
 	} else if rec.ID != v.rec.ID || !rec.CreatedAt.Equal(v.rec.CreatedAt) {
-		return &MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
+		return &disk.MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
 	}
 
 	if err := s.users(&v.rec, dir, v.held); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -62,7 +63,7 @@ func (s *Store) beginRepair(ctx context.Context, v *volume, dir *beneath.Dir, n 
 		err = dir.WriteFile(record.RepairFile, content, 0o600)
 	}
 
-	if isFull(err) {
+	if disk.IsFull(err) {
 		err = nil
 	}
 

@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -195,7 +196,7 @@ type plan struct {
 
 // planFor decides the backend for a request on a pool with features f, or says
 // why the pool cannot make it.
-func planFor(r *Request, f Features, defaultFS string) (plan, error) {
+func planFor(r *Request, f disk.Features, defaultFS string) (plan, error) {
 	quotaKind := ""
 	switch {
 	case f.ProjectQuota:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -119,10 +120,10 @@ func TestNormalizeAdoption(t *testing.T) {
 // TestPlan says how each request is carved from each kind of pool.
 func TestPlan(t *testing.T) {
 	var (
-		xfs   = Features{Filesystem: "xfs", ProjectQuota: true}
-		btrfs = Features{Filesystem: "btrfs", SimpleQuota: true}
-		plain = Features{Filesystem: "ext4", NoQuotaBecause: "it was not switched on"}
-		holes = Features{Filesystem: "ext4", Unreserved: true}
+		xfs   = disk.Features{Filesystem: "xfs", ProjectQuota: true}
+		btrfs = disk.Features{Filesystem: "btrfs", SimpleQuota: true}
+		plain = disk.Features{Filesystem: "ext4", NoQuotaBecause: "it was not switched on"}
+		holes = disk.Features{Filesystem: "ext4", Unreserved: true}
 
 		image     = plan{backend: record.BackendLoop, fstype: "ext4"}
 		raw       = plan{backend: record.BackendLoop}
@@ -132,7 +133,7 @@ func TestPlan(t *testing.T) {
 	)
 	cases := []struct {
 		name   string
-		pool   Features
+		pool   disk.Features
 		change func(*Request)
 		want   plan
 		reason string
@@ -194,7 +195,7 @@ func TestPlan(t *testing.T) {
 func TestPlanTellsWhatIsMissing(t *testing.T) {
 	r := Request{ID: "v", SizeBytes: gib, Backend: record.BackendDirectory}
 	require.NoError(t, r.normalize())
-	_, err := planFor(&r, Features{Filesystem: "nilfs2", NoQuotaBecause: "it has no quotas"}, "ext4")
+	_, err := planFor(&r, disk.Features{Filesystem: "nilfs2", NoQuotaBecause: "it has no quotas"}, "ext4")
 	var refused *RefusedError
 	require.True(t, errors.As(err, &refused))
 	require.Contains(t, refused.Message, "nilfs2")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -35,7 +36,7 @@ func TestHowLongTrashIsKept(t *testing.T) {
 		{"not to be kept", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "purge", RetentionSeconds: hour}}, now, 0},
 		{"a negative retention", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: -5}}, now, 0},
 		{"more than time has", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: math.MaxInt64}}, now,
-			seconds(math.MaxInt64)},
+			disk.Seconds(math.MaxInt64)},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
 // Room comes and goes without us: an image is pulled, a log is cut off. When it
@@ -37,7 +39,7 @@ func (s *Store) Told(pools []Pool) {
 // roomMoved reports whether the room of a pool differs by more than a step from
 // what was told. What volumes take is measured only if the filesystem's free
 // space moved.
-func (s *Store) roomMoved(p *pool, r *root, space *filesystemSpace) bool {
+func (s *Store) roomMoved(p *pool, r *disk.Root, space *filesystemSpace) bool {
 	p.mu.Lock()
 	told, wasTold := p.told, p.wasTold
 	p.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -56,10 +57,10 @@ func (s *Store) Find(ctx context.Context, id string) (Volume, error) {
 // ([NotFoundError.Unseen]) and may have it all the same: what was asked for by
 // such a request may have been made there once. It is nil if there is none.
 // Whoever makes the volume anew meanwhile gives an empty one for it.
-func (s *Store) Away(r *Request, unseen []*OfflineError) *OfflineError {
+func (s *Store) Away(r *Request, unseen []*disk.OfflineError) *disk.OfflineError {
 	for _, p := range s.pools {
 		p.mu.Lock()
-		never := p.expect.uid == "" && p.expect.never
+		never := p.expect.UID == "" && p.expect.Never
 		p.mu.Unlock()
 		if never || !r.wants(p, s.opts.Node) {
 			continue
@@ -67,7 +68,7 @@ func (s *Store) Away(r *Request, unseen []*OfflineError) *OfflineError {
 
 		for _, off := range unseen {
 			// A second name of a directory that was looked at hides nothing.
-			if off.Pool == p.name() && off.Reason != OfflineDuplicate {
+			if off.Pool == p.name() && off.Reason != disk.OfflineDuplicate {
 				return off
 			}
 		}
@@ -88,7 +89,7 @@ func (s *Store) seekLocked(ctx context.Context, id string) (*volume, error) {
 // seekAllLocked is seekLocked. If it returns no volume it also returns the
 // pools that could not be looked at.
 func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume,
-	unseen []*OfflineError, _ error) {
+	unseen []*disk.OfflineError, _ error) {
 	if record.CheckID(id) != nil {
 		return nil, nil, nil
 	}
@@ -100,14 +101,14 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume,
 
 	var found *volume
 	var broken error
-	var copied *CopyError
+	var copied *disk.CopyError
 	for _, p := range s.pools {
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 
 		v, err := s.seekIn(p, id)
-		var offline *OfflineError
+		var offline *disk.OfflineError
 		switch {
 		case errors.As(err, &offline):
 			unseen = append(unseen, offline)
@@ -144,7 +145,7 @@ func (s *Store) isMissing(v *volume) bool {
 		return false
 	}
 
-	err := s.ask(v.pool, func(r *root) error {
+	err := s.ask(v.pool, func(r *disk.Root) error {
 		there, err := r.Exists(v.id)
 		missing = err == nil && !there
 		return err
@@ -177,7 +178,7 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 		return nil, unreadable(id, p, err)
 	}
 
-	if !there || isLink(r.Dir, id) {
+	if !there || disk.IsLink(r.Dir, id) {
 		s.unmarkBroken(p, id)
 		if trashErr != nil {
 			return nil, unreadable(id, p, trashErr)
@@ -192,7 +193,7 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 
 	if err != nil {
 		s.markBroken(p, r, space, id, err)
-		var copied *CopyError
+		var copied *disk.CopyError
 		if errors.As(err, &copied) && trashErr == nil {
 			return nil, copied
 		} else if errors.As(err, &copied) {
@@ -209,16 +210,16 @@ func (s *Store) seekIn(p *pool, id string) (*volume, error) {
 // tries the reads that are enough if the pool has none, with a time limit,
 // since a search must not wait for a disk that hangs.
 func (s *Store) answers(p *pool, id string) error {
-	err := s.ask(p, func(r *root) error {
+	err := s.ask(p, func(r *disk.Root) error {
 		_ = s.fault("seek in " + p.name()) // nothing is changed that could fail
 		if _, err := r.Exists(id); err != nil {
 			return err
 		}
 
-		_, err := namesIn(r.meta, record.TrashDir)
+		_, err := disk.NamesIn(r.Meta, record.TrashDir)
 		return err
 	})
-	if offline, ok := errors.AsType[*OfflineError](err); ok {
+	if offline, ok := errors.AsType[*disk.OfflineError](err); ok {
 		return offline
 	}
 
@@ -229,18 +230,18 @@ func (s *Store) answers(p *pool, id string) error {
 // not known yet. An error means that one is there and cannot be read, so that
 // nobody can say when it may be freed, or whether it is the last of the
 // volume's data.
-func (s *Store) seekTrash(p *pool, r *root, space *filesystemSpace, id string) error {
-	names, err := namesIn(r.meta, record.TrashDir)
+func (s *Store) seekTrash(p *pool, r *disk.Root, space *filesystemSpace, id string) error {
+	names, err := disk.NamesIn(r.Meta, record.TrashDir)
 	if err != nil {
 		return err
 	}
 
 	for _, name := range names {
-		if of, ok := trashID(name); !ok || of != id || s.knowsEntry(p, name) {
+		if of, ok := disk.TrashID(name); !ok || of != id || s.knowsEntry(p, name) {
 			continue
 		}
 
-		trash, err := r.sub(record.TrashDir)
+		trash, err := r.Sub(record.TrashDir)
 		if err != nil {
 			return err
 		}
@@ -297,7 +298,7 @@ func (s *Store) lookAgain(ctx context.Context, p *pool) {
 
 	var came []*volume
 	until := time.Now().Add(s.patience.look)
-	err = p.with(func(r *root) error {
+	err = p.with(func(r *disk.Root) error {
 		names, entries, err := s.unknown(p, r)
 		if err != nil {
 			return err
@@ -364,7 +365,7 @@ func (s *Store) takeFound(ctx context.Context, wait time.Duration) {
 
 // unknown lists what is worth a look: names in the pool and entries of its
 // trash that are not known, or are known to be broken or gone.
-func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
+func (s *Store) unknown(p *pool, r *disk.Root) (names, entries []string, err error) {
 	changed, err := s.changedListing(p, r)
 	if err != nil {
 		return nil, nil, err
@@ -373,7 +374,7 @@ func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 	var all, trash []string
 	if changed {
 		if all, err = r.Names(); err == nil {
-			trash, err = namesIn(r.meta, record.TrashDir)
+			trash, err = disk.NamesIn(r.Meta, record.TrashDir)
 		}
 
 		if err != nil {
@@ -408,13 +409,13 @@ func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 		// one of its id.
 		v := s.volumes[name]
 		if record.CheckID(name) == nil && (v == nil || v.pool != p) && s.builds[name] == nil &&
-			s.broken[p.key(name)] == nil && !isLink(r.Dir, name) {
+			s.broken[p.key(name)] == nil && !disk.IsLink(r.Dir, name) {
 			names = append(names, name)
 		}
 	}
 
 	for _, name := range trash {
-		if _, ok := trashID(name); ok && s.trash[p.key(name)] == nil &&
+		if _, ok := disk.TrashID(name); ok && s.trash[p.key(name)] == nil &&
 			s.broken[p.key(record.TrashDir+"/"+name)] == nil {
 			entries = append(entries, name)
 		}
@@ -425,13 +426,13 @@ func (s *Store) unknown(p *pool, r *root) (names, entries []string, err error) {
 
 // changedListing reports whether the pool's directories may hold other names
 // than when they were last read.
-func (s *Store) changedListing(p *pool, r *root) (bool, error) {
+func (s *Store) changedListing(p *pool, r *disk.Root) (bool, error) {
 	var root unix.Stat_t
 	if err := unix.Fstat(int(r.File().Fd()), &root); err != nil {
 		return false, err
 	}
 
-	trash, err := r.meta.Stat(record.TrashDir)
+	trash, err := r.Meta.Stat(record.TrashDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
@@ -461,7 +462,7 @@ func (p *pool) unsettle() {
 
 // lookAt registers a directory that came, or that can be read again. It returns
 // the volume if there is one to bring up.
-func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemSpace,
+func (s *Store) lookAt(ctx context.Context, p *pool, r *disk.Root, space *filesystemSpace,
 	name string) *volume {
 	unlock, err := s.locks.TryLock(name)
 	if err != nil {
@@ -510,8 +511,8 @@ func (s *Store) lookAt(ctx context.Context, p *pool, r *root, space *filesystemS
 	return v
 }
 
-func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry string) {
-	id, ok := trashID(entry)
+func (s *Store) lookAtEntry(p *pool, r *disk.Root, space *filesystemSpace, entry string) {
+	id, ok := disk.TrashID(entry)
 	if !ok {
 		return
 	}
@@ -523,7 +524,7 @@ func (s *Store) lookAtEntry(p *pool, r *root, space *filesystemSpace, entry stri
 	}
 	defer unlock()
 
-	trash, err := r.sub(record.TrashDir)
+	trash, err := r.Sub(record.TrashDir)
 	if err != nil {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -40,7 +41,7 @@ func TestRecordPutBack(t *testing.T) {
 	require.Contains(t, p.Broken, v.ID)
 	require.EqualValues(t, v.SizeBytes, p.Promised, "its image is there, and what it lacks is still owed")
 	_, err = s.Find(t.Context(), v.ID)
-	var mismatch *MismatchError
+	var mismatch *disk.MismatchError
 	require.ErrorAs(t, err, &mismatch, "it is there, and not lost")
 	require.ErrorAs(t, s.Delete(t.Context(), v.ID, purge), &mismatch, "it is not deleted")
 
@@ -88,7 +89,7 @@ func TestVolumeOfAnotherAgent(t *testing.T) {
 		t.Run(call, func(t *testing.T) {
 			n := newNode(t, onExt4.make(t, gib))
 			other := New(n.options())
-			other.Expect("pool1", Expectation{MayCreate: true})
+			other.Expect("pool1", disk.Expectation{MayCreate: true})
 			other.Refresh(t.Context())
 			v := n.mustCreate(plain("pvc-1"))
 			mark(t, v, "kept")
@@ -175,7 +176,7 @@ func TestGoneIsNotSaidOfADiskThatIsAway(t *testing.T) {
 	uid := n.store.Pools()[1].UID
 	require.NoError(t, os.Rename(identity, identity+"-away"))
 	n.prepare()
-	n.store.Expect("pool2", Expectation{UID: uid})
+	n.store.Expect("pool2", disk.Expectation{UID: uid})
 	n.store.Refresh(t.Context())
 	_, err := n.store.Find(t.Context(), v.ID)
 	var missing *NotFoundError
@@ -210,11 +211,11 @@ func TestSwappedDisks(t *testing.T) {
 		s := n.prepare()
 		s.Refresh(t.Context()) // nobody could be asked which disk is which
 		for i := range paths {
-			s.Expect(n.pools[i].Name, Expectation{UID: uids[i]})
+			s.Expect(n.pools[i].Name, disk.Expectation{UID: uids[i]})
 		}
 		s.Refresh(t.Context())
-		require.Equal(t, OfflineSwapped, s.Pools()[0].Offline.Reason)
-		require.Equal(t, OfflineSwapped, s.Pools()[1].Offline.Reason)
+		require.Equal(t, disk.OfflineSwapped, s.Pools()[0].Offline.Reason)
+		require.Equal(t, disk.OfflineSwapped, s.Pools()[1].Offline.Reason)
 
 		// One is put right while the other is still away.
 		other := 1 - first
@@ -318,10 +319,10 @@ func TestTrashThatCannotBeRead(t *testing.T) {
 			require.NoError(t, call(s.Restore(t.Context(), "pvc-1")))
 			continue
 		}
-		require.NoError(t, os.Rename(dir, dir+freeingSuffix))
+		require.NoError(t, os.Rename(dir, dir+disk.FreeingSuffix))
 		require.NoError(t, s.Delete(t.Context(), "pvc-1", purge))
 		require.NoError(t, s.Drain(t.Context()))
-		require.NoDirExists(t, dir+freeingSuffix)
+		require.NoDirExists(t, dir+disk.FreeingSuffix)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/ledger"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -159,7 +160,7 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 	defer r.Close()
 
 	used := int64(0)
-	roots := map[*pool]*root{p: r}
+	roots := map[*pool]*disk.Root{p: r}
 	defer func() {
 		for other, r := range roots {
 			if other != p && r != nil {
@@ -262,7 +263,7 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 }
 
 // used is how many bytes of the filesystem it takes. r is its pool.
-func (m *taker) used(r *root) (int64, error) {
+func (m *taker) used(r *disk.Root) (int64, error) {
 	if m.whole {
 		return m.rec.SizeBytes, nil
 	}

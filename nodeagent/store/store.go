@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,15 +14,11 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
-
-// DeviceDir is where links to the devices of Block volumes are. It must be on a
-// filesystem that a reboot empties, so that a link never outlives the loop
-// device it was made for.
-const DeviceDir = "/run/quarry/dev"
 
 // Options are what a Store is opened with.
 type Options struct {
@@ -173,7 +168,7 @@ type Pool struct {
 	// MadeOn is the node where the pool was made, as its disk tells it; another
 	// one than this if the disk was moved here.
 	MadeOn   string
-	Features Features
+	Features disk.Features
 	// Filesystem is the same for all pools on one filesystem.
 	FilesystemID string
 	Capacity     int64
@@ -185,7 +180,7 @@ type Pool struct {
 	Volumes   int
 	Trashed   int
 	Broken    map[string]error
-	Offline   *OfflineError
+	Offline   *disk.OfflineError
 }
 
 // New makes a store of the pools. Nothing is touched yet: Expect and Refresh
@@ -196,7 +191,7 @@ func New(opts Options) *Store {
 	}
 
 	if opts.DeviceDir == "" {
-		opts.DeviceDir = DeviceDir
+		opts.DeviceDir = disk.DeviceDir
 	}
 
 	if opts.Log == nil {
@@ -218,10 +213,10 @@ func New(opts Options) *Store {
 	}
 	for _, c := range opts.Pools {
 		p := &pool{cfg: c}
-		p.offline = &OfflineError{Pool: c.Name, Reason: OfflineUninitialized,
+		p.offline = &disk.OfflineError{Pool: c.Name, Reason: disk.OfflineUninitialized,
 			Err: errors.New("not looked at yet")}
 		p.reserve = c.Reserve
-		p.expect.node, p.expect.machine = opts.Node, opts.MachineID
+		p.expect.By = record.PoolHolder{Node: opts.Node, MachineID: opts.MachineID}
 		s.pools = append(s.pools, p)
 	}
 
@@ -230,35 +225,14 @@ func New(opts Options) *Store {
 	return s
 }
 
-// Expectation is what is known of a pool from elsewhere than its disk.
-type Expectation struct {
-	// UID is the identity the pool must have; empty: any.
-	UID string
-	// MayCreate allows making a pool where there is none yet.
-	MayCreate bool
-	// Never: there has never been a pool, or a person said that it is to be
-	// forgotten. It counts as long as no identity is known.
-	Never bool
-	// ClusterID is the cluster the disk must belong to, where the disk names
-	// one.
-	ClusterID string
-	// TakeOver is the other cluster whose disk is made this one's, should it be
-	// there. A disk of any other is not touched.
-	TakeOver string
-	// TakeFrom is who had the disk last (record.PoolHolder.String) and has it
-	// no more, or Anybody. A disk that any other node or machine had last is
-	// not touched.
-	TakeFrom string
-}
-
-// Expect says what is known of a pool. It takes effect at the next Refresh.
-func (s *Store) Expect(poolName string, e Expectation) {
+// Expect says what is known of a pool; who opens it is this store, whatever By
+// says. It takes effect at the next Refresh.
+func (s *Store) Expect(poolName string, e disk.Expectation) {
 	for _, p := range s.pools {
 		if p.name() == poolName {
 			p.mu.Lock()
-			p.expect.uid, p.expect.mayCreate, p.expect.clusterID = e.UID, e.MayCreate, e.ClusterID
-			p.expect.never = e.Never
-			p.expect.takeOver, p.expect.takeFrom = e.TakeOver, e.TakeFrom
+			e.By = p.expect.By
+			p.expect = e
 			p.mu.Unlock()
 		}
 	}
@@ -334,14 +308,14 @@ func (s *Store) List() []Volume {
 // describeLocked is called with Store.mu held.
 func (s *Store) describeLocked(v *volume) Volume {
 	v.pool.mu.Lock()
-	uid, offline := v.pool.expect.uid, v.pool.offline
+	uid, offline := v.pool.expect.UID, v.pool.offline
 	v.pool.mu.Unlock()
 
 	d := Volume{
 		Volume:      v.rec,
 		Pool:        v.pool.name(),
 		PoolUID:     uid,
-		Path:        s.path(v),
+		Path:        disk.PathOf(&v.rec, v.pool.cfg.Path, s.opts.DeviceDir),
 		Unavailable: v.unavailable,
 		NotEnforced: v.notEnforced,
 	}
@@ -350,17 +324,6 @@ func (s *Store) describeLocked(v *volume) Volume {
 	}
 
 	return d
-}
-
-func (s *Store) path(v *volume) string {
-	switch {
-	case v.rec.VolumeMode == record.ModeBlock:
-		return filepath.Join(s.opts.DeviceDir, v.rec.ID)
-	case v.rec.Backend == record.BackendLoop:
-		return filepath.Join(v.pool.cfg.Path, v.rec.ID, record.MountDir, record.DataDir)
-	default:
-		return filepath.Join(v.pool.cfg.Path, v.rec.ID, record.DataDir)
-	}
 }
 
 // lookup returns the volume or nil.
@@ -398,7 +361,7 @@ func (s *Store) FilesystemOf(pool string) string {
 
 func (s *Store) describePool(p *pool) Pool {
 	p.mu.Lock()
-	d := Pool{Pool: p.cfg, UID: p.expect.uid, Features: p.features, Offline: p.offline}
+	d := Pool{Pool: p.cfg, UID: p.expect.UID, Features: p.features, Offline: p.offline}
 	if p.identity != nil {
 		d.MadeOn = p.identity.Node
 	}
@@ -431,7 +394,7 @@ func (s *Store) describePool(p *pool) Pool {
 	d.FilesystemID = space.key
 	capacity, err := s.capacity(p, space, describedAge)
 	if err != nil {
-		d.Offline = &OfflineError{Pool: p.name(), Reason: OfflineFailed, Err: err}
+		d.Offline = &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineFailed, Err: err}
 		return d
 	}
 

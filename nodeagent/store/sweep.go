@@ -3,14 +3,15 @@ package store
 import (
 	"context"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // sweepTmp clears away the unfinished volumes of a pool, except those that are
 // being made at this moment. What cannot be cleared away yet (mkfs may have
 // outlived the agent) is tried again later.
-func (s *Store) sweepTmp(ctx context.Context, p *pool, r *root) error {
-	names, err := namesIn(r.meta, record.TmpDir)
+func (s *Store) sweepTmp(ctx context.Context, p *pool, r *disk.Root) error {
+	names, err := disk.NamesIn(r.Meta, record.TmpDir)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (s *Store) sweepFilesystem(ctx context.Context, space *filesystemSpace) {
 			continue
 		}
 
-		err := p.with(func(r *root) error {
+		err := p.with(func(r *disk.Root) error {
 			s.sweepClaims(ctx, p, r)
 			return s.sweepTmp(ctx, p, r)
 		})

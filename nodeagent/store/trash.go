@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -34,7 +34,7 @@ func (t *trashed) key() string { return t.pool.key(t.entry) }
 
 // elapsed is how much of the retention was seen to pass.
 func (t *trashed) elapsed(now time.Time) time.Duration {
-	return seconds(t.trash.ElapsedSeconds) + now.Sub(t.since)
+	return disk.Seconds(t.trash.ElapsedSeconds) + now.Sub(t.since)
 }
 
 // remaining is how long the entry is still kept; zero or less: it is due.
@@ -42,46 +42,22 @@ func (t *trashed) remaining(now time.Time) time.Duration {
 	if t.left() == 0 {
 		return 0
 	}
-	return seconds(t.trash.Deletion.RetentionSeconds) - t.elapsed(now)
+	return disk.Seconds(t.trash.Deletion.RetentionSeconds) - t.elapsed(now)
 }
 
 // left is remaining by the note on the disk alone, without the time that this
 // process saw pass.
-func (t *trashed) left() time.Duration {
-	if t.trash.Purge || isFreeing(t.entry) || t.trash.Deletion.OnDelete != "trash" {
-		return 0
-	}
-	return max(seconds(t.trash.Deletion.RetentionSeconds)-seconds(t.trash.ElapsedSeconds), 0)
-}
-
-// seconds makes a Duration of a record's number of seconds. A number too large
-// for a Duration is the longest there is: such trash is kept, and not freed at
-// once.
-func seconds(n int64) time.Duration {
-	const most = int64(math.MaxInt64/time.Second) / 2
-	return time.Duration(min(max(n, 0), most)) * time.Second
-}
-
-// Trashed describes an entry of the trash.
-type Trashed struct {
-	Pool  string
-	Entry string
-	record.Trash
-	// Volume is nil for an attempt that never became a volume.
-	Volume *record.Volume
-	// Remaining is how long it is still kept; zero if its space is being freed.
-	Remaining time.Duration
-}
+func (t *trashed) left() time.Duration { return disk.KeptFor(t.entry, &t.trash) }
 
 // Trash lists the trash of all pools.
-func (s *Store) Trash() []Trashed {
+func (s *Store) Trash() []disk.Trashed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
 	now := time.Now()
-	out := make([]Trashed, 0, len(s.trash))
+	out := make([]disk.Trashed, 0, len(s.trash))
 	for _, t := range s.trash {
-		out = append(out, Trashed{
+		out = append(out, disk.Trashed{
 			Pool:      t.pool.name(),
 			Entry:     t.entry,
 			Trash:     t.trash,
@@ -98,8 +74,8 @@ func (s *Store) Trash() []Trashed {
 func (s *Store) deleteTrashedLocked(id string, how record.Deletion) error {
 	for _, t := range s.entriesOf(id) {
 		// The call that put it there may have ended before that was durable.
-		if err := t.pool.with(func(r *root) error {
-			trash, err := r.sub(record.TrashDir)
+		if err := t.pool.with(func(r *disk.Root) error {
+			trash, err := r.Sub(record.TrashDir)
 			if err != nil {
 				return err
 			}
@@ -141,7 +117,7 @@ func (s *Store) purgeLocked(t *trashed) error {
 	next := t.trash
 	s.mu.Unlock()
 
-	if next.Purge || isFreeing(t.entry) {
+	if next.Purge || disk.IsFreeing(t.entry) {
 		return nil
 	}
 
@@ -151,13 +127,13 @@ func (s *Store) purgeLocked(t *trashed) error {
 	}
 
 	err := s.writeTrash(t, next)
-	if !isFull(err) {
+	if !disk.IsFull(err) {
 		return err
 	}
 
 	// A full disk has no block for the note, but room for another name.
-	return t.pool.with(func(r *root) error {
-		trash, err := r.sub(record.TrashDir)
+	return t.pool.with(func(r *disk.Root) error {
+		trash, err := r.Sub(record.TrashDir)
 		if err != nil {
 			return err
 		}
@@ -188,7 +164,7 @@ func (s *Store) purgeOne(ctx context.Context, t *trashed) error {
 // beginFreeingLocked renames the entry so that it cannot be restored any more.
 // It is called with the volume's lock held.
 func (s *Store) beginFreeingLocked(t *trashed, trash *beneath.Dir) error {
-	to := t.entry + freeingSuffix
+	to := t.entry + disk.FreeingSuffix
 	if err := trash.Rename(t.entry, trash, to); err != nil {
 		return err
 	}
@@ -220,7 +196,7 @@ func (s *Store) changeTrash(ctx context.Context, t *trashed, change func(*record
 	there, next := s.trash[t.key()] == t, t.trash
 	s.mu.Unlock()
 
-	if !there || isFreeing(t.entry) {
+	if !there || disk.IsFreeing(t.entry) {
 		return nil
 	}
 
@@ -235,7 +211,7 @@ func (s *Store) writeTrash(t *trashed, next record.Trash) error {
 	}
 	defer r.Close()
 
-	dir, err := r.meta.OpenDir(record.TrashDir + "/" + t.entry)
+	dir, err := r.Meta.OpenDir(record.TrashDir + "/" + t.entry)
 	if err != nil {
 		return err
 	}
@@ -280,7 +256,7 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 
 	// What is in the trash may have come there without us.
 	v, unseen, err := s.seekAllLocked(ctx, id)
-	if copied := (*CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
+	if copied := (*disk.CopyError)(nil); errors.As(err, &copied) && len(s.entriesOf(id)) > 0 {
 		err = nil // it is the volume that comes back, not the copy
 	}
 
@@ -295,7 +271,7 @@ func (s *Store) Restore(ctx context.Context, id string) (Volume, error) {
 
 	var last *trashed
 	for _, t := range s.entriesOf(id) {
-		if t.rec != nil && !isFreeing(t.entry) && (last == nil ||
+		if t.rec != nil && !disk.IsFreeing(t.entry) && (last == nil ||
 			t.trash.DeletedAt.After(last.trash.DeletedAt)) {
 			last = t
 		}
@@ -329,7 +305,7 @@ func (s *Store) restoreLocked(t *trashed) (*volume, error) {
 	}
 	defer r.Close()
 
-	trash, err := r.sub(record.TrashDir)
+	trash, err := r.Sub(record.TrashDir)
 	if err != nil {
 		return nil, err
 	}

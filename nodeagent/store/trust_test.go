@@ -10,7 +10,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
-	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -43,10 +43,10 @@ func TestPreallocationThatTakesNothing(t *testing.T) {
 	require.Equal(t, before, n.store.Pools()[0].Promised, "nothing is promised for it")
 
 	// What was found by probing keeps it from being begun, and thin ones are made.
-	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThick}, Features{Unreserved: true}, "ext4")
+	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThick}, disk.Features{Unreserved: true}, "ext4")
 	reason, _ = Reason(err)
 	require.Equal(t, v1alpha1.ReasonUnsupported, reason)
-	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThin}, Features{Unreserved: true}, "ext4")
+	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThin}, disk.Features{Unreserved: true}, "ext4")
 	require.NoError(t, err)
 }
 
@@ -85,39 +85,4 @@ func TestReserveBesideTheSystem(t *testing.T) {
 	// What is a mount point is asked of the machine's first process, which sees no mount of the tests.
 	require.Equal(t, config.DefaultSharedReserve, reserve(t.TempDir(), "", ""), "a directory of the system's disk")
 	require.Equal(t, "5%", reserve(t.TempDir(), "", "5%"), "somebody said so")
-}
-
-// TestKubeletIsFoundOnTheHost: the agent's container does not have kubelet's
-// directory unless it publishes there.
-func TestKubeletIsFoundOnTheHost(t *testing.T) {
-	host := onExt4.make(t, gib)
-	require.NoError(t, os.MkdirAll(filepath.Join(host, "var/lib/kubelet-of-a-test"), 0o755))
-	dir, err := os.Open(host)
-	require.NoError(t, err)
-	defer dir.Close()
-	const kubelet = "/var/lib/kubelet-of-a-test"
-	require.False(t, sharedWithKubelet([]string{"/"}, kubelet, dir), "this process has no such directory")
-	require.True(t, sharedWithKubelet([]string{host, "/"}, kubelet, dir), "the machine's first process has")
-	require.False(t, sharedWithKubelet([]string{t.TempDir(), "/"}, kubelet, dir), "nobody has")
-	require.Equal(t, "/proc/1/root", hostRoots[0])
-}
-
-// TestNetworkFilesystem is refused before anything is made there, and taken
-// where it is configured. Every filesystem of ours stands in for one.
-func TestNetworkFilesystem(t *testing.T) {
-	dir := t.TempDir()
-	testroot.RequireRoot(t)
-	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"))
-	testroot.UnmountOnCleanup(t, dir)
-	shared[unix.TMPFS_MAGIC] = "nfs"
-	defer delete(shared, unix.TMPFS_MAGIC)
-	n := newNode(t, dir)
-	offline(t, n, OfflineNetworkFilesystem)
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	require.Empty(t, entries)
-
-	n.pools[0].AllowNetworkFilesystem = true
-	n.start()
-	online(t, n)
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -21,8 +22,8 @@ func TestDeleteUntouchedFindsWhatDeleteFinds(t *testing.T) {
 	var holds *NotEmptyError
 
 	other := New(n.options())
-	other.Expect("pool1", Expectation{MayCreate: true})
-	other.Expect("pool2", Expectation{MayCreate: true})
+	other.Expect("pool1", disk.Expectation{MayCreate: true})
+	other.Expect("pool2", disk.Expectation{MayCreate: true})
 	other.Refresh(t.Context())
 	in := func(id string) Request {
 		return Request{ID: id, Pool: "pool1", Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -29,7 +30,7 @@ func (s *Store) Verify(ctx context.Context) []Finding {
 
 // VerifyPools is Verify without a running store, for `quarry verify`: nothing is known but the disks and expect, by pool
 // name, which may be empty. Since an agent may be at work meanwhile, it looks twice and reports what it found both times.
-func VerifyPools(ctx context.Context, opts Options, expect map[string]Expectation) []Finding {
+func VerifyPools(ctx context.Context, opts Options, expect map[string]disk.Expectation) []Finding {
 	s := New(opts)
 	for name, e := range expect {
 		e.MayCreate = false
@@ -95,15 +96,15 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 	p.mu.Lock()
 	want := p.expect
 	p.mu.Unlock()
-	want.mayCreate = false
-	r, _, err := p.openAs(want)
+	want.MayCreate = false
+	r, _, err := disk.Open(&p.cfg, &want)
 	if err != nil {
 		v.incomplete = true
 		v.add(Finding{Severity: SeverityError, Pool: p.name(), What: err.Error()})
 		return
 	}
 	defer r.Close()
-	key, err := filesystemKey(r.File())
+	key, err := disk.FilesystemKey(r.File())
 	if err != nil {
 		v.incomplete = true
 		v.failed(p, "", err)
@@ -122,7 +123,7 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if record.CheckID(name) == nil && !isLink(r.Dir, name) && ctx.Err() == nil {
+		if record.CheckID(name) == nil && !disk.IsLink(r.Dir, name) && ctx.Err() == nil {
 			v.volume(ctx, p, r, q, name)
 		}
 	}
@@ -133,7 +134,7 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 }
 
 // volume looks at the directory name of a pool.
-func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFindings, name string) {
+func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings, name string) {
 	if v.live {
 		unlock, err := v.store.locks.Lock(ctx, name)
 		if err != nil {
@@ -142,7 +143,7 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 		}
 		defer unlock()
 	}
-	rec, err := readEntry(r.Dir, name, name)
+	rec, err := disk.ReadEntry(r.Dir, name, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return // deleted since it was listed
 	}
@@ -151,7 +152,7 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("it can not be read as a volume, and is left alone: %v", err)})
 		return
 	}
-	if copied := copyOn(r, p.name(), rec); copied != nil {
+	if copied := disk.CopyOn(r, p.name(), rec); copied != nil {
 		q.unknown = append(q.unknown, name) // its quota id may be in use by the volume
 		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: copied.Error()})
 		return
@@ -186,7 +187,7 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *root, q *quotaFinding
 type place struct {
 	*verifier
 	pool *pool
-	root *root
+	root *disk.Root
 	dir  *beneath.Dir
 	rec  *record.Volume
 }
@@ -214,7 +215,7 @@ func (at *place) repairable(severity Severity, repair string, apply func(context
 				return err
 			}
 			defer r.Close()
-			rec, err := readEntry(r.Dir, id, id)
+			rec, err := disk.ReadEntry(r.Dir, id, id)
 			if err != nil {
 				return err
 			}
@@ -228,28 +229,28 @@ func (at *place) repairable(severity Severity, repair string, apply func(context
 }
 
 // trash looks at the entries of the trash. That they are there is no finding: they wait for their time, or are being freed.
-func (v *verifier) trash(ctx context.Context, p *pool, r *root, q *quotaFindings) {
-	names, err := namesIn(r.meta, record.TrashDir)
+func (v *verifier) trash(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings) {
+	names, err := disk.NamesIn(r.Meta, record.TrashDir)
 	if err != nil {
 		v.failed(p, record.TrashDir, err)
 		return
 	}
 	for _, name := range names {
 		where := record.TrashDir + "/" + name
-		id, ok := trashID(name)
+		id, ok := disk.TrashID(name)
 		if !ok {
 			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "it is no entry of the trash, and nothing frees it"})
 			continue
 		}
-		trash, err := r.meta.OpenDir(record.TrashDir)
+		trash, err := r.Meta.OpenDir(record.TrashDir)
 		if err != nil {
 			v.failed(p, where, err)
 			return
 		}
-		if _, err := readNote(trash, name); err != nil && !isFreeing(name) && !errors.Is(err, fs.ErrNotExist) {
+		if _, err := disk.ReadNote(trash, name); err != nil && !disk.IsFreeing(name) && !errors.Is(err, fs.ErrNotExist) {
 			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("when it is to be freed can not be read, and it is kept: %v", err)})
 		}
-		if rec, err := readEntry(trash, name, id); err == nil {
+		if rec, err := disk.ReadEntry(trash, name, id); err == nil {
 			q.own(v, p, where, rec)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			q.unknown = append(q.unknown, where)
@@ -260,8 +261,8 @@ func (v *verifier) trash(ctx context.Context, p *pool, r *root, q *quotaFindings
 }
 
 // tmp looks at what is being made, or was left by a crash.
-func (v *verifier) tmp(ctx context.Context, p *pool, r *root, q *quotaFindings) {
-	names, err := namesIn(r.meta, record.TmpDir)
+func (v *verifier) tmp(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings) {
+	names, err := disk.NamesIn(r.Meta, record.TmpDir)
 	if err != nil {
 		v.failed(p, record.TmpDir, err)
 		return
@@ -274,12 +275,12 @@ func (v *verifier) tmp(ctx context.Context, p *pool, r *root, q *quotaFindings) 
 			}
 			continue
 		}
-		tmp, err := r.meta.OpenDir(record.TmpDir)
+		tmp, err := r.Meta.OpenDir(record.TmpDir)
 		if err != nil {
 			v.failed(p, where, err)
 			return
 		}
-		if rec, err := readEntry(tmp, name, name); err == nil {
+		if rec, err := disk.ReadEntry(tmp, name, name); err == nil {
 			q.own(v, p, where, rec)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			q.unknown = append(q.unknown, where)
@@ -302,7 +303,7 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	there := false
 	if r, err := p.open(); err == nil {
 		defer r.Close()
-		_, err = r.meta.OpenFile(path.Join(record.TmpDir, name), os.O_RDONLY, 0)
+		_, err = r.Meta.OpenFile(path.Join(record.TmpDir, name), os.O_RDONLY, 0)
 		there = err == nil
 	}
 	if !there {
@@ -331,7 +332,7 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 			return err
 		}
 		defer r.Close()
-		dir, err := r.meta.OpenDir(where)
+		dir, err := r.Meta.OpenDir(where)
 		if err != nil {
 			return err
 		}
@@ -367,8 +368,8 @@ func (v *verifier) deletedImages(p *pool) {
 }
 
 // claimIndex looks for links by claim that lead nowhere.
-func (v *verifier) claimIndex(p *pool, r *root) {
-	err := danglingClaims(r, func(id, _, _ string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
+func (v *verifier) claimIndex(p *pool, r *disk.Root) {
+	err := disk.DanglingClaims(r, func(id, _, _ string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
 		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: path.Join(record.ByClaimDir, namespace, claim), What: "the link leads to no volume", Repair: "remove it",
 			apply: func(context.Context) error {
 				r, err := p.open()
@@ -376,7 +377,7 @@ func (v *verifier) claimIndex(p *pool, r *root) {
 					return err
 				}
 				defer r.Close()
-				dir, err := r.meta.OpenDir(path.Join(record.ByClaimDir, namespace))
+				dir, err := r.Meta.OpenDir(path.Join(record.ByClaimDir, namespace))
 				if err != nil {
 					return err
 				}
@@ -421,6 +422,6 @@ func (at *place) recordSize() {
 		return
 	}
 	at.repairable(SeverityWarning, "write it again without the labels that are not kept any more",
-		func(_ context.Context, at *place) error { return writeVolume(at.dir, at.rec) },
+		func(_ context.Context, at *place) error { return disk.WriteVolume(at.dir, at.rec) },
 		"its record has %d bytes, larger than what is written now (%d)", st.Size, record.MaxSize)
 }

@@ -3,12 +3,14 @@ package store
 import (
 	"context"
 	"fmt"
+
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
 // adoption looks at the link of an adopted volume. unfinished: its adoption is not, and nothing else of it can hold.
 func (at *place) adoption() (unfinished bool) {
 	if at.rec.Adopting != "" {
-		unmoved, err := isUnmoved(at.root.Dir, at.rec)
+		unmoved, err := disk.IsUnmoved(at.root.Dir, at.rec)
 		switch {
 		case err != nil:
 			at.error("how far its adoption is: %v", err)
@@ -23,12 +25,12 @@ func (at *place) adoption() (unfinished bool) {
 	if at.rec.AdoptedFrom == "" {
 		return false
 	}
-	err := atOldPath(at.root, at.rec, func(_ *spot, state linkState) error {
+	err := disk.AtOldPath(at.root, at.rec, func(_ *disk.OldPath, state disk.LinkState) error {
 		switch state {
-		case linkMissing:
+		case disk.LinkMissing:
 			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.store.ensureLink(at.root, at.rec) },
 				"the link at %s, where its data was before it was adopted, is gone", at.rec.AdoptedFrom)
-		case linkTaken:
+		case disk.LinkTaken:
 			at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID,
 				What: fmt.Sprintf("what is at %s, where its data was before it was adopted, is not its link", at.rec.AdoptedFrom)})
 		}

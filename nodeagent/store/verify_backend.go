@@ -14,6 +14,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -61,7 +62,7 @@ func (v *verifier) leakedQuotas(ctx context.Context) {
 	}
 }
 
-func (q *quotaFindings) leaks(v *verifier, p *pool, r *root) error {
+func (q *quotaFindings) leaks(v *verifier, p *pool, r *disk.Root) error {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
 		return err
@@ -88,7 +89,7 @@ func (q *quotaFindings) leaks(v *verifier, p *pool, r *root) error {
 			if id := uint32(g.Number); uint64(id) == g.Number && quota.IsOurs(id) && q.owners[g.Number] == "" && !v.acquired(p, id) {
 				v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("qgroup 1/%d is no volume's", id), Repair: "remove it, if nothing is in it",
 					apply: func(context.Context) error {
-						return p.with(func(r *root) error { return btrfs.RemoveGroup(r.File(), id) })
+						return p.with(func(r *disk.Root) error { return btrfs.RemoveGroup(r.File(), id) })
 					}})
 			}
 		}
@@ -106,7 +107,7 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 	if project.Usage == (quota.Usage{}) {
 		f.Repair = "clear its limit"
 		f.apply = func(context.Context) error {
-			return p.with(func(r *root) error { return quota.Clear(r.File(), project.ID) })
+			return p.with(func(r *disk.Root) error { return quota.Clear(r.File(), project.ID) })
 		}
 	}
 	v.add(f)
@@ -255,7 +256,7 @@ func (at *place) loop(ctx context.Context) {
 				return err
 			}
 			defer image.Close()
-			return fallocate(int(image.Fd()), st.Size)
+			return disk.Allocate(image, st.Size)
 		}
 		at.repairable(SeverityError, "reserve the rest", reserve, "its image is not thick any more: %d of %d bytes are reserved", allocated, st.Size)
 	}

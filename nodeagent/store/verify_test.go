@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -186,8 +187,8 @@ func TestVerifyDirectories(t *testing.T) {
 
 func rewrite(t *testing.T, n *node, id string, change func(*record.Volume)) {
 	t.Helper()
-	require.NoError(t, n.store.pools[0].with(func(r *root) error {
-		rec, err := readVolume(r.Dir, id)
+	require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error {
+		rec, err := disk.ReadVolume(r.Dir, id)
 		if err != nil {
 			return err
 		}
@@ -197,7 +198,7 @@ func rewrite(t *testing.T, n *node, id string, change func(*record.Volume)) {
 			return err
 		}
 		defer dir.Close()
-		return writeVolume(dir, rec)
+		return disk.WriteVolume(dir, rec)
 	}))
 }
 
@@ -208,7 +209,7 @@ func TestActivatePutsQuotaBack(t *testing.T) {
 			path := k.make(t, gib)
 			n := newNode(t, path)
 			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
-			require.NoError(t, n.store.pools[0].with(func(r *root) error { return setDirectoryLimit(r, &v.Volume, 1<<40) }))
+			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error { return setDirectoryLimit(r, &v.Volume, 1<<40) }))
 			_, err := n.store.Activate(t.Context(), v.ID)
 			require.NoError(t, err)
 			require.Empty(t, n.store.Verify(t.Context()))
@@ -233,11 +234,11 @@ func TestInspectChangesNothing(t *testing.T) {
 		return string(out)
 	}
 	before := tree()
-	in, err := Inspect(path)
+	in, err := disk.Inspect(path)
 	require.NoError(t, err)
 	require.Equal(t, before, tree())
 	require.Len(t, in.Volumes, 2)
-	require.Equal(t, filepath.Join(path, "pvc-1/mount/data"), in.Volumes[0].Path)
+	require.Equal(t, filepath.Join(path, "pvc-1/mount/data"), disk.PathOf(&in.Volumes[0], path, disk.DeviceDir))
 	require.Len(t, in.Trash, 1)
 	require.Equal(t, "pvc-3", in.Trash[0].Volume.ID)
 	require.Equal(t, []string{"pvc-4"}, in.Unfinished)
@@ -246,8 +247,8 @@ func TestInspectChangesNothing(t *testing.T) {
 	VerifyPools(context.Background(), n.options(), nil)
 	require.Equal(t, before, tree())
 	n.dirty = true
-	_, err = Inspect(t.TempDir())
-	var offline *OfflineError
+	_, err = disk.Inspect(t.TempDir())
+	var offline *disk.OfflineError
 	require.ErrorAs(t, err, &offline)
 }
 

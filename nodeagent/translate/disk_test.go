@@ -12,6 +12,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -27,7 +28,7 @@ func TestVolumeSurvivesTheDisk(t *testing.T) {
 	require.NoError(t, err)
 	s := store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: t.TempDir(),
 		Log: slog.New(slog.DiscardHandler)})
-	s.Expect(c.Pools[0].Name, store.Expectation{MayCreate: true, ClusterID: "cluster"})
+	s.Expect(c.Pools[0].Name, disk.Expectation{MayCreate: true, ClusterID: "cluster"})
 	s.Refresh(t.Context())
 	owner, group := int64(1000), int64(2000)
 	for name, change := range map[string]func(*v1alpha1.VolumeSpec){
@@ -75,10 +76,10 @@ func TestVolumeSurvivesTheDisk(t *testing.T) {
 				require.NoError(t, s.Drain(ctx))
 			})
 
-			in, err := store.Inspect(c.Pools[0].Path)
+			in, err := disk.Inspect(c.Pools[0].Path)
 			require.NoError(t, err)
 			require.Len(t, in.Volumes, 1)
-			back := VolumeOf(&in.Volumes[0].Volume)
+			back := VolumeOf(&in.Volumes[0])
 			require.Equal(t, v.Spec, back.Spec)
 			require.Equal(t, v.Labels, back.Labels)
 		})

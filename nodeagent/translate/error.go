@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
@@ -44,7 +45,7 @@ func WithReason(err error) error {
 		return &Error{v1alpha1.ReasonNotActive, err}
 	case is[*keylock.BusyError](err):
 		return &Error{v1alpha1.ReasonPending, err}
-	case is[*store.OfflineError](err):
+	case is[*disk.OfflineError](err):
 		return &Error{v1alpha1.ReasonVolumeUnavailable, err}
 	}
 

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
@@ -219,8 +220,8 @@ func TestWithReason(t *testing.T) {
 	for want, err := range map[string]error{
 		v1alpha1.ReasonVolumeNotFound:    &store.NotFoundError{ID: "a"},
 		v1alpha1.ReasonVolumeInUse:       &store.InUseError{ID: "a"},
-		v1alpha1.ReasonVolumeUnavailable: &store.OfflineError{Err: fmt.Errorf("away")},
-		v1alpha1.ReasonMismatch:          &store.MismatchError{ID: "a"},
+		v1alpha1.ReasonVolumeUnavailable: &disk.OfflineError{Err: fmt.Errorf("away")},
+		v1alpha1.ReasonMismatch:          &disk.MismatchError{ID: "a"},
 		v1alpha1.ReasonTargetTaken:       Errorf(v1alpha1.ReasonTargetTaken, "taken"),
 		v1alpha1.ReasonFailed:            fmt.Errorf("anything"),
 	} {

@@ -7,9 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
-	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"
 	"github.com/quarry-storage/quarry/provisioner/parameters"
 	"github.com/quarry-storage/quarry/provisioner/rescue"
@@ -30,8 +30,8 @@ func disksOf(nodes []nodeListing) []rescue.Disk {
 			p := &n.pools[i]
 			d := rescue.Disk{Node: n.node, Pool: p.Name, Path: p.Path, UID: p.UID,
 				ClusterID: p.ClusterID, Error: p.Error,
-				Missing: slices.Contains([]string{store.OfflineMissing, store.OfflineNoMountpoint,
-					store.OfflineUninitialized}, p.Reason)}
+				Missing: slices.Contains([]string{disk.OfflineMissing, disk.OfflineNoMountpoint,
+					disk.OfflineUninitialized}, p.Reason)}
 			for j := range p.Volumes {
 				if v := &p.Volumes[j]; !translate.IsInline(&v.Volume) {
 					d.Volumes = append(d.Volumes, rescue.Found{Volume: volumeOf(n.node, p,

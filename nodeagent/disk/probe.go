@@ -1,4 +1,4 @@
-package store
+package disk
 
 import (
 	"errors"
@@ -10,6 +10,10 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
+
+// probeSize is how much is written to a file to try something, in bytes: a
+// block of every filesystem that there is.
+const probeSize = 4096
 
 // fullAtProbe says why a quota is not known to be in force.
 const fullAtProbe = "the disk was too full to try"
@@ -23,9 +27,11 @@ type Features struct {
 	DirectIO       bool
 	QuotactlFD     bool
 	NoQuotaBecause string // when neither quota is in force
-	// Unreserved: preallocation takes no room of the disk, so that a thick image is none.
+	// Unreserved: preallocation takes no room of the disk, so that a thick
+	// image is none.
 	Unreserved bool
-	// Unprobed: the disk was too full to try; what is not known counts as missing.
+	// Unprobed: the disk was too full to try; what is not known counts as
+	// missing.
 	Unprobed bool
 }
 
@@ -42,8 +48,27 @@ var filesystemNames = map[int64]string{
 	0xca451a4e:                 "bcachefs",
 }
 
-// probe tries what the pool's filesystem can do. It may be called at any time; what it makes is under tmp and gone afterwards.
-func probe(r *root, enableQuota bool) (Features, error) {
+// LookAtFeatures is probe for those who must not change anything.
+func LookAtFeatures(r *Root) (Features, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
+		return Features{}, fmt.Errorf("statfs %s: %w", r.Path(), err)
+	}
+	support, err := quota.Look(r.File())
+	f := Features{
+		Filesystem:     filesystemNames[int64(st.Type)],
+		ProjectQuota:   support.Project,
+		NoQuotaBecause: support.Reason,
+	}
+	if f.Filesystem == "" {
+		f.Filesystem = fmt.Sprintf("0x%x", st.Type)
+	}
+	return f, err
+}
+
+// Probe tries what the pool's filesystem can do. It may be called at any time;
+// what it makes is under tmp and gone afterwards.
+func Probe(r *Root, enableQuota bool) (Features, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {
 		return Features{}, fmt.Errorf("statfs %s: %w", r.Path(), err)
@@ -56,7 +81,7 @@ func probe(r *root, enableQuota bool) (Features, error) {
 	switch f.Filesystem {
 	case "ext4", "xfs":
 		support, err := quota.Probe(r.File())
-		if isFull(err) {
+		if IsFull(err) {
 			f.Unprobed, f.NoQuotaBecause = true, fullAtProbe
 		} else if err != nil {
 			return f, fmt.Errorf("probe project quota on %s: %w", r.Path(), err)
@@ -77,29 +102,26 @@ func probe(r *root, enableQuota bool) (Features, error) {
 	if err == nil {
 		err = f.probePreallocation(r)
 	}
-	if isFull(err) {
+	if IsFull(err) {
 		f.Unprobed, err = true, nil
 	}
 	return f, err
 }
 
-// probe tries what the pool's filesystem can do. Where the disk is too full to
-// try, what was found the last time counts.
-func (p *pool) probe(r *root) (Features, error) {
-	found, err := probe(r, p.cfg.EnableQuota)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	before := p.features
-	if err == nil && found.Unprobed && before.Filesystem == found.Filesystem {
-		found.Reflink, found.Unreserved = before.Reflink, before.Unreserved
-		if found.NoQuotaBecause != "" {
-			found.ProjectQuota, found.SimpleQuota, found.NoQuotaBecause = before.ProjectQuota, before.SimpleQuota, before.NoQuotaBecause
-		}
+// Keep takes over from what was found before what a disk that was too full to
+// try did not tell this time. The filesystem must be the same one.
+func (f *Features) Keep(before *Features) {
+	if !f.Unprobed || before.Filesystem != f.Filesystem {
+		return
 	}
-	return found, err
+	f.Reflink, f.Unreserved = before.Reflink, before.Unreserved
+	if f.NoQuotaBecause != "" {
+		f.ProjectQuota, f.SimpleQuota = before.ProjectQuota, before.SimpleQuota
+		f.NoQuotaBecause = before.NoQuotaBecause
+	}
 }
 
-func (f *Features) probeBtrfs(r *root, enable bool) error {
+func (f *Features) probeBtrfs(r *Root, enable bool) error {
 	mode, err := btrfs.QuotaMode(r.File())
 	if err != nil {
 		return fmt.Errorf("probe qgroups on %s: %w", r.Path(), err)
@@ -111,7 +133,7 @@ func (f *Features) probeBtrfs(r *root, enable bool) error {
 		}
 	}
 	support, err := btrfs.Probe(r.File(), quota.ProbeID)
-	if isFull(err) {
+	if IsFull(err) {
 		f.Unprobed, f.NoQuotaBecause = true, fullAtProbe
 		return nil
 	}
@@ -122,10 +144,11 @@ func (f *Features) probeBtrfs(r *root, enable bool) error {
 	return nil
 }
 
-// probeFiles tries reflinks on two files. Their names begin with a dot, as no volume's does.
-func (f *Features) probeFiles(r *root) (err error) {
+// probeFiles tries reflinks on two files. Their names begin with a dot, as no
+// volume's does.
+func (f *Features) probeFiles(r *Root) (err error) {
 	const a, b = ".probe-a", ".probe-b"
-	tmp, err := r.sub(record.TmpDir)
+	tmp, err := r.Sub(record.TmpDir)
 	if err != nil {
 		return err
 	}
@@ -136,7 +159,7 @@ func (f *Features) probeFiles(r *root) (err error) {
 		return err
 	}
 	defer src.Close()
-	if _, err := src.Write(make([]byte, blockAlign)); err != nil {
+	if _, err := src.Write(make([]byte, probeSize)); err != nil {
 		return err
 	}
 	dst, err := tmp.OpenFile(b, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
@@ -149,8 +172,8 @@ func (f *Features) probeFiles(r *root) (err error) {
 }
 
 // probeDirectIO opens a file that is there: it needs no room.
-func (f *Features) probeDirectIO(r *root) error {
-	direct, err := r.meta.OpenFile(record.PoolFile, unix.O_RDONLY|unix.O_DIRECT, 0)
+func (f *Features) probeDirectIO(r *Root) error {
+	direct, err := r.Meta.OpenFile(record.PoolFile, unix.O_RDONLY|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return nil
 	}
@@ -159,4 +182,33 @@ func (f *Features) probeDirectIO(r *root) error {
 	}
 	f.DirectIO = true
 	return direct.Close()
+}
+
+// probePreallocation preallocates a file. It is probed last: it needs most
+// room.
+func (f *Features) probePreallocation(r *Root) (err error) {
+	const name, size = ".probe-c", 1 << 20
+	tmp, err := r.Sub(record.TmpDir)
+	if err != nil {
+		return err
+	}
+	defer tmp.Close()
+	defer func() { err = errors.Join(err, tmp.Unlink(name)) }()
+	file, err := tmp.OpenFile(name, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+
+	err = Allocate(file, size)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		f.Unreserved = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	taken, err := Reserves(file, size)
+	f.Unreserved = err == nil && !taken
+	return err
 }

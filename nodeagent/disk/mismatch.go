@@ -1,0 +1,50 @@
+package disk
+
+import (
+	"fmt"
+
+	"github.com/quarry-storage/quarry/nodeagent/record"
+)
+
+// MismatchError says that what is on disk is not what the record says. Nothing
+// was touched.
+type MismatchError struct{ ID, Detail string }
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("volume %s does not match its record: %s", e.ID, e.Detail)
+}
+
+// A volume's record names the pool that it was made on. So a directory that was
+// copied to another pool, a backup that was laid beside it, is told from the
+// volume, also while the volume's own disk is away. It is left alone. One whose
+// record names no pool, of a version before 0.2, is believed.
+
+// CopyError says that all there is of a volume is a directory whose record
+// names another pool than the one that it is on.
+type CopyError struct {
+	ID string
+	// Pool is the pool that has it, and PoolUID its identity.
+	Pool, PoolUID string
+	// Of is the identity of the pool that the record names.
+	Of string
+}
+
+func (e *CopyError) Error() string { return "volume " + e.ID + ": " + e.Detail() }
+
+// Unwrap makes it a *MismatchError.
+func (e *CopyError) Unwrap() error { return &MismatchError{ID: e.ID, Detail: e.Detail()} }
+
+// Detail says it without the volume's name.
+func (e *CopyError) Detail() string {
+	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; it is left alone "+
+		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)", e.Pool, e.PoolUID, e.Of)
+}
+
+// CopyOn returns a *CopyError if the record found on the open pool, which is
+// called so, names another one.
+func CopyOn(r *Root, pool string, rec *record.Volume) error {
+	if rec.PoolUID == "" || r.UID == "" || rec.PoolUID == r.UID {
+		return nil
+	}
+	return &CopyError{ID: rec.ID, Pool: pool, PoolUID: r.UID, Of: rec.PoolUID}
+}
