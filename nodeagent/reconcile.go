@@ -1,6 +1,8 @@
 package nodeagent
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"errors"
 	"fmt"
@@ -420,7 +422,7 @@ func (a *Agent) serve(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.
 // setEnforced says when a size is not in force. A volume that never had a
 // problem has no such condition.
 func setEnforced(status *v1alpha1.VolumeStatus, err error) {
-	if lost, ok := errors.AsType[*store.EnforcementError](err); ok {
+	if lost, ok := errors.AsType[*backend.EnforcementError](err); ok {
 		translate.SetCondition(status, v1alpha1.ConditionEnforced, metav1.ConditionFalse,
 			lost.Reason, lost.Error())
 	} else if meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionEnforced) != nil {
@@ -443,7 +445,7 @@ func (a *Agent) grow(ctx context.Context, v *v1alpha1.Volume, status *v1alpha1.V
 	}
 
 	grown, err := a.store.Grow(ctx, v.Name, want)
-	_, full := errors.AsType[*store.CapacityError](err)
+	_, full := errors.AsType[*disk.CapacityError](err)
 	switch {
 	case err == nil:
 		*there = grown

@@ -1,6 +1,8 @@
 package nodeagent
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"errors"
 	"fmt"
@@ -92,7 +94,7 @@ func (a *Agent) stays(v *v1alpha1.Volume, status *v1alpha1.VolumeStatus, err err
 		return nil
 	}
 
-	if inUse, ok := errors.AsType[*store.InUseError](err); ok {
+	if inUse, ok := errors.AsType[*backend.InUseError](err); ok {
 		// Not every mount namespace tells us when it changes, so it is also
 		// tried again now and then.
 		wait := a.waitForUsers(v.Name)

@@ -1,6 +1,8 @@
 package nodeagent
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"errors"
 	"fmt"
@@ -189,7 +191,7 @@ func isEnforcedNews(conditions []metav1.Condition, found error) bool {
 		said = c.Reason
 	}
 
-	if lost, ok := errors.AsType[*store.EnforcementError](found); ok {
+	if lost, ok := errors.AsType[*backend.EnforcementError](found); ok {
 		reason = lost.Reason
 	}
 

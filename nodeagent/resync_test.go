@@ -1,6 +1,8 @@
 package nodeagent
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"fmt"
 	"testing"
@@ -11,7 +13,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
 // TestAChangeOfOneVolumeLooksAtThatOne: neither what follows the disks nor the
@@ -69,7 +70,7 @@ func TestAChangeOfOneVolumeLooksAtThatOne(t *testing.T) {
 
 // A size that is not enforced for another reason than before is news as well.
 func TestEnforcedNews(t *testing.T) {
-	lost := func(reason string) error { return &store.EnforcementError{Reason: reason} }
+	lost := func(reason string) error { return &backend.EnforcementError{Reason: reason} }
 	condition := func(status metav1.ConditionStatus, reason string) []metav1.Condition {
 		return []metav1.Condition{{Type: v1alpha1.ConditionEnforced, Status: status,
 			Reason: reason}}

@@ -15,8 +15,8 @@ import (
 // .quarry/by-claim/<namespace>/<claim> is a link to a volume. Nothing reads it
 // but to tidy it up.
 
-// RemoveClaim removes a link if it leads to a volume that goes, and then its
-// directory if nothing else is in it. A second call changes nothing.
+// RemoveClaim removes a link if goes is true for the volume that it leads to,
+// and then the link's directory if nothing else is in it.
 func RemoveClaim(r *Root, namespace, claim string, goes func(id string) bool) error {
 	index, err := r.Meta.OpenDir(record.ByClaimDir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -40,7 +40,7 @@
 //	probe.go      what its filesystem can do
 //	trust.go      which filesystems are trusted with what
 //	health.go     is the disk well?
-//	allocate.go   room: a full disk, preallocation
+//	room.go       a full disk, preallocation, no room for what was asked
 //	layout.go     where a volume's data is
 //	entry.go      what is read and written of one directory: a volume, an entry of the trash
 //	mismatch.go   directories that are not what their record says, copies of a volume among them

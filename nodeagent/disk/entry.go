@@ -41,8 +41,9 @@ func KeptFor(entry string, t *record.Trash) time.Duration {
 	return max(Seconds(t.Deletion.RetentionSeconds)-Seconds(t.ElapsedSeconds), 0)
 }
 
-// Seconds is a number of seconds as it stands in a record. What is more than a
-// Duration holds is kept for as long as there can be, never freed at once.
+// Seconds makes a Duration of a record's number of seconds. A number too large
+// for a Duration is the longest there is: such trash is kept, and not freed at
+// once.
 func Seconds(n int64) time.Duration {
 	const most = int64(math.MaxInt64/time.Second) / 2
 	return time.Duration(min(max(n, 0), most)) * time.Second

@@ -14,13 +14,13 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("volume %s does not match its record: %s", e.ID, e.Detail)
 }
 
-// A volume's record names the pool that it was made on. So a directory that was
-// copied to another pool, a backup that was laid beside it, is told from the
-// volume, also while the volume's own disk is away. It is left alone. One whose
-// record names no pool, of a version before 0.2, is believed.
+// A volume's record names the pool that it was made on. That tells a copy on
+// another pool (a backup that was put there, say) from the volume itself, even
+// while the volume's own disk is away. Copies are left alone. A record that
+// names no pool, written by a version before 0.2, is believed.
 
-// CopyError says that all there is of a volume is a directory whose record
-// names another pool than the one that it is on.
+// CopyError means that the only directory there is of a volume has a record
+// that names another pool than the one it lies in.
 type CopyError struct {
 	ID string
 	// Pool is the pool that has it, and PoolUID its identity.
@@ -36,8 +36,10 @@ func (e *CopyError) Unwrap() error { return &MismatchError{ID: e.ID, Detail: e.D
 
 // Detail says it without the volume's name.
 func (e *CopyError) Detail() string {
-	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; it is left alone "+
-		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)", e.Pool, e.PoolUID, e.Of)
+	return fmt.Sprintf("what pool %s (%s) has of it is a copy, for its record names pool %s; "+
+		"it is left alone "+
+		"(docs/runbook.md, \"A copy of a volume\", says how it is made the volume)",
+		e.Pool, e.PoolUID, e.Of)
 }
 
 // CopyOn returns a *CopyError if the record found on the open pool, which is

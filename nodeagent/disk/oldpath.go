@@ -13,8 +13,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// OldPath is a name in a directory of a pool, reached over no link and no
-// mount.
+// OldPath is an entry of a directory of a pool, reached without crossing a link or
+// a mount: where adopted data is, or was.
 type OldPath struct {
 	Parent *beneath.Dir
 	Name   string
@@ -42,9 +42,9 @@ func (old *OldPath) Open() (*os.File, error) {
 	return old.Parent.OpenFile(old.Name, unix.O_PATH, 0)
 }
 
-// LinkTarget is what the link at an adopted volume's old path says: the way
-// from there to its data. It is relative, so that it holds wherever the pool is
-// mounted.
+// LinkTarget is the content of the link at an adopted volume's old path: the
+// way from there to its data. It is relative, so that it holds wherever the
+// pool is mounted.
 func LinkTarget(rec *record.Volume) string {
 	return path.Join(strings.Repeat("../", strings.Count(rec.AdoptedFrom, "/")), rec.ID,
 		DataName(rec))
@@ -73,9 +73,9 @@ func (old *OldPath) link(rec *record.Volume) (LinkState, error) {
 	return LinkTaken, err
 }
 
-// AtOldPath calls f with the place of an adopted volume's link. A place that is
-// not there any more, or not to be reached without following links, is as if
-// something else were there.
+// AtOldPath calls f with an adopted volume's old path and what is there. A path
+// that does not exist any more, or cannot be reached without following links,
+// counts as taken by something else; f is given nil for it.
 func AtOldPath(r *Root, rec *record.Volume, f func(*OldPath, LinkState) error) error {
 	old, err := OpenOldPath(r, rec.AdoptedFrom)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) ||
@@ -95,7 +95,7 @@ func AtOldPath(r *Root, rec *record.Volume, f func(*OldPath, LinkState) error) e
 	return f(old, state)
 }
 
-// IsUnmoved tells whether the record in parent is of an adoption that was not
+// IsUnmoved reports whether the record in parent is of an adoption that was not
 // committed: the link is still where the data belongs.
 func IsUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
 	if rec.Adopting != record.AdoptionMoving {
@@ -117,8 +117,8 @@ func IsUnmoved(parent *beneath.Dir, rec *record.Volume) (bool, error) {
 }
 
 // UnlinkPrepared removes the links that an adoption made under tmp, so that
-// what is left is an attempt like others. Adopted data that somebody put there
-// is no such attempt: it is a *MismatchError, and nothing clears it away.
+// what is left is like any other unfinished volume. Adopted data that somebody
+// put there is a *MismatchError, and nothing clears it away.
 func UnlinkPrepared(tmp, dir *beneath.Dir, id string) error {
 	rec, err := ReadEntry(tmp, id, id)
 	adopting := err == nil && rec.Adopting != ""

@@ -1,6 +1,8 @@
 package publish
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -36,7 +39,7 @@ func (p *Publisher) Stage(ctx context.Context, id string) (*v1alpha1.Volume, err
 // Expand makes the volume at least that many bytes large and describes it.
 func (p *Publisher) Expand(ctx context.Context, id string, bytes int64) (*v1alpha1.Volume, error) {
 	v, err := p.Store.Grow(ctx, id, bytes)
-	if _, full := errors.AsType[*store.CapacityError](err); full {
+	if _, full := errors.AsType[*disk.CapacityError](err); full {
 		return nil, &translate.Error{Code: v1alpha1.ReasonResizeInfeasible, Err: err}
 	}
 	if err != nil {
@@ -297,7 +300,7 @@ func (p *Publisher) Statfs(ctx context.Context, id, path string) (unix.Statfs_t,
 }
 
 // limitTo makes of a pool's filesystem what is seen through a volume's quota.
-func limitTo(st *unix.Statfs_t, v *store.Volume, u store.Usage) {
+func limitTo(st *unix.Statfs_t, v *store.Volume, u backend.Usage) {
 	room := int64(st.Bavail) * st.Bsize
 	st.Bsize, st.Frsize = 4096, 4096
 	used := min(u.Bytes, v.SizeBytes)

@@ -4,6 +4,8 @@
 package standalone
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -166,7 +168,7 @@ func (s *Volumes) delete(ctx context.Context, id string, how record.Deletion) er
 	const tries = 20
 	for try := 1; ; try++ {
 		err := s.Store.Delete(ctx, id, how)
-		inUse, isInUse := errors.AsType[*store.InUseError](err)
+		inUse, isInUse := errors.AsType[*backend.InUseError](err)
 		if !isInUse || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == tries {
 			return err
 		}

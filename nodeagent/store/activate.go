@@ -6,13 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/quarry-storage/quarry/api/v1alpha1"
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
-	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // Activate brings the volume up so that its path can be used: after a reboot,
@@ -58,8 +53,8 @@ func (s *Store) activateLocked(ctx context.Context, v *volume) error {
 	return err
 }
 
-// bringUpLocked proves that a volume is what its record says, and does what is
-// missing for its use. It is called with the volume's lock held.
+// bringUpLocked proves that a volume is what its record says, and does what it
+// lacks to be used. It is called with the volume's lock held.
 func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 	r, err := v.pool.open()
 	if err != nil {
@@ -84,42 +79,26 @@ func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
 		return err
 	}
 
-	if v.rec.Backend == record.BackendDirectory {
-		// A limit that cannot be put in force does not take the data away from
-		// its pod: the volume's state says so, and Recheck looks at it again.
-		err := enforced(r, &v.rec, false)
-		if lost, ok := errors.AsType[*EnforcementError](err); ok {
-			s.setNotEnforced(v, lost)
-			return nil
-		}
-		return err
-	}
-
-	features, _, err := v.pool.state()
-	if err != nil {
-		return err
-	}
-
-	return s.activateLoop(ctx, v, dir, features.DirectIO)
+	return s.upLocked(ctx, v, &backend.Volume{Pool: v.pool.name(), Rec: &v.rec, Root: r, Dir: dir})
 }
 
-// takeDown unmounts and detaches what activate made, verified. It does not ask
-// whether somebody uses the volume; the kernel does, for what it can see: a
-// busy mount or a held device is an *InUseError, and nothing was forced.
-func (s *Store) takeDown(ctx context.Context, id string, dir *beneath.Dir) error {
-	if err := s.unlinkDevice(id); err != nil {
+// upLocked has the backend bring the volume up, and keeps what it stands on. It
+// is called with the volume's lock held.
+func (s *Store) upLocked(ctx context.Context, v *volume, open *backend.Volume) error {
+	s.setStanding(v, nil)
+	up, err := s.backends.Of(open.Rec).Up(ctx, open, v.pool.directIO)
+	var lost *backend.EnforcementError
+	if errors.As(err, &lost) {
+		// A limit that can not be had does not take the data away from its pod;
+		// it is said, and looked at again (Recheck).
+		s.setNotEnforced(v, lost)
+		return nil
+	}
+	if err != nil || up == nil {
 		return err
 	}
 
-	err := s.release(ctx, dir)
-	var busy *loop.BusyError
-	switch {
-	case errors.As(err, &busy):
-		return &InUseError{ID: id, Reason: v1alpha1.ReasonDeviceHeld, By: holderTexts(busy)}
-	case errors.Is(err, unix.EBUSY):
-		return &InUseError{ID: id, Reason: v1alpha1.ReasonMounted,
-			By: []string{"a process with an open file or its working directory in it"}}
-	}
-
-	return err
+	s.leaveFormer(v, up.Device)
+	s.setStanding(v, up)
+	return nil
 }

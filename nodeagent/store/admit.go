@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -78,7 +79,7 @@ func (s *Store) Admit(ctx context.Context, requests ...Request) ([]*Admission, e
 		// Before the lock is taken, so that nobody waits for a disk under it.
 		s.measurePools(maxAge, requests)
 		admitted, err := s.admitAll(requests)
-		var full *CapacityError
+		var full *disk.CapacityError
 		if !errors.As(err, &full) {
 			return admitted, err
 		}
@@ -234,7 +235,7 @@ func (s *Store) admitLocked(r Request) (*Admission, error) {
 		return nil, refuse(v1alpha1.ReasonPoolNotFound,
 			"this node has no pool whose labels match %q", r.PoolSelector)
 	case full:
-		return nil, &CapacityError{Pool: r.Pool, Need: r.SizeBytes, Available: most}
+		return nil, &disk.CapacityError{Pool: r.Pool, Need: r.SizeBytes, Available: most}
 	case refusal != nil:
 		return nil, refusal
 	default:

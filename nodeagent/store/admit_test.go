@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -55,7 +56,7 @@ func TestParallelCreates(t *testing.T) {
 	for i := range 200 {
 		wg.Go(func() {
 			_, err := n.create(Request{ID: fmt.Sprintf("pvc-%d", i), VolumeMode: record.ModeBlock, SizeBytes: size})
-			var full *CapacityError
+			var full *disk.CapacityError
 			switch {
 			case err == nil:
 				made.Add(1)
@@ -115,7 +116,7 @@ func TestGroup(t *testing.T) {
 	b.ID, c.ID = "b", "c"
 	c.SizeBytes = 64 * mib
 	_, err := n.store.Admit(t.Context(), a, b, c)
-	var full *CapacityError
+	var full *disk.CapacityError
 	require.ErrorAs(t, err, &full)
 	require.Zero(t, n.store.Pools()[0].Promised, "nothing is promised to the two that fit")
 	admitted, err := n.store.Admit(t.Context(), a, b)
@@ -160,7 +161,7 @@ func TestTwoPoolsOfOneFilesystem(t *testing.T) {
 			third := second
 			third.ID, third.SizeBytes = "three", 128*mib
 			_, err := n.create(third)
-			var full *CapacityError
+			var full *disk.CapacityError
 			require.ErrorAs(t, err, &full)
 			n.start()
 			n.check()
@@ -223,7 +224,7 @@ func TestPressure(t *testing.T) {
 			}
 		}
 	}
-	var full *CapacityError
+	var full *disk.CapacityError
 	_, err := n.create(block("huge", 4*size))
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))
@@ -264,7 +265,7 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.NoError(t, n.store.Delete(t.Context(), "grows", keep(3600)))
 	n.mustCreate(block("grows", "pool1"))
 
-	var full *CapacityError
+	var full *disk.CapacityError
 	_, err := n.store.Grow(t.Context(), "grows", 5*size)
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
@@ -202,7 +203,7 @@ func (m *moving) limit() error {
 		return err
 	}
 
-	return setDirectoryLimit(m.root, m.rec, m.rec.SizeBytes)
+	return backend.SetLimit(m.root, m.rec, m.rec.SizeBytes)
 }
 
 // exchange is the commit: the data and the link take each other's places. All
@@ -262,7 +263,7 @@ func (m *moving) prove(ctx context.Context) error {
 	err := s.fault("adopt: prove")
 	if err == nil {
 		v := &volume{id: m.rec.ID, pool: m.adm.pool, rec: *m.rec}
-		if err = s.upAdopted(ctx, v, m.dir); err == nil {
+		if err = s.upAdopted(ctx, v, m.root, m.dir); err == nil {
 			err = checkMovable(m.dir, m.rec)
 		}
 	}
@@ -272,7 +273,7 @@ func (m *moving) prove(ctx context.Context) error {
 	}
 
 	ctx = context.WithoutCancel(ctx)
-	undo := s.takeDown(ctx, m.rec.ID, m.dir)
+	undo := s.backends.TakeDown(ctx, m.rec.ID, m.dir)
 	if undo == nil {
 		undo = shrinkTo(m.dir, m.adm.req.found.stat.Size)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
@@ -88,7 +89,7 @@ func (s *Store) examine(ctx context.Context, r *Request) error {
 			return err
 		}
 
-		table, err := s.scans.scan()
+		table, err := s.backends.Scans.Scan()
 		if err != nil {
 			return fmt.Errorf("look for mounts at %s: %w", r.Adopt.Path, err)
 		}
@@ -131,8 +132,8 @@ func (r *Request) suit() error {
 	}
 	if f.bytes > r.SizeBytes {
 		return notAdoptable("%s holds %s (%d bytes), more than the %s of the volume; ask for a "+
-			"capacity that is larger", r.Adopt.Path, bytesText(f.bytes), f.bytes,
-			bytesText(r.SizeBytes))
+			"capacity that is larger", r.Adopt.Path, disk.BytesText(f.bytes), f.bytes,
+			disk.BytesText(r.SizeBytes))
 	}
 	if r.Inodes > 0 && f.files > r.Inodes {
 		return notAdoptable("%s holds %d files and directories, more than the %d of the volume",
@@ -393,7 +394,7 @@ func (e *examination) image(f *found, old *disk.OldPath) error {
 			"volume; remove the others", e.adopt.Path, f.stat.Nlink)
 	case f.stat.Size < minimumRaw:
 		return notAdoptable("%s is of %d bytes, and a volume has at least %s",
-			e.adopt.Path, f.stat.Size, bytesText(minimumRaw))
+			e.adopt.Path, f.stat.Size, disk.BytesText(minimumRaw))
 	}
 
 	if err := e.idle(image); err != nil {
@@ -405,7 +406,7 @@ func (e *examination) image(f *found, old *disk.OldPath) error {
 		if err != nil {
 			return err
 		}
-		if flags&fsNoCOW == 0 {
+		if flags&backend.FsNoCOW == 0 {
 			return notAdoptable("%s was made with copy-on-write, which breaks direct I/O and what "+
 				"is reserved; copy it to a new file that had `chattr +C` while it was empty, and "+
 				"adopt that", e.adopt.Path)
@@ -431,7 +432,7 @@ func (e *examination) idle(image *os.File) error {
 	}
 	if len(devices) > 0 {
 		return notAdoptable("%s is beneath %s already%s; unmount and detach it (losetup -d) first",
-			e.adopt.Path, devices[0].Path, holdersText(devices[0]))
+			e.adopt.Path, devices[0].Path, backend.HoldersText(devices[0]))
 	}
 
 	// The kernel grants a write lease only to the one who has the file open

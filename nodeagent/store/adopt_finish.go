@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -36,7 +37,7 @@ func (s *Store) finishAdoptionLocked(ctx context.Context, v *volume, r *disk.Roo
 	if v.rec.Backend == record.BackendDirectory {
 		err = s.finishDirectory(ctx, v, r, dir)
 	} else {
-		err = s.finishImage(ctx, v, dir)
+		err = s.finishImage(ctx, v, r, dir)
 	}
 
 	if err != nil {
@@ -75,7 +76,7 @@ func (s *Store) finishDirectory(ctx context.Context, v *volume, r *disk.Root, di
 	if err := s.fault("adopt: limit"); err != nil {
 		return err
 	}
-	if err := setDirectoryLimit(r, &v.rec, v.rec.Promise()); err != nil {
+	if err := backend.SetLimit(r, &v.rec, v.rec.Promise()); err != nil {
 		return err
 	}
 
@@ -115,8 +116,8 @@ func (s *Store) finishDirectory(ctx context.Context, v *volume, r *disk.Root, di
 
 // finishImage brings the image up and puts what is in its filesystem where
 // users are given it: into the directory data.
-func (s *Store) finishImage(ctx context.Context, v *volume, dir *beneath.Dir) error {
-	if err := s.upAdopted(ctx, v, dir); err != nil {
+func (s *Store) finishImage(ctx context.Context, v *volume, r *disk.Root, dir *beneath.Dir) error {
+	if err := s.upAdopted(ctx, v, r, dir); err != nil {
 		return err
 	}
 	if v.rec.VolumeMode == record.ModeBlock {
@@ -308,7 +309,7 @@ func likeRoot(from, to *os.File) error {
 
 // upAdopted gives an adopted image whole blocks and, if it is thick, all of
 // them, and brings it up.
-func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) error {
+func (s *Store) upAdopted(ctx context.Context, v *volume, r *disk.Root, dir *beneath.Dir) error {
 	image, err := dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -330,7 +331,7 @@ func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) erro
 
 	if v.rec.Allocation == record.AllocationThick {
 		if err := ownBlocks(ctx, image, v.rec.SizeBytes); errors.Is(err, unix.ENOSPC) {
-			return &CapacityError{Pool: v.pool.name(), Need: v.rec.SizeBytes}
+			return &disk.CapacityError{Pool: v.pool.name(), Need: v.rec.SizeBytes}
 		} else if err != nil {
 			return fmt.Errorf("allocate the image: %w", err)
 		}
@@ -340,12 +341,7 @@ func (s *Store) upAdopted(ctx context.Context, v *volume, dir *beneath.Dir) erro
 		return err
 	}
 
-	features, _, err := v.pool.state()
-	if err != nil {
-		return err
-	}
-
-	return s.activateLoop(ctx, v, dir, features.DirectIO)
+	return s.upLocked(ctx, v, &backend.Volume{Pool: v.pool.name(), Rec: &v.rec, Root: r, Dir: dir})
 }
 
 // ownBlocksStep is how many bytes of an image are allocated at once: for a

@@ -13,6 +13,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/config"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -289,7 +290,7 @@ func TestAdoptionNeedsItsRoomOnce(t *testing.T) {
 				require.NoError(t, os.Truncate(r.Adopt.Path, 2*gib))
 			}
 			_, err = n.create(r)
-			var full *CapacityError
+			var full *disk.CapacityError
 			require.ErrorAs(t, err, &full)
 			require.Zero(t, n.store.Pools()[0].Promised)
 		})

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -46,7 +47,7 @@ func oldImage(t testing.TB, at, fstype string, size int64) {
 	require.NoError(t, os.MkdirAll(filepath.Dir(at), 0o755))
 	f, err := os.Create(at)
 	require.NoError(t, err)
-	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, fsNoCOW) // of btrfs only
+	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, backend.FsNoCOW) // of btrfs only
 	require.NoError(t, f.Truncate(size))
 	require.NoError(t, f.Close())
 	if fstype == "" {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 )
 
 // A look asks the filesystems of all volumes whether they are alive. Those of a healthy node answer in microseconds, so one
@@ -70,9 +72,9 @@ type asked struct {
 // lookAtFilesystems asks those filesystems that nothing is known to be wrong with, and writes down what is. It returns when all
 // have answered, or were waited for as long as is waited for any of them.
 func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[*volume]string) {
-	q := &inquiry{s: s, patience: s.questions.patience(), done: make(chan struct{}), open: map[*asked]struct{}{}, sick: wrong}
+	q := &inquiry{s: s, patience: s.backends.Questions.Patience(), done: make(chan struct{}), open: map[*asked]struct{}{}, sick: wrong}
 	for n := range images {
-		if i := &images[n]; i.up != nil && i.up.mounted != nil && wrong[i.v] == "" {
+		if i := &images[n]; i.up != nil && i.up.Mounted != nil && wrong[i.v] == "" {
 			q.left = append(q.left, i)
 		}
 	}
@@ -95,7 +97,7 @@ func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[
 // ask asks one filesystem after the other, as long as none is slow.
 func (q *inquiry) ask() {
 	for a := q.take(); a != nil; a = q.take() {
-		err := q.s.questions.hold(a.rec.ID, func() error { return answersAt(a.up.mounted.Mountpoint) })
+		err := q.s.backends.Questions.Hold(a.rec.ID, func() error { return backend.AnswersAt(a.up.Mounted.Mountpoint) })
 		if q.answered(a, err) {
 			return
 		}
@@ -124,7 +126,7 @@ func (q *inquiry) answered(a *asked, err error) (slow bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if _, waited := q.open[a]; waited && !q.over {
-		if sick := diagnose(&a.rec, err); sick != nil && !errors.Is(err, unix.ENOENT) {
+		if sick := backend.Diagnose(&a.rec, err); sick != nil && !errors.Is(err, unix.ENOENT) {
 			q.sick[a.v] = sick.Detail
 		}
 	}
@@ -148,7 +150,7 @@ func (q *inquiry) hurry() {
 			go q.ask()
 		}
 		if took >= q.patience {
-			q.sick[a.v] = diagnose(&a.rec, errNoAnswer).Detail
+			q.sick[a.v] = backend.Diagnose(&a.rec, backend.ErrNoAnswer).Detail
 			delete(q.open, a)
 		}
 	}

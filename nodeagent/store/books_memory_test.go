@@ -213,7 +213,7 @@ func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string
 		before[key] = p.spaceOf(key).ledger.Promised()
 	}
 	admitted, err := p.Admit(t.Context(), group...)
-	var full *CapacityError
+	var full *disk.CapacityError
 	var off *disk.OfflineError
 	if err != nil {
 		require.True(t, errors.As(err, &full) || errors.As(err, &off), "%v", err)
@@ -233,7 +233,7 @@ func (p *paper) stepGrow(t *testing.T, rnd *rand.Rand, v *volume) string {
 	size := max(v.rec.SizeBytes+int64(rnd.IntN(80))*mib, v.rec.GrowingTo)
 	space := p.spaceAt(v.pool)
 	err := p.reserveGrowth(v, space, size)
-	if full, ok := errors.AsType[*CapacityError](err); ok {
+	if full, ok := errors.AsType[*disk.CapacityError](err); ok {
 		require.Less(t, full.Available, full.Need)
 		return "growth refused"
 	}
@@ -377,7 +377,7 @@ func TestBooksInParallel(t *testing.T) {
 				for _, a := range adm {
 					a.Cancel()
 				}
-				if full := (*CapacityError)(nil); err != nil && !errors.As(err, &full) {
+				if full := (*disk.CapacityError)(nil); err != nil && !errors.As(err, &full) {
 					t.Error(err)
 				}
 			}

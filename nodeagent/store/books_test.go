@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -44,7 +45,7 @@ func TestNoneCountsOnce(t *testing.T) {
 	require.InDelta(t, before-250*mib, room(n), 8*mib)
 
 	_, err := n.create(Request{ID: "pvc-2", Enforcement: record.EnforcementNone, SizeBytes: before})
-	var full *CapacityError
+	var full *disk.CapacityError
 	require.ErrorAs(t, err, &full, "there has to be room for it when it is made")
 	_, err = n.store.Grow(t.Context(), v.ID, v.SizeBytes+before)
 	require.ErrorAs(t, err, &full)
@@ -96,7 +97,7 @@ func TestRoomThatIsBeingFreed(t *testing.T) {
 			require.NoError(t, n.store.Delete(t.Context(), "pvc-1", purge))
 			r.ID = "pvc-2"
 			_, err := n.store.Admit(t.Context(), r)
-			var full *CapacityError
+			var full *disk.CapacityError
 			require.ErrorAs(t, err, &full)
 			require.Equal(t, size, full.Freeing)
 			require.ErrorContains(t, err, "are being freed")
@@ -210,7 +211,7 @@ func (m *onDisk) step(t *testing.T, i int) string {
 		require.NoError(t, err)
 		size := v.SizeBytes + int64(m.rnd.IntN(6))*32*mib
 		_, err = s.Grow(t.Context(), id, size)
-		if _, ok := errors.AsType[*CapacityError](err); ok {
+		if _, ok := errors.AsType[*disk.CapacityError](err); ok {
 			return "growth refused"
 		}
 		require.NoError(t, err)

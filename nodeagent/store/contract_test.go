@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -238,7 +239,7 @@ func checkGrowth(t *testing.T, n *node, k poolKind, v Volume) Volume {
 		}
 		require.Empty(t, n.store.Verify(t.Context()))
 		_, err = n.store.Grow(t.Context(), v.ID, 1<<50)
-		var full *CapacityError
+		var full *disk.CapacityError
 		require.ErrorAs(t, err, &full)
 		got, err := n.store.Get(v.ID)
 		require.NoError(t, err)
@@ -296,7 +297,7 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		// Its device open in another process, which only taking it down tells. That is not tried again until the holder is gone:
 		// each try changes the node's mounts, and a change of those has it tried.
 		require.NoError(t, n.store.Users(t.Context(), v.ID))
-		f, err := os.Open(n.store.lookup(v.ID).up.device.Path)
+		f, err := os.Open(n.store.lookup(v.ID).up.Device.Path)
 		require.NoError(t, err)
 		holder := exec.Command("sleep", "infinity")
 		holder.ExtraFiles = []*os.File{f}

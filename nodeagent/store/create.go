@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -90,7 +88,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 
 	if err != nil {
 		a.Cancel()
-		var full *CapacityError
+		var full *disk.CapacityError
 
 		// Not where adopted data was moved already: a refusal would say that
 		// nothing is on disk.
@@ -101,7 +99,7 @@ func (s *Store) Create(ctx context.Context, a *Admission) (Volume, error) {
 			space.expire()
 			if full == nil {
 				err = fmt.Errorf("%w (%v)",
-					&CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
+					&disk.CapacityError{Pool: a.pool.name(), Need: a.req.SizeBytes}, err)
 			}
 		}
 
@@ -195,16 +193,7 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 		}
 	}()
 
-	if a.plan.backend == record.BackendLoop {
-		err = b.loop(ctx)
-	} else {
-		err = b.directory(ctx)
-		if err == nil {
-			err = b.writeRecord()
-		}
-	}
-
-	if err != nil {
+	if err = b.make(ctx); err != nil {
 		return nil, err
 	}
 	if stays, err = b.commit(); err != nil && !stays {
@@ -242,13 +231,7 @@ func newRecord(a *Admission) *record.Volume {
 		SizeBytes: r.SizeBytes, Source: r.Source, Origin: r.Origin,
 		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
 	}
-	setInodes(rec, r, a.plan)
-
-	if rec.Backend == record.BackendLoop {
-		rec.Allocation, rec.FSType = r.Allocation, a.plan.fstype
-		rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions
-		rec.EverRaw = r.VolumeMode == record.ModeBlock
-	}
+	a.plan.describe(rec, r)
 
 	if r.found != nil {
 		r.found.describe(rec)
@@ -257,12 +240,32 @@ func newRecord(a *Admission) *record.Volume {
 	return rec
 }
 
-// writeRecord writes the record, once all is known that is in it.
-func (b *building) writeRecord() error {
-	if err := b.store.fault("write record"); err != nil {
-		return err
+// make has the backend make the volume's data, and its record complete.
+func (b *building) make(ctx context.Context) error {
+	pool, space := b.adm.pool, b.adm.space
+	m := &backend.Making{
+		Volume:    backend.Volume{Pool: pool.name(), Rec: b.rec, Root: b.root, Dir: b.dir},
+		QuotaKind: b.adm.plan.quotaKind,
+		Features: func() (disk.Features, error) {
+			features, _, err := pool.state()
+			return features, err
+		},
+		DrawID: func(free func(id uint32) (bool, error)) (uint32, error) {
+			return space.ledger.Draw(tmpKey(pool, b.rec.ID), free)
+		},
+		Heavy: func(ctx context.Context) (done func(), err error) {
+			heavy := b.store.heavy(space)
+			if err := heavy.Acquire(ctx, 1); err != nil {
+				return nil, err
+			}
+			return func() { heavy.Release(1) }, nil
+		},
 	}
-	return disk.WriteVolume(b.dir, b.rec)
+	err := b.store.backends.Of(b.rec).Make(ctx, m)
+	if errors.Is(err, backend.ErrUnreserved) {
+		return refuseUnreserved()
+	}
+	return err
 }
 
 // commit renames the volume, with its record, into place. After the rename it
@@ -296,20 +299,4 @@ func (b *building) uncommit(cause error) (there bool, err error) {
 		return true, errors.Join(cause, fmt.Errorf("take it back: %w", err))
 	}
 	return false, cause
-}
-
-// chownRoot gives the root directory of what the user sees its owner and
-// permissions.
-func chownRoot(dir *os.File, rec *record.Volume) error {
-	fd := int(dir.Fd())
-	if err := unix.Fchown(fd, int(rec.Owner), int(rec.Group)); err != nil {
-		return fmt.Errorf("chown: %w", err)
-	}
-
-	// After chown, which clears set-id bits.
-	if err := unix.Fchmod(fd, rec.Mode); err != nil {
-		return fmt.Errorf("chmod: %w", err)
-	}
-
-	return nil
 }

@@ -108,7 +108,7 @@ func (s *Store) scrapLocked(ctx context.Context, p *pool, r *disk.Root, tmp *ben
 	if err := disk.UnlinkPrepared(tmp, dir, id); err != nil {
 		return err
 	}
-	if err := s.release(ctx, dir); err != nil {
+	if err := s.backends.Release(ctx, dir); err != nil {
 		return err
 	}
 

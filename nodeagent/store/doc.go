@@ -43,8 +43,8 @@
 //	pool.mu                             what is known of a pool
 //	filesystemSpace.mu, ledger.Ledger    measurements; promises and quota ids
 //	-
-//	Store.refreshing, Store.holding, links.mu, watcher.mu, questions.mu, mountScans,
-//	underWay.mu, inquiry.mu, and below that hanging.mu
+//	Store.refreshing, Store.holding, watcher.mu, underWay.mu, inquiry.mu, and below
+//	that hanging.mu; of package backend links.mu, Questions.mu, MountScans
 //
 // A pool's disk is waited for under the locks down to probing, and under none of
 // the others. A look waits for volumes' locks, so nothing that holds one waits for
@@ -72,7 +72,6 @@
 //	space.go          what pools of one filesystem share: its free space, its books (package ledger)
 //	promise.go        promises of pools that come and go
 //	request.go        what a caller may ask for, and how it is carved
-//	inodes.go         how many files a volume may have
 //	admit.go          promising space, to all of a group or to none
 //	makeroom.go       trash that goes before its time, for what asks for room
 //	freeing.go        waiting for room that is being freed
@@ -81,9 +80,7 @@
 //
 //	create.go         building and committing
 //	abandon.go        giving up one whose disk does not answer
-//	directory.go      the directory backend
-//	qgroup.go         its quota on btrfs
-//	loop.go           the loop backend
+//	qgroup.go         freeing what a volume had on btrfs
 //	adopt_request.go  what a caller may ask to be adopted
 //	adopt_examine.go  what can be adopted
 //	adopt_check.go    a look without adopting
@@ -99,23 +96,19 @@
 //	broken.go         directories that cannot be read as volumes
 //	copy.go           directories that are a copy of a volume, and not the volume
 //	activate.go       bringing a volume up, taking it down
-//	bringup.go        bringing up an image
-//	repair.go         how often its filesystem was repaired
-//	device.go         the loop device and the mount over an image: what is there, taking it away
-//	links.go          links to the devices of Block volumes
-//	alive.go          does a filesystem answer, and take writes?
+//	bringup.go        what a volume stands on, and stood on before
+//	links.go          letting go of devices of volumes that are not ours
 //	asking.go         asking the filesystems of all volumes in a look, none behind one that hangs
 //	look.go           looking at every volume that is up, mending what can be mended
 //	recheck.go        is the size still in force?
-//	flags.go          notes of files that are not immutable for a moment
 //	keep.go           rechecking all in turn
 //	origin.go         the record follows the claim
 //	claims.go         links by claim, for people
 //
 // Using, growing and ending it:
 //
-//	publish.go        what a volume's user is given, proven to be the volume
-//	users.go          who uses a volume, in any mount namespace
+//	publish.go        what a volume's user is given: the device, the usage, a descriptor
+//	users.go          who uses a volume
 //	grow.go           growing
 //	remove.go         deleting
 //	untouched.go      deleting only what nobody wrote to

@@ -3,9 +3,9 @@ package store
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -25,31 +25,12 @@ func refuse(reason, format string, args ...any) error {
 	return &RefusedError{Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// CapacityError says that a pool has no room for what was asked. Sizes are bytes.
-type CapacityError struct {
-	Pool      string // empty: none of the pools that match
-	Need      int64
-	Available int64 // of the pool with the most room
-	// Freeing is promised to what was deleted, and comes back as it is freed.
-	Freeing int64
-}
-
-func (e *CapacityError) Error() string {
-	freeing := ""
-	if e.Freeing > 0 {
-		freeing = fmt.Sprintf("; %s of deleted volumes are being freed", bytesText(e.Freeing))
-	}
-	if e.Pool != "" {
-		return fmt.Sprintf("pool %s does not have room for %s: %s can still be promised%s", e.Pool, bytesText(e.Need), bytesText(e.Available), freeing)
-	}
-	return fmt.Sprintf("no pool that matches has room for %s: at most %s can still be promised%s", bytesText(e.Need), bytesText(e.Available), freeing)
-}
-
 // KeptError says that a volume is on its disk and could not be brought up. What
 // it wraps may be a reason to refuse one that is not there: this one is.
 type KeptError struct{ Err error }
 
 func (e *KeptError) Error() string { return e.Err.Error() }
+
 func (e *KeptError) Unwrap() error { return e.Err }
 
 // GroupError says that a volume was not admitted because another one of its group was not.
@@ -58,6 +39,7 @@ type GroupError struct{ Err error }
 func (e *GroupError) Error() string {
 	return "the claims of one pod are admitted together, and one was not: " + e.Err.Error()
 }
+
 func (e *GroupError) Unwrap() error { return e.Err }
 
 // TooSmallError says that a filesystem can not be made so small. Sizes are bytes.
@@ -67,7 +49,7 @@ type TooSmallError struct {
 }
 
 func (e *TooSmallError) Error() string {
-	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s", bytesText(e.Size), e.FSType, bytesText(e.Minimum))
+	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s", disk.BytesText(e.Size), e.FSType, disk.BytesText(e.Minimum))
 }
 
 // NotFoundError says that there is no such volume.
@@ -104,29 +86,13 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("volume %s is there already, but %s", e.ID, e.Detail)
 }
 
-// InUseError says that something still uses a volume. Reason is one of the API's reasons of the condition InUse.
-type InUseError struct {
-	ID     string
-	Reason string
-	By     []string
-}
-
-func (e *InUseError) Error() string {
-	by := e.By
-	more := ""
-	if len(by) > 3 {
-		by, more = by[:3], fmt.Sprintf(" and %d more", len(e.By)-3)
-	}
-	return fmt.Sprintf("volume %s is in use by %s%s", e.ID, strings.Join(by, ", "), more)
-}
-
 // Reason returns the API's reason of the condition Ready for an error of this package, and whether the request was
 // refused: it is of no use to try again as it is, and nothing of it is on disk.
 func Reason(err error) (reason string, refused bool) {
 	var (
 		kept     *KeptError
 		refusal  *RefusedError
-		capacity *CapacityError
+		capacity *disk.CapacityError
 		group    *GroupError
 		small    *TooSmallError
 		offline  *disk.OfflineError
@@ -134,7 +100,7 @@ func Reason(err error) (reason string, refused bool) {
 		mismatch *disk.MismatchError
 		badID    *record.IDError
 		tooLarge *record.TooLargeError
-		sick     *FilesystemError
+		sick     *backend.FilesystemError
 		damaged  *filesystem.DamagedError
 	)
 	switch {
@@ -168,65 +134,6 @@ func Reason(err error) (reason string, refused bool) {
 	default:
 		return v1alpha1.ReasonFailed, false
 	}
-}
-
-// bytesText prints bytes as people write them in a PVC where that is exact, else in GiB with two decimals.
-func bytesText(n int64) string {
-	units := []struct {
-		size int64
-		name string
-	}{{1 << 40, "Ti"}, {1 << 30, "Gi"}, {1 << 20, "Mi"}, {1 << 10, "Ki"}}
-	for _, u := range units {
-		if n >= u.size && n%u.size == 0 {
-			return fmt.Sprintf("%d%s", n/u.size, u.name)
-		}
-	}
-	for _, u := range units {
-		if n >= u.size {
-			return fmt.Sprintf("%.2f%s", float64(n)/float64(u.size), u.name)
-		}
-	}
-	return fmt.Sprintf("%d bytes", n)
-}
-
-// FilesystemError says that the filesystem in a volume's image is not one that can be worked with. Reason is one of the API's
-// reasons of the condition Ready.
-type FilesystemError struct {
-	ID     string
-	Reason string
-	Detail string
-	// By are those who keep it from being mended: it is not unmounted under anybody.
-	By []string
-}
-
-func (e *FilesystemError) Error() string {
-	text := fmt.Sprintf("the filesystem of volume %s %s", e.ID, e.Detail)
-	if len(e.By) == 0 {
-		return text
-	}
-	return text + "; it is checked and mounted anew once nothing uses it: " + (&InUseError{ID: e.ID, By: e.By}).Error()
-}
-
-// canBeMended reports whether unmounting, checking and mounting is a cure. What does not answer would not be unmounted either.
-func (e *FilesystemError) canBeMended() bool { return e.Reason != v1alpha1.ReasonNotResponding }
-
-// EnforcementError says that a volume's size is not, or for a while was not, in force. Reason is one of the API's reasons
-// of the condition Enforced.
-type EnforcementError struct {
-	ID     string
-	Reason string
-	Detail string
-}
-
-func (e *EnforcementError) Error() string {
-	return fmt.Sprintf("the size of volume %s is not enforced: %s", e.ID, e.Detail)
-}
-
-// InactiveError says that a volume is not up: what is in its place is not it, or is not there. Activate brings it up.
-type InactiveError struct{ ID, Detail string }
-
-func (e *InactiveError) Error() string {
-	return fmt.Sprintf("volume %s is not up: %s", e.ID, e.Detail)
 }
 
 // NotEmptyError says that a volume, which was to be deleted only if nothing is in it, holds something, or may.

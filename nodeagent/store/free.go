@@ -290,7 +290,7 @@ func (f *freer) freeEntry(ctx context.Context, t *trashed, r *disk.Root, trash *
 	}
 	defer opened.Close()
 
-	if err := s.release(ctx, opened); err != nil {
+	if err := s.backends.Release(ctx, opened); err != nil {
 		return err
 	}
 

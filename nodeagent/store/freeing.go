@@ -57,7 +57,7 @@ func (s *Store) freeing(requests []Request) int64 {
 // lack is being freed. It returns false if it is not, if it takes too long, or
 // if this process does not free trash. It notes in full how much is being
 // freed.
-func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *CapacityError,
+func (s *Store) awaitFreed(ctx context.Context, until time.Time, full *disk.CapacityError,
 	requests []Request) bool {
 	changed := s.Changed()
 	full.Freeing = s.freeing(requests)

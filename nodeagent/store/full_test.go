@@ -59,7 +59,7 @@ func TestThickThatDoesNotFit(t *testing.T) {
 			n := overcommitted(t, kind)
 			before := freeBytes(t, n.pools[0].Path)
 			_, err := n.create(Request{ID: "pvc-1", SizeBytes: 2 * gib, VolumeMode: record.ModeBlock})
-			var full *CapacityError
+			var full *disk.CapacityError
 			require.ErrorAs(t, err, &full)
 			require.NoError(t, n.store.Drain(t.Context()))
 			testroot.Run(t, "sync", "-f", n.pools[0].Path)
@@ -89,7 +89,7 @@ func TestDeleteOnAFullDisk(t *testing.T) {
 			require.NoError(t, n.store.Delete(t.Context(), "pvc-2", purge), "what is in the trash")
 			// More than the two that are being freed leave.
 			_, err := n.create(Request{ID: "pvc-5", SizeBytes: 80 * mib, VolumeMode: record.ModeBlock})
-			var full *CapacityError
+			var full *disk.CapacityError
 			require.ErrorAs(t, err, &full)
 			if len(n.store.Trash()) == 3 { // it had been measured before the disk was filled
 				_, err = n.create(Request{ID: "pvc-5", SizeBytes: 80 * mib, VolumeMode: record.ModeBlock})
@@ -126,7 +126,7 @@ func TestGrowthFailsAfterAnother(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = n.store.Grow(t.Context(), "pvc-1", 3*gib)
-	var full *CapacityError
+	var full *disk.CapacityError
 	require.ErrorAs(t, err, &full)
 	have := make([]byte, 4)
 	_, err = device.ReadAt(have, 24*mib)

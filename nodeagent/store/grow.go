@@ -6,8 +6,8 @@ import (
 	"fmt"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
-	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // Grow makes the volume size bytes large, rounded up to a multiple of 4096,
@@ -17,7 +17,7 @@ import (
 // time, so that a later call finds room.
 func (s *Store) Grow(ctx context.Context, id string, size int64) (Volume, error) {
 	grown, err := s.lockAndGrow(ctx, id, size)
-	var full *CapacityError
+	var full *disk.CapacityError
 	if v := s.lookup(id); v != nil && errors.As(err, &full) {
 		// Without the lock: the trash may hold an entry of the same id.
 		if _, space, err := v.pool.state(); err == nil {
@@ -52,7 +52,7 @@ func (s *Store) lockAndGrow(ctx context.Context, id string, size int64) (Volume,
 		return s.Get(id)
 	}
 	if err := s.growLocked(ctx, v, max(size, v.rec.GrowingTo)); err != nil {
-		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, bytesText(size), err)
+		return Volume{}, fmt.Errorf("grow volume %s to %s: %w", id, disk.BytesText(size), err)
 	}
 
 	s.notifyOf(id)
@@ -102,12 +102,10 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 
-	if next.Backend == record.BackendLoop {
-		err = s.growLoop(ctx, v, size)
-	} else {
-		err = setDirectoryLimit(r, &next, size)
-	}
-
+	open := &backend.Volume{Pool: v.pool.name(), Rec: &next, Root: r, Dir: dir}
+	err = s.backends.Of(&next).Grow(ctx, open, size, func(ctx context.Context) error {
+		return s.activateLocked(ctx, v)
+	})
 	if err != nil {
 		return s.growFailed(v, space, key, err)
 	}
@@ -115,7 +113,7 @@ func (s *Store) growLocked(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 
-	next.SizeBytes, next.GrowingTo, next.Inodes = size, 0, inodesAt(&next, size)
+	next.SizeBytes, next.GrowingTo, next.Inodes = size, 0, backend.InodesAt(&next, size)
 	if err := disk.WriteVolume(dir, &next); err != nil {
 		return err
 	}
@@ -149,7 +147,7 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 	}
 
 	if !ok {
-		return &CapacityError{Pool: v.pool.name(), Need: size - former, Available: available}
+		return &disk.CapacityError{Pool: v.pool.name(), Need: size - former, Available: available}
 	}
 
 	return nil
@@ -159,7 +157,7 @@ func (s *Store) reserveGrowth(v *volume, space *filesystemSpace, size int64) err
 // full, so that the pool does not owe it for ever. An image that an earlier
 // growth made larger stays that large, and so does its size in the record.
 func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause error) error {
-	if _, ok := errors.AsType[*CapacityError](cause); !ok {
+	if _, ok := errors.AsType[*disk.CapacityError](cause); !ok {
 		return cause // carried on at the next call or start
 	}
 
@@ -177,14 +175,13 @@ func (s *Store) growFailed(v *volume, space *filesystemSpace, key string, cause 
 
 	next := v.next()
 	next.GrowingTo = 0
-	if next.Backend == record.BackendLoop {
-		st, err := dir.Stat(record.ImageFile)
-		if err != nil {
-			return errors.Join(cause, err)
-		}
-		if st.Size > next.SizeBytes {
-			next.GrowingTo = st.Size
-		}
+	open := &backend.Volume{Pool: v.pool.name(), Rec: &next, Root: r, Dir: dir}
+	reached, err := s.backends.Of(&next).Reached(open)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	if reached > next.SizeBytes {
+		next.GrowingTo = reached
 	}
 
 	if err := disk.WriteVolume(dir, &next); err != nil {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
@@ -26,7 +27,7 @@ const (
 	doubtAfter = 15 * time.Second
 	// freezeAfter is how long a filesystem may be frozen before its pool is out.
 	// What makes a snapshot of a machine is done before.
-	freezeAfter = answerWithin
+	freezeAfter = backend.AnswerWithin
 	// lookWait is how long a caller waits for a look that is late for the first
 	// time, and measureWait for a measurement.
 	lookWait    = 10 * time.Second

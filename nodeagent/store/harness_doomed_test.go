@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -138,7 +139,7 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 func deleteWhenFree(ctx context.Context, s *Store, id string, how record.Deletion) error {
 	for try := 1; ; try++ {
 		err := s.Delete(ctx, id, how)
-		var inUse *InUseError
+		var inUse *backend.InUseError
 		if !errors.As(err, &inUse) || inUse.Reason != v1alpha1.ReasonDeviceHeld || try == 100 {
 			return err
 		}

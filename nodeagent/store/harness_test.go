@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
@@ -442,9 +443,9 @@ func contains(findings []Finding, what string) bool {
 	return slices.ContainsFunc(findings, func(f Finding) bool { return strings.Contains(f.What, what) })
 }
 
-func inUse(t testing.TB, err error, reason string) *InUseError {
+func inUse(t testing.TB, err error, reason string) *backend.InUseError {
 	t.Helper()
-	var busy *InUseError
+	var busy *backend.InUseError
 	require.True(t, errors.As(err, &busy), "%v", err)
 	require.Equal(t, reason, busy.Reason)
 	return busy

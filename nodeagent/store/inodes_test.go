@@ -7,24 +7,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/internal/tenant"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
-
-func TestDefaultInodes(t *testing.T) {
-	for size, want := range map[int64]int64{
-		1 * mib: 1024, 4 * mib: 1024, 16 * mib: 4096, 128 * mib: 32768, 512 * mib: 32768, gib: 65536, 100 * gib: 6553600,
-	} {
-		require.Equal(t, want, DefaultInodes(size), "%d bytes", size)
-	}
-	last := int64(0)
-	for size := int64(mib); size < gib; size += mib {
-		n := DefaultInodes(size)
-		require.GreaterOrEqual(t, n, last)
-		last = n
-	}
-}
 
 func TestInodesOfANewRecord(t *testing.T) {
 	project, none := plan{backend: record.BackendDirectory, quotaKind: record.QuotaProject}, plan{backend: record.BackendDirectory}
@@ -50,15 +37,15 @@ func TestInodesOfANewRecord(t *testing.T) {
 	}
 	// A volume that was made before there was a default keeps what its record says.
 	old := &record.Volume{SizeBytes: gib}
-	require.Zero(t, inodesAt(old, 2*gib))
-	require.True(t, inodesHold(old, 0))
-	require.False(t, inodesHold(old, 65536))
+	require.Zero(t, backend.InodesAt(old, 2*gib))
+	require.True(t, backend.InodesHold(old, 0))
+	require.False(t, backend.InodesHold(old, 65536))
 	// While it grows both limits are right.
 	grows := &record.Volume{SizeBytes: gib, GrowingTo: 2 * gib, Inodes: 65536, InodesBySize: true}
-	require.True(t, inodesHold(grows, 65536))
-	require.True(t, inodesHold(grows, 131072))
-	require.False(t, inodesHold(grows, 65535))
-	require.False(t, inodesHold(grows, 131073))
+	require.True(t, backend.InodesHold(grows, 65536))
+	require.True(t, backend.InodesHold(grows, 131072))
+	require.False(t, backend.InodesHold(grows, 65535))
+	require.False(t, backend.InodesHold(grows, 131073))
 }
 
 // A volume under a project quota cannot take the inodes of its pool's

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 )
 
 const (
@@ -77,7 +79,7 @@ func (s *Store) heldByQuota() map[*filesystemSpace][]string {
 	defer s.mu.Unlock()
 
 	for id, v := range s.volumes {
-		if v.unavailable != nil || v.rec.Adopting != "" || !isHeldByQuota(&v.rec) {
+		if v.unavailable != nil || v.rec.Adopting != "" || !backend.IsHeldByQuota(&v.rec) {
 			continue
 		}
 
@@ -134,7 +136,7 @@ func (s *Store) recheckTurn(ctx context.Context, id string) (done bool) {
 
 	done, err := s.recheckSlice(patient, id)
 	var (
-		lost *EnforcementError
+		lost *backend.EnforcementError
 		gone *NotFoundError
 	)
 	switch {
@@ -176,7 +178,7 @@ func (s *Store) OldestLook() map[string]time.Duration {
 	defer s.mu.Unlock()
 
 	for _, v := range s.volumes {
-		if isHeldByQuota(&v.rec) && !v.round.looked.IsZero() {
+		if backend.IsHeldByQuota(&v.rec) && !v.round.looked.IsZero() {
 			out[v.pool.name()] = max(out[v.pool.name()], time.Since(v.round.looked))
 		}
 	}

@@ -12,12 +12,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quarry-storage/quarry/nodeagent/btrfs"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
-	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -146,7 +145,7 @@ func (s *Store) answeredLate(id string) {
 type seen struct {
 	v           *volume
 	rec         record.Volume
-	up          *standing
+	up          *backend.Standing
 	unavailable error
 }
 
@@ -204,9 +203,9 @@ func (s *Store) inSight() (images, directories []seen) {
 		}
 
 		i := seen{v: v, rec: v.rec, up: v.up, unavailable: v.unavailable}
-		if v.rec.Backend == record.BackendLoop || v.unavailable != nil {
+		if backend.HasDevice(&v.rec) || v.unavailable != nil {
 			images = append(images, i)
-		} else if isHeldByQuota(&v.rec) {
+		} else if backend.IsHeldByQuota(&v.rec) {
 			directories = append(directories, i)
 		}
 	}
@@ -246,11 +245,11 @@ func lookAtMounts() (*mountTable, error) {
 // wrong says how the mount of a volume differs from what was proven; empty: it
 // does not.
 func (t *mountTable) wrong(i *seen) string {
-	if i.up == nil || i.up.mounted == nil {
+	if i.up == nil || i.up.Mounted == nil {
 		return ""
 	}
 
-	then := i.up.mounted
+	then := i.up.Mounted
 	now := t.byID[then.ID]
 	switch {
 	case now == nil || now.Dev != then.Dev || now.Root != then.Root || now.Parent != then.Parent:
@@ -263,7 +262,7 @@ func (t *mountTable) wrong(i *seen) string {
 		return "something is mounted over its directory"
 	}
 
-	if sick := sickness(&i.rec, now); sick != nil {
+	if sick := backend.Sickness(&i.rec, now); sick != nil {
 		return sick.Detail
 	}
 
@@ -296,17 +295,17 @@ func (s *Store) lookAtDevices(ctx context.Context, images []seen, wrong map[*vol
 			continue
 		}
 
-		devices := table[i.up.device.Backing]
+		devices := table[i.up.Device.Backing]
 		switch {
-		case len(devices) != 1 || devices[0].Number != i.up.device.Number:
+		case len(devices) != 1 || devices[0].Number != i.up.Device.Number:
 			wrong[i.v] = fmt.Sprintf("%d loop devices are over its image, and %s is not the one",
-				len(devices), i.up.device.Path)
+				len(devices), i.up.Device.Path)
 		case !strings.HasSuffix(devices[0].Path, "/"+i.rec.ID+"/"+record.ImageFile):
 			wrong[i.v] = fmt.Sprintf("its device is over %s", devices[0].Path)
 		case i.rec.VolumeMode == record.ModeBlock:
 			if to, err := os.Readlink(filepath.Join(s.opts.DeviceDir, i.rec.ID)); err != nil ||
-				to != i.up.device.Path {
-				wrong[i.v] = fmt.Sprintf("its link leads to %q, not to %s", to, i.up.device.Path)
+				to != i.up.Device.Path {
+				wrong[i.v] = fmt.Sprintf("its link leads to %q, not to %s", to, i.up.Device.Path)
 			}
 		}
 	}
@@ -326,7 +325,7 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 		var lost []string
 		err := s.ask(p, func(r *disk.Root) error {
 			for _, i := range volumes {
-				if !limitInForce(r, &i.rec) {
+				if !backend.IsInForce(r, &i.rec) {
 					lost = append(lost, i.rec.ID)
 				}
 			}
@@ -344,21 +343,6 @@ func (s *Store) lookAtLimits(ctx context.Context, directories []seen) {
 			}
 		}
 	}
-}
-
-// limitInForce reports whether the filesystem has the volume's limit. It asks
-// once, and walks through nothing.
-func limitInForce(r *disk.Root, rec *record.Volume) bool {
-	switch id := uint32(rec.QuotaID); rec.QuotaKind {
-	case record.QuotaProject:
-		limits, _, err := quota.GetLimits(r.File(), id)
-		return err == nil && limitHolds(rec, limits.Bytes)
-	case record.QuotaBtrfs:
-		group, there, err := btrfs.GetGroup(r.File(), id)
-		return err == nil && there && limitHolds(rec, group.Limit)
-	}
-
-	return true
 }
 
 // setRight brings up, in the background, the volumes that are not as they

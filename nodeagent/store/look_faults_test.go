@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -44,7 +45,7 @@ func TestLookFindsFrozenFilesystems(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
 			n := newNode(t, onExt4.make(t, 4*gib))
-			n.store.questions.within = time.Second
+			n.store.backends.Questions.Within = time.Second
 			n.store.watcher.hanging.most = 3
 			var volumes []Volume
 			for i := range 5 {
@@ -104,7 +105,7 @@ func (n *node) sectorsWritten(id string) string {
 // The watcher notices a freeze, and its end, by itself.
 func TestWatchNoticesAFreeze(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
-	n.store.questions.within = 300 * time.Millisecond
+	n.store.backends.Questions.Within = 300 * time.Millisecond
 	v := n.mustCreate(imageVolume("pvc-1", "ext4"))
 	mark(t, v, "mine")
 	n.watch()
@@ -252,7 +253,7 @@ func TestRepairWithoutMemory(t *testing.T) {
 	r.SizeBytes = 192 * mib
 	v := n.mustCreate(r)
 	mark(t, v, "mine")
-	n.store.repairMemory.Store(2 * mib)
+	n.store.backends.RepairMemory.Store(2 * mib)
 	note := filepath.Join(path, "pvc-1", record.RepairFile)
 	n.look()
 	damages()[0].do(t, filepath.Dir(v.Path), testroot.LoopsOver(t, filepath.Join(path, "pvc-1", record.ImageFile))[0])
@@ -265,10 +266,10 @@ func TestRepairWithoutMemory(t *testing.T) {
 	n.requireUp("pvc-1", "mine")
 	require.NoFileExists(t, note)
 
-	n.store.repairMemory.Store(2 * mib)
+	n.store.backends.RepairMemory.Store(2 * mib)
 	n.look()
 	damages()[0].do(t, filepath.Dir(v.Path), testroot.LoopsOver(t, filepath.Join(path, "pvc-1", record.ImageFile))[0])
-	for range repairsAllowed {
+	for range backend.RepairsAllowed {
 		n.look()
 		n.requireSick("pvc-1", v1alpha1.ReasonDamaged)
 		n.tryNow()

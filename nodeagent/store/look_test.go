@@ -120,7 +120,7 @@ func TestLinksOfTheProcessBefore(t *testing.T) {
 	require.NoError(t, os.Symlink(stranger, filepath.Join(n.devices, "pvc-a.new")))
 
 	n.prepare()
-	n.store.takeOverLinks(t.Context())
+	n.store.backends.TakeOverLinks(t.Context())
 	entries, err := os.ReadDir(n.devices)
 	require.NoError(t, err)
 	require.Len(t, entries, 1)
@@ -377,7 +377,7 @@ func TestFrozenFilesystem(t *testing.T) {
 		t.Run(fstype, func(t *testing.T) {
 			path := onExt4.make(t, 2*gib)
 			n := newNode(t, path)
-			n.store.questions.within = 300 * time.Millisecond
+			n.store.backends.Questions.Within = 300 * time.Millisecond
 			v := n.mustCreate(imageVolume("pvc-1", fstype))
 			mark(t, v, "mine")
 			at := filepath.Dir(v.Path)

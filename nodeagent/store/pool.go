@@ -228,6 +228,12 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	return false
 }
 
+// directIO reports whether the pool's filesystem has direct I/O.
+func (p *pool) directIO() (bool, error) {
+	features, _, err := p.state()
+	return features.DirectIO, err
+}
+
 // with opens the pool for one call.
 func (p *pool) with(do func(*disk.Root) error) error {
 	r, err := p.open()

@@ -2,16 +2,13 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
-	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -26,7 +23,8 @@ import (
 func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 	var f *os.File
 	err := s.withVolume(ctx, id, func(v *volume, r *disk.Root, dir *beneath.Dir) (err error) {
-		f, err = openProven(v, dir)
+		f, err = s.backends.Of(&v.rec).Open(
+			&backend.Volume{Pool: v.pool.name(), Rec: &v.rec, Root: r, Dir: dir})
 		return err
 	})
 	if err != nil {
@@ -40,7 +38,7 @@ func (s *Store) Open(ctx context.Context, id string) (*os.File, error) {
 func (s *Store) Device(ctx context.Context, id string) (loop.Device, error) {
 	var dev loop.Device
 	err := s.withVolume(ctx, id, func(v *volume, _ *disk.Root, dir *beneath.Dir) error {
-		f, d, err := deviceOf(v, dir)
+		f, d, err := backend.DeviceOf(&v.rec, dir)
 		if f != nil {
 			defer f.Close()
 		}
@@ -57,16 +55,14 @@ func (s *Store) Device(ctx context.Context, id string) (loop.Device, error) {
 
 // Usage returns what the volume's quota counts. Known is false for volumes
 // without one, which are as full as their filesystem says.
-func (s *Store) Usage(ctx context.Context, id string) (Usage, error) {
-	var u Usage
+func (s *Store) Usage(ctx context.Context, id string) (backend.Usage, error) {
+	var u backend.Usage
 	err := s.withVolume(ctx, id, func(v *volume, r *disk.Root, _ *beneath.Dir) (err error) {
-		if v.rec.Backend == record.BackendDirectory {
-			u, err = directoryUsage(r, &v.rec)
-		}
+		u, err = s.backends.Of(&v.rec).Usage(r, &v.rec)
 		return err
 	})
 	if err != nil {
-		return Usage{}, fmt.Errorf("usage of volume %s: %w", id, err)
+		return backend.Usage{}, fmt.Errorf("usage of volume %s: %w", id, err)
 	}
 
 	return u, nil
@@ -107,96 +103,4 @@ func (s *Store) withVolume(ctx context.Context, id string,
 	defer dir.Close()
 
 	return f(v, r, dir)
-}
-
-func openProven(v *volume, dir *beneath.Dir) (*os.File, error) {
-	switch {
-	case v.rec.Backend == record.BackendDirectory:
-		return openData(v, dir)
-	case v.rec.VolumeMode == record.ModeBlock:
-		f, _, err := deviceOf(v, dir)
-		return f, err
-	}
-
-	_, dev, err := deviceOf(v, dir)
-	if err != nil {
-		return nil, err
-	}
-
-	inner, err := dir.OpenDir(record.MountDir)
-	if err != nil {
-		return nil, &InactiveError{ID: v.rec.ID, Detail: err.Error()}
-	}
-	defer inner.Close()
-
-	if ok, err := mount.IsDeviceMountedAt(inner.File(), dev.Dev); err != nil {
-		return nil, err
-	} else if !ok {
-		return nil, &InactiveError{ID: v.rec.ID, Detail: "its filesystem is not mounted"}
-	}
-
-	return openData(v, inner)
-}
-
-// openData opens the data directory in parent, which must not be a mount of its
-// own.
-func openData(v *volume, parent *beneath.Dir) (*os.File, error) {
-	p, err := parent.NoCross()
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close()
-
-	f, err := p.OpenFile(record.DataDir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
-	}
-
-	return f, nil
-}
-
-// deviceOf returns the loop device over the volume's image. For a Block volume
-// it is returned open as well.
-func deviceOf(v *volume, dir *beneath.Dir) (f *os.File, dev loop.Device, err error) {
-	image, err := dir.OpenFile(record.ImageFile, unix.O_PATH, 0)
-	if err != nil {
-		return nil, dev, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
-	}
-	defer image.Close()
-
-	if dev, err = deviceOver(v, image); err != nil || v.rec.VolumeMode != record.ModeBlock {
-		return nil, dev, err
-	}
-	if f, err = os.Open(dev.Path); err != nil {
-		return nil, dev, err
-	}
-
-	// Asked again, now that nobody can give the device another image.
-	again, err := deviceOver(v, image)
-	if err == nil && again.Dev != dev.Dev {
-		err = &InactiveError{ID: v.rec.ID, Detail: "its device changed"}
-	}
-
-	if number, e := mount.BlockDevice(f); err == nil && (e != nil || number != dev.Dev) {
-		err = errors.Join(&InactiveError{ID: v.rec.ID, Detail: dev.Path + " is another device"}, e)
-	}
-
-	if err != nil {
-		return nil, dev, errors.Join(err, f.Close())
-	}
-
-	return f, dev, nil
-}
-
-func deviceOver(v *volume, image *os.File) (loop.Device, error) {
-	found, err := loop.Find(image)
-	if err != nil {
-		return loop.Device{}, err
-	}
-	if len(found) != 1 {
-		return loop.Device{}, &InactiveError{ID: v.rec.ID,
-			Detail: fmt.Sprintf("%d loop devices are over its image", len(found))}
-	}
-
-	return found[0], nil
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -60,7 +61,7 @@ func TestUsageOfAnotherVolumeIsGivenBack(t *testing.T) {
 			require.GreaterOrEqual(t, usage.Bytes, int64(8*mib), "charged to the wrong one")
 
 			second := map[string]string{"a-1": "b-1", "b-1": "a-1"}[first]
-			lost := &EnforcementError{}
+			lost := &backend.EnforcementError{}
 			require.ErrorAs(t, n.store.Recheck(t.Context(), first), &lost)
 			require.Equal(t, v1alpha1.ReasonEscaped, lost.Reason)
 			_ = n.store.Recheck(t.Context(), second)
@@ -94,7 +95,7 @@ func TestDeletionDoesNotWaitForOthersUsage(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, free)
 
-	lost := &EnforcementError{}
+	lost := &backend.EnforcementError{}
 	require.ErrorAs(t, n.store.Recheck(t.Context(), a.ID), &lost)
 	g, _, err := btrfs.GetGroup(pool, uint32(a.QuotaID))
 	require.NoError(t, err)
@@ -165,7 +166,7 @@ func TestQuotasSwitchedOffAndOn(t *testing.T) {
 	n.dirty = true
 	require.NoError(t, os.WriteFile(filepath.Join(a.Path, "file"), make([]byte, 8*mib), 0o644))
 	testroot.Run(t, "btrfs", "quota", "disable", pool.Name())
-	lost := &EnforcementError{}
+	lost := &backend.EnforcementError{}
 	require.ErrorAs(t, n.store.Recheck(t.Context(), a.ID), &lost)
 	require.Equal(t, v1alpha1.ReasonQuotaLost, lost.Reason)
 	require.NoError(t, btrfs.Sync(pool))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
@@ -43,7 +44,7 @@ type round struct {
 func (s *Store) Recheck(ctx context.Context, id string) error {
 	for {
 		done, err := s.recheckSlice(ctx, id)
-		var lost *EnforcementError
+		var lost *backend.EnforcementError
 		if done || err != nil && !errors.As(err, &lost) {
 			return err
 		}
@@ -65,12 +66,12 @@ func (s *Store) recheckSlice(ctx context.Context, id string) (done bool, err err
 	if v == nil {
 		return true, &NotFoundError{ID: id}
 	}
-	if !isHeldByQuota(&v.rec) {
+	if !backend.IsHeldByQuota(&v.rec) {
 		return true, nil
 	}
 
 	done, err = s.recheckLocked(ctx, v)
-	var lost *EnforcementError
+	var lost *backend.EnforcementError
 	if err != nil && !errors.As(err, &lost) {
 		return false, err
 	}
@@ -112,7 +113,7 @@ func (s *Store) setNotEnforced(v *volume, err error) {
 // whyNotEnforced is the reason of an *EnforcementError, and empty where all
 // holds.
 func whyNotEnforced(err error) string {
-	if lost, ok := errors.AsType[*EnforcementError](err); ok {
+	if lost, ok := errors.AsType[*backend.EnforcementError](err); ok {
 		return lost.Reason
 	}
 	return ""
@@ -127,7 +128,7 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 	}
 	defer r.Close()
 
-	if err := enforced(r, &v.rec, true); err != nil {
+	if err := backend.Enforce(r, &v.rec, true); err != nil {
 		return true, err // without a limit there is nothing that a walk could find
 	}
 
@@ -145,12 +146,13 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 	defer data.Close()
 
 	if v.rec.QuotaKind == record.QuotaBtrfs {
-		err := returnSubvolumes(r, data.File(), &v.rec, &v.round.charged)
+		err := backend.ReturnSubvolumes(r, data.File(), &v.rec, &v.round.charged,
+			recheckSlice)
 		return v.round.charged.Done(), err
 	}
 
 	report, err := quota.Return(ctx, data.File(), uint32(v.rec.QuotaID), &v.round.cursor,
-		recheckSlice, &flagNotes{s, dir})
+		recheckSlice, backend.NewFlagNotes(s.fault, dir))
 	if err != nil {
 		return false, err
 	}
@@ -164,7 +166,7 @@ func (s *Store) strayed(v *volume, report *quota.Report) error {
 	n := report.Changed + report.Immutable
 	switch {
 	case n == 0 && report.TooDeep > 0:
-		return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonUnchecked,
+		return &backend.EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonUnchecked,
 			Detail: fmt.Sprintf("%d of its directories are so far down that what is in them is "+
 				"not looked at", report.TooDeep)}
 	case n == 0:
@@ -190,5 +192,5 @@ func (s *Store) strayed(v *volume, report *quota.Report) error {
 		detail = fmt.Sprintf("%s but for %d that are immutable", detail, report.Immutable)
 	}
 
-	return &EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: detail}
+	return &backend.EnforcementError{ID: v.rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: detail}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -33,7 +34,7 @@ func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
 			} else {
 				require.NoError(t, quota.Clear(pool, uint32(v.QuotaID)))
 			}
-			lost := &EnforcementError{}
+			lost := &backend.EnforcementError{}
 			require.ErrorAs(t, s.Recheck(t.Context(), v.ID), &lost)
 			require.Equal(t, v1alpha1.ReasonQuotaLost, lost.Reason)
 			told, err := s.Get(v.ID)
@@ -133,17 +134,4 @@ func TestFlagsComeBackAfterACrash(t *testing.T) {
 			})
 		}
 	}
-}
-
-// TestLimitInWholeBlocks: a filesystem rounds a limit up to its blocks, of 64 KiB
-// where pages are that large. That is the volume's size, and no repair.
-func TestLimitInWholeBlocks(t *testing.T) {
-	rec := &record.Volume{SizeBytes: 10*mib + 4096}
-	require.True(t, limitHolds(rec, 10*mib+4096))
-	require.True(t, limitHolds(rec, 10*mib+64<<10))
-	require.False(t, limitHolds(rec, 10*mib), "less than its size")
-	require.False(t, limitHolds(rec, 10*mib+128<<10))
-	require.False(t, limitHolds(rec, 0), "none")
-	rec.GrowingTo = 20 * mib
-	require.True(t, limitHolds(rec, 20*mib), "it grows")
 }

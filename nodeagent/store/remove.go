@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
@@ -132,20 +133,20 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 		return &disk.MismatchError{ID: v.rec.ID, Detail: "its record was replaced"}
 	}
 
-	if err := s.users(&v.rec, dir, v.held); err != nil {
+	if err := s.backends.CheckUnused(&v.rec, dir, v.held); err != nil {
 		return err
 	}
 
 	rec := v.rec
 	t := &trashed{pool: v.pool, id: v.id, rec: &rec, since: time.Now(),
 		trash: record.Trash{DeletedAt: s.deletedNow(v.id), Deletion: how}}
-	err = s.takeDown(ctx, v.id, dir)
-	_, v.held = errors.AsType[*InUseError](err)
+	err = s.backends.TakeDown(ctx, v.id, dir)
+	_, v.held = errors.AsType[*backend.InUseError](err)
 	if err == nil && rec.VolumeMode == record.ModeBlock {
 		// Again: a container may have been given the device in between, without
 		// opening it yet. Of a filesystem in an image the kernel has just said
 		// that nobody uses it, and of a directory nothing was taken down.
-		err = s.users(&v.rec, dir, true)
+		err = s.backends.CheckUnused(&v.rec, dir, true)
 	}
 
 	if err == nil {
@@ -172,7 +173,7 @@ func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion
 // is there: nothing is left to delete. It is called with the volume's lock
 // held.
 func (s *Store) forgetLostLocked(v *volume) error {
-	if err := s.unlinkDevice(v.id); err != nil {
+	if err := s.backends.UnlinkDevice(v.id); err != nil {
 		return err
 	}
 

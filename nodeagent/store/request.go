@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
@@ -250,6 +251,37 @@ func planFor(r *Request, f disk.Features, defaultFS string) (plan, error) {
 			"the pool's filesystem (%s) does not enforce sizes of directories (%s); use backend "+
 				"loop or auto, or enforcement none", f.Filesystem, f.NoQuotaBecause))
 	}
+}
+
+// describe writes into a new volume's record what its backend heeds.
+func (p *plan) describe(rec *record.Volume, r *Request) {
+	setInodes(rec, r, *p)
+	if p.backend != record.BackendLoop {
+		return
+	}
+	rec.Allocation, rec.FSType = r.Allocation, p.fstype
+	rec.MkfsOptions, rec.MountOptions = r.MkfsOptions, r.MountOptions
+	rec.EverRaw = r.VolumeMode == record.ModeBlock
+}
+
+// UnlimitedInodes is Request.Inodes of a volume that may hold as many files as
+// its pool's filesystem.
+const UnlimitedInodes = -1
+
+// setInodes notes in a new volume's record what limits its files. What is
+// adopted has more than anybody foresaw: it is limited only where that was
+// asked for.
+func setInodes(rec *record.Volume, r *Request, p plan) {
+	rec.Inodes = max(r.Inodes, 0)
+	if r.Inodes == 0 && p.quotaKind == record.QuotaProject && !r.adopts() {
+		rec.InodesBySize, rec.Inodes = true, backend.DefaultInodes(rec.SizeBytes)
+	}
+}
+
+func refuseUnreserved() error {
+	return refuse(v1alpha1.ReasonUnsupported,
+		"the pool's filesystem does not take the room that is preallocated (as ZFS does not), "+
+			"so a thick image would be a promise only; use allocation thin")
 }
 
 // Words of the class's parameter scrub.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/ledger"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -182,7 +183,7 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 			continue
 		}
 
-		n, err := m.used(own)
+		n, err := s.taken(own, &m)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn("measure what a volume takes", "pool", m.pool.name(), "volume", m.rec.ID,
 				"error", err)
@@ -232,8 +233,7 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 	out := make([]taker, 0, len(s.volumes)+len(s.trash)+len(s.builds))
 	for id, v := range s.volumes {
 		if pools[v.pool] {
-			whole := v.rec.Backend == record.BackendLoop &&
-				v.rec.Allocation == record.AllocationThick && v.rec.GrowingTo == 0 &&
+			whole := backend.TakesAll(&v.rec) && v.rec.GrowingTo == 0 &&
 				v.unavailable == nil
 			out = append(out, taker{v.pool, v.rec, id + "/" + record.ImageFile, whole})
 		}
@@ -262,28 +262,12 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 	return out
 }
 
-// used is how many bytes of the filesystem it takes. r is its pool.
-func (m *taker) used(r *disk.Root) (int64, error) {
+// taken is how many bytes of the filesystem it takes. r is its pool.
+func (s *Store) taken(r *disk.Root, m *taker) (int64, error) {
 	if m.whole {
 		return m.rec.SizeBytes, nil
 	}
-	if m.rec.Backend == record.BackendDirectory {
-		u, err := directoryUsage(r, &m.rec)
-		return u.Bytes, err
-	}
-
-	f, err := r.OpenFile(m.image, unix.O_PATH, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return 0, err
-	}
-
-	return st.Blocks * 512, nil // st_blocks is in units of 512 bytes (stat(2))
+	return s.backends.Of(&m.rec).Taken(r, &m.rec, m.image)
 }
 
 // heavy bounds the heavy jobs of one filesystem, so that a disk that hangs does

@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
@@ -85,15 +85,9 @@ type Store struct {
 	// background are looks, and volumes being brought up, that nobody may be
 	// waiting for any more.
 	background sync.WaitGroup
-	// scans of the machine's mounts, shared by all who ask at the same time.
-	scans mountScans
-	links links
-	// questions are asked of filesystems that may not answer.
-	questions questions
-	watcher   watcher
-	// repairMemory is what one repair may take, in bytes; 0, but for tests:
-	// what this process has left.
-	repairMemory atomic.Uint64
+	// backends are how the volumes' data lies on the disks.
+	backends *backend.Backends
+	watcher  watcher
 
 	mu      sync.Mutex
 	volumes map[string]*volume
@@ -132,7 +126,7 @@ type volume struct {
 	round       round
 	// up is what was found when an image volume was last proven to be up, nil
 	// while it is not.
-	up *standing
+	up *backend.Standing
 	// device is what it was up on last, also while it is not up: it is kept
 	// open.
 	device *loop.Device
@@ -221,7 +215,8 @@ func New(opts Options) *Store {
 	}
 
 	s.freer, s.measuring = newFreer(s), s.measure
-	s.questions.late = s.answeredLate
+	s.backends = &backend.Backends{DeviceDir: opts.DeviceDir, Fault: s.fault, Log: opts.Log}
+	s.backends.Questions.Late = s.answeredLate
 	return s
 }
 
@@ -248,7 +243,7 @@ func (s *Store) Refresh(ctx context.Context) { s.lookAtPools(ctx, bringUpWait) }
 func (s *Store) Glance(ctx context.Context) { s.lookAtPools(ctx, 0) }
 
 func (s *Store) lookAtPools(ctx context.Context, wait time.Duration) {
-	s.takeOverLinks(ctx)
+	s.backends.TakeOverLinks(ctx)
 	s.glanceAll(ctx)
 	s.load(ctx, s.arrived(), wait)
 	s.takeFound(ctx, wait)

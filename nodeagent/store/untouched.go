@@ -2,14 +2,9 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -46,16 +41,8 @@ func (s *Store) mustBeUntouchedLocked(ctx context.Context, v *volume) error {
 	}
 	defer dir.Close()
 
-	var untouched bool
-	switch {
-	case v.rec.VolumeMode == record.ModeBlock:
-		untouched, err = isUnwritten(dir)
-	case v.rec.Backend == record.BackendLoop:
-		untouched, err = isEmpty(dir, record.MountDir, record.DataDir)
-	default:
-		untouched, err = isEmpty(dir, record.DataDir)
-	}
-
+	untouched, err := s.backends.Of(&v.rec).IsEmpty(
+		&backend.Volume{Pool: v.pool.name(), Rec: &v.rec, Root: r, Dir: dir})
 	if err != nil {
 		return fmt.Errorf("look whether volume %s holds anything: %w", v.rec.ID, err)
 	}
@@ -76,68 +63,4 @@ func (s *Store) mustBeDue(id string) error {
 		}
 	}
 	return nil
-}
-
-// isEmpty reports whether the directory at the end of names has no entries.
-func isEmpty(dir *beneath.Dir, names ...string) (bool, error) {
-	for i, name := range names {
-		next, err := dir.OpenDir(name)
-		if i > 0 {
-			err = errors.Join(err, dir.Close())
-		}
-
-		if err != nil {
-			return false, err
-		}
-
-		dir = next
-	}
-	defer dir.Close()
-
-	_, err := dir.File().Readdirnames(1)
-	if errors.Is(err, io.EOF) {
-		return true, nil
-	}
-
-	return false, err
-}
-
-// isUnwritten reports whether an image has no data: unwritten extents and holes
-// read as zeros and do not count.
-func isUnwritten(dir *beneath.Dir) (bool, error) {
-	devices, err := devicesOf(dir)
-	if err != nil {
-		return false, err
-	}
-
-	for _, device := range devices { // what was written there may not have come to the image yet
-		if err := flushDevice(device.Path); err != nil {
-			return false, err
-		}
-	}
-
-	image, err := dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
-	if err != nil {
-		return false, err
-	}
-	defer image.Close()
-
-	if err := image.Sync(); err != nil { // what is still in a cache is no extent yet
-		return false, err
-	}
-
-	_, err = unix.Seek(int(image.Fd()), 0, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return true, nil
-	}
-
-	return false, err
-}
-
-func flushDevice(path string) error {
-	device, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(device.Sync(), device.Close())
 }

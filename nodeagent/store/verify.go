@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
@@ -337,19 +338,19 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 			return err
 		}
 		defer dir.Close()
-		return s.release(ctx, dir)
+		return s.backends.Release(ctx, dir)
 	}
-	if mounted, err := isMounted(dir); err != nil {
+	if mounted, err := backend.IsMounted(dir); err != nil {
 		v.failed(p, where, err)
 	} else if mounted {
 		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "its filesystem is still mounted", Repair: "unmount and detach it", apply: takeDown})
 	}
-	devices, err := devicesOf(dir)
+	devices, err := backend.DevicesOf(dir)
 	if err != nil {
 		v.failed(p, where, err)
 	}
 	for _, d := range devices {
-		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("%s is still over its image%s", d.Path, holdersText(d)),
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("%s is still over its image%s", d.Path, backend.HoldersText(d)),
 			Repair: "unmount and detach it", apply: takeDown})
 	}
 }
@@ -361,7 +362,7 @@ func (v *verifier) deletedImages(p *pool) {
 			if !d.Deleted || !strings.HasPrefix(d.BackingPath, filepath.Clean(p.cfg.Path)+"/") {
 				continue
 			}
-			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("%s is over a deleted image (%s)%s", d.Path, d.Name, holdersText(d)),
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("%s is over a deleted image (%s)%s", d.Path, d.Name, backend.HoldersText(d)),
 				Repair: "detach it", apply: func(ctx context.Context) error { return loop.DetachBacking(ctx, d) }})
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
@@ -127,8 +128,8 @@ func (at *place) directory(ctx context.Context) {
 	}
 	defer data.Close()
 	restore := func(_ context.Context, at *place) error {
-		_, err := checkDirectory(at.root, at.rec)
-		var lost *EnforcementError
+		_, err := backend.CheckLimit(at.root, at.rec)
+		var lost *backend.EnforcementError
 		if errors.As(err, &lost) && lost.Reason == v1alpha1.ReasonUncounted {
 			return nil // it was put back as far as that can be
 		}
@@ -149,7 +150,7 @@ func (at *place) directory(ctx context.Context) {
 		limits, _, err := quota.GetLimits(at.root.File(), id)
 		if err != nil {
 			at.error("its limit can not be read, so it is not in force: %v", err)
-		} else if !limitHolds(at.rec, limits.Bytes) || !inodesHold(at.rec, limits.Inodes) {
+		} else if !backend.LimitHolds(at.rec, limits.Bytes) || !backend.InodesHold(at.rec, limits.Inodes) {
 			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes and %d inodes, not %d and %d", limits.Bytes, limits.Inodes, at.rec.SizeBytes, at.rec.Inodes)
 		}
 		at.strays(ctx, data.File())
@@ -163,7 +164,7 @@ func (at *place) directory(ctx context.Context) {
 			at.repairable(SeverityError, "make it again", restore, "its qgroup 1/%d is gone", id)
 			return
 		}
-		if !limitHolds(at.rec, group.Limit) {
+		if !backend.LimitHolds(at.rec, group.Limit) {
 			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes, not %d", group.Limit, at.rec.SizeBytes)
 		}
 		at.strayedSubvolumes(data.File())
@@ -193,7 +194,7 @@ func putBack(ctx context.Context, at *place) error {
 	}
 	defer data.Close()
 	for cursor := (quota.Cursor{}); !cursor.Done(); {
-		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, &flagNotes{at.store, at.dir}); err != nil {
+		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, backend.NewFlagNotes(at.store.fault, at.dir)); err != nil {
 			return err
 		}
 	}
@@ -218,9 +219,9 @@ func (at *place) strayedSubvolumes(data *os.File) {
 	}
 	if len(strays) > 0 || len(foreign) > 0 {
 		charge := func(_ context.Context, at *place) error {
-			return chargeRightly(at.root.File(), uint32(at.rec.QuotaID), strays, foreign)
+			return backend.ChargeRightly(at.root.File(), uint32(at.rec.QuotaID), strays, foreign)
 		}
-		at.repairable(SeverityError, "charge each to its own volume", charge, "%s", strayText(strays, foreign))
+		at.repairable(SeverityError, "charge each to its own volume", charge, "%s", backend.StrayText(strays, foreign))
 	}
 	if forgotten, err := btrfs.Forgotten(at.root.File(), id); err != nil {
 		at.error("%v", err)
@@ -231,7 +232,10 @@ func (at *place) strayedSubvolumes(data *os.File) {
 
 // bringUp is the repair for whatever a restart of the agent would put right.
 func bringUp(ctx context.Context, at *place) error {
-	return at.store.activateLoop(ctx, &volume{id: at.rec.ID, pool: at.pool, rec: *at.rec}, at.dir, true)
+	_, err := at.store.backends.Of(at.rec).Up(ctx,
+		&backend.Volume{Pool: at.pool.name(), Rec: at.rec, Root: at.root, Dir: at.dir},
+		func() (bool, error) { return true, nil })
+	return err
 }
 
 func (at *place) loop(ctx context.Context) {
@@ -276,7 +280,7 @@ func (at *place) loop(ctx context.Context) {
 	default:
 		var paths []string
 		for _, d := range devices {
-			paths = append(paths, d.Path+holdersText(d))
+			paths = append(paths, d.Path+backend.HoldersText(d))
 		}
 		at.error("several loop devices are over its image: %s", strings.Join(paths, ", "))
 		return
@@ -326,26 +330,26 @@ func (at *place) link(d loop.Device) {
 	if err != nil || to != d.Path {
 		at.repairable(SeverityError, "make the link", bringUp, "its link leads to %q, not to %s", to, d.Path)
 	}
-	if mounted, err := isMounted(at.dir); err != nil || mounted {
+	if mounted, err := backend.IsMounted(at.dir); err != nil || mounted {
 		at.error("it was handed out as a block device, and is mounted (%v)", err)
 	}
 }
 
 // mounted looks at the filesystem of a loop volume and where it is mounted.
 func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
-	target, err := openMount(at.dir)
+	target, err := backend.OpenMount(at.dir)
 	if err != nil {
 		at.error("the directory it is mounted at: %v", err)
 		return
 	}
 	defer target.Close()
-	mounted, err := mountedAt(target, at.rec.ID, d)
+	mounted, err := backend.MountedAt(target, at.rec.ID, d)
 	if err != nil {
 		at.error("%v", err)
 		return
 	}
 	if mounted != nil {
-		if sick := at.store.wellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
+		if sick := at.store.backends.WellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
 			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp, "it %s", sick.Detail)
 			return
 		}
@@ -368,7 +372,7 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 		}
 		return
 	}
-	if err := identifySettled(image, at.rec); err != nil {
+	if err := backend.IdentifySettled(image, at.rec); err != nil {
 		at.error("%v", err)
 	}
 	if st, err := inner.Stat(record.DataDir); errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
@@ -209,7 +210,7 @@ func TestActivatePutsQuotaBack(t *testing.T) {
 			path := k.make(t, gib)
 			n := newNode(t, path)
 			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
-			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error { return setDirectoryLimit(r, &v.Volume, 1<<40) }))
+			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error { return backend.SetLimit(r, &v.Volume, 1<<40) }))
 			_, err := n.store.Activate(t.Context(), v.ID)
 			require.NoError(t, err)
 			require.Empty(t, n.store.Verify(t.Context()))

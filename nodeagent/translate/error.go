@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"errors"
 	"fmt"
 
@@ -39,9 +41,9 @@ func WithReason(err error) error {
 		return &Error{v1alpha1.ReasonVolumeUnavailable, err}
 	case is[*store.NotFoundError](err), is[*record.IDError](err):
 		return &Error{v1alpha1.ReasonVolumeNotFound, err}
-	case is[*store.InUseError](err):
+	case is[*backend.InUseError](err):
 		return &Error{v1alpha1.ReasonVolumeInUse, err}
-	case is[*store.InactiveError](err):
+	case is[*backend.InactiveError](err):
 		return &Error{v1alpha1.ReasonNotActive, err}
 	case is[*keylock.BusyError](err):
 		return &Error{v1alpha1.ReasonPending, err}

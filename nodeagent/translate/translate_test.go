@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"github.com/quarry-storage/quarry/nodeagent/backend"
+
 	"fmt"
 	"reflect"
 	"testing"
@@ -219,7 +221,7 @@ func TestWithReason(t *testing.T) {
 	require.NoError(t, WithReason(nil))
 	for want, err := range map[string]error{
 		v1alpha1.ReasonVolumeNotFound:    &store.NotFoundError{ID: "a"},
-		v1alpha1.ReasonVolumeInUse:       &store.InUseError{ID: "a"},
+		v1alpha1.ReasonVolumeInUse:       &backend.InUseError{ID: "a"},
 		v1alpha1.ReasonVolumeUnavailable: &disk.OfflineError{Err: fmt.Errorf("away")},
 		v1alpha1.ReasonMismatch:          &disk.MismatchError{ID: "a"},
 		v1alpha1.ReasonTargetTaken:       Errorf(v1alpha1.ReasonTargetTaken, "taken"),

@@ -1,4 +1,4 @@
-package store
+package backend
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/filesystem"
@@ -20,14 +21,35 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// release unmounts and detaches what is over the image in a directory that
+// TakeDown unmounts and detaches what activate made, verified. It does not ask
+// whether somebody uses the volume; the kernel does, for what it can see: a
+// busy mount or a held device is an *InUseError, and nothing was forced.
+func (b *Backends) TakeDown(ctx context.Context, id string, dir *beneath.Dir) error {
+	if err := b.UnlinkDevice(id); err != nil {
+		return err
+	}
+
+	err := b.Release(ctx, dir)
+	var busy *loop.BusyError
+	switch {
+	case errors.As(err, &busy):
+		return &InUseError{ID: id, Reason: v1alpha1.ReasonDeviceHeld, By: holderTexts(busy)}
+	case errors.Is(err, unix.EBUSY):
+		return &InUseError{ID: id, Reason: v1alpha1.ReasonMounted,
+			By: []string{"a process with an open file or its working directory in it"}}
+	}
+
+	return err
+}
+
+// Release unmounts and detaches what is over the image in a directory that
 // holds a volume or what is left of one. It is not an error when there is
 // nothing; what is in use gives an error and stays.
-func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
-	if mounted, err := isMounted(dir); err != nil {
+func (b *Backends) Release(ctx context.Context, dir *beneath.Dir) error {
+	if mounted, err := IsMounted(dir); err != nil {
 		return err
 	} else if mounted {
-		if err := s.fault("unmount"); err != nil {
+		if err := b.Fault("unmount"); err != nil {
 			return err
 		}
 		if err := unmount(ctx, dir); err != nil {
@@ -35,7 +57,7 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 		}
 	}
 
-	devices, err := devicesOf(dir)
+	devices, err := DevicesOf(dir)
 	if err != nil || len(devices) == 0 {
 		return err
 	}
@@ -47,7 +69,7 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 	defer image.Close()
 
 	for _, dev := range devices {
-		if err := s.fault("detach"); err != nil {
+		if err := b.Fault("detach"); err != nil {
 			return err
 		}
 		if err := loop.Detach(ctx, dev, image); err != nil {
@@ -56,6 +78,25 @@ func (s *Store) release(ctx context.Context, dir *beneath.Dir) error {
 	}
 
 	return nil
+}
+
+// elsewhere names who has a device's filesystem mounted in another mount
+// namespace than ours.
+func (b *Backends) elsewhere(dev loop.Device) []string {
+	var by []string
+	if table, err := b.Scans.Scan(); err == nil {
+		for _, u := range table.OfDevice(dev.Dev) {
+			if u.Namespace != table.Namespace {
+				by = append(by, u.String())
+			}
+		}
+	}
+
+	if len(by) == 0 {
+		by = []string{"a holder of " + dev.Path + " that can not be seen from here"}
+	}
+
+	return by
 }
 
 // unmount unmounts what is mounted in a volume's directory. A child of this
@@ -77,9 +118,9 @@ func unmount(ctx context.Context, dir *beneath.Dir) error {
 	}
 }
 
-// isMounted tells whether anything is mounted in a volume's mount directory.
-func isMounted(dir *beneath.Dir) (bool, error) {
-	target, err := openMount(dir)
+// IsMounted tells whether anything is mounted in a volume's mount directory.
+func IsMounted(dir *beneath.Dir) (bool, error) {
+	target, err := OpenMount(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -96,9 +137,9 @@ func isMounted(dir *beneath.Dir) (bool, error) {
 	return err == nil, err
 }
 
-// openMount opens the directory a volume's filesystem is mounted at, or the
+// OpenMount opens the directory a volume's filesystem is mounted at, or the
 // mount there.
-func openMount(dir *beneath.Dir) (*os.File, error) {
+func OpenMount(dir *beneath.Dir) (*os.File, error) {
 	return dir.OpenFile(record.MountDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
@@ -111,13 +152,13 @@ func mountImage(ctx context.Context, dir *beneath.Dir, rec *record.Volume, dev l
 		return err
 	}
 
-	target, err := openMount(dir)
+	target, err := OpenMount(dir)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
 
-	if mounted, err := mountedAt(target, rec.ID, dev); err != nil || mounted != nil {
+	if mounted, err := MountedAt(target, rec.ID, dev); err != nil || mounted != nil {
 		return err
 	}
 
@@ -130,9 +171,9 @@ func mountImage(ctx context.Context, dir *beneath.Dir, rec *record.Volume, dev l
 	return mount.Device(ctx, source, target, rec.FSType, opts)
 }
 
-// mountedAt returns the mount of the device at target, nil if nothing is
+// MountedAt returns the mount of the device at target, nil if nothing is
 // mounted there. Another mount there is a *MismatchError.
-func mountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error) {
+func MountedAt(target *os.File, id string, dev loop.Device) (*mount.Info, error) {
 	info, err := mount.At(target)
 	switch {
 	case errors.Is(err, mount.ErrNotMountpoint):
@@ -219,9 +260,9 @@ func identify(image *os.File, rec *record.Volume) error {
 	return nil
 }
 
-// identifySettled is identify for a mounted image: a superblock that is being
+// IdentifySettled is identify for a mounted image: a superblock that is being
 // written at this moment is read again.
-func identifySettled(image *os.File, rec *record.Volume) (err error) {
+func IdentifySettled(image *os.File, rec *record.Volume) (err error) {
 	const tries = 5
 	for range tries {
 		_ = unix.Fadvise(int(image.Fd()), 0, 1<<20, unix.FADV_DONTNEED)
@@ -239,9 +280,9 @@ func attachOptions(rec *record.Volume, directIO bool) loop.Options {
 	}
 }
 
-// devicesOf returns the loop devices over the image in a volume's directory;
+// DevicesOf returns the loop devices over the image in a volume's directory;
 // none for a directory volume.
-func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
+func DevicesOf(dir *beneath.Dir) ([]loop.Device, error) {
 	devices, err := loop.FindOf(func() (*os.File, error) {
 		return dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	})
@@ -250,25 +291,6 @@ func devicesOf(dir *beneath.Dir) ([]loop.Device, error) {
 	}
 
 	return devices, err
-}
-
-// elsewhere names who has a device's filesystem mounted in another mount
-// namespace than ours.
-func (s *Store) elsewhere(dev loop.Device) []string {
-	var by []string
-	if table, err := s.scans.scan(); err == nil {
-		for _, u := range table.OfDevice(dev.Dev) {
-			if u.Namespace != table.Namespace {
-				by = append(by, u.String())
-			}
-		}
-	}
-
-	if len(by) == 0 {
-		by = []string{"a holder of " + dev.Path + " that can not be seen from here"}
-	}
-
-	return by
 }
 
 func holderTexts(busy *loop.BusyError) []string {
@@ -282,8 +304,8 @@ func holderTexts(busy *loop.BusyError) []string {
 	return out
 }
 
-// holdersText names who holds a device, for people.
-func holdersText(d loop.Device) string {
+// HoldersText names who holds a device, for people.
+func HoldersText(d loop.Device) string {
 	holders, err := loop.Holders(d, loop.HolderOptions{})
 	if err != nil || len(holders) == 0 {
 		return ""

@@ -1,4 +1,4 @@
-package store
+package backend
 
 import (
 	"context"
@@ -15,9 +15,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// repairsAllowed is how often a repair may begin without coming to its end: the
+// RepairsAllowed is how often a repair may begin without coming to its end: the
 // first time it can be a power cut that ended it.
-const repairsAllowed = 2
+const RepairsAllowed = 2
 
 // repairNote lies in a volume's directory while its filesystem is being
 // repaired. One that is found there is of a repair that did not come to its
@@ -38,7 +38,7 @@ func readRepairNote(dir *beneath.Dir) (*repairNote, error) {
 		return nil, err
 	}
 	if json.Unmarshal(content, n) != nil || n.Attempts < 0 {
-		n.Attempts = repairsAllowed // whoever wrote that, it is to be looked at by a person
+		n.Attempts = RepairsAllowed // whoever wrote that, it is to be looked at by a person
 	}
 
 	return n, nil
@@ -46,9 +46,9 @@ func readRepairNote(dir *beneath.Dir) (*repairNote, error) {
 
 // beginRepair writes down that a repair begins; after too many that did not end
 // it is a *filesystem.DamagedError. A full disk keeps no repair from beginning.
-func (s *Store) beginRepair(ctx context.Context, v *volume, dir *beneath.Dir, n *repairNote) error {
-	if n.Attempts >= repairsAllowed {
-		return &filesystem.DamagedError{Device: "volume " + v.id, Unfinished: true,
+func (b *Backends) beginRepair(ctx context.Context, id string, dir *beneath.Dir, n *repairNote) error {
+	if n.Attempts >= RepairsAllowed {
+		return &filesystem.DamagedError{Device: "volume " + id, Unfinished: true,
 			Output: fmt.Sprintf(
 				"%d repairs of it were cut off, the last one of %s; run e2fsck on it by hand, or "+
 					"give the agent more memory and remove %s",
@@ -71,9 +71,9 @@ func (s *Store) beginRepair(ctx context.Context, v *volume, dir *beneath.Dir, n 
 		return fmt.Errorf("note that a repair begins: %w", err)
 	}
 
-	s.log.WarnContext(ctx, "the filesystem of a volume has seen errors and is repaired",
-		"volume", v.id)
-	return s.fault("repair")
+	b.Log.WarnContext(ctx, "the filesystem of a volume has seen errors and is repaired",
+		"volume", id)
+	return b.Fault("repair")
 }
 
 // endRepair takes the note away.

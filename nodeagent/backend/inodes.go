@@ -1,4 +1,4 @@
-package store
+package backend
 
 import "github.com/quarry-storage/quarry/nodeagent/record"
 
@@ -14,38 +14,24 @@ const (
 	leastInodes        = 1 << 10
 )
 
-// UnlimitedInodes is Request.Inodes of a volume that may hold as many files as
-// its pool's filesystem.
-const UnlimitedInodes = -1
-
 // DefaultInodes is how many files a directory volume of size bytes may hold. It
 // never falls as the size grows.
 func DefaultInodes(size int64) int64 {
 	return max(size/bytesPerInode, min(size/bytesPerInodeSmall, fewInodes), leastInodes)
 }
 
-// setInodes notes in a new volume's record what limits its files. What is
-// adopted has more than anybody foresaw: it is limited only where that was
-// asked for.
-func setInodes(rec *record.Volume, r *Request, p plan) {
-	rec.Inodes = max(r.Inodes, 0)
-	if r.Inodes == 0 && p.quotaKind == record.QuotaProject && !r.adopts() {
-		rec.InodesBySize, rec.Inodes = true, DefaultInodes(rec.SizeBytes)
-	}
-}
-
-// inodesAt is how many files the volume may hold when it is of size bytes; 0:
+// InodesAt is how many files the volume may hold when it is of size bytes; 0:
 // no limit of its own.
-func inodesAt(rec *record.Volume, size int64) int64 {
+func InodesAt(rec *record.Volume, size int64) int64 {
 	if rec.InodesBySize {
 		return max(rec.Inodes, DefaultInodes(size))
 	}
 	return rec.Inodes
 }
 
-// inodesHold reports whether a limit in force is the record's, while the volume
+// InodesHold reports whether a limit in force is the record's, while the volume
 // grows also that of the size it grows to.
-func inodesHold(rec *record.Volume, limit uint64) bool {
-	return limit >= uint64(inodesAt(rec, rec.SizeBytes)) &&
-		limit <= uint64(inodesAt(rec, rec.Promise()))
+func InodesHold(rec *record.Volume, limit uint64) bool {
+	return limit >= uint64(InodesAt(rec, rec.SizeBytes)) &&
+		limit <= uint64(InodesAt(rec, rec.Promise()))
 }

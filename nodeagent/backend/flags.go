@@ -1,4 +1,4 @@
-package store
+package backend
 
 import (
 	"encoding/json"
@@ -16,13 +16,18 @@ import (
 // filesystem's own journal keeps the order: once the file is gone for good the
 // flags are back for good.
 type flagNotes struct {
-	store *Store
+	fault func(step string) error
 	dir   *beneath.Dir
+}
+
+// NewFlagNotes is the journal of the volume whose directory is open.
+func NewFlagNotes(fault func(step string) error, dir *beneath.Dir) quota.Journal {
+	return &flagNotes{fault, dir}
 }
 
 // Note implements quota.Journal.
 func (n *flagNotes) Note(b quota.Bare) error {
-	if err := n.store.fault("recheck: note flags"); err != nil {
+	if err := n.fault("recheck: note flags"); err != nil {
 		return err
 	}
 	data, err := json.Marshal(b)
@@ -33,11 +38,11 @@ func (n *flagNotes) Note(b quota.Bare) error {
 }
 
 // Off implements quota.Journal.
-func (n *flagNotes) Off() error { return n.store.fault("recheck: flags off") }
+func (n *flagNotes) Off() error { return n.fault("recheck: flags off") }
 
 // Forget implements quota.Journal.
 func (n *flagNotes) Forget() error {
-	if err := n.store.fault("recheck: forget flags"); err != nil {
+	if err := n.fault("recheck: forget flags"); err != nil {
 		return err
 	}
 	return forgetFlags(n.dir)
