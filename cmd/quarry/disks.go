@@ -23,6 +23,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/listing"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 	"github.com/quarry-storage/quarry/nodeagent/store"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // disks are the flags of commands that look at a node's pools without an agent.
@@ -218,9 +219,9 @@ without --repair; the column REPAIR says beforehand what that would do.`,
 				return err
 			}
 
-			write := store.WriteFindings
+			write := show.Findings
 			if asJSON {
-				write = store.WriteFindingsJSON
+				write = show.FindingsJSON
 			}
 
 			if err := write(cmd.OutOrStdout(), findings); err != nil {
@@ -228,7 +229,7 @@ without --repair; the column REPAIR says beforehand what that would do.`,
 			}
 
 			if repair {
-				if err := store.Repair(cmd.Context(), findings); err != nil {
+				if err := verify.Repair(cmd.Context(), findings); err != nil {
 					return err
 				}
 				if findings, err = d.verify(cmd.Context(), pools, reader); err != nil {
@@ -241,7 +242,7 @@ without --repair; the column REPAIR says beforehand what that would do.`,
 				}
 			}
 
-			if !store.Holds(findings) {
+			if !verify.Holds(findings) {
 				return errFindings
 			}
 
@@ -267,7 +268,7 @@ func objectReader(config *rest.Config) (client.Reader, error) {
 }
 
 func (d *disks) verify(ctx context.Context, pools []config.Pool,
-	reader client.Reader) ([]store.Finding, error) {
+	reader client.Reader) ([]verify.Finding, error) {
 	var expect map[string]disk.Expectation
 	var err error
 	if reader != nil {
@@ -277,8 +278,13 @@ func (d *disks) verify(ctx context.Context, pools []config.Pool,
 	}
 
 	quiet := slog.New(slog.DiscardHandler)
-	findings := store.VerifyPools(ctx, store.Options{Node: d.node, Pools: pools,
-		DeviceDir: d.deviceDir, Log: quiet}, expect)
+	s := store.New(store.Options{Node: d.node, Pools: pools, DeviceDir: d.deviceDir, Log: quiet})
+	for name, e := range expect {
+		e.MayCreate = false
+		s.Expect(name, e)
+	}
+
+	findings := verify.Pools(ctx, s.View())
 	if reader == nil {
 		return findings, nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // room is how many bytes can still be promised.
@@ -197,7 +198,7 @@ func TestSameIDInTwoPools(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "pool1", v.Pool)
 	require.Len(t, n.store.Pools()[1].Broken, 1)
-	require.True(t, contains(n.store.Verify(t.Context()), "is a copy"))
+	require.True(t, contains(verify.Live(t.Context(), n.store.View()), "is a copy"))
 	require.NoError(t, n.store.Delete(t.Context(), r.ID, purge))
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.FileExists(t, filepath.Join(b, r.ID, "data/mark"))

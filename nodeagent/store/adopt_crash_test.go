@@ -13,6 +13,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // adoptionCrashes are the adoptions that differ in the steps they take.
@@ -118,7 +119,7 @@ func TestAdoptionKilledAtEveryStep(t *testing.T) {
 				}
 				n.start()
 				require.NoError(t, n.store.Drain(t.Context()), "killed before %q", killedBefore)
-				require.Empty(t, n.store.Verify(t.Context()), "killed before %q", killedBefore)
+				require.Empty(t, verify.Live(t.Context(), n.store.View()), "killed before %q", killedBefore)
 				if len(n.store.Trash()) > 0 {
 					require.NotEqual(t, opCreate, op)
 					_, err := n.store.Restore(t.Context(), r.ID)

@@ -19,6 +19,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 const (
@@ -204,7 +205,7 @@ func TestAdoption(t *testing.T) {
 		if k.quota != "" {
 			require.Equal(t, v.Owed(), n.store.Pools()[0].Promised)
 		}
-		require.Empty(t, n.store.Verify(t.Context()))
+		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 
 		n.start()
 		got, err := n.store.Get(v.ID)
@@ -213,22 +214,22 @@ func TestAdoption(t *testing.T) {
 		n.reboot()
 		n.start()
 		require.Equal(t, "kept", marked(t, v))
-		require.Empty(t, n.store.Verify(t.Context()))
+		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		if !raw {
 			checkInUse(t, n, v)
 		}
 
 		require.NoError(t, os.Remove(r.Adopt.Path))
-		findings := n.store.Verify(t.Context())
+		findings := verify.Live(t.Context(), n.store.View())
 		require.Len(t, findings, 1)
-		require.Equal(t, SeverityWarning, findings[0].Severity)
-		require.NoError(t, Repair(t.Context(), findings))
+		require.Equal(t, verify.SeverityWarning, findings[0].Severity)
+		require.NoError(t, verify.Repair(t.Context(), findings))
 		throughOldPath(t, n, r, v)
 
 		require.NoError(t, n.store.Delete(t.Context(), v.ID, keep(3600)))
 		_, err = os.Lstat(r.Adopt.Path)
 		require.ErrorIs(t, err, os.ErrNotExist, "the link goes with the volume")
-		require.Empty(t, n.store.Verify(t.Context()))
+		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		n.start()
 		_, err = n.store.Restore(t.Context(), v.ID)
 		require.NoError(t, err)
@@ -238,7 +239,7 @@ func TestAdoption(t *testing.T) {
 		// What somebody put in its place is theirs.
 		require.NoError(t, os.Remove(r.Adopt.Path))
 		require.NoError(t, os.Symlink("elsewhere", r.Adopt.Path))
-		findings = n.store.Verify(t.Context())
+		findings = verify.Live(t.Context(), n.store.View())
 		require.Len(t, findings, 1)
 		require.Empty(t, findings[0].Repair)
 		require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
@@ -298,7 +299,7 @@ func TestAdoptionOfWhatIsInUse(t *testing.T) {
 			if v.QuotaKind != "" {
 				checkAssigned(t, v)
 			}
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 			inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 			require.Equal(t, "kept", marked(t, v))
 			throughOldPath(t, n, r, v)

@@ -20,6 +20,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // TestContract is what every backend keeps on every filesystem it is offered on.
@@ -57,7 +58,7 @@ func TestContract(t *testing.T) {
 			require.NoError(t, got.Unavailable)
 			require.Equal(t, v, got)
 			require.Equal(t, "kept", marked(t, v))
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		})
 		t.Run("reboot", func(t *testing.T) {
 			n.reboot()
@@ -68,7 +69,7 @@ func TestContract(t *testing.T) {
 			}
 			n.store.Refresh(t.Context())
 			require.Equal(t, "kept", marked(t, v))
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		})
 		t.Run("in use", func(t *testing.T) { checkInUse(t, n, v) })
 		t.Run("trash", func(t *testing.T) {
@@ -82,7 +83,7 @@ func TestContract(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, v, got)
 			require.Equal(t, "kept", marked(t, v))
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		})
 		require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
 		require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
@@ -237,7 +238,7 @@ func checkGrowth(t *testing.T, n *node, k poolKind, v Volume) Volume {
 			tenant.Run(t, tenant.User, dir, "remove", "more")
 			settle(t, dir)
 		}
-		require.Empty(t, n.store.Verify(t.Context()))
+		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		_, err = n.store.Grow(t.Context(), v.ID, 1<<50)
 		var full *disk.CapacityError
 		require.ErrorAs(t, err, &full)
@@ -282,7 +283,7 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 	require.Contains(t, busy.By[0], target)
 	inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 	require.Equal(t, "kept", marked(t, v))
-	require.Empty(t, n.store.Verify(t.Context()), "and it is served as before")
+	require.Empty(t, verify.Live(t.Context(), n.store.View()), "and it is served as before")
 	ns.Stop()
 	require.NoError(t, n.store.Users(t.Context(), v.ID))
 
@@ -291,7 +292,7 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		ns := testroot.NewMountNamespace(t, `true`)
 		inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 		require.Equal(t, "kept", marked(t, v))
-		require.Empty(t, n.store.Verify(t.Context()))
+		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		ns.Stop()
 
 		// Its device open in another process, which only taking it down tells. That is not tried again until the holder is gone:
@@ -308,7 +309,7 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 			busy := inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonDeviceHeld)
 			require.Contains(t, busy.By[0], fmt.Sprintf("pid %d (sleep)", holder.Process.Pid))
 			require.Equal(t, "kept", marked(t, v))
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 			inner, err := os.Open(filepath.Dir(v.Path))
 			require.NoError(t, err)
 			now, err := mount.At(inner)

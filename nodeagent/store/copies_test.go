@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // TestCopyOfAVolumeIsNotTheVolume leaves an old copy of a volume on another pool
@@ -201,7 +202,7 @@ func TestCopyOfADeletedVolume(t *testing.T) {
 	in, err := disk.Inspect(n.pools[1].Path)
 	require.NoError(t, err)
 	require.Contains(t, in.Broken, v.ID)
-	require.True(t, contains(VerifyPools(t.Context(), n.options(), nil), "is a copy"))
+	require.True(t, contains(verify.Pools(t.Context(), New(n.options()).View()), "is a copy"))
 }
 
 // TestCopiedTrash copies an entry of the trash to another pool: nothing frees it.

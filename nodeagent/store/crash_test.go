@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // crashShapes are the ways of carving that differ in the steps they take.
@@ -133,7 +134,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 			killedBefore := d.run(t)
 			n.start()
 			require.NoError(t, n.store.Drain(t.Context()), "killed before %q", killedBefore)
-			require.Empty(t, n.store.Verify(t.Context()), "killed before %q", killedBefore)
+			require.Empty(t, verify.Live(t.Context(), n.store.View()), "killed before %q", killedBefore)
 			there := whole(t, n, op, r, size)
 			if killedBefore == "" {
 				require.True(t, step > 1 || op == opStart, "no step was taken")

@@ -120,8 +120,5 @@
 //
 // Does everything hold:
 //
-//	verify.go         pools, records, trash, leaks
-//	verify_backend.go quotas, images, devices, mounts
-//	verify_adopt.go   adoptions
-//	findings.go       what does not hold, and its repair
+//	view.go           what package verify sees of a store
 package store

@@ -20,6 +20,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // grow a tree that tries to be hard to remove.
@@ -293,7 +294,7 @@ func TestForeignFilesystem(t *testing.T) {
 	got, err := n.store.Get("pvc-1")
 	require.NoError(t, err)
 	require.ErrorContains(t, got.Unavailable, "its image holds ext4")
-	require.True(t, contains(n.store.Verify(t.Context()), "not mounted"))
+	require.True(t, contains(verify.Live(t.Context(), n.store.View()), "not mounted"))
 
 	// A record that says the image was handed out raw is believed, whatever the mode says by now.
 	dir, err := n.store.pools[0].open()

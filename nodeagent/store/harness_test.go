@@ -28,6 +28,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/mount"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 const (
@@ -290,7 +291,7 @@ func (n *node) settle() {
 func (n *node) check() {
 	n.t.Helper()
 	require.NoError(n.t, n.store.Drain(context.Background()))
-	require.Empty(n.t, n.store.Verify(context.Background()))
+	require.Empty(n.t, verify.Live(context.Background(), n.store.View()))
 	promised := map[*filesystemSpace]map[string]int64{}
 	for _, p := range n.store.pools {
 		_, space, err := p.state()
@@ -439,8 +440,8 @@ func canResizeExt4() bool {
 	return unix.Capget(&header, &data[0]) == nil && data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
 }
 
-func contains(findings []Finding, what string) bool {
-	return slices.ContainsFunc(findings, func(f Finding) bool { return strings.Contains(f.What, what) })
+func contains(findings []verify.Finding, what string) bool {
+	return slices.ContainsFunc(findings, func(f verify.Finding) bool { return strings.Contains(f.What, what) })
 }
 
 func inUse(t testing.TB, err error, reason string) *backend.InUseError {

@@ -12,6 +12,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // poolDisk is a pool's disk that can be pulled out and put back.
@@ -173,7 +174,7 @@ func TestSwappedDisk(t *testing.T) {
 	_, err := n.create(Request{ID: "pvc-2", SizeBytes: 16 * mib, FSType: "ext4"})
 	var gone *disk.OfflineError
 	require.ErrorAs(t, err, &gone)
-	require.True(t, contains(n.store.Verify(t.Context()), "holds pool"))
+	require.True(t, contains(verify.Live(t.Context(), n.store.View()), "holds pool"))
 
 	d.out(t)
 	d.in(t)
@@ -329,7 +330,7 @@ func TestNothingIsHeld(t *testing.T) {
 	d := newDisk(t, "ext4")
 	n := newNode(t, d.at)
 	v := n.mustCreate(small)
-	n.store.Verify(t.Context())
+	verify.Live(t.Context(), n.store.View())
 	d.out(t)
 	d.in(t)
 	n.store.Refresh(t.Context())
@@ -370,7 +371,7 @@ func TestUnreadableRecords(t *testing.T) {
 		var conflict *ConflictError
 		require.ErrorAs(t, err, &conflict)
 		require.FileExists(t, filepath.Join(path, id, record.DataDir, "mark"))
-		require.True(t, contains(n.store.Verify(t.Context()), "left alone"))
+		require.True(t, contains(verify.Live(t.Context(), n.store.View()), "left alone"))
 	}
 	require.NoError(t, n.store.Drain(t.Context()))
 
@@ -484,7 +485,7 @@ func TestPoolIsCopied(t *testing.T) {
 				require.Equal(t, id, marked(t, v))
 				require.NoError(t, n.store.Recheck(t.Context(), id))
 			}
-			require.NoError(t, Repair(t.Context(), n.store.Verify(t.Context())))
+			require.NoError(t, verify.Repair(t.Context(), verify.Live(t.Context(), n.store.View())))
 			n.check()
 			_, err := n.store.Restore(t.Context(), "pvc-5")
 			require.NoError(t, err)

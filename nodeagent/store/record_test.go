@@ -15,6 +15,7 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 func labelsOf(n int) map[string]string {
@@ -69,10 +70,10 @@ func TestLargeRecordOfAnEarlierVersion(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, got.Unavailable)
 	require.Len(t, got.Origin.ClaimLabels, v1alpha1.MaxClaimLabels)
-	findings := s.Verify(t.Context())
+	findings := verify.Live(t.Context(), s.View())
 	require.True(t, contains(findings, "larger than what is written now"), "%v", findings)
-	require.NoError(t, Repair(t.Context(), findings))
-	require.Empty(t, s.Verify(t.Context()))
+	require.NoError(t, verify.Repair(t.Context(), findings))
+	require.Empty(t, verify.Live(t.Context(), s.View()))
 
 	writeUnbounded(t, file, &old)
 	s = n.start()

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -20,14 +19,15 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
+	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
 // damaged asserts that something is found, and where it can be repaired, that it is.
 func damaged(t *testing.T, n *node, what string, repairable bool) {
 	t.Helper()
-	found := n.store.Verify(t.Context())
+	found := verify.Live(t.Context(), n.store.View())
 	require.True(t, contains(found, what), "want %q, have %v", what, found)
-	outside := VerifyPools(t.Context(), n.options(), nil)
+	outside := verify.Pools(t.Context(), New(n.options()).View())
 	require.True(t, contains(outside, what), "without the store: want %q, have %v", what, outside)
 	for _, f := range found {
 		if strings.Contains(f.What, what) {
@@ -37,9 +37,9 @@ func damaged(t *testing.T, n *node, what string, repairable bool) {
 	if !repairable {
 		return
 	}
-	require.NoError(t, Repair(t.Context(), found))
+	require.NoError(t, verify.Repair(t.Context(), found))
 	n.check()
-	require.Empty(t, VerifyPools(t.Context(), n.options(), nil))
+	require.Empty(t, verify.Pools(t.Context(), New(n.options()).View()))
 }
 
 func TestVerifyLoopVolumes(t *testing.T) {
@@ -106,9 +106,9 @@ func TestVerifyLoopVolumes(t *testing.T) {
 	require.NoError(t, left.Truncate(16*mib))
 	require.NoError(t, left.Close())
 	testroot.Losetup(t, filepath.Join(tmp, record.ImageFile))
-	found := n.store.Verify(t.Context())
+	found := verify.Live(t.Context(), n.store.View())
 	require.True(t, contains(found, "never finished"))
-	require.NoError(t, Repair(t.Context(), found))
+	require.NoError(t, verify.Repair(t.Context(), found))
 	n.check()
 
 	require.NoError(t, n.store.Delete(t.Context(), "raw", keep(3600)))
@@ -134,7 +134,7 @@ func TestVerifyFindsWhatWasWrittenBeneath(t *testing.T) {
 	damaged(t, n, "the directory its user sees", false)
 	testroot.Run(t, "umount", filepath.Dir(v.Path))
 	require.NoError(t, os.Mkdir(v.Path, 0o755))
-	require.True(t, contains(n.store.Verify(t.Context()), "something was written to the directory"))
+	require.True(t, contains(verify.Live(t.Context(), n.store.View()), "something was written to the directory"))
 	n.dirty = true
 }
 
@@ -177,7 +177,7 @@ func TestVerifyDirectories(t *testing.T) {
 			other := n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
 			before := other.Volume
 			rewrite(t, n, "pvc-2", func(rec *record.Volume) { rec.QuotaID = v.QuotaID })
-			require.True(t, contains(n.store.Verify(t.Context()), "its quota id"))
+			require.True(t, contains(verify.Live(t.Context(), n.store.View()), "its quota id"))
 			n.start()
 			require.Equal(t, []string{"pvc-1"}, n.ids(), "two volumes under one limit are not served")
 			rewrite(t, n, "pvc-2", func(rec *record.Volume) { *rec = before })
@@ -213,7 +213,7 @@ func TestActivatePutsQuotaBack(t *testing.T) {
 			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error { return backend.SetLimit(r, &v.Volume, 1<<40) }))
 			_, err := n.store.Activate(t.Context(), v.ID)
 			require.NoError(t, err)
-			require.Empty(t, n.store.Verify(t.Context()))
+			require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		})
 	}
 }
@@ -245,7 +245,7 @@ func TestInspectChangesNothing(t *testing.T) {
 	require.Equal(t, []string{"pvc-4"}, in.Unfinished)
 	require.Contains(t, in.Broken, "other")
 	require.Equal(t, n.store.Pools()[0].UID, in.Identity.UID)
-	VerifyPools(context.Background(), n.options(), nil)
+	verify.Pools(context.Background(), New(n.options()).View())
 	require.Equal(t, before, tree())
 	n.dirty = true
 	_, err = disk.Inspect(t.TempDir())
@@ -257,20 +257,4 @@ func smallNamed(id string) Request {
 	r := small
 	r.ID = id
 	return r
-}
-
-func TestFindingsArePrinted(t *testing.T) {
-	var out bytes.Buffer
-	require.NoError(t, WriteFindings(&out, nil))
-	require.Equal(t, "everything holds\n", out.String())
-	findings := []Finding{{Severity: SeverityError, Pool: "p", Volume: "v", What: "w", Repair: "r"}, {Severity: SeverityNote, What: "n"}}
-	out.Reset()
-	require.NoError(t, WriteFindings(&out, findings))
-	require.Equal(t, "SEVERITY  POOL  VOLUME  WHAT  REPAIR\nerror     p     v       w     r\nnote      -     -       n     by hand\n", out.String())
-	out.Reset()
-	require.NoError(t, WriteFindingsJSON(&out, nil))
-	require.Equal(t, "[]\n", out.String())
-	require.False(t, Holds(findings))
-	require.True(t, Holds(findings[1:]))
-	require.Error(t, findings[1].Apply(t.Context()))
 }

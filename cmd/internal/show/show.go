@@ -1,10 +1,11 @@
 // Package show is how commands print what they found: the flag -o, tables, JSON,
 // colours and sizes, once for all of them.
 //
-//	show.go    the flag -o of commands that list, tables, JSON and sizes
-//	format.go  the flag -o with kubectl's formats
-//	paint.go   colours, on a terminal only
-//	version.go the command version
+//	show.go     the flag -o of commands that list, tables, JSON and sizes
+//	format.go   the flag -o with kubectl's formats
+//	paint.go    colours, on a terminal only
+//	version.go  the command version
+//	findings.go what `quarry verify` found
 package show
 
 import (

@@ -1,4 +1,4 @@
-package store
+package verify
 
 import (
 	"context"
@@ -13,50 +13,129 @@ import (
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
+	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// walkBudget is how many files of a directory volume Verify looks at: enough to notice a tenant who left its quota, and
-// little enough that a volume of a hundred million files does not hold it up.
+// walkBudget is how many files of a directory volume Verify looks at: enough to
+// notice a tenant who left its quota, and little enough that a volume of a
+// hundred million files does not hold it up.
 const walkBudget = 20_000
 
-// Verify compares what is on the store's disks with what the kernel does: records, quotas, images, loop devices, mounts,
-// links. It changes nothing, and waits for operations on the volume it looks at. It is run after every test.
-func (s *Store) Verify(ctx context.Context) []Finding {
-	v := &verifier{store: s, live: true}
-	return v.run(ctx)
+// View is what Verify sees of a store: its pools, what it knows while it runs,
+// and how it puts things right. Nothing of it is called with a lock held that
+// it could wait for.
+type View interface {
+	Disks
+	Running
+	Repairs
 }
 
-// VerifyPools is Verify without a running store, for `quarry verify`: nothing is known but the disks and expect, by pool
-// name, which may be empty. Since an agent may be at work meanwhile, it looks twice and reports what it found both times.
-func VerifyPools(ctx context.Context, opts Options, expect map[string]disk.Expectation) []Finding {
-	s := New(opts)
-	for name, e := range expect {
-		e.MayCreate = false
-		s.Expect(name, e)
-	}
-	first := (&verifier{store: s}).run(ctx)
+// Disks are the pools of a view, by name.
+type Disks interface {
+	// Pools are the pools in the order of the configuration.
+	Pools() []config.Pool
+	// Expected is what is known of a pool from elsewhere than its disk.
+	Expected(pool string) disk.Expectation
+	// Open opens a pool for a repair. It is an *disk.OfflineError while the
+	// pool is offline.
+	Open(pool string) (*disk.Root, error)
+	// Backends are those of the store's process.
+	Backends() *backend.Backends
+}
+
+// Running is what a store knows that runs.
+type Running interface {
+	// Lock waits for the operations on a volume, and keeps others out until it
+	// is unlocked. TryLock is an error where it would have to wait.
+	Lock(ctx context.Context, id string) (unlock func(), err error)
+	TryLock(id string) (unlock func(), err error)
+	// IsDrawn reports whether a quota id of the pool's filesystem is
+	// somebody's: that of a volume that is being made is in no record that is
+	// in its place.
+	IsDrawn(pool string, id uint32) bool
+}
+
+// Repairs are what a store alone can do. They are called with the volume's lock
+// held, and a second call changes nothing.
+type Repairs interface {
+	// Scrap clears away what an unfinished create left of a volume.
+	Scrap(ctx context.Context, pool, id string) error
+	// EnsureLink makes the link at the old path of an adopted volume.
+	EnsureLink(r *disk.Root, rec *record.Volume) error
+	// FinishAdoption carries on an adoption that was interrupted after the data
+	// was moved.
+	FinishAdoption(ctx context.Context, pool string, v *backend.Volume) error
+}
+
+// Live compares what is on a running store's disks with what the kernel does:
+// records, quotas, images, loop devices, mounts, links. It changes nothing, and
+// waits for operations on the volume it looks at. It is run after every test.
+func Live(ctx context.Context, view View) []Finding {
+	return newVerifier(view, true).run(ctx)
+}
+
+// Pools is Live for a store that does not run, as in `quarry verify`: nothing
+// is known but the disks and what is expected of them. Since an agent may be at
+// work meanwhile, it looks twice and reports what it found both times.
+func Pools(ctx context.Context, view View) []Finding {
+	first := newVerifier(view, false).run(ctx)
 	if len(first) == 0 {
 		return nil
 	}
-	again := (&verifier{store: s}).run(ctx)
+	again := newVerifier(view, false).run(ctx)
 	return slices.DeleteFunc(again, func(f Finding) bool {
-		return !slices.ContainsFunc(first, func(g Finding) bool { return g.Pool == f.Pool && g.Volume == f.Volume && g.What == f.What })
+		return !slices.ContainsFunc(first, func(g Finding) bool {
+			return g.Pool == f.Pool && g.Volume == f.Volume && g.What == f.What
+		})
 	})
+}
+
+func newVerifier(view View, live bool) *verifier {
+	v := &verifier{view: view, live: live}
+	for _, cfg := range view.Pools() {
+		v.pools = append(v.pools, &pool{cfg: cfg, view: view})
+	}
+	return v
+}
+
+// pool is one pool of the view.
+type pool struct {
+	cfg  config.Pool
+	view View
+}
+
+func (p *pool) name() string { return p.cfg.Name }
+
+// key names what is in the pool among those of all pools.
+func (p *pool) key(name string) string { return p.cfg.Name + "/" + name }
+
+func (p *pool) open() (*disk.Root, error) { return p.view.Open(p.cfg.Name) }
+
+// with opens the pool for one call.
+func (p *pool) with(do func(*disk.Root) error) error {
+	r, err := p.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return do(r)
 }
 
 // verifier is one look at everything.
 type verifier struct {
-	store *Store
+	view  View
+	pools []*pool
 	// live: the store runs, so its locks keep its operations out.
 	live bool
 	// loops are the loop devices of the machine, by the file beneath them.
 	loops map[loop.Backing][]loop.Device
 	// quotas are what was found on each filesystem, by its key.
 	quotas map[string]*quotaFindings
-	// volumes are the records found, by id. incomplete: a pool could not be read, so that more may exist.
+	// volumes are the records found, by id. incomplete: a pool could not be
+	// read, so that more may exist.
 	volumes    map[string]*record.Volume
 	incomplete bool
 
@@ -81,7 +160,7 @@ func (v *verifier) run(ctx context.Context) []Finding {
 	for _, d := range devices {
 		v.loops[d.Backing] = append(v.loops[d.Backing], d)
 	}
-	for _, p := range v.store.pools {
+	for _, p := range v.pools {
 		if ctx.Err() != nil {
 			v.add(Finding{Severity: SeverityNote, What: "not all was looked at: " + ctx.Err().Error()})
 			return v.findings
@@ -94,9 +173,7 @@ func (v *verifier) run(ctx context.Context) []Finding {
 }
 
 func (v *verifier) pool(ctx context.Context, p *pool) {
-	p.mu.Lock()
-	want := p.expect
-	p.mu.Unlock()
+	want := v.view.Expected(p.name())
 	want.MayCreate = false
 	r, _, err := disk.Open(&p.cfg, &want)
 	if err != nil {
@@ -137,7 +214,7 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 // volume looks at the directory name of a pool.
 func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings, name string) {
 	if v.live {
-		unlock, err := v.store.locks.Lock(ctx, name)
+		unlock, err := v.view.Lock(ctx, name)
 		if err != nil {
 			v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: name, What: err.Error()})
 			return
@@ -174,13 +251,13 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFi
 	if unfinished := at.adoption(); unfinished {
 		return
 	}
-	switch rec.Backend {
-	case record.BackendDirectory:
-		at.directory(ctx)
-	case record.BackendLoop:
-		at.loop(ctx)
-	default:
+	switch {
+	case !backend.IsKnown(rec):
 		at.error("its backend %q is not one this program knows", rec.Backend)
+	case backend.HasDevice(rec):
+		at.image(ctx)
+	default:
+		at.directory(ctx)
 	}
 }
 
@@ -193,6 +270,11 @@ type place struct {
 	rec  *record.Volume
 }
 
+// opened is the volume as its backend knows it.
+func (at *place) opened() *backend.Volume {
+	return &backend.Volume{Pool: at.pool.name(), Rec: at.rec, Root: at.root, Dir: at.dir}
+}
+
 func (at *place) error(format string, args ...any) {
 	at.add(Finding{Severity: SeverityError, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
 }
@@ -201,12 +283,13 @@ func (at *place) warning(format string, args ...any) {
 	at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
 }
 
-// repairable reports what apply puts right. Pool and volume are opened anew for it, under the volume's lock.
+// repairable reports what apply puts right. Pool and volume are opened anew for
+// it, under the volume's lock.
 func (at *place) repairable(severity Severity, repair string, apply func(context.Context, *place) error, format string, args ...any) {
-	s, p, id := at.store, at.pool, at.rec.ID
+	view, p, id := at.view, at.pool, at.rec.ID
 	at.add(Finding{Severity: severity, Pool: p.name(), Volume: id, What: fmt.Sprintf(format, args...), Repair: repair,
 		apply: func(ctx context.Context) error {
-			unlock, err := s.locks.Lock(ctx, id)
+			unlock, err := view.Lock(ctx, id)
 			if err != nil {
 				return err
 			}
@@ -229,7 +312,8 @@ func (at *place) repairable(severity Severity, repair string, apply func(context
 		}})
 }
 
-// trash looks at the entries of the trash. That they are there is no finding: they wait for their time, or are being freed.
+// trash looks at the entries of the trash. That they are there is no finding:
+// they wait for their time, or are being freed.
 func (v *verifier) trash(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings) {
 	names, err := disk.NamesIn(r.Meta, record.TrashDir)
 	if err != nil {
@@ -296,7 +380,7 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 		v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: where, What: "a volume that is being made, or that a crash left; the agent clears it away"})
 		return
 	}
-	unlock, err := v.store.locks.TryLock(name)
+	unlock, err := v.view.TryLock(name)
 	if err != nil {
 		return // it is being made
 	}
@@ -310,12 +394,13 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	if !there {
 		return
 	}
-	s := v.store
+	view := v.view
 	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "a volume that was never finished",
-		Repair: "take it down and free it", apply: func(ctx context.Context) error { return s.scrapTmpLocked(ctx, p, name) }})
+		Repair: "take it down and free it", apply: func(ctx context.Context) error { return view.Scrap(ctx, p.name(), name) }})
 }
 
-// unused proves that nothing holds on to an entry of the trash: no device, no mount.
+// unused proves that nothing holds on to an entry of the trash: no device, no
+// mount.
 func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name, where string) {
 	dir, err := parent.OpenDir(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -326,7 +411,7 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 		return
 	}
 	defer dir.Close()
-	s := v.store
+	backends := v.view.Backends()
 	takeDown := func(ctx context.Context) error {
 		r, err := p.open()
 		if err != nil {
@@ -338,7 +423,7 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 			return err
 		}
 		defer dir.Close()
-		return s.backends.Release(ctx, dir)
+		return backends.Release(ctx, dir)
 	}
 	if mounted, err := backend.IsMounted(dir); err != nil {
 		v.failed(p, where, err)
@@ -355,7 +440,8 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 	}
 }
 
-// deletedImages finds loop devices over images of the pool that no name leads to any more: they keep the space.
+// deletedImages finds loop devices over images of the pool that no name leads
+// to any more: they keep the space.
 func (v *verifier) deletedImages(p *pool) {
 	for _, devices := range v.loops {
 		for _, d := range devices {
@@ -392,12 +478,13 @@ func (v *verifier) claimIndex(p *pool, r *disk.Root) {
 	}
 }
 
-// deviceLinks looks for links in the device directory that are no Block volume's.
+// deviceLinks looks for links in the device directory that are no Block
+// volume's.
 func (v *verifier) deviceLinks() {
 	if v.incomplete {
 		return
 	}
-	dir := v.store.opts.DeviceDir
+	dir := v.view.Backends().DeviceDir
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {

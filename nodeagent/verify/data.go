@@ -1,4 +1,4 @@
-package store
+package verify
 
 import (
 	"context"
@@ -25,11 +25,13 @@ import (
 type quotaFindings struct {
 	pools  []*pool
 	owners map[uint64]string
-	// unknown are directories whose record, and so whose quota id, can not be read.
+	// unknown are directories whose record, and so whose quota id, cannot be
+	// read.
 	unknown []string
 }
 
-// own notes which id a volume has. Two volumes under one id share one limit (G2).
+// own notes which id a volume has. Two volumes under one id share one limit
+// (G2).
 func (q *quotaFindings) own(v *verifier, p *pool, name string, rec *record.Volume) {
 	if rec.QuotaKind == "" {
 		return
@@ -41,7 +43,8 @@ func (q *quotaFindings) own(v *verifier, p *pool, name string, rec *record.Volum
 	q.owners[rec.QuotaID] = p.key(name)
 }
 
-// leakedQuotas finds ids of ours that are in use and stand in no record. It only looks where all records could be read.
+// leakedQuotas finds ids of ours that are in use and stand in no record. It
+// only looks where all records could be read.
 func (v *verifier) leakedQuotas(ctx context.Context) {
 	if v.incomplete {
 		return
@@ -104,7 +107,8 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 	}
 	f := Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("project %d is no volume's; it has a limit of %d bytes, and %d bytes in %d files are charged to it",
 		project.ID, project.Limits.Bytes, project.Usage.Bytes, project.Usage.Inodes)}
-	// What is charged to it belongs to somebody: a tenant can charge its files to any id.
+	// What is charged to it belongs to somebody: a tenant can charge its files
+	// to any id.
 	if project.Usage == (quota.Usage{}) {
 		f.Repair = "clear its limit"
 		f.apply = func(context.Context) error {
@@ -114,10 +118,10 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 	v.add(f)
 }
 
-// acquired tells whether a running store has given the id to a volume that is being made at this moment.
+// acquired reports whether a running store has given the id to a volume that is
+// being made at this moment.
 func (v *verifier) acquired(p *pool, id uint32) bool {
-	_, space, err := p.state()
-	return v.live && err == nil && space.ledger.Owner(id) != ""
+	return v.live && v.view.IsDrawn(p.name(), id)
 }
 
 func (at *place) directory(ctx context.Context) {
@@ -194,7 +198,7 @@ func putBack(ctx context.Context, at *place) error {
 	}
 	defer data.Close()
 	for cursor := (quota.Cursor{}); !cursor.Done(); {
-		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, backend.NewFlagNotes(at.store.fault, at.dir)); err != nil {
+		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, backend.NewFlagNotes(at.view.Backends().Fault, at.dir)); err != nil {
 			return err
 		}
 	}
@@ -232,13 +236,13 @@ func (at *place) strayedSubvolumes(data *os.File) {
 
 // bringUp is the repair for whatever a restart of the agent would put right.
 func bringUp(ctx context.Context, at *place) error {
-	_, err := at.store.backends.Of(at.rec).Up(ctx,
-		&backend.Volume{Pool: at.pool.name(), Rec: at.rec, Root: at.root, Dir: at.dir},
+	_, err := at.view.Backends().Of(at.rec).Up(ctx,
+		at.opened(),
 		func() (bool, error) { return true, nil })
 	return err
 }
 
-func (at *place) loop(ctx context.Context) {
+func (at *place) image(ctx context.Context) {
 	image, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY, 0)
 	if err != nil {
 		at.error("its image: %v", err)
@@ -313,7 +317,8 @@ func (at *place) device(d loop.Device, size int64) {
 	if !d.DirectIO {
 		direct, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY|unix.O_DIRECT, 0)
 		if err == nil {
-			// Blocks that are too small for it are the data's, which was adopted as it was.
+			// Blocks that are too small for it are the data's, which was
+			// adopted as it was.
 			possible := loop.BlockSize(direct) <= d.BlockSize
 			direct.Close()
 			if !possible {
@@ -326,7 +331,7 @@ func (at *place) device(d loop.Device, size int64) {
 
 // link looks at the link of a Block volume.
 func (at *place) link(d loop.Device) {
-	to, err := os.Readlink(filepath.Join(at.store.opts.DeviceDir, at.rec.ID))
+	to, err := os.Readlink(filepath.Join(at.view.Backends().DeviceDir, at.rec.ID))
 	if err != nil || to != d.Path {
 		at.repairable(SeverityError, "make the link", bringUp, "its link leads to %q, not to %s", to, d.Path)
 	}
@@ -349,7 +354,7 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 		return
 	}
 	if mounted != nil {
-		if sick := at.store.backends.WellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
+		if sick := at.view.Backends().WellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
 			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp, "it %s", sick.Detail)
 			return
 		}

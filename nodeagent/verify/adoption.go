@@ -1,4 +1,4 @@
-package store
+package verify
 
 import (
 	"context"
@@ -7,7 +7,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
-// adoption looks at the link of an adopted volume. unfinished: its adoption is not, and nothing else of it can hold.
+// adoption looks at the link of an adopted volume. unfinished: its adoption is
+// not, and nothing else of it can hold.
 func (at *place) adoption() (unfinished bool) {
 	if at.rec.Adopting != "" {
 		unmoved, err := disk.IsUnmoved(at.root.Dir, at.rec)
@@ -28,7 +29,7 @@ func (at *place) adoption() (unfinished bool) {
 	err := disk.AtOldPath(at.root, at.rec, func(_ *disk.OldPath, state disk.LinkState) error {
 		switch state {
 		case disk.LinkMissing:
-			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.store.ensureLink(at.root, at.rec) },
+			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.view.EnsureLink(at.root, at.rec) },
 				"the link at %s, where its data was before it was adopted, is gone", at.rec.AdoptedFrom)
 		case disk.LinkTaken:
 			at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID,
@@ -44,16 +45,5 @@ func (at *place) adoption() (unfinished bool) {
 
 // finishFound is the repair of an adoption that is not finished.
 func finishFound(ctx context.Context, at *place) error {
-	s := at.store
-	v := s.lookup(at.rec.ID)
-	if v == nil {
-		v = &volume{id: at.rec.ID, pool: at.pool, rec: *at.rec}
-	}
-	if v.rec.Adopting == "" {
-		return nil
-	}
-	if v.pool.online() {
-		return s.finishAdoptionLocked(ctx, v, at.root, at.dir)
-	}
-	return fmt.Errorf("the agent finishes it when it brings the volume up")
+	return at.view.FinishAdoption(ctx, at.pool.name(), at.opened())
 }
