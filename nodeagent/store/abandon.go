@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"sync/atomic"
 
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
@@ -16,9 +15,6 @@ const (
 
 // errAbandoned says that nobody wants the volume any more that was being made.
 var errAbandoned = errors.New("it was given up while its disk did not answer")
-
-// fate decides once between a volume's commit and its being given up.
-type fate struct{ state atomic.Int32 }
 
 // Pool is the pool the volume was admitted to; empty: it was there already.
 func (a *Admission) Pool() string {

@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -39,6 +37,9 @@ type Admission struct {
 	// fate is that of the volume while Create makes it.
 	fate fate
 }
+
+// fate decides once between a volume's commit and its being given up.
+type fate struct{ state atomic.Int32 }
 
 var admissions atomic.Int64
 
@@ -133,14 +134,6 @@ func (s *Store) admitAll(requests []Request) ([]*Admission, error) {
 	}
 
 	return admitted, nil
-}
-
-// wants reports whether the request may be carved from the pool.
-func (r *Request) wants(p *pool, node string) bool {
-	if r.Pool != "" {
-		return p.name() == r.Pool
-	}
-	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(PoolLabels(node, &p.cfg)))
 }
 
 // choice is a pool that a request may be carved from.
@@ -280,4 +273,21 @@ func (s *Store) alikeLocked(group string) map[*pool]map[string]bool {
 	}
 
 	return out
+}
+
+func newRecord(a *Admission) *record.Volume {
+	r := &a.req
+	rec := &record.Volume{
+		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second), PoolUID: a.pool.uid(),
+		Backend: a.plan.backend, Enforcement: r.Enforcement, VolumeMode: r.VolumeMode,
+		SizeBytes: r.SizeBytes, Source: r.Source, Origin: r.Origin,
+		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
+	}
+	a.plan.describe(rec, r)
+
+	if r.found != nil {
+		r.found.describe(rec)
+	}
+
+	return rec
 }

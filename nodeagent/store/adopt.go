@@ -17,21 +17,6 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// describe writes into the record of a new volume what was found.
-func (f *found) describe(rec *record.Volume) {
-	rec.AdoptedFrom = f.from
-	if !f.there {
-		return
-	}
-
-	rec.Adopting = record.AdoptionMoving
-	rec.Owner, rec.Group, rec.Mode = int64(f.stat.Uid), int64(f.stat.Gid), f.stat.Mode&0o7777
-	rec.MkfsOptions = nil
-	if rec.Backend == record.BackendLoop {
-		rec.FSUUID, rec.LogicalBlockSize = f.fs.UUID, f.blockSize
-	}
-}
-
 // adoptLocked is buildLocked for a volume that is made of data which was found.
 // It is called with the volume's lock held. Data that was moved stays moved:
 // then the store knows the volume even if adoptLocked returns an error, and

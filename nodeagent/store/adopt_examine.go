@@ -52,6 +52,21 @@ func (f *found) is(file *os.File) bool {
 		st.Mode&unix.S_IFMT == f.stat.Mode&unix.S_IFMT
 }
 
+// describe writes into the record of a new volume what was found.
+func (f *found) describe(rec *record.Volume) {
+	rec.AdoptedFrom = f.from
+	if !f.there {
+		return
+	}
+
+	rec.Adopting = record.AdoptionMoving
+	rec.Owner, rec.Group, rec.Mode = int64(f.stat.Uid), int64(f.stat.Gid), f.stat.Mode&0o7777
+	rec.MkfsOptions = nil
+	if rec.Backend == record.BackendLoop {
+		rec.FSUUID, rec.LogicalBlockSize = f.fs.UUID, f.blockSize
+	}
+}
+
 // examine looks at what the request is to adopt, and fits the request to it:
 // pool, size and filesystem. It may read a whole tree, so it is called without
 // any lock. Data that cannot be adopted is a *RefusedError.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
+	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
 // A look asks the filesystems of all volumes whether they are alive. Those of a healthy node answer in microseconds, so one
@@ -47,6 +48,14 @@ func (h *hanging) full(p *pool) bool {
 		most = hangingAtOnce
 	}
 	return h.count[p] >= most
+}
+
+// seen is one volume as the store knows it at the moment of a look.
+type seen struct {
+	v           *volume
+	rec         record.Volume
+	up          *backend.Standing
+	unavailable error
 }
 
 // inquiry is one time that the filesystems are asked.

@@ -1,35 +1,60 @@
 package store
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
 	"github.com/quarry-storage/quarry/nodeagent/backend"
-	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
 
-// leaveFormer lets go of the device that the volume was up on before, if it is
-// up on another one now: an image that was taken away and put back is another
-// file. What the former one is over stays until somebody detaches it; we are
-// not who keeps it.
-func (s *Store) leaveFormer(v *volume, now loop.Device) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	former := v.device
-	v.device = &now
-	if former == nil || former.Number == now.Number {
-		return
+// activateLocked is called with the volume's lock held. What it finds is kept
+// as the volume's availability.
+func (s *Store) activateLocked(ctx context.Context, v *volume) error {
+	err := s.bringUpLocked(ctx, v)
+	if err != nil {
+		err = fmt.Errorf("activate volume %s: %w", v.rec.ID, err)
 	}
 
-	for _, other := range s.volumes {
-		if other.device != nil && other.device.Number == former.Number {
-			return // it was detached meanwhile, and is another volume's
+	s.mu.Lock()
+	changed := (v.unavailable == nil) != (err == nil)
+	v.unavailable = err
+	s.mu.Unlock()
+
+	if changed {
+		s.notifyOf(v.id)
+	}
+
+	return err
+}
+
+// bringUpLocked proves that a volume is what its record says, and does what it
+// lacks to be used. It is called with the volume's lock held.
+func (s *Store) bringUpLocked(ctx context.Context, v *volume) error {
+	r, err := v.pool.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+
+	dir, err := r.OpenDir(v.rec.ID)
+	s.setGone(v, errors.Is(err, fs.ErrNotExist))
+	if err != nil {
+		return &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+	}
+	defer dir.Close()
+
+	if v.rec.Adopting != "" {
+		if err := s.finishAdoptionLocked(ctx, v, r, dir); err != nil {
+			return err
 		}
 	}
 
-	loop.Unpin(former.Number)
-}
+	if err := s.ensureLink(r, &v.rec); err != nil {
+		return err
+	}
 
-func (s *Store) setStanding(v *volume, up *backend.Standing) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v.up = up
+	return s.upLocked(ctx, v, &backend.Volume{Pool: v.pool.name(), Rec: &v.rec, Root: r, Dir: dir})
 }

@@ -19,14 +19,6 @@ import (
 // ledger keeps both, by the last record that was read, or by the size of the
 // image or the quota's limit.
 
-// guess is what a broken directory most likely takes of its pool.
-type guess struct {
-	pool *pool
-	rec  record.Volume
-	// image is the path of the image below the pool.
-	image string
-}
-
 // markBroken remembers that a directory of a pool cannot be read, and promises
 // it what it most likely takes. name is that of a volume, or the path of an
 // entry of the trash below the pool's own directory.

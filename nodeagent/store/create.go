@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/beneath"
@@ -221,23 +220,6 @@ func (s *Store) buildLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	a.space.own(key, b.rec)
 
 	return v, err
-}
-
-func newRecord(a *Admission) *record.Volume {
-	r := &a.req
-	rec := &record.Volume{
-		ID: r.ID, CreatedAt: time.Now().UTC().Truncate(time.Second), PoolUID: a.pool.uid(),
-		Backend: a.plan.backend, Enforcement: r.Enforcement, VolumeMode: r.VolumeMode,
-		SizeBytes: r.SizeBytes, Source: r.Source, Origin: r.Origin,
-		Owner: r.Owner, Group: r.Group, Mode: r.Mode,
-	}
-	a.plan.describe(rec, r)
-
-	if r.found != nil {
-		r.found.describe(rec)
-	}
-
-	return rec
 }
 
 // make has the backend make the volume's data, and its record complete.

@@ -55,7 +55,8 @@
 //
 // What it is:
 //
-//	store.go          Store: opening, describing and listing what it holds
+//	store.go          Store: opening one, what it holds, listing it
+//	describe.go       describing pools
 //	errors.go         what can go wrong
 //	feed.go           telling followers what changed
 //	room.go           telling them that a pool's room moved
@@ -63,9 +64,11 @@
 // A pool:
 //
 //	pool.go           a pool: online and offline (package disk: what its disk tells)
+//	refresh.go        looking at all pools, taking in what came
 //	hold.go           keeping a pool to one process
-//	health.go         looking at a pool, trying again what failed
+//	health.go         a look at one pool, and what it takes in
 //	hang.go           disks that do not answer
+//	patience.go       how long a disk is waited for, and what is done then
 //
 // Space:
 //
@@ -80,13 +83,13 @@
 //
 //	create.go         building and committing
 //	abandon.go        giving up one whose disk does not answer
-//	qgroup.go         freeing what a volume had on btrfs
 //	adopt_request.go  what a caller may ask to be adopted
 //	adopt_examine.go  what can be adopted
 //	adopt_check.go    a look without adopting
 //	adopt.go          making a volume of what is on the node already: the move
 //	adopt_link.go     the link at the old path
 //	adopt_finish.go   what is left to do after the move
+//	adopt_image.go    bringing up an adopted image
 //
 // Keeping it up:
 //
@@ -94,12 +97,15 @@
 //	sweep.go          what a crash left
 //	seek.go           looking for volumes that came without us
 //	broken.go         directories that cannot be read as volumes
-//	copy.go           directories that are a copy of a volume, and not the volume
-//	activate.go       bringing a volume up, taking it down
-//	bringup.go        what a volume stands on, and stood on before
+//	copy.go           telling copies from volumes
+//	takecopy.go       making the volume of a copy
+//	activate.go       bringing a volume up when somebody asks
+//	bringup.go        bringing a volume up
+//	standing.go       what a volume stands on, and stood on before
 //	links.go          letting go of devices of volumes that are not ours
 //	asking.go         asking the filesystems of all volumes in a look, none behind one that hangs
 //	look.go           looking at every volume that is up, mending what can be mended
+//	watcher.go        what is noted of one look for the next
 //	recheck.go        is the size still in force?
 //	keep.go           rechecking all in turn
 //	origin.go         the record follows the claim
@@ -111,12 +117,16 @@
 //	users.go          who uses a volume
 //	grow.go           growing
 //	remove.go         deleting
-//	untouched.go      deleting only what nobody wrote to
+//	untouched.go      is there anything in it?
 //	discard.go        the way into the trash: of a deleted volume, and of one that was never committed
-//	trash.go          what was deleted, and restoring it
+//	trash.go          what was deleted: listing, purging, restoring it
+//	trashed.go        an entry of the trash, and its note
 //	free_run.go       freeing the trash's space in the background, in turns
+//	turn.go           the turn of one entry
 //	free.go           freeing one entry
+//	freer.go          waking who frees
 //	freetree.go       freeing what a tenant left
+//	qgroup.go         freeing what a volume had on btrfs
 //
 // Does everything hold:
 //

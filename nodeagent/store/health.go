@@ -84,3 +84,85 @@ func (s *Store) refuseFailed(a *Admission, err error) error {
 	a.pool.doubt()
 	return disk.OfflineFor(a.pool.name(), err)
 }
+
+// refresh looks whether the pool's disk is there, and takes in what changed. It returns true when the disk came, or another
+// filesystem is below the pool now; then the pool is Loading until load has read it.
+func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
+	p.mu.Lock()
+	want, space := p.expect, p.space
+	loading := p.loading || p.came
+	wasOnline := space != nil && (p.offline == nil || loading && p.offline.Reason == disk.OfflineLoading)
+	p.mu.Unlock()
+
+	r, identity, err := disk.Open(&p.cfg, &want)
+	var offline *disk.OfflineError
+	if err != nil {
+		offline = disk.OfflineFor(p.name(), err)
+	} else {
+		defer r.Close()
+		s.awaitThaw(ctx, p, r)
+		var key string
+		if key, err = disk.FilesystemKey(r.File()); err == nil && wasOnline && space.key == key {
+			if loading {
+				err = p.alive(r)
+			} else {
+				err = s.look(ctx, p, r, space)
+			}
+			if err == nil {
+				return false
+			}
+		} else if err == nil {
+			err = p.alive(r)
+			if err == nil {
+				err = s.hold(p, identity)
+			}
+			if err == nil {
+				identity, err = disk.SignHolder(r, identity, want.By)
+			}
+		}
+		if err == nil {
+			if wasOnline {
+				s.forgetPool(p, false) // the same pool, now on another device: a copied disk
+			}
+			var features disk.Features
+			space := s.spaceOf(key) // not under p.mu, which is taken under Store.mu
+			space.probing.Lock()
+			features, err = p.probe(r)
+			space.probing.Unlock()
+			if err == nil {
+				s.forgetVolumes(p, identity.UID)
+				p.forgetKept(space)
+				reserve, why := disk.ReserveOf(&p.cfg, r, s.opts.KubeletDir)
+				s.log.InfoContext(ctx, "what the pool never promises", "pool", p.name(), "reserve", reserve.String(), "because", why)
+				p.mu.Lock()
+				p.reserve = reserve
+				p.features, p.space, p.identity = features, space, identity
+				p.offline = &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineLoading, Err: errors.New("what is on its disk is being read")}
+				// From now on it must be this disk, whatever was known before.
+				p.expect.UID = identity.UID
+				p.mu.Unlock()
+				return true
+			}
+		}
+		offline = disk.OfflineFor(p.name(), err)
+	}
+	p.mu.Lock()
+	changed := p.offline == nil || p.offline.Reason != offline.Reason
+	p.offline = offline
+	p.mu.Unlock()
+	if changed {
+		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason, "error", offline.Err)
+		s.forgetPool(p, space != nil && p.isOn(space.key))
+		if offline.IsElsewhere() {
+			s.unhold(p)
+		}
+	}
+	p.mu.Lock()
+	kept := p.kept
+	p.mu.Unlock()
+	if kept != nil && !p.isOn(kept.key) {
+		p.forgetKept(nil)
+		s.notify()
+	}
+	return false
+}

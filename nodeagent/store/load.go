@@ -66,12 +66,6 @@ func (s *Store) soon(ctx context.Context, wait time.Duration, work func()) {
 	s.awaitBegun(ctx, wait)
 }
 
-// begun is work that somebody may wait for.
-type begun struct {
-	since time.Time
-	done  chan struct{}
-}
-
 // awaitBegun waits for what has been under way for less than wait.
 func (s *Store) awaitBegun(ctx context.Context, wait time.Duration) {
 	s.mu.Lock()

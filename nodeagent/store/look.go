@@ -9,7 +9,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
@@ -42,32 +41,6 @@ const (
 	// in case one has mended it.
 	tryDamagedAgain = 10 * time.Minute
 )
-
-// watcher compares, for all volumes together, what each should be with what is
-// there.
-type watcher struct {
-	// looking is held during a look: there is one at a time.
-	looking sync.Mutex
-	count   int
-
-	mu      sync.Mutex
-	repairs map[string]*repair // by volume
-	running sync.WaitGroup
-	// slots bound the repairs of each pool separately: a disk that hangs does
-	// not keep other pools' volumes from being brought up.
-	slots map[*pool]chan struct{}
-	// again asks for a look before its time.
-	again   chan struct{}
-	hanging hanging
-}
-
-// repair is what the watcher does about one volume.
-type repair struct {
-	running bool
-	wait    time.Duration
-	began   time.Time
-	next    time.Time
-}
 
 // Watch looks at every volume that is up, at each change of the node's mounts
 // and every [LookEvery], until ctx ends, and brings up again those that are not
@@ -115,38 +88,6 @@ func (s *Store) Look(ctx context.Context) error {
 	err := s.lookAtAll(ctx, true)
 	s.watcher.running.Wait()
 	return err
-}
-
-func (w *watcher) wakeUp() chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.again == nil {
-		w.again = make(chan struct{}, 1)
-	}
-	return w.again
-}
-
-// answeredLate is called when a filesystem answers after it was given up: it
-// may be well again.
-func (s *Store) answeredLate(id string) {
-	s.watcher.mu.Lock()
-	if r := s.watcher.repairs[id]; r != nil {
-		r.next = time.Time{}
-	}
-	s.watcher.mu.Unlock()
-
-	select {
-	case s.watcher.wakeUp() <- struct{}{}:
-	default:
-	}
-}
-
-// seen is one volume as the store knows it at the moment of a look.
-type seen struct {
-	v           *volume
-	rec         record.Volume
-	up          *backend.Standing
-	unavailable error
 }
 
 // lookAtAll is one look. With all it looks at devices, links and filesystems

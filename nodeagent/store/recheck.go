@@ -8,7 +8,6 @@ import (
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
 	"github.com/quarry-storage/quarry/nodeagent/backend"
-	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
@@ -17,19 +16,6 @@ import (
 // recheckSlice is how long one volume is walked through at a time, with its
 // lock held.
 const recheckSlice = 100 * time.Millisecond
-
-// round is a look at all of a volume, in slices. It changes with the volume's
-// lock held, the times also with Store.mu.
-type round struct {
-	cursor quota.Cursor // how far the walk has come
-	// charged is how far the look at the subvolumes of a volume on btrfs has
-	// come.
-	charged btrfs.Cursor
-	found   error // the first *EnforcementError of this round
-	// looked is when a round last came to its end, or when the volume was first
-	// met.
-	looked time.Time
-}
 
 // Recheck looks at all of a directory volume, whether its size is still in
 // force, and puts back what is not: the filesystem may have been mounted

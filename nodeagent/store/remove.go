@@ -25,6 +25,16 @@ func (s *Store) Delete(ctx context.Context, id string, how record.Deletion) erro
 	return s.lockAndDelete(ctx, id, how, false)
 }
 
+// DeleteUntouched is Delete for a volume that nobody is known to have been
+// given. It deletes only an empty one: no entry in the directory that its user
+// sees, no block of a raw image written. Any other stays as it was, and the
+// error is a *NotEmptyError; one that is in the trash because somebody asked
+// for that stays there, too. This is decided with the volume's lock held, about
+// whatever is found on any disk, before the proof that nothing uses the volume.
+func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
+	return s.lockAndDelete(ctx, id, how, true)
+}
+
 // lockAndDelete is Delete; with onlyUntouched it is DeleteUntouched.
 func (s *Store) lockAndDelete(ctx context.Context, id string, how record.Deletion,
 	onlyUntouched bool) error {
@@ -104,9 +114,6 @@ func (s *Store) deleteUnfoundLocked(id string, how record.Deletion,
 	}
 	return s.deleteTrashedLocked(id, how)
 }
-
-// errNoDirectory says that a volume is not on the pool that it was on.
-var errNoDirectory = errors.New("its directory is not there")
 
 // removeLocked is called with the volume's lock held.
 func (s *Store) removeLocked(ctx context.Context, v *volume, how record.Deletion) error {

@@ -289,3 +289,11 @@ const (
 	scrubZero    = "zero"
 	scrubDiscard = "discard"
 )
+
+// wants reports whether the request may be carved from the pool.
+func (r *Request) wants(p *pool, node string) bool {
+	if r.Pool != "" {
+		return p.name() == r.Pool
+	}
+	return r.PoolSelector == nil || r.PoolSelector.Matches(labels.Set(PoolLabels(node, &p.cfg)))
+}

@@ -138,21 +138,6 @@ func (s *Store) seekAllLocked(ctx context.Context, id string) (_ *volume,
 	return known, unseen, nil
 }
 
-// isMissing reports whether a volume's pool is there without its directory.
-func (s *Store) isMissing(v *volume) bool {
-	missing := false
-	if !v.pool.online() {
-		return false
-	}
-
-	err := s.ask(v.pool, func(r *disk.Root) error {
-		there, err := r.Exists(v.id)
-		missing = err == nil && !there
-		return err
-	})
-	return err == nil && missing
-}
-
 // seekIn looks for a volume, and for entries of its in the trash, on one pool.
 // A pool that cannot be looked at is an *OfflineError.
 func (s *Store) seekIn(p *pool, id string) (*volume, error) {
@@ -260,23 +245,6 @@ func (s *Store) knowsEntry(p *pool, entry string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.trash[p.key(entry)] != nil
-}
-
-func (s *Store) setGone(v *volume, gone bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v.gone = gone
-}
-
-// lastSeen is what was last seen of a pool's directories. A look compares it
-// with what is there now, to know whether anything came or went.
-type lastSeen struct {
-	root, trash unix.Timespec // modification times
-	// since is when they were first seen, by the monotonic clock.
-	since time.Time
-	// settled is true if all was read so late that nothing can have come within
-	// the same tick of the filesystem's clock.
-	settled bool
 }
 
 const (
@@ -537,10 +505,4 @@ func (s *Store) lookAtEntry(p *pool, r *disk.Root, space *filesystemSpace, entry
 	if !s.knowsEntry(p, entry) {
 		s.scanTrashEntryLocked(p, r, space, trash, entry, id)
 	}
-}
-
-func (s *Store) isGone(v *volume) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return v.gone
 }

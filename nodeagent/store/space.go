@@ -218,6 +218,14 @@ type taker struct {
 	whole bool
 }
 
+// guess is what a broken directory most likely takes of its pool.
+type guess struct {
+	pool *pool
+	rec  record.Volume
+	// image is the path of the image below the pool.
+	image string
+}
+
 // taking lists what takes space of a filesystem.
 func (s *Store) taking(space *filesystemSpace) []taker {
 	pools := map[*pool]bool{}
@@ -343,4 +351,13 @@ func (s *Store) allSpaces() []*filesystemSpace {
 		}
 	}
 	return out
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }

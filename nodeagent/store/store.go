@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"maps"
@@ -13,10 +12,12 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
+	"github.com/quarry-storage/quarry/nodeagent/btrfs"
 	"github.com/quarry-storage/quarry/nodeagent/config"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/loop"
+	"github.com/quarry-storage/quarry/nodeagent/quota"
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
@@ -137,6 +138,25 @@ type volume struct {
 	held bool
 }
 
+// round is a look at all of a volume, in slices. It changes with the volume's
+// lock held, the times also with Store.mu.
+type round struct {
+	cursor quota.Cursor // how far the walk has come
+	// charged is how far the look at the subvolumes of a volume on btrfs has
+	// come.
+	charged btrfs.Cursor
+	found   error // the first *EnforcementError of this round
+	// looked is when a round last came to its end, or when the volume was first
+	// met.
+	looked time.Time
+}
+
+// begun is work that somebody may wait for.
+type begun struct {
+	since time.Time
+	done  chan struct{}
+}
+
 // errNotUp is a volume's unavailability until it was brought up.
 var errNotUp = errors.New("it was not brought up yet")
 
@@ -233,24 +253,6 @@ func (s *Store) Expect(poolName string, e disk.Expectation) {
 	}
 }
 
-// Refresh looks at every pool's disk. Pools that came online are swept of what
-// a crash left, and their volumes are brought up. It returns once all of that
-// is done. It is called at start and whenever a mount of the node changed.
-func (s *Store) Refresh(ctx context.Context) { s.lookAtPools(ctx, bringUpWait) }
-
-// Glance is Refresh for callers that come again soon: it does not wait for
-// volumes to come up, nor long for a disk that does not answer.
-func (s *Store) Glance(ctx context.Context) { s.lookAtPools(ctx, 0) }
-
-func (s *Store) lookAtPools(ctx context.Context, wait time.Duration) {
-	s.backends.TakeOverLinks(ctx)
-	s.glanceAll(ctx)
-	s.load(ctx, s.arrived(), wait)
-	s.takeFound(ctx, wait)
-	s.awaitBegun(ctx, wait) // what another look found in between
-	s.leaveLinksOfOthers()
-}
-
 // Changed returns a channel that is closed at the next change of a pool's state
 // or content.
 func (s *Store) Changed() <-chan struct{} {
@@ -328,19 +330,6 @@ func (s *Store) lookup(id string) *volume {
 	return s.volumes[id]
 }
 
-// Pools describes all pools, in the order of the configuration.
-func (s *Store) Pools() []Pool {
-	out := make([]Pool, 0, len(s.pools))
-	for _, p := range s.pools {
-		out = append(out, s.describePool(p))
-	}
-	return out
-}
-
-// describedAge is how old a measurement may be that Pools reports. A volume
-// changes it little while it exists; creating or deleting one expires it.
-const describedAge = time.Second
-
 // FilesystemOf returns the filesystem that a pool lies on, "" if it is offline.
 // Unlike Pools it measures and counts nothing.
 func (s *Store) FilesystemOf(pool string) string {
@@ -352,53 +341,6 @@ func (s *Store) FilesystemOf(pool string) string {
 		}
 	}
 	return ""
-}
-
-func (s *Store) describePool(p *pool) Pool {
-	p.mu.Lock()
-	d := Pool{Pool: p.cfg, UID: p.expect.UID, Features: p.features, Offline: p.offline}
-	if p.identity != nil {
-		d.MadeOn = p.identity.Node
-	}
-	space := p.space
-	p.mu.Unlock()
-
-	d.Broken = map[string]error{}
-	s.mu.Lock()
-	for _, v := range s.volumes {
-		if v.pool == p {
-			d.Volumes++
-		}
-	}
-	for _, t := range s.trash {
-		if t.pool == p {
-			d.Trashed++
-		}
-	}
-	for key, err := range s.broken {
-		if name, ok := strings.CutPrefix(key, p.name()+"/"); ok {
-			d.Broken[name] = err
-		}
-	}
-	s.mu.Unlock()
-
-	if d.Offline != nil || space == nil {
-		return d
-	}
-
-	d.FilesystemID = space.key
-	capacity, err := s.capacity(p, space, describedAge)
-	if err != nil {
-		d.Offline = &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineFailed, Err: err}
-		return d
-	}
-
-	d.Promised = space.ledger.Promised()
-	d.Capacity = capacity
-	d.Available = max(capacity-d.Promised, 0)
-	d.Purgeable = min(s.purgeable(space), max(capacity-d.Available, 0))
-
-	return d
 }
 
 // forgetPool drops what is known of a pool that went offline. If its directory
@@ -456,4 +398,16 @@ func (s *Store) setRecord(v *volume, rec record.Volume) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v.rec = rec
+}
+
+func (s *Store) setGone(v *volume, gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.gone = gone
+}
+
+func (s *Store) isGone(v *volume) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return v.gone
 }

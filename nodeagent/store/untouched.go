@@ -2,21 +2,14 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/quarry-storage/quarry/nodeagent/backend"
-	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// DeleteUntouched is Delete for a volume that nobody is known to have been
-// given. It deletes only an empty one: no entry in the directory that its user
-// sees, no block of a raw image written. Any other stays as it was, and the
-// error is a *NotEmptyError; one that is in the trash because somebody asked
-// for that stays there, too. This is decided with the volume's lock held, about
-// whatever is found on any disk, before the proof that nothing uses the volume.
-func (s *Store) DeleteUntouched(ctx context.Context, id string, how record.Deletion) error {
-	return s.lockAndDelete(ctx, id, how, true)
-}
+// errNoDirectory says that a volume is not on the pool that it was on.
+var errNoDirectory = errors.New("its directory is not there")
 
 // mustBeUntouchedLocked brings a volume up, to look into it. One that cannot be
 // looked into is an error that says nothing of its content. It is called with
