@@ -118,7 +118,7 @@ func attach(ctx context.Context, spare *Spare, image *os.File, opts Options) (De
 		return Device{}, err
 	}
 	if kept != nil {
-		return adopt(*kept, opts)
+		return reuse(*kept, opts)
 	}
 	return configureFree(ctx, spare, image, opts)
 }
@@ -221,9 +221,9 @@ func differs(d Device, opts Options) []string {
 	return out
 }
 
-// adopt brings a device that is over the image already into the state asked
+// reuse brings a device that is over the image already into the state asked
 // for, in what can be changed under its users.
-func adopt(d Device, opts Options) (Device, error) {
+func reuse(d Device, opts Options) (Device, error) {
 	f, err := openNode(d.Number, accessOf(opts))
 	if err != nil {
 		return Device{}, err

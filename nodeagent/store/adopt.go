@@ -54,12 +54,12 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 	}
 	defer m.old.Close()
 
-	if m.thing, err = m.old.Open(); err != nil {
+	if m.source, err = m.old.Open(); err != nil {
 		return nil, err
 	}
-	defer m.thing.Close()
+	defer m.source.Close()
 
-	if !a.req.found.is(m.thing) {
+	if !a.req.found.is(m.source) {
 		return nil, fmt.Errorf("%s was replaced since it was looked at", a.req.Adopt.Path)
 	}
 
@@ -99,14 +99,14 @@ func (s *Store) adoptLocked(ctx context.Context, a *Admission) (_ *volume, err e
 
 // moving is data on its way into a volume.
 type moving struct {
-	store *Store
-	adm   *Admission
-	root  *disk.Root
-	tmp   *beneath.Dir
-	dir   *beneath.Dir // the volume's, first under tmp
-	old   *disk.OldPath
-	thing *os.File // what is adopted, O_PATH
-	rec   *record.Volume
+	store  *Store
+	adm    *Admission
+	root   *disk.Root
+	tmp    *beneath.Dir
+	dir    *beneath.Dir // the volume's, first under tmp
+	old    *disk.OldPath
+	source *os.File // what is adopted, O_PATH
+	rec    *record.Volume
 	// moved: the data is in the volume's directory.
 	moved bool
 }

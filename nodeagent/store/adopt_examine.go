@@ -240,7 +240,7 @@ func (e *examination) run(ctx context.Context, r *disk.Root) (*found, error) {
 			"link of a volume that was adopted leads to its data", e.adopt.Path, to)
 	}
 
-	thing, err := old.Open()
+	source, err := old.Open()
 	if errors.Is(err, fs.ErrNotExist) {
 		if e.adopt.mayCreate() {
 			return f, nil
@@ -251,14 +251,14 @@ func (e *examination) run(ctx context.Context, r *disk.Root) (*found, error) {
 	if err != nil {
 		return f, e.unreachable(err, e.adopt.Path)
 	}
-	defer thing.Close()
+	defer source.Close()
 
-	if err := unix.Fstat(int(thing.Fd()), &f.stat); err != nil {
+	if err := unix.Fstat(int(source.Fd()), &f.stat); err != nil {
 		return f, err
 	}
 
 	f.there, f.bytes = true, f.stat.Blocks*512
-	if err := e.unmounted(thing); err != nil {
+	if err := e.unmounted(source); err != nil {
 		return f, err
 	}
 
@@ -321,13 +321,13 @@ func (e *examination) unreachable(err error, at string) error {
 // they would hide a part of the volume. That the data is mounted elsewhere, as
 // kubelet mounts it for pods, does no harm: a mount is of the directory, not of
 // its name.
-func (e *examination) unmounted(thing *os.File) error {
+func (e *examination) unmounted(source *os.File) error {
 	if !e.table.HostPID {
 		return fmt.Errorf("%s: it cannot be proven that nothing is mounted there: the machine's "+
 			"processes are not visible (the agent needs hostPID)", e.adopt.Path)
 	}
 
-	place, err := mount.PlaceOf(thing)
+	place, err := mount.PlaceOf(source)
 	if err != nil {
 		return err
 	}

@@ -274,18 +274,18 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		require.Contains(t, busy.By[0], target)
 		require.Equal(t, "kept", marked(t, v))
 		ns.Stop()
-		require.NoError(t, n.store.Users(t.Context(), v.ID))
+		require.NoError(t, n.store.CheckUnused(t.Context(), v.ID))
 		return
 	}
 	target := t.TempDir()
 	ns := testroot.NewMountNamespace(t, `mount --bind "$1" "$2"`, v.Path, target)
-	busy := inUse(t, n.store.Users(t.Context(), v.ID), v1alpha1.ReasonMounted)
+	busy := inUse(t, n.store.CheckUnused(t.Context(), v.ID), v1alpha1.ReasonMounted)
 	require.Contains(t, busy.By[0], target)
 	inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 	require.Equal(t, "kept", marked(t, v))
 	require.Empty(t, verify.Live(t.Context(), n.store.View()), "and it is served as before")
 	ns.Stop()
-	require.NoError(t, n.store.Users(t.Context(), v.ID))
+	require.NoError(t, n.store.CheckUnused(t.Context(), v.ID))
 
 	if v.Backend == record.BackendLoop {
 		// A copy of the agent's own mount in a namespace that gets no word of unmounts: it is named before anything is unmounted.
@@ -297,7 +297,7 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 
 		// Its device open in another process, which only taking it down tells. That is not tried again until the holder is gone:
 		// each try changes the node's mounts, and a change of those has it tried.
-		require.NoError(t, n.store.Users(t.Context(), v.ID))
+		require.NoError(t, n.store.CheckUnused(t.Context(), v.ID))
 		f, err := os.Open(n.store.lookup(v.ID).up.Device.Path)
 		require.NoError(t, err)
 		holder := exec.Command("sleep", "infinity")

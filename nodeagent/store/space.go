@@ -206,9 +206,9 @@ func (s *Store) measure(p *pool, space *filesystemSpace) (usable, size int64, er
 	return int64(st.Bavail)*st.Frsize + used, int64(st.Blocks) * st.Frsize, nil
 }
 
-// taker is something that takes space of a filesystem: a volume, made or being
+// spaceUser is something that takes space of a filesystem: a volume, made or being
 // made, or an entry of the trash.
-type taker struct {
+type spaceUser struct {
 	pool *pool
 	rec  record.Volume
 	// image is the path of the image below the pool.
@@ -227,7 +227,7 @@ type guess struct {
 }
 
 // taking lists what takes space of a filesystem.
-func (s *Store) taking(space *filesystemSpace) []taker {
+func (s *Store) taking(space *filesystemSpace) []spaceUser {
 	pools := map[*pool]bool{}
 	for _, p := range s.pools {
 		p.mu.Lock()
@@ -238,32 +238,32 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	out := make([]taker, 0, len(s.volumes)+len(s.trash)+len(s.builds))
+	out := make([]spaceUser, 0, len(s.volumes)+len(s.trash)+len(s.builds))
 	for id, v := range s.volumes {
 		if pools[v.pool] {
 			whole := backend.TakesAll(&v.rec) && v.rec.GrowingTo == 0 &&
 				v.unavailable == nil
-			out = append(out, taker{v.pool, v.rec, id + "/" + record.ImageFile, whole})
+			out = append(out, spaceUser{v.pool, v.rec, id + "/" + record.ImageFile, whole})
 		}
 	}
 
 	for id, b := range s.builds {
 		if pools[b.pool] {
-			out = append(out, taker{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id +
+			out = append(out, spaceUser{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id +
 				"/" + record.ImageFile, false})
 		}
 	}
 
 	for _, t := range s.trash {
 		if pools[t.pool] && t.rec != nil {
-			out = append(out, taker{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" +
+			out = append(out, spaceUser{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" +
 				t.entry + "/" + record.ImageFile, false})
 		}
 	}
 
 	for _, g := range s.guesses {
 		if pools[g.pool] && s.volumes[g.rec.ID] == nil {
-			out = append(out, taker{g.pool, g.rec, g.image, false})
+			out = append(out, spaceUser{g.pool, g.rec, g.image, false})
 		}
 	}
 
@@ -271,7 +271,7 @@ func (s *Store) taking(space *filesystemSpace) []taker {
 }
 
 // taken is how many bytes of the filesystem it takes. r is its pool.
-func (s *Store) taken(r *disk.Root, m *taker) (int64, error) {
+func (s *Store) taken(r *disk.Root, m *spaceUser) (int64, error) {
 	if m.whole {
 		return m.rec.SizeBytes, nil
 	}

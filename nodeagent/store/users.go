@@ -4,10 +4,11 @@ import (
 	"context"
 )
 
-// Users tells who uses the volume, in any mount namespace of the machine: an
-// *InUseError, or nil when nobody does. What the agent itself holds (its mount
-// of the filesystem, its loop device) does not count.
-func (s *Store) Users(ctx context.Context, id string) error {
+// CheckUnused returns who uses the volume, in any mount namespace of the machine:
+// an *InUseError, or nil when nobody does. What the agent itself holds (its mount
+// of the filesystem, its loop device) does not count, and a volume that is not
+// known has no users. It changes nothing.
+func (s *Store) CheckUnused(ctx context.Context, id string) error {
 	v := s.lookup(id)
 	if v == nil {
 		return nil
