@@ -23,15 +23,15 @@ import (
 // ended by kill -9 between any two of its steps (Backends.Fault has their
 // names), and each can be called again after that.
 //
-//	method   a second call                       durable when it returns          while its user is at work
-//	Make     is not made: Dir must be new        all of it, but the commit above  there is none
-//	Up       changes nothing, or finishes        what it had to put right         yes
-//	Grow     finishes or confirms                the size                         yes
-//	Open     the same again                      changes nothing                  yes
-//	Usage    the same question                   changes nothing                  yes
-//	Taken    the same question                   changes nothing                  yes
-//	Reached  the same question                   changes nothing                  yes
-//	IsEmpty  the same question                   what it had to flush to see      means little
+//	method   a second call           durable when it returns      while it is in use
+//	Make     none: Dir is new        all, but for the rename      it is not
+//	Up       changes nothing         what had to be put right     yes
+//	Grow     finishes or confirms    the size                     yes
+//	Open     opens it again          changes nothing              yes
+//	Usage    asks again              changes nothing              yes
+//	Taken    asks again              changes nothing              yes
+//	Reached  asks again              changes nothing              yes
+//	IsEmpty  asks again              what had to be flushed       says little
 //
 // Taking a volume down is the same for both: [Backends.TakeDown].
 type Backend interface {

@@ -46,8 +46,8 @@ func opened(t *testing.T, rec *record.Volume) *Volume {
 	return &Volume{Pool: cfg.Name, Rec: rec, Root: r, Dir: dir}
 }
 
-// TestPlainDirectory makes, grows and looks into a directory that nothing limits:
-// of the two backends it is all that needs no root.
+// TestPlainDirectory makes, grows and looks into a directory that nothing
+// limits: of the two backends it is all that needs no root.
 func TestPlainDirectory(t *testing.T) {
 	b, steps := newBackends(t)
 	rec := &record.Volume{ID: "pvc-1", Backend: record.BackendDirectory,
@@ -162,8 +162,8 @@ func TestOpenImage(t *testing.T) {
 	require.NoError(t, open(raw))
 }
 
-// TestLimitInWholeBlocks: a filesystem rounds a limit up to its blocks, of 64 KiB
-// where pages are that large. That is the volume's size, and no repair.
+// TestLimitInWholeBlocks: a filesystem rounds a limit up to its blocks, of 64
+// KiB where pages are that large. That is the volume's size, and no repair.
 func TestLimitInWholeBlocks(t *testing.T) {
 	rec := &record.Volume{SizeBytes: 10*mib + 4096}
 	require.True(t, LimitHolds(rec, 10*mib+4096))
@@ -184,7 +184,8 @@ func TestSickness(t *testing.T) {
 		want              string
 	}{
 		{"well", []string{"rw"}, []string{"rw"}, nil, ""},
-		{"the kernel made it read-only", []string{"ro"}, []string{"ro"}, nil, v1alpha1.ReasonReadOnly},
+		{"the kernel made it read-only", []string{"ro"}, []string{"ro"}, nil,
+			v1alpha1.ReasonReadOnly},
 		{"it says so only there", []string{"rw"}, []string{"rw", "emergency_ro"}, nil,
 			v1alpha1.ReasonReadOnly},
 		{"somebody on the node did", []string{"ro"}, []string{"rw"}, nil, v1alpha1.ReasonReadOnly},
@@ -216,9 +217,12 @@ func TestOwnMount(t *testing.T) {
 		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-1/mount", Root: "/data"}}, false},
 		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-2/mount", Root: "/"}}, false},
 		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/not-pvc-1/mount", Root: "/"}}, false},
-		{mount.Use{Info: mount.Info{Mountpoint: "/var/lib/kubelet/pods/1/mount", Root: "/data"}}, false},
-		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-1/mount", Root: "/@", FSType: "btrfs"}}, true},
-		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-1/mount", Root: "/@/data", FSType: "btrfs"}}, false},
+		{mount.Use{Info: mount.Info{Mountpoint: "/var/lib/kubelet/pods/1/mount", Root: "/data"}},
+			false},
+		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-1/mount", Root: "/@",
+			FSType: "btrfs"}}, true},
+		{mount.Use{Info: mount.Info{Mountpoint: "/srv/pool/pvc-1/mount", Root: "/@/data",
+			FSType: "btrfs"}}, false},
 	} {
 		require.Equal(t, c.want, ownMount(c.use, "pvc-1"), "%+v", c.use)
 	}

@@ -69,7 +69,8 @@ func (l loopImage) Up(ctx context.Context, v *Volume,
 
 // bringUpFilesystem mounts the filesystem, unless it is mounted and well, and
 // returns the mount.
-func (b *Backends) bringUpFilesystem(ctx context.Context, rec *record.Volume, dir *beneath.Dir, image *os.File,
+func (b *Backends) bringUpFilesystem(ctx context.Context, rec *record.Volume, dir *beneath.Dir,
+	image *os.File,
 	dev loop.Device) (*mount.Info, error) {
 	mounted, sick, err := b.lookInto(ctx, rec, dir, dev)
 	if err != nil || mounted != nil && sick == nil {
@@ -129,7 +130,8 @@ func (b *Backends) lookInto(ctx context.Context, rec *record.Volume, dir *beneat
 
 // unmountSick unmounts a filesystem that can not be worked with, if nothing but
 // ourselves has it; else the error is sick, with who.
-func (b *Backends) unmountSick(ctx context.Context, rec *record.Volume, dir *beneath.Dir, dev loop.Device,
+func (b *Backends) unmountSick(ctx context.Context, rec *record.Volume, dir *beneath.Dir,
+	dev loop.Device,
 	sick *FilesystemError) error {
 	if !sick.canBeMended() {
 		return sick
@@ -192,7 +194,8 @@ func noRoomToMend(rec *record.Volume, dir *beneath.Dir) string {
 
 // mountChecked mounts the filesystem on a device, which nothing has mounted,
 // after it was proven to be the volume's and, where that is due, checked.
-func (b *Backends) mountChecked(ctx context.Context, rec *record.Volume, dir *beneath.Dir, image *os.File,
+func (b *Backends) mountChecked(ctx context.Context, rec *record.Volume, dir *beneath.Dir,
+	image *os.File,
 	dev loop.Device) error {
 	if err := IdentifySettled(image, rec); err != nil {
 		return err

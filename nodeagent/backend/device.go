@@ -230,8 +230,9 @@ func openImage(rec *record.Volume, dir *beneath.Dir) (*os.File, error) {
 	switch {
 	case err != nil:
 	case !st.Mode().IsRegular() || st.Size() < rec.SizeBytes:
-		err = &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image is of %d bytes, not %d",
-			st.Size(), rec.SizeBytes)}
+		err = &disk.MismatchError{ID: rec.ID,
+			Detail: fmt.Sprintf("its image is of %d bytes, not %d",
+				st.Size(), rec.SizeBytes)}
 	case rec.VolumeMode != record.ModeBlock && rec.EverRaw:
 		err = &disk.MismatchError{ID: rec.ID,
 			Detail: "its image was handed out as a block device once " +
@@ -253,8 +254,9 @@ func identify(image *os.File, rec *record.Volume) error {
 		return &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image: %v", err)}
 	}
 	if string(info.Type) != rec.FSType || info.UUID != rec.FSUUID {
-		return &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its image holds %s %s, not %s %s",
-			info.Type, info.UUID, rec.FSType, rec.FSUUID)}
+		return &disk.MismatchError{ID: rec.ID,
+			Detail: fmt.Sprintf("its image holds %s %s, not %s %s",
+				info.Type, info.UUID, rec.FSType, rec.FSUUID)}
 	}
 
 	return nil

@@ -178,7 +178,8 @@ func (m *Making) subvolume() (err error) {
 func SetLimit(r *disk.Root, rec *record.Volume, size int64) error {
 	switch rec.QuotaKind {
 	case record.QuotaProject:
-		return quota.SetLimits(r.File(), uint32(rec.QuotaID), quota.Limits{Bytes: uint64(size), Inodes: uint64(InodesAt(rec, size))})
+		return quota.SetLimits(r.File(), uint32(rec.QuotaID),
+			quota.Limits{Bytes: uint64(size), Inodes: uint64(InodesAt(rec, size))})
 	case record.QuotaBtrfs:
 		return btrfs.SetLimit(r.File(), uint32(rec.QuotaID), uint64(size))
 	}
@@ -217,7 +218,8 @@ func CheckLimit(r *disk.Root, rec *record.Volume) (repaired bool, err error) {
 	defer dir.Close()
 	data, err := dir.OpenDir(record.DataDir)
 	if err != nil {
-		return false, &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return false, &disk.MismatchError{ID: rec.ID,
+			Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 	defer data.Close()
 	switch rec.QuotaKind {
@@ -243,7 +245,8 @@ func CheckLimit(r *disk.Root, rec *record.Volume) (repaired bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > most || !InodesHold(rec, have.Inodes) {
+		if have.Bytes < uint64(rec.SizeBytes) || have.Bytes == 0 || have.Bytes > most ||
+			!InodesHold(rec, have.Inodes) {
 			return true, SetLimit(r, rec, rec.SizeBytes)
 		}
 	case record.QuotaBtrfs:
@@ -272,7 +275,8 @@ func Enforce(r *disk.Root, rec *record.Volume, tell bool) error {
 	case err != nil:
 		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: err.Error()}
 	case repaired && tell:
-		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost, Detail: "its limit had been changed or lifted; it was put back"}
+		return &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonQuotaLost,
+			Detail: "its limit had been changed or lifted; it was put back"}
 	}
 	return nil
 }

@@ -41,7 +41,8 @@ func (e *FilesystemError) Error() string {
 	if len(e.By) == 0 {
 		return text
 	}
-	return text + "; it is checked and mounted anew once nothing uses it: " + (&InUseError{ID: e.ID, By: e.By}).Error()
+	return text + "; it is checked and mounted anew once nothing uses it: " + (&InUseError{ID: e.ID,
+		By: e.By}).Error()
 }
 
 // EnforcementError says that a volume's size is not, or for a while was not, in

@@ -43,8 +43,9 @@ func checkGroup(r *disk.Root, data *os.File, rec *record.Volume) (repaired bool,
 	forgotten, err := btrfs.Forgotten(fs, id)
 	if err == nil && forgotten {
 		err = &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonUncounted,
-			Detail: "the quotas of its filesystem were switched off and on again, and what was written to it before is not counted; its limit holds for what " +
-				"was written since. Copy the data into a new volume to have it counted"}
+			Detail: "the quotas of its filesystem were switched off and on again, and what " +
+				"was written to it before is not counted; its limit holds for what was written " +
+				"since. Copy the data into a new volume to have it counted"}
 	}
 	return repaired, err
 }
@@ -57,7 +58,8 @@ func remakeGroup(fs *os.File, id uint64, rec *record.Volume) error {
 		return err
 	}
 	if mode != btrfs.ModeSimple {
-		return fmt.Errorf("its qgroup 1/%d is gone: the quotas of its filesystem are %s, and have to be simple quotas (`btrfs quota enable --simple`)", rec.QuotaID, mode)
+		return fmt.Errorf("its qgroup 1/%d is gone: the quotas of its filesystem are %s, "+
+			"and have to be simple quotas (`btrfs quota enable --simple`)", rec.QuotaID, mode)
 	}
 	group := uint32(rec.QuotaID)
 	if err := btrfs.CreateGroup(fs, group); err != nil {
@@ -86,9 +88,11 @@ func ReturnSubvolumes(r *disk.Root, data *os.File, rec *record.Volume, at *btrfs
 	if len(strays) == 0 && len(foreign) == 0 {
 		return nil
 	}
-	lost := &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonEscaped, Detail: StrayText(strays, foreign) + "; each is charged to its own volume again"}
+	lost := &EnforcementError{ID: rec.ID, Reason: v1alpha1.ReasonEscaped,
+		Detail: StrayText(strays, foreign) + "; each is charged to its own volume again"}
 	if err := ChargeRightly(r.File(), group, strays, foreign); err != nil {
-		lost.Detail = fmt.Sprintf("%s, and that could not be put right: %v", StrayText(strays, foreign), err)
+		lost.Detail = fmt.Sprintf("%s, and that could not be put right: %v",
+			StrayText(strays, foreign), err)
 	}
 	return lost
 }

@@ -283,7 +283,8 @@ func (m *Making) format(ctx context.Context, image *os.File) error {
 
 	// A new image reads as zeros whether its blocks are allocated or not.
 	err := filesystem.Make(ctx, image, filesystem.MakeOptions{
-		Type: filesystem.Type(m.Rec.FSType), UUID: m.Rec.FSUUID, Inodes: uint64(m.Rec.Inodes), Zeroed: true,
+		Type: filesystem.Type(m.Rec.FSType), UUID: m.Rec.FSUUID, Inodes: uint64(m.Rec.Inodes),
+		Zeroed:     true,
 		SectorSize: m.Rec.LogicalBlockSize, ExtraArgs: m.Rec.MkfsOptions,
 	})
 	if err != nil {
@@ -351,7 +352,8 @@ func (m *Making) mount(ctx context.Context, dev loop.Device) error {
 func checkGrown(pool string, image *os.File, size int64) error {
 	taken, err := disk.Reserves(image, size)
 	if err == nil && !taken {
-		return fmt.Errorf("%w: the pool's filesystem does not take the room that is preallocated", &disk.CapacityError{Pool: pool, Need: size})
+		return fmt.Errorf("%w: the pool's filesystem does not take the room that is preallocated",
+			&disk.CapacityError{Pool: pool, Need: size})
 	}
 	return err
 }

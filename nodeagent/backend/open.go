@@ -55,7 +55,8 @@ func openData(rec *record.Volume, parent *beneath.Dir) (*os.File, error) {
 
 	f, err := p.OpenFile(record.DataDir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, &disk.MismatchError{ID: rec.ID, Detail: fmt.Sprintf("its data directory: %v", err)}
+		return nil, &disk.MismatchError{ID: rec.ID,
+			Detail: fmt.Sprintf("its data directory: %v", err)}
 	}
 
 	return f, nil

@@ -19,18 +19,27 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
+// readOnlyByKernel is what is wrong with a filesystem that nobody on the node
+// made read-only.
+const readOnlyByKernel = "is read-only, as the kernel makes it after an error " +
+	"(the node's kernel log says which)"
+
 // Sickness says what is wrong with a mounted filesystem by what mountinfo tells
 // of it, or nil.
 func Sickness(rec *record.Volume, info *mount.Info) *FilesystemError {
 	switch {
 	case info.ShutDown():
-		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown, Detail: "was shut down, by the kernel after an error or by somebody"}
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown,
+			Detail: "was shut down, by the kernel after an error or by somebody"}
 	case !info.ReadOnly() || wantsReadOnly(rec):
 		return nil
-	case slices.Contains(info.Options, "ro") && !slices.Contains(info.SuperOptions, "ro") && !slices.Contains(info.SuperOptions, "emergency_ro"):
-		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "was made read-only where it is mounted, by somebody on the node"}
+	case slices.Contains(info.Options, "ro") && !slices.Contains(info.SuperOptions, "ro") &&
+		!slices.Contains(info.SuperOptions, "emergency_ro"):
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly,
+			Detail: "was made read-only where it is mounted, by somebody on the node"}
 	}
-	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "is read-only, as the kernel makes it after an error (the node's kernel log says which)"}
+	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly,
+		Detail: readOnlyByKernel}
 }
 
 // wantsReadOnly reports whether the volume's own mount options ask for it; the
@@ -195,18 +204,23 @@ func Diagnose(rec *record.Volume, err error) *FilesystemError {
 		return nil
 	case errors.Is(err, ErrNoAnswer):
 		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonNotResponding,
-			Detail: fmt.Sprintf("has not answered for %v: it is frozen (fsfreeze, a backup of the machine), or the disk below it hangs", AnswerWithin)}
+			Detail: fmt.Sprintf(
+				"has not answered for %v: it is frozen (fsfreeze, a backup of the machine), "+
+					"or the disk below it hangs", AnswerWithin)}
 	case errors.Is(err, unix.EROFS):
-		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly, Detail: "is read-only, as the kernel makes it after an error (the node's kernel log says which)"}
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonReadOnly,
+			Detail: readOnlyByKernel}
 	}
-	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown, Detail: fmt.Sprintf("answers with an error: %v", err)}
+	return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonShutDown,
+		Detail: fmt.Sprintf("answers with an error: %v", err)}
 }
 
 // WellnessLocked looks at the mounted filesystem of a volume, whose root is
 // open (O_PATH), and says what is wrong with it, or nil. It is called with the
 // volume's lock held. With write set it writes, for only that finds all there
 // can be; see takesWrites.
-func (b *Backends) WellnessLocked(ctx context.Context, rec *record.Volume, root *os.File, info *mount.Info, write bool) *FilesystemError {
+func (b *Backends) WellnessLocked(ctx context.Context, rec *record.Volume, root *os.File,
+	info *mount.Info, write bool) *FilesystemError {
 	if sick := Sickness(rec, info); sick != nil {
 		return sick
 	}
@@ -214,7 +228,8 @@ func (b *Backends) WellnessLocked(ctx context.Context, rec *record.Volume, root 
 	// any longer.
 	fd, err := unix.FcntlInt(root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonFailed, Detail: fmt.Sprintf("can not be looked at: %v", err)}
+		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonFailed,
+			Detail: fmt.Sprintf("can not be looked at: %v", err)}
 	}
 	own := os.NewFile(uintptr(fd), root.Name())
 	return Diagnose(rec, b.Questions.ask(ctx, rec.ID, func() error {

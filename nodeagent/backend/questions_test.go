@@ -18,11 +18,14 @@ func TestQuestionWithoutAnswer(t *testing.T) {
 	late := make(chan string, 1)
 	q := &Questions{Within: 20 * time.Millisecond, Late: func(id string) { late <- id }}
 	hangs, ended := make(chan struct{}), make(chan struct{})
-	err := q.ask(t.Context(), "pvc-1", func() error { <-hangs; return nil }, func() { close(ended) })
+	err := q.ask(t.Context(), "pvc-1", func() error { <-hangs; return nil },
+		func() { close(ended) })
 	require.ErrorIs(t, err, ErrNoAnswer)
 
-	require.ErrorIs(t, q.Hold("pvc-1", func() error { panic("a second thread is held") }), ErrNoAnswer)
-	require.NoError(t, q.Hold("pvc-2", func() error { return nil }), "another is asked all the same")
+	require.ErrorIs(t, q.Hold("pvc-1", func() error { panic("a second thread is held") }),
+		ErrNoAnswer)
+	require.NoError(t, q.Hold("pvc-2", func() error { return nil }),
+		"another is asked all the same")
 
 	close(hangs)
 	require.Equal(t, "pvc-1", <-late)

@@ -46,7 +46,8 @@ func readRepairNote(dir *beneath.Dir) (*repairNote, error) {
 
 // beginRepair writes down that a repair begins; after too many that did not end
 // it is a *filesystem.DamagedError. A full disk keeps no repair from beginning.
-func (b *Backends) beginRepair(ctx context.Context, id string, dir *beneath.Dir, n *repairNote) error {
+func (b *Backends) beginRepair(ctx context.Context, id string, dir *beneath.Dir,
+	n *repairNote) error {
 	if n.Attempts >= RepairsAllowed {
 		return &filesystem.DamagedError{Device: "volume " + id, Unfinished: true,
 			Output: fmt.Sprintf(

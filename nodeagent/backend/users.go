@@ -15,11 +15,12 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// CheckUnused returns who uses the volume, in any mount namespace of the machine,
-// as an *InUseError, nil where nobody does. What this process itself holds does
-// not count. dir is the volume's directory. Without holders, nobody is looked for
-// who has the device of a mounted filesystem open: that takes a look at all open
-// files of the machine, and who takes the volume down next is told by the kernel.
+// CheckUnused returns who uses the volume, in any mount namespace of the
+// machine, as an *InUseError, nil where nobody does. What this process itself
+// holds does not count. dir is the volume's directory. Without holders, nobody
+// is looked for who has the device of a mounted filesystem open: that takes a
+// look at all open files of the machine, and who takes the volume down next is
+// told by the kernel.
 func (b *Backends) CheckUnused(rec *record.Volume, dir *beneath.Dir, holders bool) error {
 	table, err := b.Scans.Scan()
 	if err != nil {

@@ -14,8 +14,10 @@ import (
 func TestNobodyUsesItIsProven(t *testing.T) {
 	directory := &record.Volume{ID: "pvc-1", Backend: record.BackendDirectory}
 	raw := &record.Volume{ID: "pvc-2", Backend: record.BackendLoop, VolumeMode: record.ModeBlock}
-	image := &record.Volume{ID: "pvc-3", Backend: record.BackendLoop, VolumeMode: record.ModeFilesystem}
-	process, namespace := &mount.Table{Unreadable: []int{4711}}, &mount.Table{Hidden: []uint64{4026531840}}
+	image := &record.Volume{ID: "pvc-3", Backend: record.BackendLoop,
+		VolumeMode: record.ModeFilesystem}
+	process, namespace := &mount.Table{Unreadable: []int{4711}},
+		&mount.Table{Hidden: []uint64{4026531840}}
 
 	for _, rec := range []*record.Volume{directory, raw} {
 		require.NoError(t, unproven(rec, &mount.Table{}))

@@ -87,7 +87,8 @@ func TestReadEntryIsOfItsVolume(t *testing.T) {
 	err = CopyOn(r, cfg.Name, rec)
 	copied := &CopyError{}
 	require.ErrorAs(t, err, &copied)
-	require.Equal(t, CopyError{ID: "pvc-1", Pool: cfg.Name, PoolUID: identity.UID, Of: "another"}, *copied)
+	require.Equal(t, CopyError{ID: "pvc-1", Pool: cfg.Name, PoolUID: identity.UID, Of: "another"},
+		*copied)
 	mismatch := &MismatchError{}
 	require.ErrorAs(t, err, &mismatch)
 }

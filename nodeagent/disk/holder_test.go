@@ -24,7 +24,8 @@ func TestLockIsOneProcess(t *testing.T) {
 	offline := &OfflineError{}
 	require.ErrorAs(t, err, &offline)
 	require.Equal(t, OfflineInUse, offline.Reason)
-	require.ErrorContains(t, err, fmt.Sprintf("pid %d, node %q, its path /srv/pool", os.Getpid(), "node1"))
+	require.ErrorContains(t, err,
+		fmt.Sprintf("pid %d, node %q, its path /srv/pool", os.Getpid(), "node1"))
 
 	other, err := Lock(cfg, "uid-2", dir, "node1", slog.Default())
 	require.NoError(t, err, "another pool is another's")

@@ -21,8 +21,10 @@ func TestKubeletIsFoundOnTheHost(t *testing.T) {
 	require.NoError(t, err)
 	defer dir.Close()
 
-	require.False(t, sharedWithKubelet([]string{"/"}, kubelet, dir), "this process has no such directory")
-	require.True(t, sharedWithKubelet([]string{host, "/"}, kubelet, dir), "the machine's first process has")
+	require.False(t, sharedWithKubelet([]string{"/"}, kubelet, dir),
+		"this process has no such directory")
+	require.True(t, sharedWithKubelet([]string{host, "/"}, kubelet, dir),
+		"the machine's first process has")
 	require.False(t, sharedWithKubelet([]string{t.TempDir(), "/"}, kubelet, dir), "nobody has")
 	require.Equal(t, "/proc/1/root", hostRoots[0])
 }

@@ -34,18 +34,23 @@ func TestOpenProvesWhichPoolItIs(t *testing.T) {
 		{"it is known", Expectation{UID: identity.UID, ClusterID: "ours", By: node1}, ""},
 		{"another pool", Expectation{UID: "another"}, OfflineSwapped},
 		{"another cluster", Expectation{ClusterID: "theirs"}, OfflineForeign},
-		{"a cluster that may take another one's", Expectation{ClusterID: "theirs", TakeOver: "third"},
+		{"a cluster that may take another one's",
+			Expectation{ClusterID: "theirs", TakeOver: "third"},
 			OfflineForeign},
 		{"another node", Expectation{By: record.PoolHolder{Node: "node2"}}, OfflineInUseElsewhere},
 		{"another machine under the node's name",
-			Expectation{By: record.PoolHolder{Node: "node1", MachineID: "m2"}}, OfflineInUseElsewhere},
-		{"this node, on a machine that is not known", Expectation{By: record.PoolHolder{Node: "node1"}},
+			Expectation{By: record.PoolHolder{Node: "node1", MachineID: "m2"}},
+			OfflineInUseElsewhere},
+		{"this node, on a machine that is not known",
+			Expectation{By: record.PoolHolder{Node: "node1"}},
 			""},
 		{"another node that may have it", Expectation{By: record.PoolHolder{Node: "node2"},
 			TakeFrom: node1.String()}, ""},
 		{"another node that may have what a third one had",
-			Expectation{By: record.PoolHolder{Node: "node2"}, TakeFrom: "node3"}, OfflineInUseElsewhere},
-		{"whoever had it", Expectation{By: record.PoolHolder{Node: "node2"}, TakeFrom: Anybody}, ""},
+			Expectation{By: record.PoolHolder{Node: "node2"}, TakeFrom: "node3"},
+			OfflineInUseElsewhere},
+		{"whoever had it", Expectation{By: record.PoolHolder{Node: "node2"}, TakeFrom: Anybody},
+			""},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -77,7 +82,8 @@ func TestOpenWithoutPool(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 
-	require.Equal(t, OfflineMissing, reason(filepath.Join(empty, "none"), Expectation{MayCreate: true}))
+	require.Equal(t, OfflineMissing,
+		reason(filepath.Join(empty, "none"), Expectation{MayCreate: true}))
 	require.Equal(t, OfflineMissing, reason(file, Expectation{MayCreate: true}))
 	require.Equal(t, OfflineUninitialized, reason(empty, Expectation{}))
 	require.Equal(t, OfflineMissing, reason(empty, Expectation{UID: "known", MayCreate: true}),
@@ -115,7 +121,8 @@ func TestInspectChangesNothing(t *testing.T) {
 	cfg, identity := made(t, record.PoolHolder{Node: "node1"}, "")
 	require.NoError(t, os.MkdirAll(filepath.Join(cfg.Path, "broken-1"), 0o700))
 	require.NoError(t, os.Mkdir(filepath.Join(cfg.Path, "lost+found"), 0o700))
-	require.NoError(t, os.MkdirAll(filepath.Join(cfg.Path, record.MetaDir, record.TmpDir, "made-1"), 0o700))
+	require.NoError(t, os.MkdirAll(filepath.Join(cfg.Path, record.MetaDir, record.TmpDir, "made-1"),
+		0o700))
 	before, err := os.ReadDir(filepath.Join(cfg.Path, record.MetaDir))
 	require.NoError(t, err)
 

@@ -20,8 +20,9 @@ func TestFullDiskKeepsWhatWasFound(t *testing.T) {
 	before := Features{Filesystem: "xfs", ProjectQuota: true, Reflink: true, Unreserved: true}
 	full := Features{Filesystem: "xfs", Unprobed: true, DirectIO: true, NoQuotaBecause: fullAtProbe}
 	full.Keep(&before)
-	require.Equal(t, Features{Filesystem: "xfs", ProjectQuota: true, Reflink: true, Unreserved: true,
-		DirectIO: true, Unprobed: true}, full)
+	require.Equal(t, Features{Filesystem: "xfs", ProjectQuota: true, Reflink: true,
+		Unreserved: true,
+		DirectIO:   true, Unprobed: true}, full)
 
 	tried := Features{Filesystem: "xfs", Unprobed: true, ProjectQuota: true}
 	tried.Keep(&Features{Filesystem: "xfs", NoQuotaBecause: "it was off"})

@@ -52,12 +52,15 @@ func (e *CapacityError) Error() string {
 		freeing = fmt.Sprintf("; %s of deleted volumes are being freed", BytesText(e.Freeing))
 	}
 	if e.Pool != "" {
-		return fmt.Sprintf("pool %s does not have room for %s: %s can still be promised%s", e.Pool, BytesText(e.Need), BytesText(e.Available), freeing)
+		return fmt.Sprintf("pool %s does not have room for %s: %s can still be promised%s", e.Pool,
+			BytesText(e.Need), BytesText(e.Available), freeing)
 	}
-	return fmt.Sprintf("no pool that matches has room for %s: at most %s can still be promised%s", BytesText(e.Need), BytesText(e.Available), freeing)
+	return fmt.Sprintf("no pool that matches has room for %s: at most %s can still be promised%s",
+		BytesText(e.Need), BytesText(e.Available), freeing)
 }
 
-// BytesText prints bytes as people write them in a PVC where that is exact, else in GiB with two decimals.
+// BytesText prints bytes as people write them in a PVC where that is exact, else
+// with two decimals.
 func BytesText(n int64) string {
 	units := []struct {
 		size int64

@@ -49,7 +49,8 @@ func checkFilesystem(cfg *config.Pool, dir *os.File) error {
 	}
 	if name := sharedBy(&st); name != "" {
 		return &OfflineError{Pool: cfg.Name, Reason: OfflineNetworkFilesystem, Err: fmt.Errorf(
-			"%s is on %s, which other machines may use too; allowNetworkFilesystem: true takes it all the same, where no other node has a pool in the same directory",
+			"%s is on %s, which other machines may use too; allowNetworkFilesystem: true takes it "+
+				"all the same, where no other node has a pool in the same directory",
 			cfg.Path, name)}
 	}
 	return nil

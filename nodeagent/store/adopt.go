@@ -312,7 +312,8 @@ func shrinkTo(dir *beneath.Dir, size int64) error {
 
 // takeBack clears away an adoption whose data was not moved, however far it
 // came. A second call finishes what the first could not.
-func (s *Store) takeBack(ctx context.Context, p *pool, r *disk.Root, tmp *beneath.Dir, id string) error {
+func (s *Store) takeBack(ctx context.Context, p *pool, r *disk.Root, tmp *beneath.Dir,
+	id string) error {
 	if rec, err := disk.ReadEntry(r.Dir, id, id); err == nil {
 		if err := s.uncommitAdoption(r, tmp, rec); err != nil {
 			return err

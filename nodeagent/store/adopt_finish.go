@@ -69,7 +69,8 @@ func (s *Store) noteAdoption(v *volume, dir *beneath.Dir, phase string) error {
 
 // finishDirectory gives everything in the directory the volume's project id,
 // while others may be writing there.
-func (s *Store) finishDirectory(ctx context.Context, v *volume, r *disk.Root, dir *beneath.Dir) error {
+func (s *Store) finishDirectory(ctx context.Context, v *volume, r *disk.Root,
+	dir *beneath.Dir) error {
 	if v.rec.QuotaKind != record.QuotaProject {
 		return nil
 	}

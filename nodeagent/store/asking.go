@@ -12,19 +12,24 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// A look asks the filesystems of all volumes whether they are alive. Those of a healthy node answer in microseconds, so one
-// goroutine asks them in turn. One that takes long does not hold up the others: another goroutine goes on with what is left, and
-// the first one, whose thread is held in the kernel, is left behind.
+// A look asks the filesystems of all volumes whether they are alive. Those of a
+// healthy node answer in microseconds, so one goroutine asks them in turn. One
+// that takes long does not hold up the others: another goroutine goes on with
+// what is left, and the first one, whose thread is held in the kernel, is left
+// behind.
 
 const (
-	// slowAfter is how long an answer may take before the others are asked beside it.
+	// slowAfter is how long an answer may take before the others are asked
+	// beside it.
 	slowAfter = 50 * time.Millisecond
-	// hangingAtOnce is how many filesystems of one pool may be without an answer at the same time: each holds a thread of this
-	// process. Where a backup freezes more, the others are asked when these have answered.
+	// hangingAtOnce is how many filesystems of one pool may be without an
+	// answer at the same time: each holds a thread of this process. Where a
+	// backup freezes more, the others are asked when these have answered.
 	hangingAtOnce = 64
 )
 
-// hanging counts the filesystems that are slow to answer, by pool, whichever look asked them.
+// hanging counts the filesystems that are slow to answer, by pool, whichever
+// look asked them.
 type hanging struct {
 	mu    sync.Mutex
 	count map[*pool]int
@@ -78,10 +83,12 @@ type asked struct {
 	slow bool
 }
 
-// lookAtFilesystems asks those filesystems that nothing is known to be wrong with, and writes down what is. It returns when all
-// have answered, or were waited for as long as is waited for any of them.
+// lookAtFilesystems asks those filesystems that nothing is known to be wrong
+// with, and writes down what is. It returns when all have answered, or were
+// waited for as long as is waited for any of them.
 func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[*volume]string) {
-	q := &inquiry{s: s, patience: s.backends.Questions.Patience(), done: make(chan struct{}), open: map[*asked]struct{}{}, sick: wrong}
+	q := &inquiry{s: s, patience: s.backends.Questions.Patience(), done: make(chan struct{}),
+		open: map[*asked]struct{}{}, sick: wrong}
 	for n := range images {
 		if i := &images[n]; i.up != nil && i.up.Mounted != nil && wrong[i.v] == "" {
 			q.left = append(q.left, i)
@@ -106,7 +113,8 @@ func (s *Store) lookAtFilesystems(ctx context.Context, images []seen, wrong map[
 // ask asks one filesystem after the other, as long as none is slow.
 func (q *inquiry) ask() {
 	for a := q.take(); a != nil; a = q.take() {
-		err := q.s.backends.Questions.Hold(a.rec.ID, func() error { return backend.AnswersAt(a.up.Mounted.Mountpoint) })
+		err := q.s.backends.Questions.Hold(a.rec.ID,
+			func() error { return backend.AnswersAt(a.up.Mounted.Mountpoint) })
 		if q.answered(a, err) {
 			return
 		}
@@ -130,7 +138,8 @@ func (q *inquiry) take() *asked {
 	return nil
 }
 
-// answered writes an answer down that somebody still waits for, and reports whether it was slow.
+// answered writes an answer down that somebody still waits for, and reports
+// whether it was slow.
 func (q *inquiry) answered(a *asked, err error) (slow bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -147,7 +156,8 @@ func (q *inquiry) answered(a *asked, err error) (slow bool) {
 	return a.slow
 }
 
-// hurry has those asked that wait behind one that is slow, and gives up what was waited for long enough.
+// hurry has those asked that wait behind one that is slow, and gives up what
+// was waited for long enough.
 func (q *inquiry) hurry() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -22,7 +22,8 @@ import (
 // markBroken remembers that a directory of a pool cannot be read, and promises
 // it what it most likely takes. name is that of a volume, or the path of an
 // entry of the trash below the pool's own directory.
-func (s *Store) markBroken(p *pool, r *disk.Root, space *filesystemSpace, name string, cause error) {
+func (s *Store) markBroken(p *pool, r *disk.Root, space *filesystemSpace, name string,
+	cause error) {
 	key := p.key(name)
 	s.mu.Lock()
 	known := s.volumes[name]

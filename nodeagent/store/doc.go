@@ -2,31 +2,45 @@
 // about them: it works without a cluster, and everything it knows it can read
 // again from the disks.
 //
+// # Below and above
+//
+// Package disk knows one pool as its disk tells it, package backend the data of
+// one volume, and package ledger what is promised to whom. Neither knows of the
+// others' maps: what they share is here. Package verify looks at all of it from
+// outside.
+//
 // # Pools and volumes
 //
-// A pool is a directory of some filesystem. A volume is one directory in it, named by the volume's id:
+// A pool is a directory of some filesystem. A volume is one directory in it,
+// named by the volume's id:
 //
 //	<pool>/.quarry/pool.json          the pool's identity
 //	<pool>/.quarry/tmp/<id>/          a volume that is being built
-//	<pool>/.quarry/trash/<id>@<time>/ a volume that was deleted; ".freeing" is added once there is no way back
+//	<pool>/.quarry/trash/<id>@<time>/ a volume that was deleted; ".freeing" is
+//	                                  added once there is no way back
 //	<pool>/<id>/volume.json           a volume: package record
 //	<pool>/<id>/data/                 directory backend: what the user sees
 //	<pool>/<id>/image                 loop backend
-//	<pool>/<id>/mount/data/           loop backend: what the user sees; there only while the filesystem is mounted
+//	<pool>/<id>/mount/data/           loop backend: what the user sees; there
+//	                                  only while the filesystem is mounted
 //
 // # Crash-only
 //
-// Rename is the commit. A volume is built under tmp, synced and renamed into place; it is deleted by being renamed into the
-// trash. So at any instant a volume is there whole or not at all, and what a crash left is in tmp or trash, where the sweep at
-// start finds it. There is no other recovery: the same code runs after a crash, a reboot and a clean stop. Every operation can
-// be called again, and a second call finishes or confirms the first.
+// Rename is the commit. A volume is built under tmp, synced and renamed into
+// place; it is deleted by being renamed into the trash. So at any instant a
+// volume is there whole or not at all, and what a crash left is in tmp or trash,
+// where the sweep at start finds it. There is no other recovery: the same code
+// runs after a crash, a reboot and a clean stop. Every operation can be called
+// again, and a second call finishes or confirms the first.
 //
 // # Who waits for whom
 //
-// Operations on one volume exclude each other (one lock per volume, which a context ends the wait for); operations on
-// different volumes do not. Heavy work (mkfs, preallocation) is bounded by a semaphore. Space is promised by one ledger per
-// filesystem, in memory, rebuilt from the records: several pools may share a filesystem and so its free space. No mutex
-// that an operation waits for is held while the disk is at work.
+// Operations on one volume exclude each other (one lock per volume, which a
+// context ends the wait for); operations on different volumes do not. Heavy work
+// (mkfs, preallocation) is bounded by a semaphore. Space is promised by one
+// ledger per filesystem, in memory, rebuilt from the records: several pools may
+// share a filesystem and so its free space. No mutex that an operation waits for
+// is held while the disk is at work.
 //
 // # The order of locks
 //
@@ -118,7 +132,7 @@
 //	grow.go           growing
 //	remove.go         deleting
 //	untouched.go      is there anything in it?
-//	discard.go        the way into the trash: of a deleted volume, and of one that was never committed
+//	discard.go        the way into the trash, also of what was never committed
 //	trash.go          what was deleted: listing, purging, restoring it
 //	trashed.go        an entry of the trash, and its note
 //	free_run.go       freeing the trash's space in the background, in turns

@@ -12,8 +12,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// RefusedError says that a request can not be met here and that nothing of it was left on disk. Reason is one of the
-// API's reasons of the condition Ready.
+// RefusedError says that a request cannot be met here and that nothing of it
+// was left on disk. Reason is one of the API's reasons of the condition Ready.
 type RefusedError struct {
 	Reason  string
 	Message string
@@ -33,7 +33,8 @@ func (e *KeptError) Error() string { return e.Err.Error() }
 
 func (e *KeptError) Unwrap() error { return e.Err }
 
-// GroupError says that a volume was not admitted because another one of its group was not.
+// GroupError says that a volume was not admitted because another one of its
+// group was not.
 type GroupError struct{ Err error }
 
 func (e *GroupError) Error() string {
@@ -42,52 +43,59 @@ func (e *GroupError) Error() string {
 
 func (e *GroupError) Unwrap() error { return e.Err }
 
-// TooSmallError says that a filesystem can not be made so small. Sizes are bytes.
+// TooSmallError says that a filesystem cannot be made so small. Sizes are
+// bytes.
 type TooSmallError struct {
 	FSType        string
 	Size, Minimum int64
 }
 
 func (e *TooSmallError) Error() string {
-	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s", disk.BytesText(e.Size), e.FSType, disk.BytesText(e.Minimum))
+	return fmt.Sprintf("a volume of %s is too small for %s, which needs at least %s",
+		disk.BytesText(e.Size), e.FSType, disk.BytesText(e.Minimum))
 }
 
 // NotFoundError says that there is no such volume.
 type NotFoundError struct {
 	ID string
-	// Unseen are the pools that could not be looked at: it may be on one of them.
+	// Unseen are the pools that could not be looked at: it may be on one of
+	// them.
 	Unseen []*disk.OfflineError
 }
 
 func (e *NotFoundError) Error() string {
 	if len(e.Unseen) > 0 {
-		return fmt.Sprintf("there is no volume %s on the pools that can be looked at, and not all can: %v", e.ID, e.Unseen[0])
+		return fmt.Sprintf("there is no volume %s on the pools that can be looked at, "+
+			"and not all can: %v", e.ID, e.Unseen[0])
 	}
 	return fmt.Sprintf("there is no volume %s", e.ID)
 }
 
-// UnseenError says that a volume is on no disk that could be looked at, and that
-// not all could be: whether it is gone is not known.
+// UnseenError says that a volume is on no disk that could be looked at, and
+// that not all could be: whether it is gone is not known.
 type UnseenError struct {
 	ID     string
 	Unseen []*disk.OfflineError
 }
 
 func (e *UnseenError) Error() string {
-	return fmt.Sprintf("volume %s may be on a pool that can not be looked at: %v", e.ID, e.Unseen[0])
+	return fmt.Sprintf("volume %s may be on a pool that can not be looked at: %v", e.ID,
+		e.Unseen[0])
 }
 
 func (e *UnseenError) Unwrap() error { return e.Unseen[0] }
 
-// ConflictError says that another volume is there under the id that was asked for.
+// ConflictError says that another volume is there under the id that was asked
+// for.
 type ConflictError struct{ ID, Detail string }
 
 func (e *ConflictError) Error() string {
 	return fmt.Sprintf("volume %s is there already, but %s", e.ID, e.Detail)
 }
 
-// Reason returns the API's reason of the condition Ready for an error of this package, and whether the request was
-// refused: it is of no use to try again as it is, and nothing of it is on disk.
+// Reason returns the API's reason of the condition Ready for an error of this
+// package, and whether the request was refused: it is of no use to try again as
+// it is, and nothing of it is on disk.
 func Reason(err error) (reason string, refused bool) {
 	var (
 		kept     *KeptError
@@ -136,10 +144,13 @@ func Reason(err error) (reason string, refused bool) {
 	}
 }
 
-// NotEmptyError says that a volume, which was to be deleted only if nothing is in it, holds something, or may.
+// NotEmptyError says that a volume, which was to be deleted only if nothing is
+// in it, holds something, or may.
 type NotEmptyError struct {
 	ID  string
 	Why string
 }
 
-func (e *NotEmptyError) Error() string { return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why) }
+func (e *NotEmptyError) Error() string {
+	return fmt.Sprintf("volume %s is not empty: %s", e.ID, e.Why)
+}

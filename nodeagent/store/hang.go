@@ -25,7 +25,8 @@ func (s *Store) glanceAll(ctx context.Context) {
 	for i, p := range s.pools {
 		g, joined, first := s.glanceOf(ctx, p)
 		if first {
-			// The first time in their order: of two names of one directory it is always the same that is a pool.
+			// The first time in their order: of two names of one directory it
+			// is always the same that is a pool.
 			s.await(g, until)
 		}
 		if looks[i] = g; joined {
@@ -106,7 +107,8 @@ func (s *Store) glanceAt(ctx context.Context, p *pool, done chan struct{}) {
 // hung takes a pool out whose look does not return.
 func (s *Store) hung(ctx context.Context, p *pool, since time.Duration) {
 	s.takeOut(ctx, p, disk.OfflineHung, fmt.Errorf(
-		"its disk has not answered for %s; it is used again once it does", since.Round(time.Second)))
+		"its disk has not answered for %s; it is used again once it does",
+		since.Round(time.Second)))
 }
 
 // arrived returns the pools whose disks came since it was called last, those of

@@ -69,7 +69,8 @@ func (s *Store) probeAgain(ctx context.Context, p *pool, r *disk.Root, space *fi
 	p.mu.Lock()
 	p.features = features
 	p.mu.Unlock()
-	s.log.InfoContext(ctx, "the pool's disk has room again, and what it can do is known", "pool", p.name(), "features", features)
+	s.log.InfoContext(ctx, "the pool's disk has room again, and what it can do is known", "pool",
+		p.name(), "features", features)
 	s.notify()
 }
 
@@ -78,20 +79,23 @@ func (s *Store) probeAgain(ctx context.Context, p *pool, r *disk.Root, space *fi
 // Nothing is refused where adopted data was moved already: it is only here.
 func (s *Store) refuseFailed(a *Admission, err error) error {
 	var offline *disk.OfflineError
-	if !disk.HasFailed(err) || errors.As(err, &offline) || s.lookup(a.req.ID) != nil || errors.Is(err, fs.ErrNotExist) {
+	if !disk.HasFailed(err) || errors.As(err, &offline) || s.lookup(a.req.ID) != nil ||
+		errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	a.pool.doubt()
 	return disk.OfflineFor(a.pool.name(), err)
 }
 
-// refresh looks whether the pool's disk is there, and takes in what changed. It returns true when the disk came, or another
-// filesystem is below the pool now; then the pool is Loading until load has read it.
+// refresh looks whether the pool's disk is there, and takes in what changed. It
+// returns true when the disk came, or another filesystem is below the pool now;
+// then the pool is Loading until load has read it.
 func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	p.mu.Lock()
 	want, space := p.expect, p.space
 	loading := p.loading || p.came
-	wasOnline := space != nil && (p.offline == nil || loading && p.offline.Reason == disk.OfflineLoading)
+	wasOnline := space != nil &&
+		(p.offline == nil || loading && p.offline.Reason == disk.OfflineLoading)
 	p.mu.Unlock()
 
 	r, identity, err := disk.Open(&p.cfg, &want)
@@ -133,11 +137,13 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 				s.forgetVolumes(p, identity.UID)
 				p.forgetKept(space)
 				reserve, why := disk.ReserveOf(&p.cfg, r, s.opts.KubeletDir)
-				s.log.InfoContext(ctx, "what the pool never promises", "pool", p.name(), "reserve", reserve.String(), "because", why)
+				s.log.InfoContext(ctx, "what the pool never promises", "pool", p.name(), "reserve",
+					reserve.String(), "because", why)
 				p.mu.Lock()
 				p.reserve = reserve
 				p.features, p.space, p.identity = features, space, identity
-				p.offline = &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineLoading, Err: errors.New("what is on its disk is being read")}
+				p.offline = &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineLoading,
+					Err: errors.New("what is on its disk is being read")}
 				// From now on it must be this disk, whatever was known before.
 				p.expect.UID = identity.UID
 				p.mu.Unlock()
@@ -151,7 +157,8 @@ func (p *pool) refresh(ctx context.Context, s *Store) (came bool) {
 	p.offline = offline
 	p.mu.Unlock()
 	if changed {
-		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason, "error", offline.Err)
+		s.log.WarnContext(ctx, "pool is offline", "pool", p.name(), "reason", offline.Reason,
+			"error", offline.Err)
 		s.forgetPool(p, space != nil && p.isOn(space.key))
 		if offline.IsElsewhere() {
 			s.unhold(p)

@@ -14,8 +14,10 @@ func (s *Store) hold(p *pool, identity *record.Pool) error {
 	defer s.holding.Unlock()
 	for _, other := range s.pools {
 		if other != p && other.heldUID == identity.UID {
-			return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineDuplicate, Err: fmt.Errorf(
-				"%s is the same directory as %s, which is pool %s, or a copy of it", p.cfg.Path, other.cfg.Path, other.name())}
+			return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineDuplicate,
+				Err: fmt.Errorf(
+					"%s is the same directory as %s, which is pool %s, or a copy of it", p.cfg.Path,
+					other.cfg.Path, other.name())}
 		}
 	}
 	if p.heldUID == identity.UID {

@@ -295,7 +295,8 @@ func (s *Store) scanVolumes(ctx context.Context, p *pool, r *disk.Root,
 
 	for id, v := range s.volumes {
 		if v.pool == p && !found[id] && s.broken[p.key(id)] == nil {
-			v.unavailable, v.gone = &disk.MismatchError{ID: id, Detail: "its directory is gone"}, true
+			v.unavailable = &disk.MismatchError{ID: id, Detail: "its directory is gone"}
+			v.gone = true
 		}
 	}
 
@@ -378,7 +379,8 @@ func (s *Store) scanVolumeLocked(p *pool, r *disk.Root, space *filesystemSpace,
 	return v, nil
 }
 
-func (s *Store) scanTrash(ctx context.Context, p *pool, r *disk.Root, space *filesystemSpace) error {
+func (s *Store) scanTrash(ctx context.Context, p *pool, r *disk.Root,
+	space *filesystemSpace) error {
 	trash, err := r.Sub(record.TrashDir)
 	if disk.IsFull(err) {
 		return nil // there is none yet, and a full disk has no room for one
@@ -415,8 +417,8 @@ func (s *Store) scanTrash(ctx context.Context, p *pool, r *disk.Root, space *fil
 
 // scanTrashEntryLocked registers one entry of the trash. It is called with the
 // volume's lock held.
-func (s *Store) scanTrashEntryLocked(p *pool, r *disk.Root, space *filesystemSpace, trash *beneath.Dir,
-	name, id string) {
+func (s *Store) scanTrashEntryLocked(p *pool, r *disk.Root, space *filesystemSpace,
+	trash *beneath.Dir, name, id string) {
 	t := &trashed{pool: p, entry: name, id: id, since: time.Now()}
 	where := record.TrashDir + "/" + name
 	note, err := disk.ReadNote(trash, name)

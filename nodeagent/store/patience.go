@@ -13,12 +13,12 @@ import (
 const (
 	// hangAfter is how long a look at a pool may take before the pool is out.
 	hangAfter = 45 * time.Second
-	// doubtAfter is how long an operation may take before the look tries whether
-	// the disk takes writes at all. Many take longer: to free a large tree, to
-	// repair a filesystem.
+	// doubtAfter is how long an operation may take before the look tries
+	// whether the disk takes writes at all. Many take longer: to free a large
+	// tree, to repair a filesystem.
 	doubtAfter = 15 * time.Second
-	// freezeAfter is how long a filesystem may be frozen before its pool is out.
-	// What makes a snapshot of a machine is done before.
+	// freezeAfter is how long a filesystem may be frozen before its pool is
+	// out. What makes a snapshot of a machine is done before.
 	freezeAfter = backend.AnswerWithin
 	// lookWait is how long a caller waits for a look that is late for the first
 	// time, and measureWait for a measurement.
@@ -63,7 +63,8 @@ func (s *Store) ask(p *pool, read func(*disk.Root) error) error {
 }
 
 func (p *pool) late() error {
-	return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineHung, Err: errors.New("its disk takes long to answer")}
+	return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineHung,
+		Err: errors.New("its disk takes long to answer")}
 }
 
 // isMissing reports whether a volume's pool is there without its directory.
@@ -111,7 +112,8 @@ func (s *Store) takeOut(ctx context.Context, p *pool, reason string, why error) 
 		if !shared || known {
 			continue
 		}
-		s.log.ErrorContext(ctx, "pool is offline", "pool", other.name(), "reason", reason, "error", why)
+		s.log.ErrorContext(ctx, "pool is offline", "pool", other.name(), "reason", reason,
+			"error", why)
 		s.forgetPool(other, true) // its directory is where it was, as far as anybody can say
 		s.notify()
 	}

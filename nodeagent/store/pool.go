@@ -16,7 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// pool is one configured pool. No descriptor of it is held between operations, so that an administrator can unmount it.
+// pool is one configured pool. No descriptor of it is held between operations,
+// so that an administrator can unmount it.
 type pool struct {
 	cfg config.Pool
 
@@ -28,9 +29,11 @@ type pool struct {
 	features disk.Features
 	space    *filesystemSpace
 	seen     lastSeen
-	// kept holds what the pool is promised while it is offline, if its directory still is on that filesystem.
+	// kept holds what the pool is promised while it is offline, if its
+	// directory still is on that filesystem.
 	kept *filesystemSpace
-	// reserve is what of the filesystem is never promised, as the configuration says or by default.
+	// reserve is what of the filesystem is never promised, as the configuration
+	// says or by default.
 	reserve config.Reserve
 	// doubted: something failed on the disk since it was last written to.
 	doubted bool
@@ -38,26 +41,32 @@ type pool struct {
 	told    int64
 	wasTold bool
 
-	// ops are the operations on it that are under way, and glance the look at it (with Store.refreshing held).
+	// ops are the operations on it that are under way, and glance the look at
+	// it (with Store.refreshing held).
 	ops    underWay
 	glance *glance
 	// lookedAt: it was looked at once (with Store.refreshing held).
 	lookedAt bool
-	// silent counts those who asked the disk for something, and were left without an answer.
+	// silent counts those who asked the disk for something, and were left
+	// without an answer.
 	silent atomic.Int32
-	// found are volumes that a look found on the disk, which are to be brought up.
+	// found are volumes that a look found on the disk, which are to be brought
+	// up.
 	found []*volume
-	// came: its disk came, and load has not taken it up; loading: what is on it is being read.
+	// came: its disk came, and load has not taken it up; loading: what is on it
+	// is being read.
 	came, loading bool
 
-	// heldUID is the identity of the pool that this one holds, and lock what keeps other processes from it. They change with
-	// Store.holding held.
+	// heldUID is the identity of the pool that this one holds, and lock what
+	// keeps other processes from it. They change with Store.holding held.
 	heldUID string
 	lock    *os.File
 }
 
-// books are the ledger and the owners of quota ids of the filesystem below the pool, nil while nothing is known of it. What volumes
-// and trash hold is written there as soon as the disk is being read, before anybody may be promised anything.
+// books are the ledger and the owners of quota ids of the filesystem below the
+// pool, nil while nothing is known of it. What volumes and trash hold is
+// written there as soon as the disk is being read, before anybody may be
+// promised anything.
 func (p *pool) books() *filesystemSpace {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,8 +106,8 @@ func (p *pool) state() (disk.Features, *filesystemSpace, error) {
 	return p.features, p.space, nil
 }
 
-// open opens the pool and proves that it is this pool's disk that is there. Every operation begins here: what was true a
-// moment ago may not be now.
+// open opens the pool and proves that it is this pool's disk that is there.
+// Every operation begins here: what was true a moment ago may not be now.
 func (p *pool) open() (*disk.Root, error) {
 	p.mu.Lock()
 	want, offline := p.expect, p.offline
@@ -120,9 +129,10 @@ func (p *pool) open() (*disk.Root, error) {
 // longestLabelValue is in bytes, as the API server has it.
 const longestLabelValue = 63
 
-// PoolLabels are the labels of a pool and of its Pool object, which a class's poolSelector chooses by, here and in the
-// controller: those of the configuration, and where the pool is. A node's name
-// that is longer than a label's value may be is left out; without a cluster there is none.
+// PoolLabels are the labels of a pool and of its Pool object, which a class's
+// poolSelector chooses by, here and in the controller: those of the
+// configuration, and where the pool is. A node's name that is longer than a
+// label's value may be is left out; without a cluster there is none.
 func PoolLabels(node string, c *config.Pool) map[string]string {
 	all := maps.Clone(c.Labels)
 	if all == nil {
@@ -187,7 +197,8 @@ func (p *pool) gone() error {
 	if p.offline != nil {
 		return p.offline
 	}
-	return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineMissing, Err: errors.New("its disk went away while it was read")}
+	return &disk.OfflineError{Pool: p.name(), Reason: disk.OfflineMissing,
+		Err: errors.New("its disk went away while it was read")}
 }
 
 // admissionMark is in the ledger's keys of admissions. No id has it.

@@ -120,7 +120,8 @@ func (s *Store) recheckLocked(ctx context.Context, v *volume) (done bool, err er
 
 	dir, err := r.OpenDir(v.rec.ID)
 	if err != nil {
-		return false, &disk.MismatchError{ID: v.rec.ID, Detail: fmt.Sprintf("its directory: %v", err)}
+		return false, &disk.MismatchError{ID: v.rec.ID,
+			Detail: fmt.Sprintf("its directory: %v", err)}
 	}
 	defer dir.Close()
 

@@ -249,15 +249,17 @@ func (s *Store) taking(space *filesystemSpace) []spaceUser {
 
 	for id, b := range s.builds {
 		if pools[b.pool] {
-			out = append(out, spaceUser{b.pool, b.rec, record.MetaDir + "/" + record.TmpDir + "/" + id +
-				"/" + record.ImageFile, false})
+			out = append(out, spaceUser{b.pool, b.rec,
+				record.MetaDir + "/" + record.TmpDir + "/" + id +
+					"/" + record.ImageFile, false})
 		}
 	}
 
 	for _, t := range s.trash {
 		if pools[t.pool] && t.rec != nil {
-			out = append(out, spaceUser{t.pool, *t.rec, record.MetaDir + "/" + record.TrashDir + "/" +
-				t.entry + "/" + record.ImageFile, false})
+			out = append(out, spaceUser{t.pool, *t.rec,
+				record.MetaDir + "/" + record.TrashDir + "/" +
+					t.entry + "/" + record.ImageFile, false})
 		}
 	}
 

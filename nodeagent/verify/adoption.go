@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 )
@@ -16,10 +15,12 @@ func (at *place) adoption() (unfinished bool) {
 		case err != nil:
 			at.error("how far its adoption is: %v", err)
 		case unmoved:
-			at.add(Finding{Severity: SeverityNote, Pool: at.pool.name(), Volume: at.rec.ID,
-				What: "an adoption that has moved nothing, under way or left by a crash; the agent clears it away at its next start"})
+			at.find(SeverityNote, at.pool, at.rec.ID,
+				"an adoption that has moved nothing, under way or left by a crash; "+
+					"the agent clears it away at its next start")
 		default:
-			at.repairable(SeverityError, "finish it", finishFound, "the adoption of %s is not finished", at.rec.AdoptedFrom)
+			at.repairable(SeverityError, "finish it", finishFound,
+				"the adoption of %s is not finished", at.rec.AdoptedFrom)
 		}
 		return true
 	}
@@ -29,11 +30,16 @@ func (at *place) adoption() (unfinished bool) {
 	err := disk.AtOldPath(at.root, at.rec, func(_ *disk.OldPath, state disk.LinkState) error {
 		switch state {
 		case disk.LinkMissing:
-			at.repairable(SeverityWarning, "make the link", func(_ context.Context, at *place) error { return at.view.EnsureLink(at.root, at.rec) },
-				"the link at %s, where its data was before it was adopted, is gone", at.rec.AdoptedFrom)
+			at.repairable(SeverityWarning, "make the link",
+				func(_ context.Context, at *place) error {
+					return at.view.EnsureLink(at.root, at.rec)
+				},
+				"the link at %s, where its data was before it was adopted, is gone",
+				at.rec.AdoptedFrom)
 		case disk.LinkTaken:
-			at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID,
-				What: fmt.Sprintf("what is at %s, where its data was before it was adopted, is not its link", at.rec.AdoptedFrom)})
+			at.find(SeverityWarning, at.pool, at.rec.ID,
+				"what is at %s, where its data was before it was adopted, is not its link",
+				at.rec.AdoptedFrom)
 		}
 		return nil
 	})

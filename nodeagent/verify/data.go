@@ -37,7 +37,7 @@ func (q *quotaFindings) own(v *verifier, p *pool, name string, rec *record.Volum
 		return
 	}
 	if other, taken := q.owners[rec.QuotaID]; taken {
-		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("its quota id %d is that of %s too", rec.QuotaID, other)})
+		v.find(SeverityError, p, name, "its quota id %d is that of %s too", rec.QuotaID, other)
 		return
 	}
 	q.owners[rec.QuotaID] = p.key(name)
@@ -74,7 +74,8 @@ func (q *quotaFindings) leaks(v *verifier, p *pool, r *disk.Root) error {
 	switch int64(st.Type) {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC:
 		for project, err := range quota.Projects(r.File()) {
-			if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+			if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ESRCH) ||
+				errors.Is(err, unix.EINVAL) {
 				return nil // quotas are off
 			}
 			if err != nil {
@@ -90,10 +91,14 @@ func (q *quotaFindings) leaks(v *verifier, p *pool, r *disk.Root) error {
 			return err
 		}
 		for _, g := range groups {
-			if id := uint32(g.Number); uint64(id) == g.Number && quota.IsOurs(id) && q.owners[g.Number] == "" && !v.acquired(p, id) {
-				v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("qgroup 1/%d is no volume's", id), Repair: "remove it, if nothing is in it",
+			if id := uint32(g.Number); uint64(id) == g.Number && quota.IsOurs(id) &&
+				q.owners[g.Number] == "" && !v.acquired(p, id) {
+				v.add(Finding{Severity: SeverityWarning, Pool: p.name(),
+					What:   fmt.Sprintf("qgroup 1/%d is no volume's", id),
+					Repair: "remove it, if nothing is in it",
 					apply: func(context.Context) error {
-						return p.with(func(r *disk.Root) error { return btrfs.RemoveGroup(r.File(), id) })
+						return p.with(
+							func(r *disk.Root) error { return btrfs.RemoveGroup(r.File(), id) })
 					}})
 			}
 		}
@@ -105,8 +110,10 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 	if v.acquired(p, project.ID) {
 		return
 	}
-	f := Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("project %d is no volume's; it has a limit of %d bytes, and %d bytes in %d files are charged to it",
-		project.ID, project.Limits.Bytes, project.Usage.Bytes, project.Usage.Inodes)}
+	f := Finding{Severity: SeverityWarning, Pool: p.name(),
+		What: fmt.Sprintf("project %d is no volume's; it has a limit of %d bytes, and "+
+			"%d bytes in %d files are charged to it",
+			project.ID, project.Limits.Bytes, project.Usage.Bytes, project.Usage.Inodes)}
 	// What is charged to it belongs to somebody: a tenant can charge its files
 	// to any id.
 	if project.Usage == (quota.Usage{}) {
@@ -149,13 +156,17 @@ func (at *place) directory(ctx context.Context) {
 		if got, inherit, err := quota.GetProject(data.File()); err != nil {
 			at.error("%v", err)
 		} else if got != id || !inherit {
-			at.repairable(SeverityError, "set it", restore, "its root directory has project id %d (inherited: %t), not %d", got, inherit, id)
+			at.repairable(SeverityError, "set it", restore,
+				"its root directory has project id %d (inherited: %t), not %d", got, inherit, id)
 		}
 		limits, _, err := quota.GetLimits(at.root.File(), id)
 		if err != nil {
 			at.error("its limit can not be read, so it is not in force: %v", err)
-		} else if !backend.LimitHolds(at.rec, limits.Bytes) || !backend.InodesHold(at.rec, limits.Inodes) {
-			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes and %d inodes, not %d and %d", limits.Bytes, limits.Inodes, at.rec.SizeBytes, at.rec.Inodes)
+		} else if !backend.LimitHolds(at.rec, limits.Bytes) ||
+			!backend.InodesHold(at.rec, limits.Inodes) {
+			at.repairable(SeverityError, "set the limit", restore,
+				"its limit is %d bytes and %d inodes, not %d and %d", limits.Bytes, limits.Inodes,
+				at.rec.SizeBytes, at.rec.Inodes)
 		}
 		at.strays(ctx, data.File())
 	case record.QuotaBtrfs:
@@ -169,7 +180,8 @@ func (at *place) directory(ctx context.Context) {
 			return
 		}
 		if !backend.LimitHolds(at.rec, group.Limit) {
-			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes, not %d", group.Limit, at.rec.SizeBytes)
+			at.repairable(SeverityError, "set the limit", restore, "its limit is %d bytes, not %d",
+				group.Limit, at.rec.SizeBytes)
 		}
 		at.strayedSubvolumes(data.File())
 	default:
@@ -186,7 +198,9 @@ func (at *place) strays(ctx context.Context, data *os.File) {
 	}
 	if n := len(report.Strays); n > 0 {
 		first := report.Strays[0]
-		at.repairable(SeverityError, "put them back", putBack, "%d or more of its files are not charged to it, the first: %q has project id %d", n, first.Path, first.ID)
+		at.repairable(SeverityError, "put them back", putBack,
+			"%d or more of its files are not charged to it, the first: %q has project id %d", n,
+			first.Path, first.ID)
 	}
 }
 
@@ -198,7 +212,8 @@ func putBack(ctx context.Context, at *place) error {
 	}
 	defer data.Close()
 	for cursor := (quota.Cursor{}); !cursor.Done(); {
-		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute, backend.NewFlagNotes(at.view.Backends().Fault, at.dir)); err != nil {
+		if _, err := quota.Return(ctx, data.File(), uint32(at.rec.QuotaID), &cursor, time.Minute,
+			backend.NewFlagNotes(at.view.Backends().Fault, at.dir)); err != nil {
 			return err
 		}
 	}
@@ -225,12 +240,14 @@ func (at *place) strayedSubvolumes(data *os.File) {
 		charge := func(_ context.Context, at *place) error {
 			return backend.ChargeRightly(at.root.File(), uint32(at.rec.QuotaID), strays, foreign)
 		}
-		at.repairable(SeverityError, "charge each to its own volume", charge, "%s", backend.StrayText(strays, foreign))
+		at.repairable(SeverityError, "charge each to its own volume", charge, "%s",
+			backend.StrayText(strays, foreign))
 	}
 	if forgotten, err := btrfs.Forgotten(at.root.File(), id); err != nil {
 		at.error("%v", err)
 	} else if forgotten {
-		at.warning("what was written to it before quotas were switched off and on again is not counted")
+		at.warning("what was written to it before quotas were switched off and on again " +
+			"is not counted")
 	}
 }
 
@@ -254,10 +271,12 @@ func (at *place) image(ctx context.Context) {
 		at.error("its image: %v", err)
 		return
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size < at.rec.SizeBytes || st.Size > at.rec.Promise() {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size < at.rec.SizeBytes ||
+		st.Size > at.rec.Promise() {
 		at.error("its image is of %d bytes, not %d", st.Size, at.rec.SizeBytes)
 	}
-	if allocated := st.Blocks * 512; at.rec.Allocation == record.AllocationThick && allocated < st.Size {
+	if allocated := st.Blocks * 512; at.rec.Allocation == record.AllocationThick &&
+		allocated < st.Size {
 		reserve := func(_ context.Context, at *place) error {
 			image, err := at.dir.OpenFile(record.ImageFile, unix.O_RDWR, 0)
 			if err != nil {
@@ -266,7 +285,8 @@ func (at *place) image(ctx context.Context) {
 			defer image.Close()
 			return disk.Allocate(image, st.Size)
 		}
-		at.repairable(SeverityError, "reserve the rest", reserve, "its image is not thick any more: %d of %d bytes are reserved", allocated, st.Size)
+		at.repairable(SeverityError, "reserve the rest", reserve,
+			"its image is not thick any more: %d of %d bytes are reserved", allocated, st.Size)
 	}
 	devices := at.loops[loop.Backing{Dev: st.Dev, Inode: st.Ino}]
 	if at.live {
@@ -300,19 +320,23 @@ func (at *place) image(ctx context.Context) {
 // device looks at the settings of the one loop device.
 func (at *place) device(d loop.Device, size int64) {
 	if at.rec.LogicalBlockSize != 0 && d.BlockSize != at.rec.LogicalBlockSize {
-		at.error("%s has blocks of %d bytes, and the data was written with %d", d.Path, d.BlockSize, at.rec.LogicalBlockSize)
+		at.error("%s has blocks of %d bytes, and the data was written with %d", d.Path, d.BlockSize,
+			at.rec.LogicalBlockSize)
 	}
 	if d.SizeBytes != size || d.Offset != 0 {
-		at.error("%s has %d bytes from %d on, and the image %d", d.Path, d.SizeBytes, d.Offset, size)
+		at.error("%s has %d bytes from %d on, and the image %d", d.Path, d.SizeBytes, d.Offset,
+			size)
 	}
 	if d.ReadOnly {
 		at.error("%s is read-only", d.Path)
 	}
 	if d.Autoclear {
-		at.repairable(SeverityError, "take the mark off", bringUp, "%s will detach itself when its last user closes it", d.Path)
+		at.repairable(SeverityError, "take the mark off", bringUp,
+			"%s will detach itself when its last user closes it", d.Path)
 	}
 	if d.Discard && at.rec.Allocation == record.AllocationThick {
-		at.repairable(SeverityError, "switch discards off", bringUp, "%s passes discards on, and one fstrim would thin its image", d.Path)
+		at.repairable(SeverityError, "switch discards off", bringUp,
+			"%s passes discards on, and one fstrim would thin its image", d.Path)
 	}
 	if !d.DirectIO {
 		direct, err := at.dir.OpenFile(record.ImageFile, unix.O_RDONLY|unix.O_DIRECT, 0)
@@ -324,7 +348,8 @@ func (at *place) device(d loop.Device, size int64) {
 			if !possible {
 				return
 			}
-			at.repairable(SeverityWarning, "switch it on", bringUp, "%s does not use direct I/O, so its data is cached twice", d.Path)
+			at.repairable(SeverityWarning, "switch it on", bringUp,
+				"%s does not use direct I/O, so its data is cached twice", d.Path)
 		}
 	}
 }
@@ -333,7 +358,8 @@ func (at *place) device(d loop.Device, size int64) {
 func (at *place) link(d loop.Device) {
 	to, err := os.Readlink(filepath.Join(at.view.Backends().DeviceDir, at.rec.ID))
 	if err != nil || to != d.Path {
-		at.repairable(SeverityError, "make the link", bringUp, "its link leads to %q, not to %s", to, d.Path)
+		at.repairable(SeverityError, "make the link", bringUp, "its link leads to %q, not to %s",
+			to, d.Path)
 	}
 	if mounted, err := backend.IsMounted(at.dir); err != nil || mounted {
 		at.error("it was handed out as a block device, and is mounted (%v)", err)
@@ -354,8 +380,10 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 		return
 	}
 	if mounted != nil {
-		if sick := at.view.Backends().WellnessLocked(ctx, at.rec, target, mounted, false); sick != nil {
-			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp, "it %s", sick.Detail)
+		if sick := at.view.Backends().WellnessLocked(ctx, at.rec, target, mounted,
+			false); sick != nil {
+			at.repairable(SeverityError, "unmount, check and mount it, if nothing uses it", bringUp,
+				"it %s", sick.Detail)
 			return
 		}
 	}
@@ -373,14 +401,16 @@ func (at *place) mounted(ctx context.Context, image *os.File, d loop.Device) {
 	if mounted == nil {
 		at.repairable(SeverityError, "bring it up", bringUp, "it is not mounted")
 		if len(names) > 0 {
-			at.error("something was written to the directory it is mounted at while it was not: %s", names[0])
+			at.error("something was written to the directory it is mounted at while it was not: %s",
+				names[0])
 		}
 		return
 	}
 	if err := backend.IdentifySettled(image, at.rec); err != nil {
 		at.error("%v", err)
 	}
-	if st, err := inner.Stat(record.DataDir); errors.Is(err, fs.ErrNotExist) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if st, err := inner.Stat(record.DataDir); errors.Is(err, fs.ErrNotExist) ||
+		err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		at.error("the directory its user sees (%s) is gone", record.DataDir)
 	}
 }

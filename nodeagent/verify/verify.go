@@ -144,9 +144,15 @@ type verifier struct {
 
 func (v *verifier) add(f Finding) { v.findings = append(v.findings, f) }
 
+// find adds what a person has to look at, or what the agent is at work on.
+func (v *verifier) find(severity Severity, p *pool, volume, format string, args ...any) {
+	v.add(Finding{Severity: severity, Pool: p.name(), Volume: volume,
+		What: fmt.Sprintf(format, args...)})
+}
+
 // failed reports that something could not be looked at.
 func (v *verifier) failed(p *pool, name string, err error) {
-	v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("can not be looked at: %v", err)})
+	v.find(SeverityError, p, name, "can not be looked at: %v", err)
 }
 
 func (v *verifier) run(ctx context.Context) []Finding {
@@ -155,14 +161,16 @@ func (v *verifier) run(ctx context.Context) []Finding {
 	v.volumes = map[string]*record.Volume{}
 	devices, err := loop.List()
 	if err != nil {
-		v.add(Finding{Severity: SeverityError, What: fmt.Sprintf("loop devices can not be listed: %v", err)})
+		v.add(Finding{Severity: SeverityError,
+			What: fmt.Sprintf("loop devices can not be listed: %v", err)})
 	}
 	for _, d := range devices {
 		v.loops[d.Backing] = append(v.loops[d.Backing], d)
 	}
 	for _, p := range v.pools {
 		if ctx.Err() != nil {
-			v.add(Finding{Severity: SeverityNote, What: "not all was looked at: " + ctx.Err().Error()})
+			v.add(Finding{Severity: SeverityNote,
+				What: "not all was looked at: " + ctx.Err().Error()})
 			return v.findings
 		}
 		v.pool(ctx, p)
@@ -178,7 +186,7 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 	r, _, err := disk.Open(&p.cfg, &want)
 	if err != nil {
 		v.incomplete = true
-		v.add(Finding{Severity: SeverityError, Pool: p.name(), What: err.Error()})
+		v.find(SeverityError, p, "", "%s", err.Error())
 		return
 	}
 	defer r.Close()
@@ -212,11 +220,12 @@ func (v *verifier) pool(ctx context.Context, p *pool) {
 }
 
 // volume looks at the directory name of a pool.
-func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings, name string) {
+func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFindings,
+	name string) {
 	if v.live {
 		unlock, err := v.view.Lock(ctx, name)
 		if err != nil {
-			v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: name, What: err.Error()})
+			v.find(SeverityNote, p, name, "%s", err.Error())
 			return
 		}
 		defer unlock()
@@ -227,16 +236,16 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFi
 	}
 	if err != nil {
 		v.incomplete = true
-		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: fmt.Sprintf("it can not be read as a volume, and is left alone: %v", err)})
+		v.find(SeverityError, p, name, "it can not be read as a volume, and is left alone: %v", err)
 		return
 	}
 	if copied := disk.CopyOn(r, p.name(), rec); copied != nil {
 		q.unknown = append(q.unknown, name) // its quota id may be in use by the volume
-		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: copied.Error()})
+		v.find(SeverityError, p, name, "%s", copied.Error())
 		return
 	}
 	if other := v.volumes[name]; other != nil {
-		v.add(Finding{Severity: SeverityError, Pool: p.name(), Volume: name, What: "another pool has a volume of this id too"})
+		v.find(SeverityError, p, name, "another pool has a volume of this id too")
 	}
 	v.volumes[name] = rec
 	dir, err := r.OpenDir(name)
@@ -276,18 +285,20 @@ func (at *place) opened() *backend.Volume {
 }
 
 func (at *place) error(format string, args ...any) {
-	at.add(Finding{Severity: SeverityError, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
+	at.find(SeverityError, at.pool, at.rec.ID, format, args...)
 }
 
 func (at *place) warning(format string, args ...any) {
-	at.add(Finding{Severity: SeverityWarning, Pool: at.pool.name(), Volume: at.rec.ID, What: fmt.Sprintf(format, args...)})
+	at.find(SeverityWarning, at.pool, at.rec.ID, format, args...)
 }
 
 // repairable reports what apply puts right. Pool and volume are opened anew for
 // it, under the volume's lock.
-func (at *place) repairable(severity Severity, repair string, apply func(context.Context, *place) error, format string, args ...any) {
+func (at *place) repairable(severity Severity, repair string,
+	apply func(context.Context, *place) error, format string, args ...any) {
 	view, p, id := at.view, at.pool, at.rec.ID
-	at.add(Finding{Severity: severity, Pool: p.name(), Volume: id, What: fmt.Sprintf(format, args...), Repair: repair,
+	at.add(Finding{Severity: severity, Pool: p.name(), Volume: id,
+		What: fmt.Sprintf(format, args...), Repair: repair,
 		apply: func(ctx context.Context) error {
 			unlock, err := view.Lock(ctx, id)
 			if err != nil {
@@ -324,7 +335,7 @@ func (v *verifier) trash(ctx context.Context, p *pool, r *disk.Root, q *quotaFin
 		where := record.TrashDir + "/" + name
 		id, ok := disk.TrashID(name)
 		if !ok {
-			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "it is no entry of the trash, and nothing frees it"})
+			v.find(SeverityWarning, p, where, "it is no entry of the trash, and nothing frees it")
 			continue
 		}
 		trash, err := r.Meta.OpenDir(record.TrashDir)
@@ -332,8 +343,10 @@ func (v *verifier) trash(ctx context.Context, p *pool, r *disk.Root, q *quotaFin
 			v.failed(p, where, err)
 			return
 		}
-		if _, err := disk.ReadNote(trash, name); err != nil && !disk.IsFreeing(name) && !errors.Is(err, fs.ErrNotExist) {
-			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("when it is to be freed can not be read, and it is kept: %v", err)})
+		if _, err := disk.ReadNote(trash, name); err != nil && !disk.IsFreeing(name) &&
+			!errors.Is(err, fs.ErrNotExist) {
+			v.find(SeverityWarning, p, where,
+				"when it is to be freed can not be read, and it is kept: %v", err)
 		}
 		if rec, err := disk.ReadEntry(trash, name, id); err == nil {
 			q.own(v, p, where, rec)
@@ -356,7 +369,8 @@ func (v *verifier) tmp(ctx context.Context, p *pool, r *disk.Root, q *quotaFindi
 		where := record.TmpDir + "/" + name
 		if record.CheckID(name) != nil {
 			if !strings.HasPrefix(name, ".") { // a probe's file, which the next probe makes anew
-				v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "it was not made by Quarry, and nothing clears it away"})
+				v.find(SeverityWarning, p, where,
+					"it was not made by Quarry, and nothing clears it away")
 			}
 			continue
 		}
@@ -377,7 +391,8 @@ func (v *verifier) tmp(ctx context.Context, p *pool, r *disk.Root, q *quotaFindi
 
 func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	if !v.live {
-		v.add(Finding{Severity: SeverityNote, Pool: p.name(), Volume: where, What: "a volume that is being made, or that a crash left; the agent clears it away"})
+		v.find(SeverityNote, p, where,
+			"a volume that is being made, or that a crash left; the agent clears it away")
 		return
 	}
 	unlock, err := v.view.TryLock(name)
@@ -395,8 +410,10 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 		return
 	}
 	view := v.view
-	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "a volume that was never finished",
-		Repair: "take it down and free it", apply: func(ctx context.Context) error { return view.Scrap(ctx, p.name(), name) }})
+	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where,
+		What:   "a volume that was never finished",
+		Repair: "take it down and free it",
+		apply:  func(ctx context.Context) error { return view.Scrap(ctx, p.name(), name) }})
 }
 
 // unused proves that nothing holds on to an entry of the trash: no device, no
@@ -428,14 +445,17 @@ func (v *verifier) unused(_ context.Context, p *pool, parent *beneath.Dir, name,
 	if mounted, err := backend.IsMounted(dir); err != nil {
 		v.failed(p, where, err)
 	} else if mounted {
-		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: "its filesystem is still mounted", Repair: "unmount and detach it", apply: takeDown})
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where,
+			What: "its filesystem is still mounted", Repair: "unmount and detach it",
+			apply: takeDown})
 	}
 	devices, err := backend.DevicesOf(dir)
 	if err != nil {
 		v.failed(p, where, err)
 	}
 	for _, d := range devices {
-		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where, What: fmt.Sprintf("%s is still over its image%s", d.Path, backend.HoldersText(d)),
+		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where,
+			What:   fmt.Sprintf("%s is still over its image%s", d.Path, backend.HoldersText(d)),
 			Repair: "unmount and detach it", apply: takeDown})
 	}
 }
@@ -448,31 +468,37 @@ func (v *verifier) deletedImages(p *pool) {
 			if !d.Deleted || !strings.HasPrefix(d.BackingPath, filepath.Clean(p.cfg.Path)+"/") {
 				continue
 			}
-			v.add(Finding{Severity: SeverityWarning, Pool: p.name(), What: fmt.Sprintf("%s is over a deleted image (%s)%s", d.Path, d.Name, backend.HoldersText(d)),
-				Repair: "detach it", apply: func(ctx context.Context) error { return loop.DetachBacking(ctx, d) }})
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(),
+				What: fmt.Sprintf("%s is over a deleted image (%s)%s", d.Path, d.Name,
+					backend.HoldersText(d)),
+				Repair: "detach it",
+				apply:  func(ctx context.Context) error { return loop.DetachBacking(ctx, d) }})
 		}
 	}
 }
 
 // claimIndex looks for links by claim that lead nowhere.
 func (v *verifier) claimIndex(p *pool, r *disk.Root) {
-	err := disk.DanglingClaims(r, func(id, _, _ string) bool { return v.volumes[id] != nil }, func(dir *beneath.Dir, namespace, claim string) error {
-		v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: path.Join(record.ByClaimDir, namespace, claim), What: "the link leads to no volume", Repair: "remove it",
-			apply: func(context.Context) error {
-				r, err := p.open()
-				if err != nil {
-					return err
-				}
-				defer r.Close()
-				dir, err := r.Meta.OpenDir(path.Join(record.ByClaimDir, namespace))
-				if err != nil {
-					return err
-				}
-				defer dir.Close()
-				return dir.Unlink(claim)
-			}})
-		return nil
-	})
+	err := disk.DanglingClaims(r, func(id, _, _ string) bool { return v.volumes[id] != nil },
+		func(dir *beneath.Dir, namespace, claim string) error {
+			v.add(Finding{Severity: SeverityWarning, Pool: p.name(),
+				Volume: path.Join(record.ByClaimDir, namespace, claim),
+				What:   "the link leads to no volume", Repair: "remove it",
+				apply: func(context.Context) error {
+					r, err := p.open()
+					if err != nil {
+						return err
+					}
+					defer r.Close()
+					dir, err := r.Meta.OpenDir(path.Join(record.ByClaimDir, namespace))
+					if err != nil {
+						return err
+					}
+					defer dir.Close()
+					return dir.Unlink(claim)
+				}})
+			return nil
+		})
 	if err != nil {
 		v.failed(p, record.ByClaimDir, err)
 	}
@@ -497,7 +523,8 @@ func (v *verifier) deviceLinks() {
 			continue // looked at with its volume
 		}
 		link := filepath.Join(dir, e.Name())
-		v.add(Finding{Severity: SeverityWarning, Volume: e.Name(), What: fmt.Sprintf("%s is the link of no Block volume", link), Repair: "remove it",
+		v.add(Finding{Severity: SeverityWarning, Volume: e.Name(),
+			What: fmt.Sprintf("%s is the link of no Block volume", link), Repair: "remove it",
 			apply: func(context.Context) error { return os.Remove(link) }})
 	}
 }
