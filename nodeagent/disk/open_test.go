@@ -3,6 +3,7 @@ package disk
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -137,4 +138,43 @@ func TestInspectChangesNothing(t *testing.T) {
 	after, err := os.ReadDir(filepath.Join(cfg.Path, record.MetaDir))
 	require.NoError(t, err)
 	require.Equal(t, before, after)
+}
+
+// TestOpenKeepsNothing: a pool's disk can be unmounted once it was opened and
+// closed, also where it was refused.
+func TestOpenKeepsNothing(t *testing.T) {
+	cfg, identity := made(t, record.PoolHolder{Node: "node1"}, "ours")
+	empty := &config.Pool{Name: "empty", Path: t.TempDir()}
+	opened := func() (n int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		for _, e := range entries {
+			to, _ := os.Readlink("/proc/self/fd/" + e.Name())
+			if strings.HasPrefix(to, cfg.Path) || strings.HasPrefix(to, empty.Path) {
+				n++
+			}
+		}
+		return n
+	}
+	for _, c := range []struct {
+		cfg  *config.Pool
+		want Expectation
+	}{
+		{cfg, Expectation{UID: identity.UID}},
+		{cfg, Expectation{UID: "another"}},
+		{cfg, Expectation{ClusterID: "theirs"}},
+		{cfg, Expectation{By: record.PoolHolder{Node: "node2"}}},
+		{empty, Expectation{}},
+		{empty, Expectation{UID: "known"}},
+	} {
+		r, _, err := Open(c.cfg, &c.want)
+		if err == nil {
+			require.Equal(t, 2, opened(), "the pool's directory, and its own")
+			require.NoError(t, r.Close())
+		}
+		require.Zero(t, opened(), "%+v: %v", c.want, err)
+	}
+	_, err := Inspect(cfg.Path)
+	require.NoError(t, err)
+	require.Zero(t, opened())
 }
