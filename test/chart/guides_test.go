@@ -176,7 +176,7 @@ func commandsReference(t *testing.T) map[string][]string {
 	for _, section := range strings.Split(readFile(t, "docs/reference/commands.md"), "\n## ")[1:] {
 		title, _, _ := strings.Cut(section, "\n")
 		var path []string // without the arguments
-		for _, word := range strings.Fields(title) {
+		for word := range strings.FieldsSeq(title) {
 			if word != strings.ToLower(word) || strings.ContainsAny(word, "[]<>.") {
 				break
 			}
