@@ -190,7 +190,10 @@ func newVerifyCommand() *cobra.Command {
 		Long: `Check that pools, records, quotas, images, loop devices and mounts are as they
 must be, and with --cluster the API objects. It prints what does not hold and
 ends with status 1 if there is anything worse than a note. Nothing is changed
-without --repair; the column REPAIR says beforehand what that would do.`,
+without --repair; the column REPAIR says beforehand what that would do.
+
+With --pool, what belongs to no volume of the pools named (a device link, a
+quota) may be of another pool: it is noted, and never repaired.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := d.output.IsJSON()
@@ -284,7 +287,7 @@ func (d *disks) verify(ctx context.Context, pools []config.Pool,
 		s.Expect(name, e)
 	}
 
-	findings := verify.Pools(ctx, s.View())
+	findings := verify.Pools(ctx, s.View(), len(d.paths) == 0)
 	if reader == nil {
 		return findings, nil
 	}

@@ -202,7 +202,7 @@ func TestCopyOfADeletedVolume(t *testing.T) {
 	in, err := disk.Inspect(n.pools[1].Path)
 	require.NoError(t, err)
 	require.Contains(t, in.Broken, v.ID)
-	require.True(t, contains(verify.Pools(t.Context(), New(n.options()).View()), "is a copy"))
+	require.True(t, contains(verify.Pools(t.Context(), New(n.options()).View(), true), "is a copy"))
 }
 
 // TestCopiedTrash copies an entry of the trash to another pool: nothing frees it.

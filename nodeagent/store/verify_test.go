@@ -27,7 +27,7 @@ func damaged(t *testing.T, n *node, what string, repairable bool) {
 	t.Helper()
 	found := verify.Live(t.Context(), n.store.View())
 	require.True(t, contains(found, what), "want %q, have %v", what, found)
-	outside := verify.Pools(t.Context(), New(n.options()).View())
+	outside := verify.Pools(t.Context(), New(n.options()).View(), true)
 	require.True(t, contains(outside, what), "without the store: want %q, have %v", what, outside)
 	for _, f := range found {
 		if strings.Contains(f.What, what) {
@@ -39,7 +39,7 @@ func damaged(t *testing.T, n *node, what string, repairable bool) {
 	}
 	require.NoError(t, verify.Repair(t.Context(), found))
 	n.check()
-	require.Empty(t, verify.Pools(t.Context(), New(n.options()).View()))
+	require.Empty(t, verify.Pools(t.Context(), New(n.options()).View(), true))
 }
 
 func TestVerifyLoopVolumes(t *testing.T) {
@@ -245,7 +245,7 @@ func TestInspectChangesNothing(t *testing.T) {
 	require.Equal(t, []string{"pvc-4"}, in.Unfinished)
 	require.Contains(t, in.Broken, "other")
 	require.Equal(t, n.store.Pools()[0].UID, in.Identity.UID)
-	verify.Pools(context.Background(), New(n.options()).View())
+	verify.Pools(context.Background(), New(n.options()).View(), true)
 	require.Equal(t, before, tree())
 	n.dirty = true
 	_, err = disk.Inspect(t.TempDir())
@@ -257,4 +257,38 @@ func smallNamed(id string) Request {
 	r := small
 	r.ID = id
 	return r
+}
+
+// Who looks at one pool of several knows nothing of the others' volumes, and
+// takes nothing of theirs away.
+func TestVerifySomePools(t *testing.T) {
+	disk := onBtrfs.make(t, 2*gib)
+	one, two := filepath.Join(disk, "one"), filepath.Join(disk, "two")
+	require.NoError(t, os.Mkdir(one, 0o755))
+	require.NoError(t, os.Mkdir(two, 0o755))
+	n := newNode(t, one, two)
+	n.mustCreate(Request{ID: "raw", SizeBytes: 32 * mib, VolumeMode: record.ModeBlock, Pool: n.pools[1].Name})
+	n.mustCreate(Request{ID: "directory", SizeBytes: 32 * mib, Backend: record.BackendDirectory, Pool: n.pools[1].Name})
+
+	alone := n.options()
+	alone.Pools = n.pools[:1]
+	look := func(all bool) []verify.Finding { return verify.Pools(t.Context(), New(alone).View(), all) }
+
+	repairs := 0
+	for _, f := range look(true) {
+		if f.Repair != "" {
+			repairs++
+		}
+	}
+	require.Equal(t, 2, repairs, "were it all, the link and the qgroup would be left over")
+
+	notes := look(false)
+	require.Len(t, notes, 2)
+	for _, f := range notes {
+		require.Equal(t, verify.SeverityNote, f.Severity)
+		require.Empty(t, f.Repair)
+		require.Contains(t, f.What, "or of a pool that was not looked at")
+		require.Error(t, f.Apply(t.Context()))
+	}
+	n.check()
 }

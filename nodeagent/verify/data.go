@@ -93,7 +93,7 @@ func (q *quotaFindings) leaks(v *verifier, p *pool, r *disk.Root) error {
 		for _, g := range groups {
 			if id := uint32(g.Number); uint64(id) == g.Number && quota.IsOurs(id) &&
 				q.owners[g.Number] == "" && !v.acquired(p, id) {
-				v.add(Finding{Severity: SeverityWarning, Pool: p.name(),
+				v.leak(Finding{Severity: SeverityWarning, Pool: p.name(),
 					What:   fmt.Sprintf("qgroup 1/%d is no volume's", id),
 					Repair: "remove it, if nothing is in it",
 					apply: func(context.Context) error {
@@ -122,7 +122,7 @@ func (q *quotaFindings) leak(v *verifier, p *pool, project quota.Project) {
 			return p.with(func(r *disk.Root) error { return quota.Clear(r.File(), project.ID) })
 		}
 	}
-	v.add(f)
+	v.leak(f)
 }
 
 // acquired reports whether a running store has given the id to a volume that is

@@ -79,13 +79,20 @@ func Live(ctx context.Context, view View) []Finding {
 
 // Pools is Live for a store that does not run, as in `quarry verify`: nothing
 // is known but the disks and what is expected of them. Since an agent may be at
-// work meanwhile, it looks twice and reports what it found both times.
-func Pools(ctx context.Context, view View) []Finding {
-	first := newVerifier(view, false).run(ctx)
+// work meanwhile, it looks twice and reports what it found both times. Where the
+// view has not all of the node's pools, what no volume of theirs explains may be
+// another pool's: that is a note, and nothing is repaired.
+func Pools(ctx context.Context, view View, all bool) []Finding {
+	look := func() []Finding {
+		v := newVerifier(view, false)
+		v.all = all
+		return v.run(ctx)
+	}
+	first := look()
 	if len(first) == 0 {
 		return nil
 	}
-	again := newVerifier(view, false).run(ctx)
+	again := look()
 	return slices.DeleteFunc(again, func(f Finding) bool {
 		return !slices.ContainsFunc(first, func(g Finding) bool {
 			return g.Pool == f.Pool && g.Volume == f.Volume && g.What == f.What
@@ -94,7 +101,7 @@ func Pools(ctx context.Context, view View) []Finding {
 }
 
 func newVerifier(view View, live bool) *verifier {
-	v := &verifier{view: view, live: live}
+	v := &verifier{view: view, live: live, all: true}
 	for _, cfg := range view.Pools() {
 		v.pools = append(v.pools, &pool{cfg: cfg, view: view})
 	}
@@ -130,6 +137,8 @@ type verifier struct {
 	pools []*pool
 	// live: the store runs, so its locks keep its operations out.
 	live bool
+	// all: the pools are all that the node has.
+	all bool
 	// loops are the loop devices of the machine, by the file beneath them.
 	loops map[loop.Backing][]loop.Device
 	// quotas are what was found on each filesystem, by its key.
@@ -143,6 +152,15 @@ type verifier struct {
 }
 
 func (v *verifier) add(f Finding) { v.findings = append(v.findings, f) }
+
+// leak adds what is there and belongs to no volume of the pools.
+func (v *verifier) leak(f Finding) {
+	if !v.all {
+		f.Severity, f.Repair, f.apply = SeverityNote, "", nil
+		f.What += ", or of a pool that was not looked at"
+	}
+	v.add(f)
+}
 
 // find adds what a person has to look at, or what the agent is at work on.
 func (v *verifier) find(severity Severity, p *pool, volume, format string, args ...any) {
@@ -523,7 +541,7 @@ func (v *verifier) deviceLinks() {
 			continue // looked at with its volume
 		}
 		link := filepath.Join(dir, e.Name())
-		v.add(Finding{Severity: SeverityWarning, Volume: e.Name(),
+		v.leak(Finding{Severity: SeverityWarning, Volume: e.Name(),
 			What: fmt.Sprintf("%s is the link of no Block volume", link), Repair: "remove it",
 			apply: func(context.Context) error { return os.Remove(link) }})
 	}
