@@ -250,7 +250,7 @@ func (n *node) takeDown() {
 			if m.Mountpoint == p.Path {
 				continue
 			}
-			if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil {
+			if err := testroot.Unmount(m.Mountpoint); err != nil {
 				n.t.Errorf("take the node down: unmount %s: %v", m.Mountpoint, err)
 			}
 		}

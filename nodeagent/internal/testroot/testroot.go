@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -226,13 +227,25 @@ func NewFilesystem(t testing.TB, fstype string, size int64, mountArgs ...string)
 	return target
 }
 
+// Unmount unmounts what is mounted at a path. A child of this process has its
+// descriptors between fork and exec, also those within the mount, so a mount
+// that is busy is tried again for some seconds.
+func Unmount(target string) error {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+		if err != unix.EBUSY || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 // UnmountOnCleanup unmounts whatever is mounted at the path when the test
 // ends, however many mounts are stacked there.
 func UnmountOnCleanup(t testing.TB, target string) {
 	t.Helper()
 	t.Cleanup(func() {
 		for {
-			err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+			err := Unmount(target)
 			if err == nil {
 				continue
 			}
