@@ -1,8 +1,6 @@
 package nodeagent
 
 import (
-	"github.com/quarry-storage/quarry/nodeagent/backend"
-
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/store"
 	"github.com/quarry-storage/quarry/nodeagent/translate"

@@ -1,8 +1,6 @@
 package nodeagent
 
 import (
-	"github.com/quarry-storage/quarry/nodeagent/backend"
-
 	"context"
 	"fmt"
 	"testing"
@@ -13,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 )
 
 // TestAChangeOfOneVolumeLooksAtThatOne: neither what follows the disks nor the

@@ -19,7 +19,8 @@ import (
 // nothing above this package has to ask again.
 //
 // Who calls a method holds the volume's lock, so that of one volume there is one
-// call at a time; calls for different volumes run at once. Every method may be
+// call at a time, but for Taken, which a measurement asks at any time; calls for
+// different volumes run at once. Every method may be
 // ended by kill -9 between any two of its steps (Backends.Fault has their
 // names), and each can be called again after that.
 //
@@ -38,7 +39,7 @@ type Backend interface {
 	// Make makes the data of a new volume under tmp, completes its record and
 	// writes it. The size is in force before anything can be written. An image
 	// is up when it returns, and stays so while its directory is renamed. After
-	// an error, what there is is for [Backends.Release] and the trash. Without
+	// an error, what is there is for [Backends.Release] and the trash. Without
 	// room it is a *disk.CapacityError; [ErrUnreserved] where a thick image
 	// would be none.
 	Make(ctx context.Context, m *Making) error

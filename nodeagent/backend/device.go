@@ -21,7 +21,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// TakeDown unmounts and detaches what activate made, verified. It does not ask
+// TakeDown unmounts and detaches what Up made, verified. It does not ask
 // whether somebody uses the volume; the kernel does, for what it can see: a
 // busy mount or a held device is an *InUseError, and nothing was forced.
 func (b *Backends) TakeDown(ctx context.Context, id string, dir *beneath.Dir) error {

@@ -7,8 +7,9 @@
 //
 // It knows one volume at a time and keeps no books: what is promised to whom,
 // which volumes there are, and whose turn it is, is package store's, which calls
-// everything here with the volume's lock held. What it needs of the process
-// around it is handed in ([Backends], [Making]).
+// what changes a volume with its lock held; an entry of the trash is taken down by
+// who frees it. What it needs of the process around it is handed in ([Backends],
+// [Making]).
 //
 // # What a crash leaves
 //

@@ -16,8 +16,9 @@
 //
 // A pool is made by writing one file, which is the commit; what [Probe] and
 // [TryToWrite] make has names that begin with a dot, is taken away again, and is
-// made anew by the next call. Everything else here is written by who holds the
-// volume's lock: see package store.
+// made anew by the next call. Everything else here, but for the pool's identity
+// and the index by claim, is written by who holds the volume's lock: see package
+// store.
 //
 // # Traps this package knows
 //

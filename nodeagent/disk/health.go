@@ -97,16 +97,13 @@ func TryToWrite(r *Root) (err error) {
 // longerThanAny is a name that no file of any filesystem here can have.
 var longerThanAny = strings.Repeat("x", unix.NAME_MAX+1)
 
-// AwaitThaw waits as long as the filesystem of an open pool is frozen. What is
-// read of a frozen filesystem, and what it says of itself, looks as ever; the
-// question is that of [AwaitWrites]. What other machines serve is not asked it:
-// their names may be longer.
-func AwaitThaw(r *Root) {
+// CanFreeze reports whether the filesystem of an open pool can be asked whether
+// it is frozen ([AwaitWrites]). What is read of a frozen filesystem, and what it
+// says of itself, looks as ever. What other machines serve is not asked: their
+// names may be longer, and they may not answer at all.
+func CanFreeze(r *Root) bool {
 	var st unix.Statfs_t
-	if unix.Fstatfs(int(r.File().Fd()), &st) != nil || sharedBy(&st) != "" {
-		return
-	}
-	AwaitWrites(int(r.File().Fd()))
+	return unix.Fstatfs(int(r.File().Fd()), &st) == nil && sharedBy(&st) == ""
 }
 
 // AwaitWrites waits until the filesystem with the directory root, which may be

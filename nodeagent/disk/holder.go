@@ -118,7 +118,7 @@ func mayHave(cfg *config.Pool, identity *record.Pool, want *Expectation) error {
 	return &OfflineError{
 		Pool: cfg.Name, Reason: OfflineInUseElsewhere, UID: identity.UID, Holder: last,
 		Err: fmt.Errorf("%s holds pool %s, which was last used by node %s; "+
-			"it is not touched before it is known that that node has it no more",
+			"it is not touched before it is known that the node has it no more",
 			cfg.Path, identity.UID, last),
 	}
 }

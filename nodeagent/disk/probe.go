@@ -48,7 +48,7 @@ var filesystemNames = map[int64]string{
 	0xca451a4e:                 "bcachefs",
 }
 
-// LookAtFeatures is probe for those who must not change anything.
+// LookAtFeatures is [Probe] for those who must not change anything.
 func LookAtFeatures(r *Root) (Features, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(r.File().Fd()), &st); err != nil {

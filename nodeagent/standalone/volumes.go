@@ -4,8 +4,6 @@
 package standalone
 
 import (
-	"github.com/quarry-storage/quarry/nodeagent/backend"
-
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/publish"
 	"github.com/quarry-storage/quarry/nodeagent/record"

@@ -53,7 +53,7 @@
 //	filesystemSpace.heavy, adopting     semaphores, waited for with a volume's lock held
 //	filesystemSpace.probing             what a filesystem can do is tried
 //	Store.admission                     pools are chosen and their space is promised
-//	Store.mu                            the maps, and what is in a volume and an entry of the trash
+//	Store.mu                            the maps, what is in a volume and an entry of the trash
 //	pool.mu                             what is known of a pool
 //	filesystemSpace.mu, ledger.Ledger    measurements; promises and quota ids
 //	-
@@ -86,7 +86,7 @@
 //
 // Space:
 //
-//	space.go          what pools of one filesystem share: its free space, its books (package ledger)
+//	space.go          what pools of one filesystem share: its free space, its books
 //	promise.go        promises of pools that come and go
 //	request.go        what a caller may ask for, and how it is carved
 //	admit.go          promising space, to all of a group or to none

@@ -85,6 +85,10 @@ func (s *Store) isMissing(v *volume) bool {
 // awaitThaw waits while the filesystem of an open pool is frozen, and takes the
 // pool out where that lasts.
 func (s *Store) awaitThaw(ctx context.Context, p *pool, r *disk.Root) {
+	if !disk.CanFreeze(r) {
+		return
+	}
+
 	since := time.Now()
 	told := time.AfterFunc(s.patience.freeze, func() {
 		s.takeOut(ctx, p, disk.OfflineFrozen, fmt.Errorf("the filesystem below %s is frozen "+
@@ -92,7 +96,7 @@ func (s *Store) awaitThaw(ctx context.Context, p *pool, r *disk.Root) {
 			"again once that ends", p.cfg.Path, since.UTC().Format(time.RFC3339)))
 	})
 	defer told.Stop()
-	disk.AwaitThaw(r)
+	disk.AwaitWrites(int(r.File().Fd()))
 }
 
 // takeOut takes a pool out that does not answer, and with it the others of its

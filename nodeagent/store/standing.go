@@ -13,8 +13,7 @@ import (
 func (s *Store) upLocked(ctx context.Context, v *volume, open *backend.Volume) error {
 	s.setStanding(v, nil)
 	up, err := s.backends.Of(open.Rec).Up(ctx, open, v.pool.directIO)
-	var lost *backend.EnforcementError
-	if errors.As(err, &lost) {
+	if lost, is := errors.AsType[*backend.EnforcementError](err); is {
 		// A limit that can not be had does not take the data away from its pod;
 		// it is said, and looked at again (Recheck).
 		s.setNotEnforced(v, lost)

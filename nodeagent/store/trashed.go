@@ -12,7 +12,7 @@ import (
 // trashed is one entry of a pool's trash.
 type trashed struct {
 	pool  *pool
-	entry string // <id>@<time>, or with freeingSuffix
+	entry string // <id>@<time>, or with disk.FreeingSuffix
 	id    string
 	// rec is nil for an attempt that was never committed and has no record.
 	rec   *record.Volume

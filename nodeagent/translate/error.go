@@ -1,12 +1,11 @@
 package translate
 
 import (
-	"github.com/quarry-storage/quarry/nodeagent/backend"
-
 	"errors"
 	"fmt"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/backend"
 	"github.com/quarry-storage/quarry/nodeagent/disk"
 	"github.com/quarry-storage/quarry/nodeagent/keylock"
 	"github.com/quarry-storage/quarry/nodeagent/record"

@@ -39,8 +39,8 @@ type Disks interface {
 	Pools() []config.Pool
 	// Expected is what is known of a pool from elsewhere than its disk.
 	Expected(pool string) disk.Expectation
-	// Open opens a pool for a repair. It is an *disk.OfflineError while the
-	// pool is offline.
+	// Open opens a pool for a repair, proven anew. It is a *disk.OfflineError
+	// where the pool is not there, hangs, or is another's.
 	Open(pool string) (*disk.Root, error)
 	// Backends are those of the store's process.
 	Backends() *backend.Backends
@@ -58,10 +58,10 @@ type Running interface {
 	IsDrawn(pool string, id uint32) bool
 }
 
-// Repairs are what a store alone can do. They are called with the volume's lock
-// held, and a second call changes nothing.
+// Repairs are what a store alone can do. A second call changes nothing.
 type Repairs interface {
-	// Scrap clears away what an unfinished create left of a volume.
+	// Scrap clears away what an unfinished create left of a volume, whose lock
+	// is held.
 	Scrap(ctx context.Context, pool, id string) error
 	// EnsureLink makes the link at the old path of an adopted volume.
 	EnsureLink(r *disk.Root, rec *record.Volume) error
@@ -421,8 +421,10 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	there := false
 	if r, err := p.open(); err == nil {
 		defer r.Close()
-		_, err = r.Meta.OpenFile(path.Join(record.TmpDir, name), os.O_RDONLY, 0)
-		there = err == nil
+		tmp, err := r.Meta.OpenFile(path.Join(record.TmpDir, name), os.O_RDONLY, 0)
+		if there = err == nil; there {
+			tmp.Close()
+		}
 	}
 	if !there {
 		return
@@ -431,7 +433,14 @@ func (v *verifier) unfinished(_ context.Context, p *pool, name, where string) {
 	v.add(Finding{Severity: SeverityWarning, Pool: p.name(), Volume: where,
 		What:   "a volume that was never finished",
 		Repair: "take it down and free it",
-		apply:  func(ctx context.Context) error { return view.Scrap(ctx, p.name(), name) }})
+		apply: func(ctx context.Context) error {
+			unlock, err := view.Lock(ctx, name)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			return view.Scrap(ctx, p.name(), name)
+		}})
 }
 
 // unused proves that nothing holds on to an entry of the trash: no device, no
