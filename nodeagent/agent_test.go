@@ -53,6 +53,9 @@ func newBenchAt(t *testing.T, path string) *bench {
 	require.NoError(t, err)
 	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
 		WithIndex(&v1alpha1.Volume{}, indexClaim, indexOfClaim).
+		WithIndex(&v1alpha1.Volume{}, "spec.nodeName", func(o client.Object) []string {
+			return []string{o.(*v1alpha1.Volume).Spec.NodeName}
+		}).
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem,
 			UID: "cluster-1"}}).Build()}
 	b.start("")

@@ -39,7 +39,7 @@ type lanes struct {
 	mu      sync.Mutex
 	used    map[string]int
 	waiting map[string][]string // volumes by pool, in the order they came
-	waits   map[string]bool     // by volume: it is in waiting
+	waits   map[[2]string]bool  // by pool and volume: it is in waiting
 }
 
 // enter takes a lane of the pool for a volume and returns what gives it back.
@@ -55,12 +55,12 @@ func (l *lanes) enter(pool, volume string) (leave func(), ok bool) {
 
 	if l.used == nil {
 		l.used, l.waiting = map[string]int{}, map[string][]string{}
-		l.waits = map[string]bool{}
+		l.waits = map[[2]string]bool{}
 	}
 
 	if l.used[pool] >= lanesOfPool {
-		if !l.waits[volume] {
-			l.waits[volume] = true
+		if key := [2]string{pool, volume}; !l.waits[key] {
+			l.waits[key] = true
 			l.waiting[pool] = append(l.waiting[pool], volume)
 		}
 		return nil, false
@@ -80,7 +80,7 @@ func (l *lanes) leave(pool string) {
 		l.waiting[pool] = l.waiting[pool][len(next):]
 	}
 	for _, volume := range next {
-		delete(l.waits, volume)
+		delete(l.waits, [2]string{pool, volume})
 	}
 	l.mu.Unlock()
 
@@ -132,6 +132,12 @@ func (a *Agent) carve(ctx context.Context, name string,
 	adm *store.Admission) (store.Volume, error) {
 	leave, ok := a.lanes.enter(adm.Pool(), name)
 	if !ok {
+		// Those that have the lanes may wait for a disk that does not answer: who
+		// has not begun goes elsewhere.
+		if err := adm.Hung(); err != nil {
+			adm.Withdraw()
+			return store.Volume{}, err
+		}
 		return store.Volume{}, errNoLane
 	}
 

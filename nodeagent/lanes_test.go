@@ -2,10 +2,12 @@ package nodeagent
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarry-storage/quarry/api/v1alpha1"
+	"github.com/quarry-storage/quarry/nodeagent/internal/testroot"
 )
 
 // TestLanes: one pool's volumes leave workers free for the others', however
@@ -71,4 +73,27 @@ func TestVolumeWaitsForALane(t *testing.T) {
 	v, err = b.volumeObject(t.Context(), "data")
 	require.NoError(t, err)
 	require.Equal(t, v1alpha1.VolumeReady, v.Status.Phase)
+}
+
+// Where those that have the lanes wait for a disk that does not answer, who has
+// not begun is refused, and can go elsewhere.
+func TestWhoWaitsForALaneOfAHungPoolIsRefused(t *testing.T) {
+	b := newBench(t)
+	for range lanesOfPool {
+		_, ok := b.lanes.enter("default", "other")
+		require.True(t, ok)
+	}
+
+	b.want("data", 16<<20, directory)
+	b.workOn(t.Context(), "data")
+	testroot.Run(t, "fsfreeze", "--freeze", b.pool)
+	t.Cleanup(func() { testroot.Run(t, "fsfreeze", "--unfreeze", b.pool) })
+	go b.store.Glance(t.Context())
+	require.Eventually(t, func() bool { return b.store.Pools()[0].Offline != nil },
+		time.Minute, 10*time.Millisecond)
+	b.workOn(t.Context(), "data")
+	v, err := b.volumeObject(t.Context(), "data")
+	require.NoError(t, err)
+	require.Equal(t, v1alpha1.VolumeRefused, v.Status.Phase, "%+v", v.Status)
+	require.False(t, b.store.Abandoned("data"))
 }

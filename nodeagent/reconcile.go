@@ -180,6 +180,12 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 		return a.absent(ctx, v, status, missing)
 	}
 
+	if uid, early := a.early.Load(v.Name); early && uid == v.UID && !isMissing {
+		// Something is there that cannot be read: it may be the volume.
+		reason, _ := store.Reason(err)
+		translate.SetReady(status, v1alpha1.VolumePending, reason, err.Error())
+		return err
+	}
 	if off := a.away(v, missing); off != nil {
 		translate.SetReady(status, v1alpha1.VolumePending, v1alpha1.ReasonPoolOffline,
 			"an agent before this one may have made it where nobody can look now, and it is "+
@@ -195,7 +201,9 @@ func (a *Agent) present(ctx context.Context, v *v1alpha1.Volume,
 // the agent that made one may have been lost with it.
 func (a *Agent) noteEarly(ctx context.Context) error {
 	var list v1alpha1.VolumeList
-	if err := a.client.List(ctx, &list); err != nil {
+	// Live: what the cache was filled from may be of before the last agent read it.
+	mine := client.MatchingFields{"spec.nodeName": a.opts.Node}
+	if err := a.live.List(ctx, &list, mine); err != nil {
 		return fmt.Errorf("list volumes: %w", err)
 	}
 	for i := range list.Items {

@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
@@ -15,8 +16,18 @@ import (
 // use.
 type written struct {
 	mu      sync.Mutex
-	objects map[string]*v1alpha1.Volume
+	objects map[string]writtenObject
 }
+
+type writtenObject struct {
+	*v1alpha1.Volume
+	at time.Time
+}
+
+// writtenFor is how long what was written counts against the cache. A watch is
+// seconds behind; that etcd was restored from a backup of before is not to be
+// hidden for longer.
+const writtenFor = 30 * time.Second
 
 // note keeps an object as the API server answered it to a write.
 func (w *written) note(v *v1alpha1.Volume) {
@@ -27,9 +38,9 @@ func (w *written) note(v *v1alpha1.Volume) {
 	defer w.mu.Unlock()
 
 	if w.objects == nil {
-		w.objects = map[string]*v1alpha1.Volume{}
+		w.objects = map[string]writtenObject{}
 	}
-	w.objects[v.Name] = v
+	w.objects[v.Name] = writtenObject{v, time.Now()}
 }
 
 // seen lets go of an object that the cache has by now, or one newer.
@@ -41,21 +52,21 @@ func (w *written) newest(cached *v1alpha1.Volume) *v1alpha1.Volume {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
-	mine := w.objects[cached.Name]
-	if mine == nil {
+	mine, any := w.objects[cached.Name]
+	if !any {
 		return cached
 	}
 
-	// KEP-5504: resource versions of one resource are numbers, in order. What is
-	// none is taken for the newer one: what was written last is seen in time.
+	// KEP-5504: resource versions of one resource are numbers, in order. Where
+	// they are none, the cache is believed.
 	order, err := resourceversion.CompareResourceVersion(mine.ResourceVersion,
 		cached.ResourceVersion)
-	if err != nil || mine.UID != cached.UID || order <= 0 {
+	if err != nil || mine.UID != cached.UID || order <= 0 || time.Since(mine.at) > writtenFor {
 		delete(w.objects, cached.Name)
 		return cached
 	}
 
-	return mine
+	return mine.Volume
 }
 
 // forget is seen for an object that is gone.

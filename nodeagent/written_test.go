@@ -3,6 +3,8 @@ package nodeagent
 import (
 	"context"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/types"
@@ -45,6 +47,19 @@ func TestNewestIsWrittenOrCached(t *testing.T) {
 			require.Equal(t, c.mine, len(w.objects) == 1, "what is seen is let go of")
 		})
 	}
+}
+
+// After etcd was restored from a backup, versions are smaller than what was
+// written before.
+func TestNewestIsTheCacheInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w written
+		w.note(object("a", "10"))
+		time.Sleep(writtenFor)
+		require.Equal(t, "10", w.newest(object("a", "9")).ResourceVersion)
+		time.Sleep(time.Second)
+		require.Equal(t, "9", w.newest(object("a", "9")).ResourceVersion)
+	})
 }
 
 // A change on the disk is noticed before the watch brings what was said of it.

@@ -59,6 +59,14 @@ func (l *localDoor) Provision(
 		return nil, controller.ProvisioningFinished, ignored
 	}
 
+	// A volume that somebody was served from is waited for where it is, which is
+	// not always where the claim is to go.
+	if down, is := errors.AsType[*agentNotReadyError](err); is {
+		node = down.Node
+	} else if pending, is := errors.AsType[*pendingError](err); is && pending.Node != "" {
+		node = pending.Node
+	}
+
 	verdict := judge(err)
 	state := verdict.State
 	refusedBy := ""

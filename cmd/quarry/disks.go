@@ -32,6 +32,8 @@ type disks struct {
 	deviceDir    string
 	paths        []string
 	output       show.Output
+	// all: the pools are all that the node has.
+	all bool
 }
 
 func (d *disks) flags(cmd *cobra.Command) {
@@ -73,6 +75,8 @@ func (d *disks) pools() ([]config.Pool, error) {
 		return nil, err
 	}
 
+	// Without a name it is not known whether this is a node with pools of its own.
+	d.all = len(c.Nodes) == 0 || d.node != ""
 	return c.PoolsOf(d.node), nil
 }
 
@@ -287,7 +291,7 @@ func (d *disks) verify(ctx context.Context, pools []config.Pool,
 		s.Expect(name, e)
 	}
 
-	findings := verify.Pools(ctx, s.View(), len(d.paths) == 0)
+	findings := verify.Pools(ctx, s.View(), d.all)
 	if reader == nil {
 		return findings, nil
 	}

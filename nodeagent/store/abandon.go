@@ -50,6 +50,14 @@ func (a *Admission) Abandon() bool {
 	return true
 }
 
+// Withdraw is Abandon for a volume that no Create has begun to make, and that
+// none will: it only lets go of what was promised.
+func (a *Admission) Withdraw() {
+	if a.pool != nil && a.fate.state.CompareAndSwap(stillBuilt, abandoned) {
+		a.Cancel()
+	}
+}
+
 // stillAbandoned refuses to make a volume while an earlier try waits for its
 // disk, with the volume's lock held.
 func (s *Store) stillAbandoned(id string) error {
