@@ -47,7 +47,8 @@
 //	flags.go      notes of files that are not immutable for a moment
 //	image.go      making and growing images
 //	bringup.go    bringing up an image
-//	device.go     the device and the mount over an image: what is there, taking it away
+//	device.go     the device and the mount over an image: what is there
+//	takedown.go   unmounting and detaching it
 //	links.go      links to the devices of Block volumes
 //	repair.go     how often a filesystem was repaired
 //	questions.go  does a filesystem answer, and take writes?

@@ -90,6 +90,7 @@
 //	promise.go        promises of pools that come and go
 //	request.go        what a caller may ask for, and how it is carved
 //	admit.go          promising space, to all of a group or to none
+//	poolchoice.go     which pool a volume goes to
 //	makeroom.go       trash that goes before its time, for what asks for room
 //	freeing.go        waiting for room that is being freed
 //
@@ -122,7 +123,7 @@
 //	watcher.go        what is noted of one look for the next
 //	recheck.go        is the size still in force?
 //	keep.go           rechecking all in turn
-//	origin.go         the record follows the claim
+//	followclaim.go    the record follows the claim
 //	claims.go         links by claim, for people
 //
 // Using, growing and ending it:

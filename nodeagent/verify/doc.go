@@ -12,7 +12,8 @@
 // # Files
 //
 //	verify.go   the view, pools, records, trash, leaks
-//	data.go     a volume's data: quotas, images, devices, mounts
+//	data.go     a volume's data: directories, images, devices, mounts
+//	quotas.go   quotas that belong to no volume, and to two
 //	adoption.go adoptions that are not finished, and the links they left
 //	findings.go what does not hold, and its repair
 package verify
