@@ -155,7 +155,8 @@ test-root: $(BIN)/gotestsum root filesystem-tools ## Tests of the node agent on 
 STORE_RACES := Books|Parallel|Group|Pressure|SameID|IsNotWaitedFor|AtOnce|FrozenPool|FreezeThatEnds|ForATree|ForADisk|HungPool|DoesNotReturn|ManyFiles|NotOnlineBefore|WhileOthersAreDeleted|TestWatch
 .PHONY: test-race
 test-race: $(BIN)/gotestsum root ## The store's parallel operations under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(call gotest,./nodeagent/store ./nodeagent/keylock,-count=1 -race -timeout 10m -run '$(STORE_RACES)')
+	CGO_ENABLED=1 $(call gotest,./nodeagent/backend ./nodeagent/keylock,-count=1 -race -timeout 10m)
+	CGO_ENABLED=1 $(call gotest,./nodeagent/store,-count=1 -race -timeout 10m -run '$(STORE_RACES)')
 
 .PHONY: test-chart
 test-chart: $(BIN)/gotestsum ## Tests of the Helm chart, the examples, and the commands of the pages
