@@ -51,7 +51,8 @@ func newBenchAt(t *testing.T, path string) *bench {
 	t.Helper()
 	scheme, err := NewScheme()
 	require.NoError(t, err)
-	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Volume{}, &v1alpha1.Pool{}).
+	b := &bench{t: t, pool: path, objects: fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(
+		&v1alpha1.Volume{}, &v1alpha1.Pool{}).
 		WithIndex(&v1alpha1.Volume{}, indexClaim, indexOfClaim).
 		WithIndex(&v1alpha1.Volume{}, "spec.nodeName", func(o client.Object) []string {
 			return []string{o.(*v1alpha1.Volume).Spec.NodeName}
@@ -97,8 +98,10 @@ func (b *bench) start(machine string) {
 func (b *bench) want(name string, size int64, change ...func(*v1alpha1.VolumeSpec)) {
 	b.t.Helper()
 	v := &v1alpha1.Volume{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.VolumeSpec{
-		NodeName: "node1", DesiredState: v1alpha1.DesiredPresent, Backend: v1alpha1.BackendLoop, Enforcement: v1alpha1.EnforcementQuota,
-		VolumeMode: corev1.PersistentVolumeFilesystem, Allocation: v1alpha1.AllocationThick, Capacity: *resource.NewQuantity(size, resource.BinarySI)}}
+		NodeName: "node1", DesiredState: v1alpha1.DesiredPresent,
+		Backend: v1alpha1.BackendLoop, Enforcement: v1alpha1.EnforcementQuota,
+		VolumeMode: corev1.PersistentVolumeFilesystem, Allocation: v1alpha1.AllocationThick,
+		Capacity: *resource.NewQuantity(size, resource.BinarySI)}}
 	for _, f := range change {
 		f(&v.Spec)
 	}

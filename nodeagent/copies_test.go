@@ -16,8 +16,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/store"
 )
 
-// withCopy makes a volume, lays a copy of it on a second pool, which it returns,
-// and starts an agent that has both.
+// withCopy makes a volume, lays a copy of it on a second pool, which it
+// returns, and starts an agent that has both.
 func (b *bench) withCopy(oldRecord bool, before func()) (made v1alpha1.VolumeStatus, copied string) {
 	b.t.Helper()
 	t := b.t
@@ -63,10 +63,10 @@ func (b *bench) startWith(other string) {
 	b.store.Refresh(t.Context())
 }
 
-// TestACopyIsNotServedWhileTheVolumeIsAway starts an agent while a volume's disk
-// is away and another pool has a copy of it. The copy is neither served nor
-// deleted, also once the disk is back; where the records do not tell which is the
-// volume, until there is only one of the two.
+// TestACopyIsNotServedWhileTheVolumeIsAway starts an agent while a volume's
+// disk is away and another pool has a copy of it. The copy is neither served
+// nor deleted, also once the disk is back; where the records do not tell which
+// is the volume, until there is only one of the two.
 func TestACopyIsNotServedWhileTheVolumeIsAway(t *testing.T) {
 	for _, oldRecord := range []bool{false, true} {
 		b := newBench(t)
@@ -142,8 +142,8 @@ func TestAVolumeThatWasMovedWhileNoAgentRan(t *testing.T) {
 	}
 }
 
-// TestACopyIsTheVolumeWhereTheClusterSaysSo takes the pool of a volume out of the
-// configuration: what another one has is a copy, until a person says in the
+// TestACopyIsTheVolumeWhereTheClusterSaysSo takes the pool of a volume out of
+// the configuration: what another one has is a copy, until a person says in the
 // Volume object that it is there now.
 func TestACopyIsTheVolumeWhereTheClusterSaysSo(t *testing.T) {
 	b := newBench(t)
@@ -151,7 +151,8 @@ func TestACopyIsTheVolumeWhereTheClusterSaysSo(t *testing.T) {
 	c, err := config.Default(filepath.Dir(copied))
 	require.NoError(t, err)
 	c.Pools[0].Name = "second"
-	b.store = store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: filepath.Join(t.TempDir(), "dev"), Log: slog.New(slog.DiscardHandler)})
+	b.store = store.New(store.Options{Node: "node1", Pools: c.Pools, DeviceDir: filepath.Join(t.TempDir(), "dev"),
+		Log: slog.New(slog.DiscardHandler)})
 	b.store.Refresh(t.Context())
 	require.Error(t, b.reconcile(t.Context(), "pvc-1"))
 	v := b.get("pvc-1")

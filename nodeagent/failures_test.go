@@ -86,9 +86,9 @@ func (b *bench) loseStatus(name string) {
 	require.NoError(b.t, b.objects.Status().Update(b.t.Context(), v))
 }
 
-// TestAVolumeIsNotMadeTwice starts an agent while a disk is away on which the one
-// before made a volume without a word. The volume is not made anew on another
-// disk, for there would be two of it; others are.
+// TestAVolumeIsNotMadeTwice starts an agent while a disk is away on which the
+// one before made a volume without a word. The volume is not made anew on
+// another disk, for there would be two of it; others are.
 func TestAVolumeIsNotMadeTwice(t *testing.T) {
 	for _, comesBack := range []bool{true, false} {
 		b := newBench(t)

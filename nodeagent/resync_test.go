@@ -38,7 +38,8 @@ func TestAChangeOfOneVolumeLooksAtThatOne(t *testing.T) {
 			}
 			return c.List(ctx, list, opts...)
 		},
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object,
+			opts ...client.GetOption) error {
 			if _, of := o.(*v1alpha1.Volume); of {
 				gets++
 			}

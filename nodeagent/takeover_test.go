@@ -49,7 +49,9 @@ func TestDiskThatAnotherNodeHas(t *testing.T) {
 		"its Node is deleted": func(b *bench, lease *coordinationv1.Lease, _ *v1alpha1.Pool) {
 			require.NoError(b.t, b.objects.Delete(b.t.Context(), lease))
 		},
-		"it says that it is missing": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) { b.says(pool, disk.OfflineMissing) },
+		"it says that it is missing": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) {
+			b.says(pool, disk.OfflineMissing)
+		},
 		"it says that it has another": func(b *bench, _ *coordinationv1.Lease, pool *v1alpha1.Pool) {
 			require.NoError(b.t, b.objects.Delete(b.t.Context(), pool))
 			b.poolOf("node7", "of-another-disk", v1alpha1.ReasonReady)
@@ -103,8 +105,8 @@ func TestPoolsWithOneIdentity(t *testing.T) {
 	require.Empty(t, why)
 }
 
-// TestAskingAgainTakesEverLonger: with each time that nothing came of it, and not
-// for what made somebody ask in between.
+// TestAskingAgainTakesEverLonger: with each time that nothing came of it, and
+// not for what made somebody ask in between.
 func TestAskingAgainTakesEverLonger(t *testing.T) {
 	var e elsewhere
 	now := time.Now()
@@ -117,8 +119,8 @@ func TestAskingAgainTakesEverLonger(t *testing.T) {
 	}
 }
 
-// TestOneTimerForADiskElsewhere reports a pool many times while another node has
-// its disk: that leaves one timer, and none once it is this node's.
+// TestOneTimerForADiskElsewhere reports a pool many times while another node
+// has its disk: that leaves one timer, and none once it is this node's.
 func TestOneTimerForADiskElsewhere(t *testing.T) {
 	testroot.RequireRoot(t)
 	d := poolDisk{at: t.TempDir()}
@@ -126,7 +128,8 @@ func TestOneTimerForADiskElsewhere(t *testing.T) {
 	b := newBenchAt(t, t.TempDir())
 	lease, _ := b.node("node7"), b.poolOf("node7", uid, v1alpha1.ReasonReady)
 	b.pool = d.at
-	require.NoError(t, b.objects.Delete(t.Context(), &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "node1.default"}}))
+	require.NoError(t, b.objects.Delete(t.Context(),
+		&v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "node1.default"}}))
 	b.start("machine-1")
 	var before *time.Timer
 	for range 5 {

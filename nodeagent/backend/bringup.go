@@ -128,7 +128,7 @@ func (b *Backends) lookInto(ctx context.Context, rec *record.Volume, dir *beneat
 	return mounted, b.WellnessLocked(ctx, rec, target, mounted, true), nil
 }
 
-// unmountSick unmounts a filesystem that can not be worked with, if nothing but
+// unmountSick unmounts a filesystem that cannot be worked with, if nothing but
 // ourselves has it; else the error is sick, with who.
 func (b *Backends) unmountSick(ctx context.Context, rec *record.Volume, dir *beneath.Dir,
 	dev loop.Device,

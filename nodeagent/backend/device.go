@@ -19,7 +19,7 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// IsMounted tells whether anything is mounted in a volume's mount directory.
+// IsMounted reports whether anything is mounted in a volume's mount directory.
 func IsMounted(dir *beneath.Dir) (bool, error) {
 	target, err := OpenMount(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -255,7 +255,7 @@ func CheckLimit(r *disk.Root, rec *record.Volume) (repaired bool, err error) {
 	return repaired, nil
 }
 
-// LimitHolds tells whether a limit in force is the record's. Filesystems round
+// LimitHolds reports whether a limit in force is the record's. Filesystems round
 // up to whole blocks, of 64 KiB at the most.
 func LimitHolds(rec *record.Volume, limit uint64) bool {
 	const block = 64 << 10

@@ -229,7 +229,7 @@ func (b *Backends) WellnessLocked(ctx context.Context, rec *record.Volume, root 
 	fd, err := unix.FcntlInt(root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return &FilesystemError{ID: rec.ID, Reason: v1alpha1.ReasonFailed,
-			Detail: fmt.Sprintf("can not be looked at: %v", err)}
+			Detail: fmt.Sprintf("cannot be looked at: %v", err)}
 	}
 	own := os.NewFile(uintptr(fd), root.Name())
 	return Diagnose(rec, b.Questions.ask(ctx, rec.ID, func() error {

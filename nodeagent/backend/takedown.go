@@ -86,7 +86,7 @@ func (b *Backends) elsewhere(dev loop.Device) []string {
 	}
 
 	if len(by) == 0 {
-		by = []string{"a holder of " + dev.Path + " that can not be seen from here"}
+		by = []string{"a holder of " + dev.Path + " that cannot be seen from here"}
 	}
 
 	return by
@@ -117,7 +117,7 @@ func holderTexts(busy *loop.BusyError) []string {
 		out = append(out, h.String())
 	}
 	if len(out) == 0 {
-		out = append(out, "a holder of "+busy.Device.Path+" that can not be seen from here")
+		out = append(out, "a holder of "+busy.Device.Path+" that cannot be seen from here")
 	}
 	return out
 }

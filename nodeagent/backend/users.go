@@ -27,7 +27,7 @@ func (b *Backends) CheckUnused(rec *record.Volume, dir *beneath.Dir, holders boo
 		return fmt.Errorf("look for mounts of volume %s: %w", rec.ID, err)
 	}
 	if !table.HostPID {
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the machine's "+
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the machine's "+
 			"processes are not visible (the agent needs hostPID)", rec.ID)
 	}
 	if err := unproven(rec, table); err != nil {
@@ -108,11 +108,11 @@ func unproven(rec *record.Volume, table *mount.Table) error {
 
 	switch {
 	case len(table.Unreadable) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mounts of pid "+
-			"%d can not be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the mounts of pid "+
+			"%d cannot be read (the agent needs CAP_SYS_PTRACE)", rec.ID, table.Unreadable[0])
 	case len(table.Hidden) > 0:
-		return fmt.Errorf("volume %s: it can not be proven that nobody uses it: the mount "+
-			"namespace %d, which no process is in, can not be looked into", rec.ID, table.Hidden[0])
+		return fmt.Errorf("volume %s: it cannot be proven that nobody uses it: the mount "+
+			"namespace %d, which no process is in, cannot be looked into", rec.ID, table.Hidden[0])
 	}
 
 	return nil

@@ -32,8 +32,8 @@ func TestTrashID(t *testing.T) {
 	require.False(t, IsFreeing("pvc-1@1"))
 }
 
-// TestKeptFor says how long an entry of the trash is kept by what is on its disk
-// alone.
+// TestKeptFor says how long an entry of the trash is kept by what is on its
+// disk alone.
 func TestKeptFor(t *testing.T) {
 	trash := func(onDelete string, retention, elapsed int64) record.Trash {
 		return record.Trash{ElapsedSeconds: elapsed,

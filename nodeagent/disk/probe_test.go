@@ -14,8 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// TestFullDiskKeepsWhatWasFound: a disk that was too full to try is not one that
-// can do less.
+// TestFullDiskKeepsWhatWasFound: a disk that was too full to try is not one
+// that can do less.
 func TestFullDiskKeepsWhatWasFound(t *testing.T) {
 	before := Features{Filesystem: "xfs", ProjectQuota: true, Reflink: true, Unreserved: true}
 	full := Features{Filesystem: "xfs", Unprobed: true, DirectIO: true, NoQuotaBecause: fullAtProbe}

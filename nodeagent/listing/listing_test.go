@@ -96,15 +96,17 @@ func TestEveryPoolIsListed(t *testing.T) {
 // TestNamesAreStable spells out the names that programs know.
 func TestNamesAreStable(t *testing.T) {
 	text, err := json.Marshal(PoolListing{
-		Name: "n", Path: "p", Labels: map[string]string{"l": "l"}, UID: "u", ClusterID: "c", Identity: &record.Pool{UID: "u", ClusterID: "c", Node: "node", Name: "was"},
-		Volumes: []VolumeListing{{Volume: record.Volume{ID: "v"}, Path: "vp"}},
+		Name: "n", Path: "p", Labels: map[string]string{"l": "l"}, UID: "u", ClusterID: "c",
+		Identity: &record.Pool{UID: "u", ClusterID: "c", Node: "node", Name: "was"},
+		Volumes:  []VolumeListing{{Volume: record.Volume{ID: "v"}, Path: "vp"}},
 		Trash: []TrashListing{{Entry: "e", RemainingSeconds: 1,
 			Trash: record.Trash{Deletion: record.Deletion{OnDelete: "trash"}}, Volume: &record.Volume{ID: "t"}}},
 		Unfinished: []string{"f"}, Broken: map[string]string{"b": "why"}, Error: "err", Reason: "Missing",
 	})
 	require.NoError(t, err)
 	volume := func(id, more string) string {
-		return `{"id":"` + id + `","createdAt":"0001-01-01T00:00:00Z","backend":"","enforcement":"","volumeMode":"","sizeBytes":0,"origin":{"deletion":{}}` + more + `}`
+		return `{"id":"` + id +
+			`","createdAt":"0001-01-01T00:00:00Z","backend":"","enforcement":"","volumeMode":"","sizeBytes":0,"origin":{"deletion":{}}` + more + `}`
 	}
 	require.JSONEq(t, `{"name":"n","path":"p","labels":{"l":"l"},"uid":"u","clusterID":"c",
 		"identity":{"uid":"u","createdAt":"0001-01-01T00:00:00Z","clusterID":"c","node":"node","name":"was"},

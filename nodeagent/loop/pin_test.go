@@ -10,7 +10,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/loop"
 )
 
-// A device that is kept open can be marked, and not taken away: its number stays the image's.
+// A device that is kept open can be marked, and not taken away: its number
+// stays the image's.
 func TestPin(t *testing.T) {
 	testroot.RequireRoot(t)
 	image := testroot.NewThickImage(t, 16*testroot.MiB)
@@ -23,7 +24,8 @@ func TestPin(t *testing.T) {
 	requireOver(t, image, dev.Path)
 	table, err := loop.Look()
 	require.NoError(t, err)
-	require.Equal(t, []loop.Seen{{Number: dev.Number, Backing: dev.Backing, Path: image.Name(), Autoclear: true}}, table[dev.Backing])
+	require.Equal(t, []loop.Seen{{Number: dev.Number, Backing: dev.Backing, Path: image.Name(), Autoclear: true}},
+		table[dev.Backing])
 
 	require.NoError(t, loop.TakeBack(dev))
 	found, err := loop.Find(image)

@@ -28,8 +28,9 @@ func room(n *node) int64 {
 	return n.store.Pools()[0].Available
 }
 
-// TestParallelCreates lets many creates, deletes and growths race for a pool that has room for a few, while images are being
-// allocated: never is more promised than there is, and none that would fit is refused in the end.
+// TestParallelCreates lets many creates, deletes and growths race for a pool
+// that has room for a few, while images are being allocated: never is more
+// promised than there is, and none that would fit is refused in the end.
 func TestParallelCreates(t *testing.T) {
 	path := onExt4.make(t, 2*gib)
 	n := newNode(t, path)
@@ -44,9 +45,11 @@ func TestParallelCreates(t *testing.T) {
 		for ctx.Err() == nil {
 			var st unix.Statfs_t
 			p := n.store.Pools()[0]
-			if err := unix.Statfs(path, &st); err != nil || p.Promised > int64(fits)*size+size || st.Bfree == 0 { // not f_bavail, of which ext4 holds 16 MiB back for its own books
+			// Not f_bavail, of which ext4 holds 16 MiB back for its own books.
+			if err := unix.Statfs(path, &st); err != nil || p.Promised > int64(fits)*size+size || st.Bfree == 0 {
 				select {
-				case over <- fmt.Sprintf("promised %d, capacity %d, free %d of %d blocks, %v", p.Promised, p.Capacity, st.Bavail, st.Bfree, err):
+				case over <- fmt.Sprintf("promised %d, capacity %d, free %d of %d blocks, %v", p.Promised, p.Capacity,
+					st.Bavail, st.Bfree, err):
 				default:
 				}
 				return
@@ -204,7 +207,8 @@ func TestSameIDInTwoPools(t *testing.T) {
 	require.FileExists(t, filepath.Join(b, r.ID, "data/mark"))
 }
 
-// TestPressure frees trash before its time where the pool allows it, the oldest first, and only if that helps.
+// TestPressure frees trash before its time where the pool allows it, the oldest
+// first, and only if that helps.
 func TestPressure(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -237,7 +241,8 @@ func TestPressure(t *testing.T) {
 	require.Equal(t, "young", n.store.Trash()[0].Volume.ID)
 	n.mustCreate(block("more", size*3/2))
 
-	require.Equal(t, n.store.Trash()[0].Volume.Promise(), n.store.Pools()[0].Purgeable, "what would give way is offered")
+	require.Equal(t, n.store.Trash()[0].Volume.Promise(), n.store.Pools()[0].Purgeable,
+		"what would give way is offered")
 
 	n.pools[0].PurgeUnderPressure = false
 	n.start()
@@ -248,7 +253,8 @@ func TestPressure(t *testing.T) {
 	require.Len(t, n.store.Trash(), 1, "not where it is not allowed")
 }
 
-// TestPressureOfGrowth frees trash before its time for a volume that wants to grow, on the filesystem where that helps.
+// TestPressureOfGrowth frees trash before its time for a volume that wants to
+// grow, on the filesystem where that helps.
 func TestPressureOfGrowth(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	n.pools[0].PurgeUnderPressure, n.pools[1].PurgeUnderPressure = true, true
@@ -262,7 +268,8 @@ func TestPressureOfGrowth(t *testing.T) {
 		require.NoError(t, n.store.Delete(t.Context(), r.ID, keep(3600)))
 	}
 	n.mustCreate(block("grows", "pool1"))
-	// An entry of the trash under the same id, as after a volume was deleted and made again.
+	// An entry of the trash under the same id, as after a volume was deleted
+	// and made again.
 	require.NoError(t, n.store.Delete(t.Context(), "grows", keep(3600)))
 	n.mustCreate(block("grows", "pool1"))
 
@@ -287,13 +294,15 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4*size, v.SizeBytes)
 
-	// Of a group only those count that may go to a filesystem: what is missing on pool1 is no reason to free trash on pool2.
+	// Of a group only those count that may go to a filesystem: what is missing
+	// on pool1 is no reason to free trash on pool2.
 	_, err = n.store.Admit(t.Context(), block("a", "pool1"), block("b", "pool2"))
 	require.ErrorAs(t, err, &full)
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Len(t, n.store.Trash(), 1)
 
-	// Nor is trash freed where it would help one of a group, if the other one fits nowhere.
+	// Nor is trash freed where it would help one of a group, if the other one
+	// fits nowhere.
 	large := block("b", "pool2")
 	large.SizeBytes = 4 * size
 	_, err = n.store.Admit(t.Context(), block("a", "pool1"), large)
@@ -305,7 +314,8 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Empty(t, n.store.Trash(), "alone it gets what is in the trash")
 
-	// A new volume for pool1 gets nothing of what lies in the trash of another filesystem.
+	// A new volume for pool1 gets nothing of what lies in the trash of another
+	// filesystem.
 	n.mustCreate(block("other", "pool2"))
 	require.NoError(t, n.store.Delete(t.Context(), "other", keep(3600)))
 	_, err = n.create(block("more", "pool1"))
@@ -314,11 +324,13 @@ func TestPressureOfGrowth(t *testing.T) {
 	require.Len(t, n.store.Trash(), 1)
 }
 
-// TestSpread puts volumes of one group apart, as far as there are pools with room, and counts those that are only promised.
+// TestSpread puts volumes of one group apart, as far as there are pools with
+// room, and counts those that are only promised.
 func TestSpread(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib), onExt4.make(t, 2*gib))
 	member := func(id, group string, size int64) Request {
-		return Request{ID: id, SizeBytes: size, Enforcement: record.EnforcementNone, Origin: record.Origin{SpreadGroup: group}}
+		return Request{ID: id, SizeBytes: size, Enforcement: record.EnforcementNone,
+			Origin: record.Origin{SpreadGroup: group}}
 	}
 	count := func(admitted ...*Admission) map[string]int {
 		pools := map[string]int{}
@@ -335,7 +347,8 @@ func TestSpread(t *testing.T) {
 	adm[1].Cancel()
 
 	// In one call, of which none is made yet.
-	one, err := n.store.Admit(t.Context(), member("a-0", "a", 16*mib), member("a-1", "a", 16*mib), member("b-0", "b", 16*mib))
+	one, err := n.store.Admit(t.Context(), member("a-0", "a", 16*mib), member("a-1", "a", 16*mib), member("b-0",
+		"b", 16*mib))
 	require.NoError(t, err)
 	require.Equal(t, "pool3", one[0].pool.name(), "the one with the most room comes first")
 	require.NotEqual(t, "pool3", one[1].pool.name())
@@ -371,7 +384,8 @@ func TestSpread(t *testing.T) {
 	a4[0].Cancel()
 
 	other := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
-	adm, err = other.store.Admit(t.Context(), member("c-0", "c", 16*mib), member("c-1", "c", 16*mib), member("c-2", "c", 16*mib), member("c-3", "c", 16*mib))
+	adm, err = other.store.Admit(t.Context(), member("c-0", "c", 16*mib), member("c-1", "c", 16*mib), member("c-2",
+		"c", 16*mib), member("c-3", "c", 16*mib))
 	require.NoError(t, err)
 	require.Equal(t, map[string]int{"pool1": 2, "pool2": 2}, count(adm...))
 	for _, a := range adm {
@@ -380,7 +394,8 @@ func TestSpread(t *testing.T) {
 	require.Zero(t, other.store.Pools()[0].Promised)
 }
 
-// TestPoolSelector matches what the Pool object has: the labels of the configuration, and where the pool is.
+// TestPoolSelector matches what the Pool object has: the labels of the
+// configuration, and where the pool is.
 func TestPoolSelector(t *testing.T) {
 	testroot.RequireRoot(t)
 	n := newNode(t)
@@ -427,12 +442,14 @@ func TestRefusals(t *testing.T) {
 		"too small for xfs":  {Request{FSType: "xfs", SizeBytes: 200 * mib}, "TooSmall"},
 		"unknown filesystem": {Request{FSType: "ntfs", SizeBytes: 200 * mib}, "InvalidOptions"},
 		"no quota here":      {Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}, "Unsupported"},
-		"strict directory":   {Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementStrict, SizeBytes: 16 * mib}, "Unsupported"},
-		"block directory":    {Request{Backend: record.BackendDirectory, VolumeMode: record.ModeBlock, SizeBytes: 16 * mib}, "Unsupported"},
-		"too large":          {Request{SizeBytes: 1 << 50}, "InsufficientCapacity"},
-		"negative":           {Request{SizeBytes: -1}, "InvalidOptions"},
-		"a shell":            {Request{SizeBytes: 64 * mib, MkfsOptions: []string{"-O", "$(reboot)"}}, "InvalidOptions"},
-		"mount option":       {Request{SizeBytes: 64 * mib, MountOptions: []string{"suid,dev,bind"}}, "InvalidOptions"},
+		"strict directory": {Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementStrict,
+			SizeBytes: 16 * mib}, "Unsupported"},
+		"block directory": {Request{Backend: record.BackendDirectory, VolumeMode: record.ModeBlock,
+			SizeBytes: 16 * mib}, "Unsupported"},
+		"too large":    {Request{SizeBytes: 1 << 50}, "InsufficientCapacity"},
+		"negative":     {Request{SizeBytes: -1}, "InvalidOptions"},
+		"a shell":      {Request{SizeBytes: 64 * mib, MkfsOptions: []string{"-O", "$(reboot)"}}, "InvalidOptions"},
+		"mount option": {Request{SizeBytes: 64 * mib, MountOptions: []string{"suid,dev,bind"}}, "InvalidOptions"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.r.ID = "pvc-1"
@@ -448,7 +465,8 @@ func TestRefusals(t *testing.T) {
 // TestScrubOnBtrfs: zeros over a file on btrfs would go elsewhere.
 func TestScrubOnBtrfs(t *testing.T) {
 	n := newNode(t, onBtrfs.make(t, gib))
-	r := Request{ID: "pvc-1", SizeBytes: 32 * mib, Origin: record.Origin{Deletion: record.Deletion{OnDelete: "purge", Scrub: scrubZero}}}
+	r := Request{ID: "pvc-1", SizeBytes: 32 * mib, Origin: record.Origin{Deletion: record.Deletion{OnDelete: "purge",
+		Scrub: scrubZero}}}
 	require.Equal(t, record.BackendLoop, n.mustCreate(r).Backend)
 	r.ID, r.Backend = "pvc-2", record.BackendDirectory
 	_, err := n.create(r)

@@ -65,7 +65,8 @@ func forEachAdoptionCrash(t *testing.T, test func(t *testing.T, n *node, r Reque
 	}
 }
 
-// wholeAdoption asserts that the data is where it was, untouched, or that the volume is there, and returns which.
+// wholeAdoption asserts that the data is where it was, untouched, or that the
+// volume is there, and returns which.
 func wholeAdoption(t *testing.T, n *node, r Request, old bool) bool {
 	t.Helper()
 	v, err := n.store.Get(r.ID)
@@ -99,8 +100,9 @@ func wholeAdoption(t *testing.T, n *node, r Request, old bool) bool {
 	return false
 }
 
-// TestAdoptionKilledAtEveryStep kills the process before each step of an adoption, of the deletion of what was adopted, and of
-// its return from the trash. At no step may the data be lost, and nothing may leak.
+// TestAdoptionKilledAtEveryStep kills the process before each step of an
+// adoption, of the deletion of what was adopted, and of its return from the
+// trash. At no step may the data be lost, and nothing may leak.
 func TestAdoptionKilledAtEveryStep(t *testing.T) {
 	forEachAdoptionCrash(t, func(t *testing.T, n *node, r Request, begin func(), old bool) {
 		for _, op := range []string{opCreate, opDelete, opRestore} {
@@ -112,9 +114,11 @@ func TestAdoptionKilledAtEveryStep(t *testing.T) {
 				if op == opRestore {
 					require.NoError(t, deleteWhenFree(t.Context(), n.store, r.ID, keep(3600)))
 				}
-				killedBefore := doom{Pools: []string{n.pools[0].Path}, Devices: n.devices, Op: op, Request: r, Step: step}.run(t)
+				killedBefore := doom{Pools: []string{n.pools[0].Path}, Devices: n.devices, Op: op, Request: r,
+					Step: step}.run(t)
 				if op == opCreate && old {
-					// As a pod that starts now would find it: the data, or nothing; never something else.
+					// As a pod that starts now would find it: the data, or
+					// nothing; never something else.
 					requireData(t, r)
 				}
 				n.start()
@@ -143,8 +147,8 @@ func TestAdoptionKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// settleQuota frees the volume and waits until its files are charged to nobody any more: xfs gives back what removed files
-// held in the background.
+// settleQuota frees the volume and waits until its files are charged to nobody
+// any more: xfs gives back what removed files held in the background.
 func settleQuota(t *testing.T, n *node, r Request) {
 	t.Helper()
 	v, err := n.store.Get(r.ID)
@@ -166,7 +170,8 @@ func settleQuota(t *testing.T, n *node, r Request) {
 	}
 }
 
-// requireData asserts that the old path leads to the data, without any help of the agent.
+// requireData asserts that the old path leads to the data, without any help of
+// the agent.
 func requireData(t *testing.T, r Request) {
 	t.Helper()
 	if !r.Adopt.isFile() {
@@ -180,8 +185,8 @@ func requireData(t *testing.T, r Request) {
 	require.True(t, st.Mode().IsRegular())
 }
 
-// TestEveryStepOfAnAdoptionFails lets each step fail once. What is left must be the data where it was or a volume that the
-// next call finishes.
+// TestEveryStepOfAnAdoptionFails lets each step fail once. What is left must be
+// the data where it was or a volume that the next call finishes.
 func TestEveryStepOfAnAdoptionFails(t *testing.T) {
 	forEachAdoptionCrash(t, func(t *testing.T, n *node, r Request, begin func(), old bool) {
 		for fail := 1; ; fail++ {
@@ -223,7 +228,8 @@ func TestEveryStepOfAnAdoptionFails(t *testing.T) {
 	})
 }
 
-// TestAdoptedDataIsNeverSwept puts adopted data where only what was never finished belongs. Nothing may clear it away.
+// TestAdoptedDataIsNeverSwept puts adopted data where only what was never
+// finished belongs. Nothing may clear it away.
 func TestAdoptedDataIsNeverSwept(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	r := adoption(n, adoptDirectory, "old", without)

@@ -95,7 +95,8 @@ func TestAdoptionRefuses(t *testing.T) {
 		require.Len(t, report.Problems, 1, c.from)
 		require.Contains(t, report.Problems[0], c.words)
 	}
-	for _, path := range []string{"Old", pool + "/../Old", pool + "/Old/", pool + "//Old", pool + "/./Old", pool + "/Old/../../etc", pool, filepath.Dir(pool), "/", "/etc", pool + "x/Old", ""} {
+	for _, path := range []string{"Old", pool + "/../Old", pool + "/Old/", pool + "//Old", pool + "/./Old",
+		pool + "/Old/../../etc", pool, filepath.Dir(pool), "/", "/etc", pool + "x/Old", ""} {
 		_, err := n.create(adoption(n, adoptDirectory, "", without, func(r *Request) { r.Adopt.Path = path }))
 		requireNotAdoptable(t, err, "")
 	}
@@ -104,7 +105,9 @@ func TestAdoptionRefuses(t *testing.T) {
 		"enforcement strict":                   func(r *Request) { r.Enforcement = record.EnforcementStrict },
 		"does not enforce":                     func(r *Request) { r.Enforcement = record.EnforcementQuota },
 		"needs another name":                   nil,
-		"lies in pool":                         func(r *Request) { r.Pool, r.Enforcement = "elsewhere", record.EnforcementNone },
+		"lies in pool": func(r *Request) {
+			r.Pool, r.Enforcement = "elsewhere", record.EnforcementNone
+		},
 	} {
 		r := adoption(n, adoptDirectory, "Old")
 		if change == nil {
@@ -131,7 +134,8 @@ func requireNotAdoptable(t *testing.T, err error, words string) {
 	require.ErrorContains(t, err, words)
 }
 
-// TestAdoptionKeepsLinks: a directory with the link of a volume in it stays where it is.
+// TestAdoptionKeepsLinks: a directory with the link of a volume in it stays
+// where it is.
 func TestAdoptionKeepsLinks(t *testing.T) {
 	pool := onExt4.make(t, gib)
 	n := newNode(t, pool)
@@ -156,7 +160,8 @@ func TestAdoptionKeepsLinks(t *testing.T) {
 	require.EqualValues(t, 0o711, st.Mode&0o777)
 }
 
-// TestAdoptionRefusesImages tries to adopt images that must not be, or cannot be used.
+// TestAdoptionRefusesImages tries to adopt images that must not be, or cannot
+// be used.
 func TestAdoptionRefusesImages(t *testing.T) {
 	pool := onXFS.make(t, 2*gib)
 	n := newNode(t, pool)
@@ -231,14 +236,16 @@ func TestAdoptionRefusesImages(t *testing.T) {
 	}
 }
 
-// TestAdoptionOfCopyOnWriteImage: on btrfs an image has to be made without copy-on-write.
+// TestAdoptionOfCopyOnWriteImage: on btrfs an image has to be made without
+// copy-on-write.
 func TestAdoptionOfCopyOnWriteImage(t *testing.T) {
 	pool := onBtrfs.make(t, gib)
 	n := newNode(t, pool)
 	require.NoError(t, os.WriteFile(filepath.Join(pool, "disk.raw"), make([]byte, 8*mib), 0o600))
 	_, err := n.create(adoption(n, adoptFile, "disk.raw", raw))
 	requireNotAdoptable(t, err, "copy-on-write")
-	// A directory has no limit there that would hold, and a subvolume cannot tell what it held before.
+	// A directory has no limit there that would hold, and a subvolume cannot
+	// tell what it held before.
 	oldDirectory(t, filepath.Join(pool, "Old"))
 	_, err = n.create(adoption(n, adoptDirectory, "Old"))
 	requireNotAdoptable(t, err, "enforcement none")
@@ -253,7 +260,8 @@ func TestAdoptionOfCopyOnWriteImage(t *testing.T) {
 	require.NoError(t, n.store.Drain(t.Context()))
 }
 
-// TestAdoptionNeedsItsRoomOnce: what the data takes of the disk already is not asked for a second time.
+// TestAdoptionNeedsItsRoomOnce: what the data takes of the disk already is not
+// asked for a second time.
 func TestAdoptionNeedsItsRoomOnce(t *testing.T) {
 	for _, k := range []poolKind{onXFS, onXFSPrj} {
 		t.Run(k.name, func(t *testing.T) {
@@ -307,7 +315,8 @@ func TestAdoptionOfTooMuch(t *testing.T) {
 			_, err := n.create(r)
 			requireNotAdoptable(t, err, " bytes), more than the 4Mi of the volume")
 			// Another name of a file takes no more space.
-			require.NoError(t, os.Link(filepath.Join(r.Adopt.Path, "member/wal/0.wal"), filepath.Join(r.Adopt.Path, "again")))
+			require.NoError(t, os.Link(filepath.Join(r.Adopt.Path, "member/wal/0.wal"),
+				filepath.Join(r.Adopt.Path, "again")))
 			report, err := CheckAdoption(t.Context(), n.pools, r.Adopt.Path, "", "", "")
 			require.NoError(t, err)
 			require.Empty(t, report.Problems)
@@ -336,10 +345,12 @@ func TestCheckAdoption(t *testing.T) {
 	before := listing(t, pool)
 	pools := append([]config.Pool{{Name: "outer", Path: filepath.Dir(pool)}}, n.pools...)
 
-	report, err := CheckAdoption(t.Context(), pools, filepath.Join(pool, "Hand_made/pv1"), "", "", record.EnforcementNone)
+	report, err := CheckAdoption(t.Context(), pools, filepath.Join(pool, "Hand_made/pv1"), "", "",
+		record.EnforcementNone)
 	require.NoError(t, err)
 	require.Empty(t, report.Problems)
-	require.Equal(t, []string{"pool1", FoundDirectory, "../<id>/data", adoptDirectory}, []string{report.Pool, report.Found, report.Link, report.Type})
+	require.Equal(t, []string{"pool1", FoundDirectory, "../<id>/data", adoptDirectory},
+		[]string{report.Pool, report.Found, report.Link, report.Type})
 	require.GreaterOrEqual(t, report.UsedBytes, int64(5*mib))
 	require.EqualValues(t, 6, report.Files)
 	require.Len(t, report.Mounts, 1)
@@ -348,10 +359,12 @@ func TestCheckAdoption(t *testing.T) {
 	report, err = CheckAdoption(t.Context(), pools, filepath.Join(pool, "disk.img"), adoptFile, "", "")
 	require.NoError(t, err)
 	require.Empty(t, report.Problems)
-	require.Equal(t, []string{FoundImage, "<id>/image", "ext4", "precious"}, []string{report.Found, report.Link, report.Filesystem, report.Label})
+	require.Equal(t, []string{FoundImage, "<id>/image", "ext4", "precious"}, []string{report.Found, report.Link,
+		report.Filesystem, report.Label})
 	require.EqualValues(t, 32*mib, report.SizeBytes)
 
-	report, err = CheckAdoption(t.Context(), pools, filepath.Join(pool, "new"), adoptDirectoryOrCreate, "", record.EnforcementNone)
+	report, err = CheckAdoption(t.Context(), pools, filepath.Join(pool, "new"), adoptDirectoryOrCreate, "",
+		record.EnforcementNone)
 	require.NoError(t, err)
 	require.Empty(t, report.Problems)
 	require.Equal(t, FoundNothing, report.Found)

@@ -29,7 +29,8 @@ const (
 	adoptFileOrCreate      = string(v1alpha1.AdoptFileOrCreate)
 )
 
-// oldDirectory makes a directory with data in it, as an administrator did before there was Quarry.
+// oldDirectory makes a directory with data in it, as an administrator did
+// before there was Quarry.
 func oldDirectory(t testing.TB, at string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Join(at, "member", "wal"), 0o755))
@@ -42,7 +43,8 @@ func oldDirectory(t testing.TB, at string) {
 	testroot.Run(t, "sync", "-f", at) // what is not written yet takes no blocks
 }
 
-// oldImage makes an image with data in it. On btrfs it is made without copy-on-write, as volumes' images are.
+// oldImage makes an image with data in it. On btrfs it is made without
+// copy-on-write, as volumes' images are.
 func oldImage(t testing.TB, at, fstype string, size int64) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(at), 0o755))
@@ -75,7 +77,8 @@ func oldImage(t testing.TB, at, fstype string, size int64) {
 
 // adoption is a request for what is at a path of the first pool.
 func adoption(n *node, kind, from string, change ...func(*Request)) Request {
-	r := Request{ID: "pvc-1", SizeBytes: 64 * mib, Adopt: &Adoption{Path: filepath.Join(n.pools[0].Path, from), Type: kind},
+	r := Request{ID: "pvc-1", SizeBytes: 64 * mib, Adopt: &Adoption{Path: filepath.Join(n.pools[0].Path, from),
+		Type: kind},
 		Origin: record.Origin{ClaimNamespace: "default", ClaimName: "data"}}
 	for _, f := range change {
 		f(&r)
@@ -87,7 +90,8 @@ func without(r *Request) { r.Enforcement = record.EnforcementNone }
 func thin(r *Request)    { r.Allocation = record.AllocationThin }
 func raw(r *Request)     { r.VolumeMode = record.ModeBlock }
 
-// limits is the enforcement that directories can have on a pool when they are adopted.
+// limits is the enforcement that directories can have on a pool when they are
+// adopted.
 func limits(k poolKind) func(*Request) {
 	if k.quota == record.QuotaProject {
 		return func(*Request) {}
@@ -124,11 +128,21 @@ var oldThings = []struct {
 	{"directory", adoptDirectory, "easemesh-storage", oldDirectory, nil, anywhere},
 	{"directory further down", adoptDirectoryOrCreate, "Hand_made/by/pv1", oldDirectory, nil, anywhere},
 	{"no directory", adoptDirectoryOrCreate, "new-directory", nil, nil, anywhere},
-	{"ext4 image", adoptFile, "disk.img", func(t testing.TB, path string) { oldImage(t, path, "ext4", 64*mib) }, nil, withoutProject},
-	{"thin ext4 image", adoptFileOrCreate, "Images/disk.img", func(t testing.TB, path string) { oldImage(t, path, "ext4", 64*mib) }, thin, withoutProject},
-	{"xfs image", adoptFile, "disk.img", func(t testing.TB, path string) { oldImage(t, path, "xfs", 304*mib) }, nil, withoutProject},
-	{"btrfs image", adoptFile, "disk.img", func(t testing.TB, path string) { oldImage(t, path, "btrfs", 256*mib) }, nil, withoutProject},
-	{"raw image", adoptFile, "disk.raw", func(t testing.TB, path string) { oldImage(t, path, "", 16*mib+512) }, raw, withoutProject},
+	{"ext4 image", adoptFile, "disk.img", func(t testing.TB, path string) {
+		oldImage(t, path, "ext4", 64*mib)
+	}, nil, withoutProject},
+	{"thin ext4 image", adoptFileOrCreate, "Images/disk.img", func(t testing.TB, path string) {
+		oldImage(t, path, "ext4", 64*mib)
+	}, thin, withoutProject},
+	{"xfs image", adoptFile, "disk.img", func(t testing.TB, path string) {
+		oldImage(t, path, "xfs", 304*mib)
+	}, nil, withoutProject},
+	{"btrfs image", adoptFile, "disk.img", func(t testing.TB, path string) {
+		oldImage(t, path, "btrfs", 256*mib)
+	}, nil, withoutProject},
+	{"raw image", adoptFile, "disk.raw", func(t testing.TB, path string) {
+		oldImage(t, path, "", 16*mib+512)
+	}, raw, withoutProject},
 	{"no image", adoptFileOrCreate, "disk.img", nil, nil, withoutProject},
 	{"no raw image", adoptFileOrCreate, "disk.raw", nil, raw, withoutProject},
 }
@@ -164,7 +178,8 @@ func forEachOldThing(t *testing.T, test func(t *testing.T, n *node, k poolKind, 
 	}
 }
 
-// TestAdoption takes in everything that can be adopted, on every kind of pool, and leads it through its life.
+// TestAdoption takes in everything that can be adopted, on every kind of pool,
+// and leads it through its life.
 func TestAdoption(t *testing.T) {
 	forEachOldThing(t, func(t *testing.T, n *node, k poolKind, r Request, old bool) {
 		raw := r.VolumeMode == record.ModeBlock
@@ -180,7 +195,8 @@ func TestAdoption(t *testing.T) {
 		if old && !raw {
 			var st unix.Stat_t
 			require.NoError(t, unix.Stat(v.Path, &st))
-			require.Equal(t, []uint32{1234, 4321, 0o2751}, []uint32{st.Uid, st.Gid, st.Mode & 0o7777}, "the data's own, not the request's")
+			require.Equal(t, []uint32{1234, 4321, 0o2751}, []uint32{st.Uid, st.Gid, st.Mode & 0o7777},
+				"the data's own, not the request's")
 		}
 		if old && v.Backend == record.BackendLoop && !raw {
 			deep, err := os.ReadFile(filepath.Join(v.Path, "data", "inner", "file"))
@@ -275,7 +291,8 @@ func checkAdoptedLimit(t testing.TB, v Volume) {
 	require.NoError(t, unix.Syncfs(int(dir.Fd())))
 }
 
-// TestAdoptionOfWhatIsInUse takes in a directory that a pod writes to, as kubelet mounted it for it.
+// TestAdoptionOfWhatIsInUse takes in a directory that a pod writes to, as
+// kubelet mounted it for it.
 func TestAdoptionOfWhatIsInUse(t *testing.T) {
 	for _, k := range allPools {
 		t.Run(k.name, func(t *testing.T) {
@@ -283,7 +300,8 @@ func TestAdoptionOfWhatIsInUse(t *testing.T) {
 			r := adoption(n, adoptDirectory, "easemesh-storage", limits(k), func(r *Request) { r.SizeBytes = gib })
 			oldDirectory(t, r.Adopt.Path)
 			for i := range 3000 {
-				require.NoError(t, os.WriteFile(filepath.Join(r.Adopt.Path, "member", strconv.Itoa(i)), []byte("x"), 0o600))
+				require.NoError(t, os.WriteFile(filepath.Join(r.Adopt.Path, "member", strconv.Itoa(i)),
+					[]byte("x"), 0o600))
 			}
 			n.start()
 			pod := t.TempDir()
@@ -293,7 +311,8 @@ func TestAdoptionOfWhatIsInUse(t *testing.T) {
 			v := n.mustCreate(r)
 			w.wrote(100)
 			w.stop()
-			t.Logf("%d rounds, in %d of them the kernel kept a file out of a directory of the other project", w.rounds.Load(), w.keptOut)
+			t.Logf("%d rounds, in %d of them the kernel kept a file out of a directory of the other project",
+				w.rounds.Load(), w.keptOut)
 			throughOldPath(t, n, r, v)
 			require.FileExists(t, filepath.Join(v.Path, "member", "log"))
 			if v.QuotaKind != "" {

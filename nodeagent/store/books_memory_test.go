@@ -131,14 +131,15 @@ func (m *sketch) want(space *filesystemSpace, p *paper) map[string]int64 {
 
 func (p *paper) spaceAt(pl *pool) *filesystemSpace { return p.space(slices.Index(p.pools, pl)) }
 
-// TestBooks does everything that moves the books, in any order, and compares them
-// with a sketch after each step: admissions of one and of groups, commits and
-// cancellations, growth, trash, restoring, freeing, disks that go and come back,
-// and restarts. It needs no root and no disk.
+// TestBooks does everything that moves the books, in any order, and compares
+// them with a sketch after each step: admissions of one and of groups, commits
+// and cancellations, growth, trash, restoring, freeing, disks that go and come
+// back, and restarts. It needs no root and no disk.
 func TestBooks(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(booksSeed(t), 1))
 	p := newPaper(t)
-	m := &sketch{volumes: map[string]*volume{}, trash: map[string]*trashed{}, open: map[string]*Admission{}, away: map[*pool]bool{}}
+	m := &sketch{volumes: map[string]*volume{}, trash: map[string]*trashed{}, open: map[string]*Admission{},
+		away: map[*pool]bool{}}
 	for i := range 4000 {
 		what := p.step(t, rnd, m, i)
 		for _, space := range []*filesystemSpace{p.spaceOf("fs1"), p.spaceOf("fs2")} {
@@ -202,7 +203,8 @@ func (p *paper) step(t *testing.T, rnd *rand.Rand, m *sketch, i int) string {
 func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string {
 	var group []Request
 	for j := range 1 + rnd.IntN(3) {
-		r := Request{ID: fmt.Sprintf("v%d-%d", i, j), Backend: record.BackendLoop, VolumeMode: record.ModeBlock, SizeBytes: int64(1+rnd.IntN(100)) * mib}
+		r := Request{ID: fmt.Sprintf("v%d-%d", i, j), Backend: record.BackendLoop, VolumeMode: record.ModeBlock,
+			SizeBytes: int64(1+rnd.IntN(100)) * mib}
 		if rnd.IntN(2) == 0 {
 			r.Pool = p.pools[rnd.IntN(3)].name()
 		}
@@ -224,7 +226,8 @@ func (p *paper) stepAdmit(t *testing.T, rnd *rand.Rand, m *sketch, i int) string
 	}
 	for _, a := range admitted {
 		m.open[a.req.ID] = a
-		require.LessOrEqual(t, a.space.ledger.Promised(), p.usable[a.space.key].Load(), "more was promised than there is")
+		require.LessOrEqual(t, a.space.ledger.Promised(), p.usable[a.space.key].Load(),
+			"more was promised than there is")
 	}
 	return fmt.Sprintf("admit %d", len(admitted))
 }
@@ -338,7 +341,8 @@ func TestBooksInParallel(t *testing.T) {
 	p := newPaper(t)
 	grown := make([]*volume, 4)
 	for i := range grown {
-		a, err := p.Admit(t.Context(), Request{ID: fmt.Sprintf("grown-%d", i), Pool: p.pools[0].name(), VolumeMode: record.ModeBlock, SizeBytes: mib})
+		a, err := p.Admit(t.Context(), Request{ID: fmt.Sprintf("grown-%d", i), Pool: p.pools[0].name(),
+			VolumeMode: record.ModeBlock, SizeBytes: mib})
 		require.NoError(t, err)
 		grown[i] = p.commit(a[0])
 	}
@@ -370,8 +374,10 @@ func TestBooksInParallel(t *testing.T) {
 					continue
 				}
 				adm, err := p.Admit(t.Context(),
-					Request{ID: fmt.Sprintf("w%d-%d", w, i), VolumeMode: record.ModeBlock, SizeBytes: int64(1+rnd.IntN(300)) * mib},
-					Request{ID: fmt.Sprintf("w%d-%d-b", w, i), Pool: p.pools[1].name(), VolumeMode: record.ModeBlock, SizeBytes: int64(1+rnd.IntN(300)) * mib})
+					Request{ID: fmt.Sprintf("w%d-%d", w, i), VolumeMode: record.ModeBlock,
+						SizeBytes: int64(1+rnd.IntN(300)) * mib},
+					Request{ID: fmt.Sprintf("w%d-%d-b", w, i), Pool: p.pools[1].name(), VolumeMode: record.ModeBlock,
+						SizeBytes: int64(1+rnd.IntN(300)) * mib})
 				look(p.space(0))
 				look(p.space(2))
 				for _, a := range adm {

@@ -129,8 +129,8 @@ func free(t *testing.T, n *node) {
 	t.Cleanup(func() { <-ended }) // after the test's context has ended
 }
 
-// onDisk is the simple ledger that a node is compared with: what each volume and
-// each entry of the trash is owed.
+// onDisk is the simple ledger that a node is compared with: what each volume
+// and each entry of the trash is owed.
 type onDisk struct {
 	n       *node
 	rnd     *rand.Rand
@@ -164,9 +164,11 @@ func TestBooksOnDisk(t *testing.T) {
 }
 
 func (m *onDisk) request(id string) Request {
-	r := Request{ID: id, VolumeMode: record.ModeBlock, Allocation: record.AllocationThin, SizeBytes: int64(1+m.rnd.IntN(12)) * 32 * mib}
+	r := Request{ID: id, VolumeMode: record.ModeBlock, Allocation: record.AllocationThin,
+		SizeBytes: int64(1+m.rnd.IntN(12)) * 32 * mib}
 	if m.rnd.IntN(2) == 0 {
-		r = Request{ID: id, Backend: "auto", Enforcement: record.EnforcementQuota, SizeBytes: int64(1+m.rnd.IntN(12)) * 32 * mib}
+		r = Request{ID: id, Backend: "auto", Enforcement: record.EnforcementQuota,
+			SizeBytes: int64(1+m.rnd.IntN(12)) * 32 * mib}
 		if !m.limits() {
 			r.Enforcement = record.EnforcementNone
 		}
@@ -335,8 +337,9 @@ func (m *onDisk) adopt(t *testing.T, i int) string {
 	path := filepath.Join(pool.Path, fmt.Sprintf("Image%d", i)) // no volume is called so
 	fillWith(t, path, 16*mib)
 	id := fmt.Sprintf("v%d-0", i)
-	v, err := m.n.create(Request{ID: id, VolumeMode: record.ModeBlock, Allocation: record.AllocationThick, SizeBytes: 16 * mib,
-		Adopt: &Adoption{Path: path, Type: string(v1alpha1.AdoptFile)}})
+	v, err := m.n.create(Request{ID: id, VolumeMode: record.ModeBlock, Allocation: record.AllocationThick,
+		SizeBytes: 16 * mib,
+		Adopt:     &Adoption{Path: path, Type: string(v1alpha1.AdoptFile)}})
 	if _, refused := Reason(err); refused {
 		require.NoError(t, os.Remove(path))
 		return "adoption refused: " + err.Error()

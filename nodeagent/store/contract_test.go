@@ -23,7 +23,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
-// TestContract is what every backend keeps on every filesystem it is offered on.
+// TestContract is what every backend keeps on every filesystem it is offered
+// on.
 func TestContract(t *testing.T) {
 	forEachShape(t, 2*gib, func(t *testing.T, n *node, k poolKind, r Request) {
 		r.Origin = record.Origin{ClaimNamespace: "default", ClaimName: "data"}
@@ -154,13 +155,15 @@ func checkLimit(t *testing.T, k poolKind, v Volume) {
 	}
 }
 
-// settle lets the filesystem finish what removing a file began: btrfs and xfs give the space back at the next commit.
+// settle lets the filesystem finish what removing a file began: btrfs and xfs
+// give the space back at the next commit.
 func settle(t *testing.T, dir *os.File) {
 	t.Helper()
 	require.NoError(t, unix.Syncfs(int(dir.Fd())))
 }
 
-// checkDevice looks at a Block volume: a link to a device of exactly its size, full of zeros.
+// checkDevice looks at a Block volume: a link to a device of exactly its size,
+// full of zeros.
 func checkDevice(t *testing.T, v Volume) {
 	target, err := os.Readlink(v.Path)
 	require.NoError(t, err)
@@ -172,7 +175,8 @@ func checkDevice(t *testing.T, v Volume) {
 	require.Equal(t, make([]byte, v.SizeBytes), data)
 }
 
-// checkAllocation proves that a thick image stays thick whatever its user does, and that a thin one gives back.
+// checkAllocation proves that a thick image stays thick whatever its user does,
+// and that a thin one gives back.
 func checkAllocation(t *testing.T, n *node, v Volume) {
 	if v.Backend != record.BackendLoop {
 		return
@@ -249,7 +253,8 @@ func checkGrowth(t *testing.T, n *node, k poolKind, v Volume) Volume {
 	return v
 }
 
-// checkInUse holds the volume in the ways pods do, and sees it refused to be deleted, whole.
+// checkInUse holds the volume in the ways pods do, and sees it refused to be
+// deleted, whole.
 func checkInUse(t *testing.T, n *node, v Volume) {
 	if v.VolumeMode == record.ModeBlock {
 		f, err := os.Open(v.Path)
@@ -264,7 +269,8 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 		require.NoError(t, holder.Process.Kill())
 		require.Error(t, holder.Wait())
 
-		// The device's node as CSI publishes it: nobody has it open, and it would lead to whatever has the number next.
+		// The device's node as CSI publishes it: nobody has it open, and it
+		// would lead to whatever has the number next.
 		dev, err := filepath.EvalSymlinks(v.Path)
 		require.NoError(t, err)
 		target := filepath.Join(t.TempDir(), "device")
@@ -288,15 +294,17 @@ func checkInUse(t *testing.T, n *node, v Volume) {
 	require.NoError(t, n.store.CheckUnused(t.Context(), v.ID))
 
 	if v.Backend == record.BackendLoop {
-		// A copy of the agent's own mount in a namespace that gets no word of unmounts: it is named before anything is unmounted.
+		// A copy of the agent's own mount in a namespace that gets no word of
+		// unmounts: it is named before anything is unmounted.
 		ns := testroot.NewMountNamespace(t, `true`)
 		inUse(t, n.store.Delete(t.Context(), v.ID, purge), v1alpha1.ReasonMounted)
 		require.Equal(t, "kept", marked(t, v))
 		require.Empty(t, verify.Live(t.Context(), n.store.View()))
 		ns.Stop()
 
-		// Its device open in another process, which only taking it down tells. That is not tried again until the holder is gone:
-		// each try changes the node's mounts, and a change of those has it tried.
+		// Its device open in another process, which only taking it down tells.
+		// That is not tried again until the holder is gone: each try changes
+		// the node's mounts, and a change of those has it tried.
 		require.NoError(t, n.store.CheckUnused(t.Context(), v.ID))
 		f, err := os.Open(n.store.lookup(v.ID).up.Device.Path)
 		require.NoError(t, err)

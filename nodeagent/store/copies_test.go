@@ -13,9 +13,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
-// TestCopyOfAVolumeIsNotTheVolume leaves an old copy of a volume on another pool
-// and takes the volume's own pool offline: the copy is at no time served, nor
-// deleted, in the volume's place.
+// TestCopyOfAVolumeIsNotTheVolume leaves an old copy of a volume on another
+// pool and takes the volume's own pool offline: the copy is at no time served,
+// nor deleted, in the volume's place.
 func TestCopyOfAVolumeIsNotTheVolume(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	n.dirty = true // the copy stays
@@ -175,8 +175,8 @@ func TestCopyWhileTheVolumesDiskIsAway(t *testing.T) {
 	n.reboot()
 }
 
-// TestCopyOfADeletedVolume deletes a volume that has a copy on another pool, for
-// good: the copy stays, and is no volume, also for who asks again.
+// TestCopyOfADeletedVolume deletes a volume that has a copy on another pool,
+// for good: the copy stays, and is no volume, also for who asks again.
 func TestCopyOfADeletedVolume(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	n.dirty = true // the copy stays
@@ -205,7 +205,8 @@ func TestCopyOfADeletedVolume(t *testing.T) {
 	require.True(t, contains(verify.Pools(t.Context(), New(n.options()).View(), true), "is a copy"))
 }
 
-// TestCopiedTrash copies an entry of the trash to another pool: nothing frees it.
+// TestCopiedTrash copies an entry of the trash to another pool: nothing frees
+// it.
 func TestCopiedTrash(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	n.dirty = true // the copy stays

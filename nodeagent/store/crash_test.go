@@ -21,13 +21,15 @@ func crashShapes() map[string]struct {
 		Request
 	}
 	return map[string]shape{
-		"loop":              {onExt4, Request{FSType: "xfs", SizeBytes: sizes["xfs"], Allocation: record.AllocationThin}},
-		"loop on xfs":       {onXFS, Request{FSType: "ext4", SizeBytes: sizes["ext4"]}},
-		"block on btrfs":    {onBtrfs, Request{VolumeMode: record.ModeBlock, SizeBytes: 16 * mib}},
-		"subvolume":         {onBtrfs, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
-		"ext4 project":      {onExt4Prj, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
-		"xfs project":       {onXFSPrj, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
-		"without any quota": {onExt4, Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}},
+		"loop": {onExt4, Request{FSType: "xfs", SizeBytes: sizes["xfs"],
+			Allocation: record.AllocationThin}},
+		"loop on xfs":    {onXFS, Request{FSType: "ext4", SizeBytes: sizes["ext4"]}},
+		"block on btrfs": {onBtrfs, Request{VolumeMode: record.ModeBlock, SizeBytes: 16 * mib}},
+		"subvolume":      {onBtrfs, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
+		"ext4 project":   {onExt4Prj, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
+		"xfs project":    {onXFSPrj, Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}},
+		"without any quota": {onExt4, Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+			SizeBytes: 16 * mib}},
 	}
 }
 
@@ -37,7 +39,8 @@ var crashes = []struct {
 	// begin says what there is before: nothing, a volume, or one in the trash.
 	begin string
 }{
-	{opCreate, "nothing"}, {opStart, "volume"}, {opGrow, "volume"}, {opDelete, "volume"}, {opRestore, "trash"}, {opFree, "purged"},
+	{opCreate, "nothing"}, {opStart, "volume"}, {opGrow, "volume"},
+	{opDelete, "volume"}, {opRestore, "trash"}, {opFree, "purged"},
 	{opDescribe, "volume"},
 }
 
@@ -52,7 +55,8 @@ func forEachCrash(t *testing.T, test func(t *testing.T, n *node, op, begin strin
 					r.ID = "pvc-1"
 					r.Origin = record.Origin{ClaimNamespace: "default", ClaimName: "data"}
 					if c.op == opGrow && r.FSType == "ext4" && !canResizeExt4() {
-						t.Skip("ext4 grows only for CAP_SYS_RESOURCE, which this machine withholds; `make test-vm` runs this")
+						t.Skip(
+							"ext4 grows only for CAP_SYS_RESOURCE, which this machine withholds; `make test-vm` runs this")
 					}
 					test(t, newNode(t, path), c.op, c.begin, r)
 				})
@@ -76,7 +80,8 @@ func begin(t *testing.T, n *node, state string, r Request) {
 	}
 }
 
-// whole asserts that the volume is there as it should be, or not there at all, and returns which.
+// whole asserts that the volume is there as it should be, or not there at all,
+// and returns which.
 func whole(t *testing.T, n *node, op string, r Request, size int64) bool {
 	t.Helper()
 	v, err := n.store.Get(r.ID)
@@ -120,8 +125,8 @@ func clearAll(t *testing.T, n *node, r Request) {
 	require.Empty(t, n.store.Trash())
 }
 
-// TestKilledAtEveryStep kills the process before each step of each operation. The next one must find the volume whole or not
-// at all, and nothing may leak.
+// TestKilledAtEveryStep kills the process before each step of each operation.
+// The next one must find the volume whole or not at all, and nothing may leak.
 func TestKilledAtEveryStep(t *testing.T) {
 	forEachCrash(t, func(t *testing.T, n *node, op, state string, r Request) {
 		size := r.SizeBytes + 64*mib
@@ -149,7 +154,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// TestEveryStepFails lets each step of each operation fail once. The operation must have left nothing, or be repeatable.
+// TestEveryStepFails lets each step of each operation fail once. The operation
+// must have left nothing, or be repeatable.
 func TestEveryStepFails(t *testing.T) {
 	forEachCrash(t, func(t *testing.T, n *node, op, state string, r Request) {
 		size := r.SizeBytes + 64*mib

@@ -79,7 +79,7 @@ type UnseenError struct {
 }
 
 func (e *UnseenError) Error() string {
-	return fmt.Sprintf("volume %s may be on a pool that can not be looked at: %v", e.ID,
+	return fmt.Sprintf("volume %s may be on a pool that cannot be looked at: %v", e.ID,
 		e.Unseen[0])
 }
 

@@ -12,15 +12,19 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// TestDescribe lets the record on disk, and the index, follow what the cluster says.
+// TestDescribe lets the record on disk, and the index, follow what the cluster
+// says.
 func TestDescribe(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
 	r := small
 	r.Origin = record.Origin{
-		Wish: "digest", Node: "node1", PVName: "pv-1", Provisioner: "local.quarry.storage", StorageClass: "fast", ReclaimPolicy: "Delete",
-		AccessModes: []string{"ReadWriteOnce"}, ClaimNamespace: "default", ClaimName: "data", ClaimUID: "uid-1", ClaimLabels: map[string]string{"app": "db"},
-		RequestedBackend: "auto", Deletion: record.Deletion{OnDelete: "purge"}, Attributes: map[string]string{"readIOPS": "100"},
+		Wish: "digest", Node: "node1", PVName: "pv-1", Provisioner: "local.quarry.storage",
+		StorageClass: "fast", ReclaimPolicy: "Delete",
+		AccessModes: []string{"ReadWriteOnce"}, ClaimNamespace: "default",
+		ClaimName: "data", ClaimUID: "uid-1", ClaimLabels: map[string]string{"app": "db"},
+		RequestedBackend: "auto", Deletion: record.Deletion{OnDelete: "purge"},
+		Attributes: map[string]string{"readIOPS": "100"},
 		Parameters: map[string]string{"onDelete": "purge"}, SpreadGroup: "default/db",
 	}
 	v := n.mustCreate(r)
@@ -61,7 +65,8 @@ func TestDescribe(t *testing.T) {
 	require.Equal(t, filepath.Join(path, v.ID), to)
 	require.NoDirExists(t, filepath.Join(index, "default"), "the former claim's link is gone")
 
-	// What an object that was written again by hand does not name stays, but not a claim.
+	// What an object that was written again by hand does not name stays, but
+	// not a claim.
 	require.NoError(t, n.store.SetOrigin(t.Context(), v.ID, record.Origin{ReclaimPolicy: "Retain"}))
 	kept := onDisk()
 	require.Equal(t, "pv-1", kept.PVName)
@@ -71,7 +76,8 @@ func TestDescribe(t *testing.T) {
 	require.Empty(t, kept.ClaimName)
 	require.NoFileExists(t, filepath.Join(index, "other", "new"))
 
-	// After a restart it is the same, and a crash in the middle of the next change leaves the one or the other.
+	// After a restart it is the same, and a crash in the middle of the next
+	// change leaves the one or the other.
 	n.start()
 	got, err = n.store.Get(v.ID)
 	require.NoError(t, err)

@@ -55,7 +55,8 @@ func hostileTree(t testing.TB, root string, fstype string) {
 		dir := filepath.Join(root, fmt.Sprintf("locked%d", i))
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, "inner"), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("x"), 0o600))
-		if out, err := exec.Command("chattr", attribute, filepath.Join(dir, "file"), filepath.Join(dir, "inner"), dir).CombinedOutput(); err != nil {
+		if out, err := exec.Command("chattr", attribute, filepath.Join(dir, "file"), filepath.Join(dir, "inner"),
+			dir).CombinedOutput(); err != nil {
 			t.Logf("no immutable files are tried, this machine withholds CAP_LINUX_IMMUTABLE: %s", out)
 		}
 	}
@@ -78,7 +79,8 @@ func TestHostileTreeIsFreed(t *testing.T) {
 				}
 				n := newNode(t, path)
 				before := used(t, path)
-				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: enforcement, SizeBytes: 512 * mib})
+				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: enforcement,
+					SizeBytes: 512 * mib})
 				hostileTree(t, v.Path, k.fstype)
 				require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
 				// Interrupted again and again, by the agent's end, it goes on.
@@ -104,7 +106,8 @@ func TestHostileTreeIsFreed(t *testing.T) {
 	}
 }
 
-// TestPoolInsideAProject frees volumes of a pool that the administrator has put into a project of its own.
+// TestPoolInsideAProject frees volumes of a pool that the administrator has put
+// into a project of its own.
 func TestPoolInsideAProject(t *testing.T) {
 	for _, k := range []poolKind{onExt4Prj, onXFSPrj} {
 		t.Run(k.name, func(t *testing.T) {
@@ -116,7 +119,8 @@ func TestPoolInsideAProject(t *testing.T) {
 			require.NoError(t, quota.SetProject(dir, 77, true))
 			n := newNode(t, path)
 			for _, enforcement := range []string{record.EnforcementQuota, record.EnforcementNone} {
-				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: enforcement, SizeBytes: 16 * mib})
+				v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: enforcement,
+					SizeBytes: 16 * mib})
 				require.NoError(t, os.MkdirAll(filepath.Join(v.Path, "a/b/c"), 0o755))
 				require.NoError(t, n.store.Delete(t.Context(), v.ID, purge))
 				n.check()
@@ -130,9 +134,11 @@ func TestPoolInsideAProject(t *testing.T) {
 func TestManyFiles(t *testing.T) {
 	path := onExt4.make(t, 2*gib)
 	n := newNode(t, path)
-	v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 512 * mib})
+	v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+		SizeBytes: 512 * mib})
 	for i := range 100_000 {
-		fd, err := unix.Open(filepath.Join(v.Path, fmt.Sprintf("file-%d", i)), unix.O_CREAT|unix.O_WRONLY|unix.O_EXCL, 0o600)
+		fd, err := unix.Open(filepath.Join(v.Path, fmt.Sprintf("file-%d", i)),
+			unix.O_CREAT|unix.O_WRONLY|unix.O_EXCL, 0o600)
 		require.NoError(t, err)
 		unix.Close(fd)
 	}
@@ -148,7 +154,8 @@ func TestManyFiles(t *testing.T) {
 	require.GreaterOrEqual(t, files, int64(100_000))
 }
 
-// TestRetention keeps what is in the trash for as long as an agent saw time pass, and no longer.
+// TestRetention keeps what is in the trash for as long as an agent saw time
+// pass, and no longer.
 func TestRetention(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -157,7 +164,8 @@ func TestRetention(t *testing.T) {
 	entry := n.store.trash[n.store.pools[0].key(n.store.Trash()[0].Entry)]
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Len(t, n.store.Trash(), 1)
-	// An hour passes for the process that watches, then it ends; the next goes on counting where that one noted.
+	// An hour passes for the process that watches, then it ends; the next goes
+	// on counting where that one noted.
 	entry.since = entry.since.Add(-noteRetention)
 	entry.trash.Deletion.RetentionSeconds = 2 * 3600
 	n.store.noteRetention(t.Context(), n.store.pools[0].books(), time.Now())
@@ -198,7 +206,8 @@ func TestScrub(t *testing.T) {
 			n := newNode(t, path)
 			secrets := func() int { return count(t, image, secret) }
 			raw := n.mustCreate(Request{ID: "raw", VolumeMode: record.ModeBlock, SizeBytes: 16 * mib})
-			dir := n.mustCreate(Request{ID: "dir", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+			dir := n.mustCreate(Request{ID: "dir", Backend: record.BackendDirectory,
+				Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
 			for _, name := range []string{raw.Path, filepath.Join(dir.Path, "file")} {
 				f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
 				require.NoError(t, err)
@@ -220,7 +229,8 @@ func TestScrub(t *testing.T) {
 				testroot.Run(t, "fstrim", path) // online discard is not waited for by the filesystem
 				require.Zero(t, secrets())
 			}
-			// The blocks of an image are never another tenant's to read: unwritten extents read as zeros.
+			// The blocks of an image are never another tenant's to read:
+			// unwritten extents read as zeros.
 			next := n.mustCreate(Request{ID: "next", VolumeMode: record.ModeBlock, SizeBytes: 900 * mib})
 			data, err := os.Open(next.Path)
 			require.NoError(t, err)
@@ -246,7 +256,8 @@ func count(t testing.TB, f *os.File, what []byte) (n int) {
 	return n
 }
 
-// TestFormatsOnce mounts and reads back many times, and sees an image that lost its filesystem left alone.
+// TestFormatsOnce mounts and reads back many times, and sees an image that lost
+// its filesystem left alone.
 func TestFormatsOnce(t *testing.T) {
 	path := onExt4.make(t, 2*gib)
 	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
@@ -278,7 +289,8 @@ func TestFormatsOnce(t *testing.T) {
 	}
 }
 
-// TestForeignFilesystem puts another filesystem into an image, as a tenant of a Block volume might, and sees it not mounted.
+// TestForeignFilesystem puts another filesystem into an image, as a tenant of a
+// Block volume might, and sees it not mounted.
 func TestForeignFilesystem(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -296,7 +308,8 @@ func TestForeignFilesystem(t *testing.T) {
 	require.ErrorContains(t, got.Unavailable, "its image holds ext4")
 	require.True(t, contains(verify.Live(t.Context(), n.store.View()), "not mounted"))
 
-	// A record that says the image was handed out raw is believed, whatever the mode says by now.
+	// A record that says the image was handed out raw is believed, whatever the
+	// mode says by now.
 	dir, err := n.store.pools[0].open()
 	require.NoError(t, err)
 	defer dir.Close()

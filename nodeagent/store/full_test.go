@@ -33,7 +33,8 @@ func freeBytes(t *testing.T, path string) int64 {
 	return int64(st.Bfree) * st.Bsize
 }
 
-// fill leaves no block of a filesystem free, root's reserve included, and returns the file that took them.
+// fill leaves no block of a filesystem free, root's reserve included, and
+// returns the file that took them.
 func fill(t *testing.T, path string) string {
 	t.Helper()
 	at := filepath.Join(path, "Somebodys")
@@ -51,8 +52,9 @@ func fill(t *testing.T, path string) string {
 	return at
 }
 
-// TestThickThatDoesNotFit promises more than there is and is held to it. The disk has to be as it was afterwards: ext4 keeps
-// every block it could allocate before it found that it cannot allocate all.
+// TestThickThatDoesNotFit promises more than there is and is held to it. The
+// disk has to be as it was afterwards: ext4 keeps every block it could allocate
+// before it found that it cannot allocate all.
 func TestThickThatDoesNotFit(t *testing.T) {
 	for _, kind := range []poolKind{onExt4, onXFS, onBtrfs} {
 		t.Run(kind.name, func(t *testing.T) {
@@ -71,7 +73,8 @@ func TestThickThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// TestDeleteOnAFullDisk deletes where no block is left for the note that a deletion leaves: deleting is what helps.
+// TestDeleteOnAFullDisk deletes where no block is left for the note that a
+// deletion leaves: deleting is what helps.
 func TestDeleteOnAFullDisk(t *testing.T) {
 	for _, kind := range []poolKind{onExt4, onXFS} {
 		t.Run(kind.name, func(t *testing.T) {
@@ -106,8 +109,8 @@ func TestDeleteOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestGrowthFailsAfterAnother lets a growth come as far as its last step, and the next one meet a full disk. What the first one
-// gained is in use by then.
+// TestGrowthFailsAfterAnother lets a growth come as far as its last step, and
+// the next one meet a full disk. What the first one gained is in use by then.
 func TestGrowthFailsAfterAnother(t *testing.T) {
 	n := overcommitted(t, onExt4)
 	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 16 * mib, VolumeMode: record.ModeBlock})
@@ -143,8 +146,9 @@ func TestGrowthFailsAfterAnother(t *testing.T) {
 	require.Zero(t, v.GrowingTo)
 }
 
-// TestPoolIsNotOnlineBeforeItIsRead puts a disk in and looks at the moment when its volumes are being read: that a volume is not
-// known yet must not be taken for its absence, nor its space be promised.
+// TestPoolIsNotOnlineBeforeItIsRead puts a disk in and looks at the moment when
+// its volumes are being read: that a volume is not known yet must not be taken
+// for its absence, nor its space be promised.
 func TestPoolIsNotOnlineBeforeItIsRead(t *testing.T) {
 	d := newDisk(t, "ext4")
 	n := newNode(t, d.at)
@@ -177,7 +181,8 @@ func TestPoolIsNotOnlineBeforeItIsRead(t *testing.T) {
 	require.Equal(t, "kept", marked(t, v))
 }
 
-// TestRetentionIsNotedWhileOthersAreDeleted: how much of a retention passed has to reach the disk on a busy node as well.
+// TestRetentionIsNotedWhileOthersAreDeleted: how much of a retention passed has
+// to reach the disk on a busy node as well.
 func TestRetentionIsNotedWhileOthersAreDeleted(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	n.mustCreate(small)
@@ -193,7 +198,9 @@ func TestRetentionIsNotedWhileOthersAreDeleted(t *testing.T) {
 		n.store.Run(t.Context())
 	}()
 	n.store.freer.wake() // as a deletion does
-	require.Eventually(t, func() bool { return n.store.Trash()[0].ElapsedSeconds >= 7200 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return n.store.Trash()[0].ElapsedSeconds >= 7200
+	}, time.Minute, time.Millisecond)
 	require.Eventually(t, func() bool {
 		in, err := disk.Inspect(n.pools[0].Path)
 		require.NoError(t, err)

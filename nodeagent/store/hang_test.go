@@ -105,9 +105,9 @@ func TestHungPoolBesideAHealthyOne(t *testing.T) {
 	require.NotContains(t, n.ids(), "stuck-1")
 }
 
-// TestFrozenPoolIsSeen freezes the filesystem of a pool that nobody does anything
-// on, which reads as ever: it is told all the same, its volumes and new ones are
-// refused there, and it is back by itself.
+// TestFrozenPoolIsSeen freezes the filesystem of a pool that nobody does
+// anything on, which reads as ever: it is told all the same, its volumes and
+// new ones are refused there, and it is back by itself.
 func TestFrozenPoolIsSeen(t *testing.T) {
 	for _, kind := range []poolKind{onExt4, onXFS, onBtrfs} {
 		t.Run(kind.name, func(t *testing.T) {
@@ -203,7 +203,8 @@ func TestEmptyVolumeDoesNotWaitForATree(t *testing.T) {
 	for i := range 100 {
 		require.NoError(t, os.WriteFile(filepath.Join(big.Path, fmt.Sprint(i)), nil, 0o600))
 	}
-	other := n.mustCreate(Request{ID: "other-1", Pool: "pool2", Backend: record.BackendLoop, VolumeMode: record.ModeBlock, SizeBytes: 16 * mib})
+	other := n.mustCreate(Request{ID: "other-1", Pool: "pool2", Backend: record.BackendLoop,
+		VolumeMode: record.ModeBlock, SizeBytes: 16 * mib})
 	require.NoError(t, n.store.Delete(t.Context(), big.ID, purge))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -211,7 +212,9 @@ func TestEmptyVolumeDoesNotWaitForATree(t *testing.T) {
 	defer func() { cancel(); <-ended }()
 	<-begun
 	require.NoError(t, n.store.Delete(t.Context(), other.ID, purge))
-	comesTrue(t, func() bool { return len(n.store.Trash()) == 1 }, "another disk's does not wait for a step that takes long")
+	comesTrue(t, func() bool {
+		return len(n.store.Trash()) == 1
+	}, "another disk's does not wait for a step that takes long")
 	close(goOn)
 	comesTrue(t, func() bool { return len(n.store.Trash()) == 0 }, "all is freed")
 }
@@ -298,9 +301,10 @@ func TestLookThatDoesNotReturn(t *testing.T) {
 	require.NotContains(t, n.ids(), "stuck-1")
 }
 
-// TestSearchDoesNotWaitForADiskThatHangs looks for volumes while a disk does not
-// answer, before that pool is known to be hung: whoever asks is told that the
-// disk was not seen, and what is on another disk or given up needs no answer.
+// TestSearchDoesNotWaitForADiskThatHangs looks for volumes while a disk does
+// not answer, before that pool is known to be hung: whoever asks is told that
+// the disk was not seen, and what is on another disk or given up needs no
+// answer.
 func TestSearchDoesNotWaitForADiskThatHangs(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	var stuck atomic.Bool
@@ -318,7 +322,8 @@ func TestSearchDoesNotWaitForADiskThatHangs(t *testing.T) {
 			return nil
 		}
 	})
-	adm, err := n.store.Admit(t.Context(), Request{ID: "stuck-1", Pool: "pool1", Enforcement: record.EnforcementNone, SizeBytes: mib})
+	adm, err := n.store.Admit(t.Context(), Request{ID: "stuck-1", Pool: "pool1", Enforcement: record.EnforcementNone,
+		SizeBytes: mib})
 	require.NoError(t, err)
 	stuckAtCommit := make(chan error, 1)
 	go func() { _, err := n.store.Create(context.Background(), adm[0]); stuckAtCommit <- err }()
@@ -394,8 +399,9 @@ func TestALookIsNotWaitedForByOthers(t *testing.T) {
 	require.NoError(t, got.Unavailable)
 }
 
-// TestNothingIsMeasuredUnderTheLockOfAdmission has a disk that does not say what
-// room it has, from the moment on in which a choice among the pools begins.
+// TestNothingIsMeasuredUnderTheLockOfAdmission has a disk that does not say
+// what room it has, from the moment on in which a choice among the pools
+// begins.
 func TestNothingIsMeasuredUnderTheLockOfAdmission(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	s := n.store

@@ -25,7 +25,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// doomedEnvironment holds what a process of its own is to do, and when it is to be killed.
+// doomedEnvironment holds what a process of its own is to do, and when it is to
+// be killed.
 const doomedEnvironment = "QUARRY_TEST_DOOMED"
 
 // doom is the life of a store that dies at a step.
@@ -36,7 +37,8 @@ type doom struct {
 	Request Request
 	// Size is what grow grows to, in bytes.
 	Size int64
-	// Step is the number of the step, from 1 on, before which the process is killed (SIGKILL). 0: it lives.
+	// Step is the number of the step, from 1 on, before which the process is
+	// killed (SIGKILL). 0: it lives.
 	Step int
 }
 
@@ -134,8 +136,9 @@ func do(ctx context.Context, s *Store, op string, r Request, size int64) error {
 	return err
 }
 
-// deleteWhenFree deletes as an agent does, which tries again when a volume is in use. Processes of other tests hold any loop device
-// for a moment: one that they found free, and this one's store was faster to take.
+// deleteWhenFree deletes as an agent does, which tries again when a volume is
+// in use. Processes of other tests hold any loop device for a moment: one that
+// they found free, and this one's store was faster to take.
 func deleteWhenFree(ctx context.Context, s *Store, id string, how record.Deletion) error {
 	for try := 1; ; try++ {
 		err := s.Delete(ctx, id, how)
@@ -147,19 +150,23 @@ func deleteWhenFree(ctx context.Context, s *Store, id string, how record.Deletio
 	}
 }
 
-// letGo lets go of the devices that this process keeps open: it stands for the one before, which is gone.
+// letGo lets go of the devices that this process keeps open: it stands for the
+// one before, which is gone.
 func (d doom) letGo(t testing.TB) {
 	t.Helper()
 	devices, err := loop.List()
 	require.NoError(t, err)
 	for _, dev := range devices {
-		if slices.ContainsFunc(d.Pools, func(pool string) bool { return strings.HasPrefix(dev.BackingPath, pool+"/") }) {
+		if slices.ContainsFunc(d.Pools, func(pool string) bool {
+			return strings.HasPrefix(dev.BackingPath, pool+"/")
+		}) {
 			loop.Unpin(dev.Number)
 		}
 	}
 }
 
-// run lets the process live its life. It returns what it was killed before, or "" when it came to its end.
+// run lets the process live its life. It returns what it was killed before, or
+// "" when it came to its end.
 func (d doom) run(t testing.TB) (killedBefore string) {
 	t.Helper()
 	d.letGo(t)
@@ -177,8 +184,8 @@ func (d doom) run(t testing.TB) (killedBefore string) {
 	return step
 }
 
-// beside starts a process that lives beside this one, and returns when it has made
-// its volume. What it returns has the process delete that and end.
+// beside starts a process that lives beside this one, and returns when it has
+// made its volume. What it returns has the process delete that and end.
 func (d doom) beside(t testing.TB) (end func()) {
 	t.Helper()
 	plan, err := json.Marshal(d)

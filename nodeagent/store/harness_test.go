@@ -36,7 +36,8 @@ const (
 	gib = 1 << 30
 )
 
-// TestMain also runs what tests start in processes of their own: a tenant, or a store that dies.
+// TestMain also runs what tests start in processes of their own: a tenant, or a
+// store that dies.
 func TestMain(m *testing.M) {
 	if plan := os.Getenv(doomedEnvironment); plan != "" {
 		doomed(plan)
@@ -56,8 +57,10 @@ func TestMain(m *testing.M) {
 
 const apartEnvironment = "QUARRY_TEST_APART"
 
-// apart runs the tests in a mount namespace of their own. Else the tests of other packages, which run at the same time and
-// make mount namespaces, would for a while have copies of the mounts made here, and volumes would truly be in use.
+// apart runs the tests in a mount namespace of their own. Else the tests of
+// other packages, which run at the same time and make mount namespaces, would
+// for a while have copies of the mounts made here, and volumes would truly be
+// in use.
 func apart() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), apartEnvironment+"=yes")
@@ -116,8 +119,9 @@ var (
 	quotaPools = []poolKind{onBtrfs, onExt4Prj, onXFSPrj}
 )
 
-// make makes the filesystem, of size bytes, and returns where it is mounted. What the kernel cannot do skips the test,
-// unless QUARRY_TEST_REQUIRE says that it must.
+// make makes the filesystem, of size bytes, and returns where it is mounted.
+// What the kernel cannot do skips the test, unless QUARRY_TEST_REQUIRE says
+// that it must.
 func (k poolKind) make(t testing.TB, size int64) string {
 	t.Helper()
 	testroot.RequireRoot(t)
@@ -161,7 +165,8 @@ func kernelBefore(t testing.TB, major, minor int) bool {
 	return a < major || a == major && b < minor
 }
 
-// node is a machine with pools. Its stores come and go as the agent's process does.
+// node is a machine with pools. Its stores come and go as the agent's process
+// does.
 type node struct {
 	t       testing.TB
 	pools   []config.Pool
@@ -172,8 +177,9 @@ type node struct {
 	dirty bool
 }
 
-// newNode makes a node with a pool at each path, named pool1, pool2 and so on, and starts its store. When the test ends
-// everything must hold; then all is taken down.
+// newNode makes a node with a pool at each path, named pool1, pool2 and so on,
+// and starts its store. When the test ends everything must hold; then all is
+// taken down.
 func newNode(t testing.TB, paths ...string) *node {
 	t.Helper()
 	n := &node{t: t, pools: poolsAt(paths), devices: filepath.Join(t.TempDir(), "dev")}
@@ -211,7 +217,8 @@ func (n *node) options() Options {
 		Log: slog.New(slog.NewTextHandler(n.t.Output(), nil))}
 }
 
-// start is the start of the agent's process; the one before is gone without a word.
+// start is the start of the agent's process; the one before is gone without a
+// word.
 func (n *node) start(change ...func(*Options)) *Store {
 	n.t.Helper()
 	n.prepare(change...)
@@ -233,7 +240,8 @@ func (n *node) prepare(change ...func(*Options)) *Store {
 	return n.store
 }
 
-// reboot takes away what a reboot does: mounts, loop devices, and what is under /run.
+// reboot takes away what a reboot does: mounts, loop devices, and what is under
+// /run.
 func (n *node) reboot() {
 	n.t.Helper()
 	n.takeDown()
@@ -271,7 +279,8 @@ func (n *node) takeDown() {
 	}
 }
 
-// settle waits for what the node's stores do in the background: what they bring up after the node was taken down would stay.
+// settle waits for what the node's stores do in the background: what they bring
+// up after the node was taken down would stay.
 func (n *node) settle() {
 	settled := make(chan struct{})
 	go func() {
@@ -287,7 +296,8 @@ func (n *node) settle() {
 	}
 }
 
-// check asserts that everything holds: on the disks, in the kernel, and in what the store keeps in memory.
+// check asserts that everything holds: on the disks, in the kernel, and in what
+// the store keeps in memory.
 func (n *node) check() {
 	n.t.Helper()
 	require.NoError(n.t, n.store.Drain(context.Background()))
@@ -391,12 +401,15 @@ func shapes() []shape {
 	}
 	return append(all,
 		shape{"directory", Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib}, withQuota},
-		shape{"directory with inodes", Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib, Inodes: 50}, projectOnly},
-		shape{"directory without quota", Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}, anywhere},
+		shape{"directory with inodes", Request{Backend: record.BackendDirectory, SizeBytes: 16 * mib, Inodes: 50},
+			projectOnly},
+		shape{"directory without quota", Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+			SizeBytes: 16 * mib}, anywhere},
 	)
 }
 
-// forEachShape runs a test on a new node for each way to carve a volume on each kind of pool.
+// forEachShape runs a test on a new node for each way to carve a volume on each
+// kind of pool.
 func forEachShape(t *testing.T, poolSize int64, test func(t *testing.T, n *node, k poolKind, r Request)) {
 	for _, k := range allPools {
 		t.Run(k.name, func(t *testing.T) {
@@ -437,7 +450,8 @@ func used(t testing.TB, path string) int64 {
 func canResizeExt4() bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	return unix.Capget(&header, &data[0]) == nil && data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
+	return unix.Capget(&header, &data[0]) == nil &&
+		data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
 }
 
 func contains(findings []verify.Finding, what string) bool {

@@ -25,7 +25,7 @@ func (p *pool) inDoubt() bool {
 	return p.doubted
 }
 
-// alive returns why the filesystem below an open pool can not be used, or nil.
+// alive returns why the filesystem below an open pool cannot be used, or nil.
 func (p *pool) alive(r *disk.Root) error {
 	if err := disk.CheckHealth(&p.cfg, r); err != nil || !p.inDoubt() {
 		return err

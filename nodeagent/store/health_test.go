@@ -45,7 +45,8 @@ func TestReadOnlyPool(t *testing.T) {
 
 			remount(t, path, "ro")
 			t.Cleanup(func() { remount(t, path, "rw") })
-			adm, err := n.store.Admit(t.Context(), Request{ID: "pvc-2", SizeBytes: 32 * mib, VolumeMode: record.ModeBlock})
+			adm, err := n.store.Admit(t.Context(), Request{ID: "pvc-2", SizeBytes: 32 * mib,
+				VolumeMode: record.ModeBlock})
 			require.NoError(t, err, "nobody has looked yet")
 			_, err = n.store.Create(t.Context(), adm[0])
 			reason, refused := Reason(err)
@@ -58,7 +59,8 @@ func TestReadOnlyPool(t *testing.T) {
 			require.Equal(t, v1alpha1.ReasonPoolOffline, reason)
 			require.True(t, refused)
 			fresh := n.start()
-			require.Equal(t, disk.OfflineReadOnly, fresh.Pools()[0].Offline.Reason, "an agent that starts says the same")
+			require.Equal(t, disk.OfflineReadOnly, fresh.Pools()[0].Offline.Reason,
+				"an agent that starts says the same")
 
 			remount(t, path, "rw")
 			online(t, n)
@@ -118,7 +120,8 @@ func TestStartOnFullDisk(t *testing.T) {
 			n := newNode(t, path)
 			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendLoop, FSType: "ext4", SizeBytes: 64 * mib})
 			mark(t, v, "kept")
-			n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendLoop, VolumeMode: record.ModeBlock, SizeBytes: 64 * mib})
+			n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendLoop, VolumeMode: record.ModeBlock,
+				SizeBytes: 64 * mib})
 			features := n.store.Pools()[0].Features
 			fillWithWrites(t, path)
 

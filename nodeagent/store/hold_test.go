@@ -244,9 +244,9 @@ func TestAPoolThatAnotherProcessHasIsNotTouched(t *testing.T) {
 
 func call[T any](_ T, err error) error { return err }
 
-// TestASecondNameOfAPoolIsNotTouched puts a pool's disk under the name of another
-// one as well, after it was away: the name that has its volumes from before is
-// not used for them as long as it is the second one.
+// TestASecondNameOfAPoolIsNotTouched puts a pool's disk under the name of
+// another one as well, after it was away: the name that has its volumes from
+// before is not used for them as long as it is the second one.
 func TestASecondNameOfAPoolIsNotTouched(t *testing.T) {
 	one, two := onExt4.make(t, gib), t.TempDir()
 	n := newNode(t, one)

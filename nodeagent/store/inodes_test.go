@@ -14,7 +14,8 @@ import (
 )
 
 func TestInodesOfANewRecord(t *testing.T) {
-	project, none := plan{backend: record.BackendDirectory, quotaKind: record.QuotaProject}, plan{backend: record.BackendDirectory}
+	project, none := plan{backend: record.BackendDirectory, quotaKind: record.QuotaProject},
+		plan{backend: record.BackendDirectory}
 	for _, c := range []struct {
 		name   string
 		inodes int64
@@ -27,7 +28,8 @@ func TestInodesOfANewRecord(t *testing.T) {
 		{"unlimited", UnlimitedInodes, project, 0, false},
 		{"an image's are the filesystem's", 0, plan{backend: record.BackendLoop}, 0, false},
 		{"a number for an image", 100, plan{backend: record.BackendLoop}, 100, false},
-		{"btrfs charges them as bytes", 0, plan{backend: record.BackendDirectory, quotaKind: record.QuotaBtrfs}, 0, false},
+		{"btrfs charges them as bytes", 0, plan{backend: record.BackendDirectory, quotaKind: record.QuotaBtrfs}, 0,
+			false},
 		{"nothing holds them", 0, none, 0, false},
 	} {
 		rec := &record.Volume{SizeBytes: gib}
@@ -35,7 +37,8 @@ func TestInodesOfANewRecord(t *testing.T) {
 		require.Equal(t, c.want, rec.Inodes, c.name)
 		require.Equal(t, c.bySize, rec.InodesBySize, c.name)
 	}
-	// A volume that was made before there was a default keeps what its record says.
+	// A volume that was made before there was a default keeps what its record
+	// says.
 	old := &record.Volume{SizeBytes: gib}
 	require.Zero(t, backend.InodesAt(old, 2*gib))
 	require.True(t, backend.InodesHold(old, 0))
@@ -73,7 +76,8 @@ func TestInodesAreLimitedBySize(t *testing.T) {
 			require.EqualValues(t, 16384, limits.Inodes)
 			require.NoError(t, n.start().Recheck(t.Context(), v.ID))
 
-			free := n.mustCreate(Request{ID: "b-1", Backend: record.BackendDirectory, SizeBytes: 4 * mib, Inodes: UnlimitedInodes})
+			free := n.mustCreate(Request{ID: "b-1", Backend: record.BackendDirectory, SizeBytes: 4 * mib,
+				Inodes: UnlimitedInodes})
 			limits, _, err = quota.GetLimits(pool, uint32(free.QuotaID))
 			require.NoError(t, err)
 			require.Zero(t, limits.Inodes)

@@ -13,8 +13,8 @@ import (
 )
 
 // TestMadeAndNotUpIsNotRefused takes a pool away between the last step of a
-// creation and the volume's first use: it is on the disk, so nobody may hear that
-// it was refused and nothing of it is there.
+// creation and the volume's first use: it is on the disk, so nobody may hear
+// that it was refused and nothing of it is there.
 func TestMadeAndNotUpIsNotRefused(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	s := n.start(func(o *Options) {
@@ -39,8 +39,8 @@ func TestMadeAndNotUpIsNotRefused(t *testing.T) {
 }
 
 // TestWhatCannotBeTakenBackIsNotRefused has a disk that fails at the end of a
-// creation, and again when that is to be taken back: the volume may be there, so
-// nobody is told that it is to be made elsewhere.
+// creation, and again when that is to be taken back: the volume may be there,
+// so nobody is told that it is to be made elsewhere.
 func TestWhatCannotBeTakenBackIsNotRefused(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	tmp := filepath.Join(n.pools[0].Path, record.MetaDir, record.TmpDir)

@@ -14,7 +14,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// childrenTime is how long the programs that this process started were on a CPU.
+// childrenTime is how long the programs that this process started were on a
+// CPU.
 func childrenTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u syscall.Rusage
@@ -31,10 +32,12 @@ func BenchmarkLife(b *testing.B) {
 		name, fstype string
 		request      Request
 	}{
-		{"directory", "ext4", Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 64 * mib}},
+		{"directory", "ext4", Request{Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+			SizeBytes: 64 * mib}},
 		{"btrfs", "btrfs", Request{Backend: record.BackendDirectory, SizeBytes: 64 * mib}},
 		{"image", "ext4", Request{Backend: record.BackendLoop, FSType: "ext4", SizeBytes: 64 * mib}},
-		{"thin", "ext4", Request{Backend: record.BackendLoop, FSType: "ext4", Allocation: record.AllocationThin, SizeBytes: 64 * mib}},
+		{"thin", "ext4", Request{Backend: record.BackendLoop, FSType: "ext4", Allocation: record.AllocationThin,
+			SizeBytes: 64 * mib}},
 		{"block", "ext4", Request{VolumeMode: record.ModeBlock, SizeBytes: 64 * mib}},
 	}
 	for _, kind := range kinds {

@@ -20,10 +20,12 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// benchVolumesEnvironment says how many volumes BenchmarkLook makes, each of which takes a loop device.
+// benchVolumesEnvironment says how many volumes BenchmarkLook makes, each of
+// which takes a loop device.
 const benchVolumesEnvironment = "QUARRY_BENCH_LOOK_VOLUMES"
 
-// benchSetUp is how long making the volumes may take. It ends the benchmark in order, which go test's own time does not.
+// benchSetUp is how long making the volumes may take. It ends the benchmark in
+// order, which go test's own time does not.
 const benchSetUp = 8 * time.Minute
 
 // cpuTime is how long this process has been on a CPU, in user and kernel mode.
@@ -34,8 +36,9 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkLook measures what a look at 1,000 volumes takes: nine in ten are ext4 images, which are mounted, the others Block. The
-// share of a core is that of one look every LookEvery; it is to be below 1%.
+// BenchmarkLook measures what a look at 1,000 volumes takes: nine in ten are
+// ext4 images, which are mounted, the others Block. The share of a core is that
+// of one look every LookEvery; it is to be below 1%.
 func BenchmarkLook(b *testing.B) {
 	testroot.RequireRoot(b)
 	volumes := 1000
@@ -51,7 +54,8 @@ func BenchmarkLook(b *testing.B) {
 	making, ctx := errgroup.WithContext(ctx)
 	making.SetLimit(8)
 	for i := range volumes {
-		r := Request{ID: fmt.Sprintf("pvc-%d", i), Backend: record.BackendLoop, FSType: "ext4", Allocation: record.AllocationThin, SizeBytes: 16 * mib}
+		r := Request{ID: fmt.Sprintf("pvc-%d", i), Backend: record.BackendLoop, FSType: "ext4",
+			Allocation: record.AllocationThin, SizeBytes: 16 * mib}
 		if i%10 == 0 {
 			r = Request{ID: r.ID, VolumeMode: record.ModeBlock, Allocation: record.AllocationThin, SizeBytes: 4 * mib}
 		}
@@ -80,7 +84,8 @@ func BenchmarkLook(b *testing.B) {
 	require.Empty(b, n.store.Unavailable())
 }
 
-// benchDir is where the benchmark's disk lies, in the same place each time: what a run that was cut off leaves is found by the next.
+// benchDir is where the benchmark's disk lies, in the same place each time:
+// what a run that was cut off leaves is found by the next.
 func benchDir() string { return filepath.Join(os.TempDir(), "quarry-bench-look") }
 
 // benchDisk makes a filesystem and mounts it. One benchmark runs at a time.
@@ -116,8 +121,9 @@ func lockBench(dir string) (*os.File, error) {
 	return lock, nil
 }
 
-// sweepCutOff takes away what a benchmark left that did not come to its end. It is called by the process that started the one that was
-// cut off; what that could not do the next one does.
+// sweepCutOff takes away what a benchmark left that did not come to its end. It
+// is called by the process that started the one that was cut off; what that
+// could not do the next one does.
 func sweepCutOff() error {
 	lock, err := lockBench(benchDir())
 	if err != nil {
@@ -127,9 +133,10 @@ func sweepCutOff() error {
 	return sweepBench(benchDir())
 }
 
-// sweepBench takes away what a run that was cut off left: the loop devices over images on its disk, which are known by the disk's
-// own device and not by a path, as the mount that they were opened by ended with the run; then the disk's device and file. Mounts are
-// gone with the run's mount namespace.
+// sweepBench takes away what a run that was cut off left: the loop devices over
+// images on its disk, which are known by the disk's own device and not by a
+// path, as the mount that they were opened by ended with the run; then the
+// disk's device and file. Mounts are gone with the run's mount namespace.
 func sweepBench(dir string) error {
 	image := filepath.Join(dir, "disk.img")
 	devices, err := loop.List()
@@ -149,7 +156,8 @@ func sweepBench(dir string) error {
 				return err
 			}
 		}
-		if err := unix.Unmount(filepath.Join(dir, "pool"), unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		if err := unix.Unmount(filepath.Join(dir, "pool"), unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL &&
+			err != unix.ENOENT {
 			return err
 		}
 		if err := detachWhenFree(ctx, disk); err != nil {
@@ -159,7 +167,8 @@ func sweepBench(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// detachWhenFree waits for the kernel to have unmounted what a process that ended had mounted, which it does after that.
+// detachWhenFree waits for the kernel to have unmounted what a process that
+// ended had mounted, which it does after that.
 func detachWhenFree(ctx context.Context, d loop.Device) error {
 	for end := time.Now().Add(testPatience); ; time.Sleep(testLook) {
 		err := loop.DetachBacking(ctx, d)

@@ -40,7 +40,8 @@ func (n *node) watch() {
 	})
 }
 
-// One look finds all frozen filesystems, though none that is frozen lets go of who asks it, and no more than may be are left waiting.
+// One look finds all frozen filesystems, though none that is frozen lets go of
+// who asks it, and no more than may be are left waiting.
 func TestLookFindsFrozenFilesystems(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
@@ -89,7 +90,8 @@ func TestLookFindsFrozenFilesystems(t *testing.T) {
 	}
 }
 
-// sectorsWritten is how much was written to a volume's device since it was attached, with what waits to be written.
+// sectorsWritten is how much was written to a volume's device since it was
+// attached, with what waits to be written.
 func (n *node) sectorsWritten(id string) string {
 	n.t.Helper()
 	v, err := n.store.Get(id)
@@ -117,7 +119,8 @@ func TestWatchNoticesAFreeze(t *testing.T) {
 	n.requireUp("pvc-1", "mine")
 }
 
-// Another filesystem in the place of a volume's is nobody's volume: it is said, left alone, and the volume is back once it is gone.
+// Another filesystem in the place of a volume's is nobody's volume: it is said,
+// left alone, and the volume is back once it is gone.
 func TestAnotherFilesystemInItsPlace(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		for _, c := range []struct {
@@ -150,7 +153,8 @@ func TestAnotherFilesystemInItsPlace(t *testing.T) {
 				require.ErrorContains(t, n.availability("pvc-1"), "something else is mounted in its place")
 				_, err := n.store.Activate(t.Context(), "pvc-1")
 				require.Error(t, err, "a pod is given nothing")
-				require.Contains(t, strings.Fields(testroot.Run(t, "findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", at)), otherDevice, "it is left alone")
+				require.Contains(t, strings.Fields(testroot.Run(t, "findmnt", "--noheadings", "--output", "SOURCE",
+					"--mountpoint", at)), otherDevice, "it is left alone")
 
 				testroot.Run(t, "umount", otherDevice)
 				n.tryNow()
@@ -161,10 +165,12 @@ func TestAnotherFilesystemInItsPlace(t *testing.T) {
 	}
 }
 
-// An image that was moved or deleted while its volume is up is said to be gone, and its device, which has the data, is let be; it is
-// well again when the image is back.
+// An image that was moved or deleted while its volume is up is said to be gone,
+// and its device, which has the data, is let be; it is well again when the
+// image is back.
 func TestImageTakenAway(t *testing.T) {
-	for _, r := range []Request{imageVolume("pvc-1", "ext4"), imageVolume("pvc-1", "xfs"), imageVolume("pvc-1", "btrfs"), blockVolume("pvc-1")} {
+	for _, r := range []Request{imageVolume("pvc-1", "ext4"), imageVolume("pvc-1", "xfs"), imageVolume("pvc-1",
+		"btrfs"), blockVolume("pvc-1")} {
 		t.Run(r.VolumeMode+r.FSType+" moved", func(t *testing.T) {
 			path := onExt4.make(t, gib)
 			n := newNode(t, path)
@@ -220,7 +226,8 @@ func copyDevice(t *testing.T, device, image string) {
 	require.NoError(t, errors.Join(err, to.Sync(), to.Close()))
 }
 
-// Quotas that were switched off for a whole filesystem are noticed by a look, and what is missing is said for as long as it is.
+// Quotas that were switched off for a whole filesystem are noticed by a look,
+// and what is missing is said for as long as it is.
 func TestLookSeesQuotasOff(t *testing.T) {
 	n := newNode(t, onBtrfs.make(t, gib))
 	n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
@@ -245,7 +252,8 @@ func TestLookSeesQuotasOff(t *testing.T) {
 	require.ErrorContains(t, v.NotEnforced, "switched off and on")
 }
 
-// A repair that is refused memory leaves a note on the disk, whoever asks next; with more memory the volume is back.
+// A repair that is refused memory leaves a note on the disk, whoever asks next;
+// with more memory the volume is back.
 func TestRepairWithoutMemory(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -275,7 +283,8 @@ func TestRepairWithoutMemory(t *testing.T) {
 		n.tryNow()
 	}
 	n.start()
-	require.ErrorContains(t, n.requireSick("pvc-1", v1alpha1.ReasonDamaged), note, "enough was tried: a person is to look")
+	require.ErrorContains(t, n.requireSick("pvc-1", v1alpha1.ReasonDamaged), note,
+		"enough was tried: a person is to look")
 	require.NoError(t, os.Remove(note))
 	n.tryNow()
 	n.look()

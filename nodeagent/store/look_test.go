@@ -64,10 +64,12 @@ func blockVolume(id string) Request {
 }
 
 func imageVolume(id, fstype string) Request {
-	return Request{ID: id, Backend: record.BackendLoop, FSType: fstype, Allocation: record.AllocationThick, SizeBytes: sizes[fstype]}
+	return Request{ID: id, Backend: record.BackendLoop, FSType: fstype, Allocation: record.AllocationThick,
+		SizeBytes: sizes[fstype]}
 }
 
-// Whoever detaches loop devices never makes a Block volume's path lead to another volume.
+// Whoever detaches loop devices never makes a Block volume's path lead to
+// another volume.
 func TestDetachedBlockVolumeIsNeverAnother(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	a := n.mustCreate(blockVolume("pvc-a"))
@@ -101,7 +103,8 @@ func (n *node) sysfs(device, name string) string {
 	return strings.TrimSpace(string(content))
 }
 
-// A link that a process before this one left is kept only where it leads to its volume, before anything else is done.
+// A link that a process before this one left is kept only where it leads to its
+// volume, before anything else is done.
 func TestLinksOfTheProcessBefore(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	n.mustCreate(blockVolume("pvc-a"))
@@ -130,8 +133,9 @@ func TestLinksOfTheProcessBefore(t *testing.T) {
 }
 
 // What another process of the machine has, whose pools are others, is not kept
-// open here, once it is known that it is nobody's of ours: it could not take its
-// volumes away. As long as a disk of ours is away the volume may be on that.
+// open here, once it is known that it is nobody's of ours: it could not take
+// its volumes away. As long as a disk of ours is away the volume may be on
+// that.
 func TestLinksOfOthersAreLeft(t *testing.T) {
 	ours, theirs := onExt4.make(t, gib), onExt4.make(t, gib)
 	away := filepath.Join(onExt4.make(t, gib), "pool")
@@ -213,7 +217,8 @@ func TestTakenAway(t *testing.T) {
 	}
 }
 
-// damage makes a filesystem one that cannot be worked with, as the kernel does after an error, with an administrator's calls.
+// damage makes a filesystem one that cannot be worked with, as the kernel does
+// after an error, with an administrator's calls.
 type damage struct {
 	name, fstype, reason string
 	do                   func(t *testing.T, at, device string)
@@ -232,11 +237,14 @@ func damages() []damage {
 		{"ext4 remounted", "ext4", v1alpha1.ReasonReadOnly, readOnly},
 		{"xfs remounted", "xfs", v1alpha1.ReasonReadOnly, readOnly},
 		{"btrfs remounted", "btrfs", v1alpha1.ReasonReadOnly, readOnly},
-		{"the mount alone", "ext4", v1alpha1.ReasonReadOnly, func(t *testing.T, at, _ string) { testroot.Run(t, "mount", "-o", "remount,bind,ro", at) }},
+		{"the mount alone", "ext4", v1alpha1.ReasonReadOnly, func(t *testing.T, at, _ string) {
+			testroot.Run(t, "mount", "-o", "remount,bind,ro", at)
+		}},
 	}
 }
 
-// A filesystem that takes no writes any more is said to be so while somebody uses it, and mended when nobody does.
+// A filesystem that takes no writes any more is said to be so while somebody
+// uses it, and mended when nobody does.
 func TestSickFilesystem(t *testing.T) {
 	for _, d := range damages() {
 		t.Run(d.name, func(t *testing.T) {
@@ -265,7 +273,8 @@ func TestSickFilesystem(t *testing.T) {
 	}
 }
 
-// Whoever publishes a volume finds its filesystem dead before the watcher does, and has it mended.
+// Whoever publishes a volume finds its filesystem dead before the watcher does,
+// and has it mended.
 func TestSickFilesystemIsMendedByActivate(t *testing.T) {
 	for _, d := range damages() {
 		t.Run(d.name, func(t *testing.T) {
@@ -296,7 +305,8 @@ func TestDeleteSickFilesystem(t *testing.T) {
 	}
 }
 
-// A process that has a working directory in a dead filesystem keeps it from being mended, and is not hurt.
+// A process that has a working directory in a dead filesystem keeps it from
+// being mended, and is not hurt.
 func TestSickFilesystemHeldByAProcess(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -329,7 +339,8 @@ func TestSickFilesystemInAnotherNamespace(t *testing.T) {
 	n.requireUp("pvc-1", "mine")
 }
 
-// Thin images on a full disk: the kernel ends their filesystems, and they come back when there is room.
+// Thin images on a full disk: the kernel ends their filesystems, and they come
+// back when there is room.
 func TestThinImageOnFullDisk(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
@@ -371,7 +382,8 @@ func TestThinImageOnFullDisk(t *testing.T) {
 	}
 }
 
-// A frozen filesystem is said not to respond, holds nobody up, and is well as soon as it is thawed.
+// A frozen filesystem is said not to respond, holds nobody up, and is well as
+// soon as it is thawed.
 func TestFrozenFilesystem(t *testing.T) {
 	for _, fstype := range testroot.Filesystems() {
 		t.Run(fstype, func(t *testing.T) {
@@ -488,8 +500,8 @@ func TestRepairCutOff(t *testing.T) {
 	require.NoFileExists(t, note)
 }
 
-// A container with a copy of the host's mounts keeps a volume from being deleted, and the volume is not unmounted to find that
-// out.
+// A container with a copy of the host's mounts keeps a volume from being
+// deleted, and the volume is not unmounted to find that out.
 func TestPrivateCopyOfTheHostsMounts(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)

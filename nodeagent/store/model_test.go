@@ -16,15 +16,17 @@ import (
 // modelSteps is how many operations one run of the model test does.
 const modelSteps = 20
 
-// modelled is what a volume should be: the simple model that the store is compared with.
+// modelled is what a volume should be: the simple model that the store is
+// compared with.
 type modelled struct {
 	size  int64
 	text  string
 	place string // "volume", "trash" or ""
 }
 
-// TestModel does operations in any order, with crashes, restarts and reboots between and within them, and compares what is
-// there with a model. QUARRY_MODEL_SEED repeats a run.
+// TestModel does operations in any order, with crashes, restarts and reboots
+// between and within them, and compares what is there with a model.
+// QUARRY_MODEL_SEED repeats a run.
 func TestModel(t *testing.T) {
 	seeds := map[string]uint64{"fixed": 1, "random": rand.Uint64()}
 	if text := os.Getenv("QUARRY_MODEL_SEED"); text != "" {
@@ -36,7 +38,8 @@ func TestModel(t *testing.T) {
 		for _, k := range []poolKind{onExt4, onBtrfs, onExt4Prj, onXFSPrj} {
 			t.Run(name+"/"+k.name, func(t *testing.T) {
 				t.Parallel()
-				m := &model{n: newNode(t, k.make(t, 2*gib)), rand: rand.New(rand.NewPCG(seed, 0)), want: map[string]*modelled{}}
+				m := &model{n: newNode(t, k.make(t, 2*gib)), rand: rand.New(rand.NewPCG(seed, 0)),
+					want: map[string]*modelled{}}
 				t.Logf("QUARRY_MODEL_SEED=%d", seed)
 				for i := range modelSteps {
 					m.step(t, i)
@@ -84,12 +87,14 @@ func (m *model) step(t *testing.T, i int) {
 		m.failing(op, r, size)
 		require.NoError(t, do(t.Context(), m.n.store, op, r, size), "step %d: %s %s again", i, op, id)
 	default: // the process is killed, perhaps the machine loses its memory, and it is done again
-		at = doom{Pools: []string{m.n.pools[0].Path}, Devices: m.n.devices, Op: op, Request: r, Size: size, Step: 1 + m.rand.IntN(20)}.run(t)
+		at = doom{Pools: []string{m.n.pools[0].Path}, Devices: m.n.devices, Op: op, Request: r, Size: size,
+			Step: 1 + m.rand.IntN(20)}.run(t)
 		if m.rand.IntN(3) == 0 {
 			m.n.reboot()
 		}
 		m.n.start()
-		require.NoError(t, do(t.Context(), m.n.store, op, r, size), "step %d: %s %s again, after it was killed before %q", i, op, id, at)
+		require.NoError(t, do(t.Context(), m.n.store, op, r, size), "step %d: %s %s again, after it was "+
+			"killed before %q", i, op, id, at)
 	}
 	t.Logf("step %d: %s %s %s", i, op, id, at)
 	m.apply(t, op, r, size, w)
@@ -98,7 +103,8 @@ func (m *model) step(t *testing.T, i int) {
 // choose picks an operation that makes sense for what the model has.
 func (m *model) choose(w *modelled, r Request) (op string, size int64) {
 	switch {
-	case w.place == "volume" && m.rand.IntN(3) == 0 && (canResizeExt4() || r.VolumeMode == record.ModeBlock || r.Backend == record.BackendDirectory):
+	case w.place == "volume" && m.rand.IntN(3) == 0 && (canResizeExt4() || r.VolumeMode == record.ModeBlock ||
+		r.Backend == record.BackendDirectory):
 		return opGrow, w.size + int64(m.rand.IntN(3))*4*mib
 	case w.place == "volume" && m.rand.IntN(3) == 0:
 		return opPurge, 0
@@ -114,7 +120,8 @@ func (m *model) choose(w *modelled, r Request) (op string, size int64) {
 	return opCreate, 0
 }
 
-// apply does to the model what the operation did, and writes something to what is there.
+// apply does to the model what the operation did, and writes something to what
+// is there.
 func (m *model) apply(t *testing.T, op string, r Request, size int64, w *modelled) {
 	switch op {
 	case opCreate:

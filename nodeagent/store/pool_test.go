@@ -34,7 +34,8 @@ func newDisk(t *testing.T, fstype string) poolDisk {
 func (d poolDisk) in(t *testing.T)  { t.Helper(); testroot.Run(t, "mount", d.device, d.at) }
 func (d poolDisk) out(t *testing.T) { t.Helper(); testroot.Run(t, "umount", d.at) }
 
-var small = Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib}
+var small = Request{ID: "pvc-1", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+	SizeBytes: 16 * mib}
 
 func offline(t *testing.T, n *node, reason string) {
 	t.Helper()
@@ -43,7 +44,8 @@ func offline(t *testing.T, n *node, reason string) {
 	require.Equal(t, reason, p.Offline.Reason, "%v", p.Offline)
 }
 
-// TestMissingDisk pulls the disk out. Nothing may be served from, or written to, what is underneath.
+// TestMissingDisk pulls the disk out. Nothing may be served from, or written
+// to, what is underneath.
 func TestMissingDisk(t *testing.T) {
 	d := newDisk(t, "ext4")
 	n := newNode(t, d.at)
@@ -71,7 +73,8 @@ func TestMissingDisk(t *testing.T) {
 	require.Equal(t, v, got)
 	require.Equal(t, "kept", marked(t, v))
 
-	// Pulled out under a running store, with the same store to see it come back. Twice: nothing of the first time may stay.
+	// Pulled out under a running store, with the same store to see it come
+	// back. Twice: nothing of the first time may stay.
 	for range 2 {
 		n.reboot()
 		d.out(t)
@@ -97,7 +100,8 @@ func TestMissingDisk(t *testing.T) {
 	}
 }
 
-// TestDiskComesBackWithQuota takes a pool with quotas away and back: its ids are its volumes' again.
+// TestDiskComesBackWithQuota takes a pool with quotas away and back: its ids
+// are its volumes' again.
 func TestDiskComesBackWithQuota(t *testing.T) {
 	d := newDisk(t, "btrfs")
 	onBtrfs.require(t, "simple-quota", kernelBefore(t, 6, 7), "btrfs simple quotas (Linux 6.7)")
@@ -123,8 +127,8 @@ func TestDiskComesBackWithQuota(t *testing.T) {
 }
 
 // TestDiskWithLargerBlocks moves a pool to a disk with larger blocks, byte for
-// byte: volumes come up with those that they were made with, for a filesystem of
-// smaller ones could not be mounted.
+// byte: volumes come up with those that they were made with, for a filesystem
+// of smaller ones could not be mounted.
 func TestDiskWithLargerBlocks(t *testing.T) {
 	testroot.RequireRoot(t)
 	disk, at := testroot.NewImage(t, 2*gib).Name(), t.TempDir()
@@ -159,7 +163,8 @@ func TestDiskWithLargerBlocks(t *testing.T) {
 func TestSwappedDisk(t *testing.T) {
 	d, other := newDisk(t, "ext4"), newDisk(t, "ext4")
 	foreign := newNode(t, other.at)
-	foreign.mustCreate(Request{ID: "pvc-9", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+	foreign.mustCreate(Request{ID: "pvc-9", Backend: record.BackendDirectory, Enforcement: record.EnforcementNone,
+		SizeBytes: 16 * mib})
 	foreign.dirty = true // its disk will be elsewhere
 	n := newNode(t, d.at)
 	v := n.mustCreate(small)
@@ -202,7 +207,8 @@ func TestForeignCluster(t *testing.T) {
 	require.Nil(t, n.store.Pools()[0].Offline)
 }
 
-// TestTakeOver makes a disk of another cluster this one's, when that cluster is named and no other.
+// TestTakeOver makes a disk of another cluster this one's, when that cluster is
+// named and no other.
 func TestTakeOver(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t)
@@ -270,8 +276,8 @@ func TestTakeOver(t *testing.T) {
 	n.check()
 }
 
-// TestAnotherPoolInItsPlace: once it was decided that what is in a pool's place now is the pool, the volumes of the one before
-// are not its.
+// TestAnotherPoolInItsPlace: once it was decided that what is in a pool's place
+// now is the pool, the volumes of the one before are not its.
 func TestAnotherPoolInItsPlace(t *testing.T) {
 	d := newDisk(t, "ext4")
 	n := newNode(t, d.at)
@@ -378,7 +384,8 @@ func TestUnreadableRecords(t *testing.T) {
 	// A trash entry that says nothing is kept too.
 	require.NoError(t, n.store.Delete(t.Context(), "good", keep(0)))
 	entry := n.store.Trash()[0].Entry
-	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/trash", entry, record.TrashedFile), []byte("{}"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(path, ".quarry/trash", entry, record.TrashedFile),
+		[]byte("{}"), 0o600))
 	n.start()
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.DirExists(t, filepath.Join(path, ".quarry/trash", entry, record.DataDir))
@@ -410,8 +417,9 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestLinksLeadNowhere puts links into a volume that lead into another one and out of the pool, deletes the volume, and looks
-// whether what they led to is as it was.
+// TestLinksLeadNowhere puts links into a volume that lead into another one and
+// out of the pool, deletes the volume, and looks whether what they led to is as
+// it was.
 func TestLinksLeadNowhere(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)
@@ -423,7 +431,8 @@ func TestLinksLeadNowhere(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(outside, "file"), nil, 0o600))
 	v := n.mustCreate(small)
 	for name, to := range map[string]string{
-		"absolute": outside, "file": filepath.Join(outside, "file"), "other": "../../victim/data", "up": "..", "pool": "../../.quarry", "proc": "/proc/self/root",
+		"absolute": outside, "file": filepath.Join(outside, "file"), "other": "../../victim/data",
+		"up": "..", "pool": "../../.quarry", "proc": "/proc/self/root",
 	} {
 		require.NoError(t, os.Symlink(to, filepath.Join(v.Path, name)))
 	}
@@ -433,7 +442,8 @@ func TestLinksLeadNowhere(t *testing.T) {
 	require.Equal(t, "kept", marked(t, kept))
 	require.FileExists(t, filepath.Join(outside, "file"))
 
-	// The volume's own directory replaced by a link: refused, whatever is asked.
+	// The volume's own directory replaced by a link: refused, whatever is
+	// asked.
 	require.NoError(t, os.Rename(filepath.Join(path, "victim"), filepath.Join(path, "AWAY")))
 	require.NoError(t, os.Symlink(filepath.Join(path, "AWAY"), filepath.Join(path, "victim")))
 	require.Error(t, n.store.Delete(t.Context(), "victim", purge))
@@ -448,9 +458,10 @@ func TestLinksLeadNowhere(t *testing.T) {
 	require.Empty(t, n.ids())
 }
 
-// TestPoolIsCopied copies a pool to another disk, as the runbook has it for a disk that is to be replaced (`cp -a`). The pool is
-// what it was, but for what a copy loses: preallocated space, attributes and project ids, which come back by themselves or by
-// Repair.
+// TestPoolIsCopied copies a pool to another disk, as the runbook has it for a
+// disk that is to be replaced (`cp -a`). The pool is what it was, but for what
+// a copy loses: preallocated space, attributes and project ids, which come back
+// by themselves or by Repair.
 func TestPoolIsCopied(t *testing.T) {
 	for _, kind := range []poolKind{onExt4, onXFS, onExt4Prj, onXFSPrj} {
 		t.Run(kind.name, func(t *testing.T) {

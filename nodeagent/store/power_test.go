@@ -14,8 +14,10 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// The tests below run in a virtual machine whose power is cut (test/vm). The first boot prepares a pool on the machine's disk,
-// prints powerReady and goes on with an operation until the power goes; the second boot looks at what is left.
+// The tests below run in a virtual machine whose power is cut (test/vm). The
+// first boot prepares a pool on the machine's disk, prints powerReady and goes
+// on with an operation until the power goes; the second boot looks at what is
+// left.
 const (
 	powerEnvironment = "QUARRY_TEST_POWER" // <filesystem>/<operation>
 	powerReady       = "power: ready"
@@ -33,10 +35,12 @@ func powerPlan(t *testing.T) (device, fstype, op string) {
 	return device, fstype, op
 }
 
-// powerVolumes are the volumes of a power cut: one by each way of keeping its size.
+// powerVolumes are the volumes of a power cut: one by each way of keeping its
+// size.
 func powerVolumes(fstype string) []Request {
 	return []Request{
-		{ID: "loop", SizeBytes: sizes["ext4"], FSType: "ext4", Origin: record.Origin{ClaimNamespace: "default", ClaimName: "data"}},
+		{ID: "loop", SizeBytes: sizes["ext4"], FSType: "ext4", Origin: record.Origin{ClaimNamespace: "default",
+			ClaimName: "data"}},
 		{ID: "directory", SizeBytes: 16 * mib},
 		{ID: "raw", SizeBytes: 16 * mib, VolumeMode: record.ModeBlock},
 	}

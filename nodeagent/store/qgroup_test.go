@@ -49,8 +49,8 @@ func nestIn(t *testing.T, pool *os.File, v, charged Volume) (id uint64) {
 	return id
 }
 
-// Usage that is charged to the wrong volume is given back, from either side, and
-// said on both.
+// Usage that is charged to the wrong volume is given back, from either side,
+// and said on both.
 func TestUsageOfAnotherVolumeIsGivenBack(t *testing.T) {
 	for _, first := range []string{"a-1", "b-1"} {
 		t.Run(first+" first", func(t *testing.T) {
@@ -127,7 +127,8 @@ func fillToTheLast(t *testing.T, pool *os.File, v Volume) {
 	require.NoError(t, btrfs.Sync(pool))
 	for i := 0; err == nil || i == 0; i++ {
 		require.Less(t, i, 100_000)
-		err = os.Mkdir(filepath.Join(v.Path, "d"+string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(rune('a'+i/676))), 0o755)
+		err = os.Mkdir(filepath.Join(v.Path, "d"+string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(
+			rune('a'+i/676))), 0o755)
 	}
 	require.ErrorIs(t, err, unix.EDQUOT)
 }
@@ -180,7 +181,8 @@ func TestQuotasSwitchedOffAndOn(t *testing.T) {
 	require.True(t, there)
 	require.EqualValues(t, a.SizeBytes, g.Limit)
 	require.Len(t, g.Members, 1)
-	require.ErrorIs(t, writeUntilFull(t, filepath.Join(a.Path, "more"), 2*a.SizeBytes), unix.EDQUOT, "the limit holds for what is new")
+	require.ErrorIs(t, writeUntilFull(t, filepath.Join(a.Path, "more"), 2*a.SizeBytes), unix.EDQUOT,
+		"the limit holds for what is new")
 
 	s := n.start()
 	v, err := s.Get(a.ID)

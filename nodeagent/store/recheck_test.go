@@ -51,7 +51,8 @@ func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
 				return
 			}
 			// An administrator lifts the limit of inodes only.
-			few := n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendDirectory, SizeBytes: 16 * mib, Inodes: 1000})
+			few := n.mustCreate(Request{ID: "pvc-2", Backend: record.BackendDirectory, SizeBytes: 16 * mib,
+				Inodes: 1000})
 			require.NoError(t, quota.SetLimits(pool, uint32(few.QuotaID), quota.Limits{Bytes: 16 * mib}))
 			require.ErrorAs(t, s.Recheck(t.Context(), few.ID), &lost)
 			limits, _, err := quota.GetLimits(pool, uint32(few.QuotaID))
@@ -78,8 +79,8 @@ func TestRecheckPutsBackWhatIsNotInForce(t *testing.T) {
 }
 
 // TestFlagsComeBackAfterACrash ends the agent while a file is not immutable for
-// the moment in which it is charged to its volume: it is immutable again once the
-// next one has brought the volume up, or looks at it.
+// the moment in which it is charged to its volume: it is immutable again once
+// the next one has brought the volume up, or looks at it.
 func TestFlagsComeBackAfterACrash(t *testing.T) {
 	for _, k := range quotaPools {
 		if k.quota != record.QuotaProject {

@@ -26,8 +26,8 @@ func labelsOf(n int) map[string]string {
 	return labels
 }
 
-// TestManyLabels makes a volume for a claim with a megabyte of labels: it can be
-// read again, and deleted.
+// TestManyLabels makes a volume for a claim with a megabyte of labels: it can
+// be read again, and deleted.
 func TestManyLabels(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	v := n.mustCreate(Request{ID: "pvc-1", Enforcement: record.EnforcementNone, SizeBytes: 64 * mib,
@@ -54,9 +54,9 @@ func TestRecordThatHasNoRoom(t *testing.T) {
 	require.Empty(t, n.ids())
 }
 
-// TestLargeRecordOfAnEarlierVersion has a record of 2 MiB on the disk, as it was
-// written before records had a bound: the volume is there, it is reported, and
-// it can be deleted.
+// TestLargeRecordOfAnEarlierVersion has a record of 2 MiB on the disk, as it
+// was written before records had a bound: the volume is there, it is reported,
+// and it can be deleted.
 func TestLargeRecordOfAnEarlierVersion(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	n.dirty = true

@@ -45,8 +45,12 @@ func TestNormalize(t *testing.T) {
 		{"a mode with more than permissions", func(r *Request) { r.Mode = 0o10000 }, v1alpha1.ReasonInvalidOptions},
 		{"no limit of its own on inodes", func(r *Request) { r.Inodes = UnlimitedInodes }, ""},
 		{"negative inodes", func(r *Request) { r.Inodes = UnlimitedInodes - 1 }, v1alpha1.ReasonInvalidOptions},
-		{"a directory as a block device", func(r *Request) { r.Backend, r.VolumeMode = record.BackendDirectory, record.ModeBlock }, v1alpha1.ReasonUnsupported},
-		{"a strict directory", func(r *Request) { r.Backend, r.Enforcement = record.BackendDirectory, record.EnforcementStrict }, v1alpha1.ReasonUnsupported},
+		{"a directory as a block device", func(r *Request) {
+			r.Backend, r.VolumeMode = record.BackendDirectory, record.ModeBlock
+		}, v1alpha1.ReasonUnsupported},
+		{"a strict directory", func(r *Request) {
+			r.Backend, r.Enforcement = record.BackendDirectory, record.EnforcementStrict
+		}, v1alpha1.ReasonUnsupported},
 		{"a block device of any backend", func(r *Request) { r.VolumeMode = record.ModeBlock }, ""},
 		{"made from a snapshot", func(r *Request) { r.Source = &record.Source{} }, v1alpha1.ReasonSourceNotFound},
 	}
@@ -65,7 +69,8 @@ func TestNormalizeFillsIn(t *testing.T) {
 	require.NoError(t, r.normalize())
 	want := Request{
 		ID: "v", SizeBytes: mib + blockAlign, Mode: DefaultMode,
-		Backend: "auto", Enforcement: record.EnforcementQuota, VolumeMode: record.ModeFilesystem, Allocation: record.AllocationThick,
+		Backend: "auto", Enforcement: record.EnforcementQuota,
+		VolumeMode: record.ModeFilesystem, Allocation: record.AllocationThick,
 		Origin: r.Origin,
 	}
 	require.Equal(t, want, r)
@@ -90,16 +95,26 @@ func TestNormalizeAdoption(t *testing.T) {
 	}{
 		{"a directory", Adoption{Path: "/srv/a"}, nil, record.BackendDirectory, ""},
 		{"an image", Adoption{Path: "/srv/a", Type: file}, nil, record.BackendLoop, ""},
-		{"an image as a block device", Adoption{Path: "/srv/a", Type: file}, func(r *Request) { r.VolumeMode = record.ModeBlock }, record.BackendLoop, ""},
+		{"an image as a block device", Adoption{Path: "/srv/a", Type: file}, func(r *Request) {
+			r.VolumeMode = record.ModeBlock
+		}, record.BackendLoop, ""},
 		{"of no type that there is", Adoption{Path: "/srv/a", Type: "Socket"}, nil, "", v1alpha1.ReasonInvalidOptions},
 		{"without a path", Adoption{}, nil, "", v1alpha1.ReasonNotAdoptable},
 		{"of a relative path", Adoption{Path: "srv/a"}, nil, "", v1alpha1.ReasonNotAdoptable},
 		{"of a path that leads up", Adoption{Path: "/srv/../a"}, nil, "", v1alpha1.ReasonNotAdoptable},
 		{"of a path with a slash at its end", Adoption{Path: "/srv/a/"}, nil, "", v1alpha1.ReasonNotAdoptable},
-		{"and made from a source", Adoption{Path: "/srv/a"}, func(r *Request) { r.Source = &record.Source{} }, "", v1alpha1.ReasonInvalidOptions},
-		{"a directory as an image", Adoption{Path: "/srv/a", Type: dir}, func(r *Request) { r.Backend = record.BackendLoop }, "", v1alpha1.ReasonInvalidOptions},
-		{"a directory as a block device", Adoption{Path: "/srv/a"}, func(r *Request) { r.VolumeMode = record.ModeBlock }, "", v1alpha1.ReasonNotAdoptable},
-		{"a strict directory", Adoption{Path: "/srv/a"}, func(r *Request) { r.Enforcement = record.EnforcementStrict }, "", v1alpha1.ReasonNotAdoptable},
+		{"and made from a source", Adoption{Path: "/srv/a"}, func(r *Request) {
+			r.Source = &record.Source{}
+		}, "", v1alpha1.ReasonInvalidOptions},
+		{"a directory as an image", Adoption{Path: "/srv/a", Type: dir}, func(r *Request) {
+			r.Backend = record.BackendLoop
+		}, "", v1alpha1.ReasonInvalidOptions},
+		{"a directory as a block device", Adoption{Path: "/srv/a"}, func(r *Request) {
+			r.VolumeMode = record.ModeBlock
+		}, "", v1alpha1.ReasonNotAdoptable},
+		{"a strict directory", Adoption{Path: "/srv/a"}, func(r *Request) {
+			r.Enforcement = record.EnforcementStrict
+		}, "", v1alpha1.ReasonNotAdoptable},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -141,37 +156,65 @@ func TestPlan(t *testing.T) {
 		{name: "a directory where quotas are", pool: xfs, want: byProject},
 		{name: "a directory on btrfs", pool: btrfs, want: byGroup},
 		{name: "an image where no quotas are", pool: plain, want: image},
-		{name: "a directory where no quotas are", pool: plain, change: func(r *Request) { r.Backend = record.BackendDirectory },
+		{name: "a directory where no quotas are", pool: plain, change: func(r *Request) {
+			r.Backend = record.BackendDirectory
+		},
 			reason: v1alpha1.ReasonUnsupported},
-		{name: "a directory without a limit", pool: plain, change: func(r *Request) { r.Enforcement = record.EnforcementNone }, want: unlimited},
-		{name: "without a limit although quotas are", pool: xfs, change: func(r *Request) { r.Enforcement = record.EnforcementNone }, want: unlimited},
-		{name: "an image where it is asked for", pool: xfs, change: func(r *Request) { r.Backend = record.BackendLoop }, want: image},
+		{name: "a directory without a limit", pool: plain, change: func(r *Request) {
+			r.Enforcement = record.EnforcementNone
+		}, want: unlimited},
+		{name: "without a limit although quotas are", pool: xfs, change: func(r *Request) {
+			r.Enforcement = record.EnforcementNone
+		}, want: unlimited},
+		{name: "an image where it is asked for", pool: xfs, change: func(r *Request) {
+			r.Backend = record.BackendLoop
+		}, want: image},
 		{name: "an image without enforcement", pool: xfs, change: func(r *Request) {
 			r.Backend, r.Enforcement = record.BackendLoop, record.EnforcementNone
 		}, want: image},
-		{name: "an image where strict is asked for", pool: xfs, change: func(r *Request) { r.Enforcement = record.EnforcementStrict }, want: image},
+		{name: "an image where strict is asked for", pool: xfs, change: func(r *Request) {
+			r.Enforcement = record.EnforcementStrict
+		}, want: image},
 		{name: "a block device", pool: xfs, change: func(r *Request) { r.VolumeMode = record.ModeBlock }, want: raw},
 		{name: "a filesystem of its own", pool: xfs, change: func(r *Request) { r.FSType = "ext4" }, want: image},
 		{name: "a filesystem, and a directory", pool: xfs, change: func(r *Request) {
 			r.FSType, r.Backend = "xfs", record.BackendDirectory
 		}, want: byProject},
-		{name: "a filesystem that is none", pool: plain, change: func(r *Request) { r.FSType = "ntfs" }, reason: v1alpha1.ReasonInvalidOptions},
-		{name: "an option that is none", pool: plain, change: func(r *Request) { r.MountOptions = []string{"uid=0"} }, reason: v1alpha1.ReasonInvalidOptions},
-		{name: "too small for the filesystem", pool: plain, change: func(r *Request) { r.FSType, r.SizeBytes = "xfs", 16*mib },
+		{name: "a filesystem that is none", pool: plain, change: func(r *Request) {
+			r.FSType = "ntfs"
+		}, reason: v1alpha1.ReasonInvalidOptions},
+		{name: "an option that is none", pool: plain, change: func(r *Request) {
+			r.MountOptions = []string{"uid=0"}
+		}, reason: v1alpha1.ReasonInvalidOptions},
+		{name: "too small for the filesystem", pool: plain, change: func(r *Request) {
+			r.FSType, r.SizeBytes = "xfs", 16*mib
+		},
 			reason: v1alpha1.ReasonTooSmall},
 		{name: "inodes in a directory", pool: xfs, change: func(r *Request) { r.Inodes = 100 }, want: byProject},
 		{name: "inodes on btrfs are an image's", pool: btrfs, change: func(r *Request) { r.Inodes = 100 }, want: image},
-		{name: "inodes in a directory on btrfs", pool: btrfs, change: func(r *Request) { r.Inodes, r.Backend = 100, record.BackendDirectory },
+		{name: "inodes in a directory on btrfs", pool: btrfs, change: func(r *Request) {
+			r.Inodes, r.Backend = 100, record.BackendDirectory
+		},
 			reason: v1alpha1.ReasonUnsupported},
-		{name: "any number of inodes on btrfs", pool: btrfs, change: func(r *Request) { r.Inodes = UnlimitedInodes }, want: byGroup},
-		{name: "scrub zero on btrfs is an image's", pool: btrfs, change: func(r *Request) { r.Origin.Deletion.Scrub = scrubZero }, want: image},
+		{name: "any number of inodes on btrfs", pool: btrfs, change: func(r *Request) {
+			r.Inodes = UnlimitedInodes
+		}, want: byGroup},
+		{name: "scrub zero on btrfs is an image's", pool: btrfs, change: func(r *Request) {
+			r.Origin.Deletion.Scrub = scrubZero
+		}, want: image},
 		{name: "scrub zero in a directory on btrfs", pool: btrfs, change: func(r *Request) {
 			r.Origin.Deletion.Scrub, r.Backend = scrubZero, record.BackendDirectory
 		}, reason: v1alpha1.ReasonUnsupported},
-		{name: "scrub zero elsewhere", pool: xfs, change: func(r *Request) { r.Origin.Deletion.Scrub = scrubZero }, want: byProject},
-		{name: "scrub discard on btrfs", pool: btrfs, change: func(r *Request) { r.Origin.Deletion.Scrub = scrubDiscard }, want: byGroup},
+		{name: "scrub zero elsewhere", pool: xfs, change: func(r *Request) {
+			r.Origin.Deletion.Scrub = scrubZero
+		}, want: byProject},
+		{name: "scrub discard on btrfs", pool: btrfs, change: func(r *Request) {
+			r.Origin.Deletion.Scrub = scrubDiscard
+		}, want: byGroup},
 		{name: "a thick image where nothing is reserved", pool: holes, reason: v1alpha1.ReasonUnsupported},
-		{name: "a thin image where nothing is reserved", pool: holes, change: func(r *Request) { r.Allocation = record.AllocationThin }, want: image},
+		{name: "a thin image where nothing is reserved", pool: holes, change: func(r *Request) {
+			r.Allocation = record.AllocationThin
+		}, want: image},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// TestHowLongTrashIsKept says how long an entry of the trash is kept: by the time that was
-// seen to pass, whatever the clock says. It needs no disk.
+// TestHowLongTrashIsKept says how long an entry of the trash is kept: by the
+// time that was seen to pass, whatever the clock says. It needs no disk.
 func TestHowLongTrashIsKept(t *testing.T) {
 	const hour = int64(3600)
 	now := time.Now()
@@ -25,17 +25,24 @@ func TestHowLongTrashIsKept(t *testing.T) {
 		want  time.Duration
 	}{
 		{"just deleted", "v@1", record.Trash{DeletedAt: now, Deletion: kept}, now, 24 * time.Hour},
-		{"watched for an hour", "v@1", record.Trash{DeletedAt: now, Deletion: kept}, now.Add(-time.Hour), 23 * time.Hour},
-		{"noted before a restart", "v@1", record.Trash{DeletedAt: now, Deletion: kept, ElapsedSeconds: 20 * hour}, now, 4 * time.Hour},
-		{"the clock jumped ten years ahead", "v@1", record.Trash{DeletedAt: now.AddDate(-10, 0, 0), Deletion: kept}, now, 24 * time.Hour},
-		{"the clock was ahead when it was deleted", "v@1", record.Trash{DeletedAt: now.AddDate(10, 0, 0), Deletion: kept}, now.Add(-time.Hour), 23 * time.Hour},
+		{"watched for an hour", "v@1", record.Trash{DeletedAt: now, Deletion: kept}, now.Add(-time.Hour),
+			23 * time.Hour},
+		{"noted before a restart", "v@1", record.Trash{DeletedAt: now, Deletion: kept, ElapsedSeconds: 20 * hour}, now,
+			4 * time.Hour},
+		{"the clock jumped ten years ahead", "v@1", record.Trash{DeletedAt: now.AddDate(-10, 0, 0), Deletion: kept},
+			now, 24 * time.Hour},
+		{"the clock was ahead when it was deleted", "v@1", record.Trash{DeletedAt: now.AddDate(10, 0, 0),
+			Deletion: kept}, now.Add(-time.Hour), 23 * time.Hour},
 		{"the clock stood at zero", "v@0", record.Trash{Deletion: kept}, now, 24 * time.Hour},
 		{"passed", "v@1", record.Trash{DeletedAt: now, Deletion: kept, ElapsedSeconds: 24 * hour}, now, 0},
 		{"to be purged", "v@1", record.Trash{DeletedAt: now, Deletion: kept, Purge: true}, now, 0},
 		{"being freed", "v@1.freeing", record.Trash{DeletedAt: now, Deletion: kept}, now, 0},
-		{"not to be kept", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "purge", RetentionSeconds: hour}}, now, 0},
-		{"a negative retention", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: -5}}, now, 0},
-		{"more than time has", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash", RetentionSeconds: math.MaxInt64}}, now,
+		{"not to be kept", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "purge",
+			RetentionSeconds: hour}}, now, 0},
+		{"a negative retention", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash",
+			RetentionSeconds: -5}}, now, 0},
+		{"more than time has", "v@1", record.Trash{DeletedAt: now, Deletion: record.Deletion{OnDelete: "trash",
+			RetentionSeconds: math.MaxInt64}}, now,
 			disk.Seconds(math.MaxInt64)},
 	}
 	for _, c := range cases {
@@ -58,11 +65,13 @@ func TestLaterDeletionIsLater(t *testing.T) {
 	require.False(t, s.deletedNow("another").After(time.Now()))
 }
 
-// TestOldestGoesFirst says which entries of the trash give way, and that none does where that is not enough.
+// TestOldestGoesFirst says which entries of the trash give way, and that none
+// does where that is not enough.
 func TestOldestGoesFirst(t *testing.T) {
 	now := time.Now()
 	entry := func(id string, bytes int64, age time.Duration, deleted time.Time) *trashed {
-		return &trashed{id: id, rec: &record.Volume{Backend: record.BackendLoop, SizeBytes: bytes}, since: now.Add(-age),
+		return &trashed{id: id, rec: &record.Volume{Backend: record.BackendLoop, SizeBytes: bytes},
+			since: now.Add(-age),
 			trash: record.Trash{DeletedAt: deleted}}
 	}
 	young := entry("young", 10, time.Hour, now)

@@ -167,8 +167,8 @@ func TestDirectoryOnAnotherPool(t *testing.T) {
 	require.ErrorAs(t, err, &missing)
 }
 
-// TestGoneIsNotSaidOfADiskThatIsAway deletes and looks for what may be on a pool
-// that is offline.
+// TestGoneIsNotSaidOfADiskThatIsAway deletes and looks for what may be on a
+// pool that is offline.
 func TestGoneIsNotSaidOfADiskThatIsAway(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib), onExt4.make(t, gib))
 	v := n.mustCreate(Request{ID: "pvc-1", Pool: "pool2", Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
@@ -203,7 +203,8 @@ func TestSwappedDisks(t *testing.T) {
 		var volumes [2]Volume
 		var uids [2]string
 		for i, p := range n.store.Pools() {
-			volumes[i] = n.mustCreate(Request{ID: "pvc-" + p.Name, Pool: p.Name, Enforcement: record.EnforcementNone, SizeBytes: 16 * mib})
+			volumes[i] = n.mustCreate(Request{ID: "pvc-" + p.Name, Pool: p.Name, Enforcement: record.EnforcementNone,
+				SizeBytes: 16 * mib})
 			mark(t, volumes[i], p.Name)
 			uids[i] = p.UID
 		}
@@ -278,8 +279,8 @@ func TestPoolAwayWhileAVolumeIsMade(t *testing.T) {
 	require.EqualValues(t, 64*mib, s.Pools()[0].Promised)
 }
 
-// TestTrashThatCannotBeRead damages the note of a volume in the trash: neither is
-// it said to be deleted, nor that there is nothing, and its name is not used
+// TestTrashThatCannotBeRead damages the note of a volume in the trash: neither
+// is it said to be deleted, nor that there is nothing, and its name is not used
 // again, until a person says what is to become of it.
 func TestTrashThatCannotBeRead(t *testing.T) {
 	for _, restart := range []bool{false, true} {

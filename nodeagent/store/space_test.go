@@ -23,7 +23,8 @@ func TestForgetKeepsWhatIsBeingMade(t *testing.T) {
 	require.True(t, sp.own(p.key("made"), made))
 	require.True(t, sp.own(tmpKey(p, "making"), making))
 	sp.forget(p.key(""))
-	require.Equal(t, map[string]int64{p.key("making" + admissionMark + "1"): 20, "pool10/other": 40}, sp.ledger.Promises())
+	require.Equal(t, map[string]int64{p.key("making" + admissionMark + "1"): 20, "pool10/other": 40},
+		sp.ledger.Promises())
 	require.False(t, sp.owns(p.key("made"), made))
 	require.True(t, sp.owns(tmpKey(p, "making"), making))
 }

@@ -14,7 +14,7 @@ func (s *Store) upLocked(ctx context.Context, v *volume, open *backend.Volume) e
 	s.setStanding(v, nil)
 	up, err := s.backends.Of(open.Rec).Up(ctx, open, v.pool.directIO)
 	if lost, is := errors.AsType[*backend.EnforcementError](err); is {
-		// A limit that can not be had does not take the data away from its pod;
+		// A limit that cannot be had does not take the data away from its pod;
 		// it is said, and looked at again (Recheck).
 		s.setNotEnforced(v, lost)
 		return nil

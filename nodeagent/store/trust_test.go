@@ -42,11 +42,14 @@ func TestPreallocationThatTakesNothing(t *testing.T) {
 	require.NoError(t, n.store.Drain(t.Context()))
 	require.Equal(t, before, n.store.Pools()[0].Promised, "nothing is promised for it")
 
-	// What was found by probing keeps it from being begun, and thin ones are made.
-	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThick}, disk.Features{Unreserved: true}, "ext4")
+	// What was found by probing keeps it from being begun, and thin ones are
+	// made.
+	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThick},
+		disk.Features{Unreserved: true}, "ext4")
 	reason, _ = Reason(err)
 	require.Equal(t, v1alpha1.ReasonUnsupported, reason)
-	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThin}, disk.Features{Unreserved: true}, "ext4")
+	_, err = planFor(&Request{VolumeMode: record.ModeBlock, Allocation: record.AllocationThin},
+		disk.Features{Unreserved: true}, "ext4")
 	require.NoError(t, err)
 }
 
@@ -82,7 +85,8 @@ func TestReserveBesideTheSystem(t *testing.T) {
 	require.Equal(t, config.DefaultReserve, reserve(path, t.TempDir(), ""), "a disk of its own")
 	require.Equal(t, config.DefaultSharedReserve, reserve(path, within, ""), "kubelet's disk")
 	require.Equal(t, "5%", reserve(path, within, "5%"), "somebody said so")
-	// What is a mount point is asked of the machine's first process, which sees no mount of the tests.
+	// What is a mount point is asked of the machine's first process, which sees
+	// no mount of the tests.
 	require.Equal(t, config.DefaultSharedReserve, reserve(t.TempDir(), "", ""), "a directory of the system's disk")
 	require.Equal(t, "5%", reserve(t.TempDir(), "", "5%"), "somebody said so")
 }

@@ -11,8 +11,9 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/record"
 )
 
-// What is only to go if nothing is in it is looked into wherever it is found: it may be on a disk that came by another way
-// than this process', on another pool, or in the trash.
+// What is only to go if nothing is in it is looked into wherever it is found:
+// it may be on a disk that came by another way than this process', on another
+// pool, or in the trash.
 func TestDeleteUntouchedFindsWhatDeleteFinds(t *testing.T) {
 	path := onExt4.make(t, gib)
 	one, two := filepath.Join(path, "one"), filepath.Join(path, "two")
@@ -49,7 +50,8 @@ func TestDeleteUntouchedFindsWhatDeleteFinds(t *testing.T) {
 	n.start() // reads from the disk what the other store deleted
 }
 
-// What was written to a device is in no image yet while somebody has the device open.
+// What was written to a device is in no image yet while somebody has the device
+// open.
 func TestDeleteUntouchedSeesWhatIsNotInTheImageYet(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	v := n.mustCreate(block("pvc-1"))

@@ -22,7 +22,8 @@ import (
 	"github.com/quarry-storage/quarry/nodeagent/verify"
 )
 
-// damaged asserts that something is found, and where it can be repaired, that it is.
+// damaged asserts that something is found, and where it can be repaired, that
+// it is.
 func damaged(t *testing.T, n *node, what string, repairable bool) {
 	t.Helper()
 	found := verify.Live(t.Context(), n.store.View())
@@ -126,7 +127,8 @@ func deviceImage(t *testing.T, path, id string) string {
 	return filepath.Join(path, id, record.ImageFile)
 }
 
-// TestVerifyFindsWhatWasWrittenBeneath tells of a pod's files on the pool's own disk, and of a volume without its data directory.
+// TestVerifyFindsWhatWasWrittenBeneath tells of a pod's files on the pool's own
+// disk, and of a volume without its data directory.
 func TestVerifyFindsWhatWasWrittenBeneath(t *testing.T) {
 	n := newNode(t, onExt4.make(t, gib))
 	v := n.mustCreate(Request{ID: "pvc-1", SizeBytes: 32 * mib, FSType: "ext4"})
@@ -203,14 +205,17 @@ func rewrite(t *testing.T, n *node, id string, change func(*record.Volume)) {
 	}))
 }
 
-// TestActivatePutsQuotaBack: what an administrator undid is in force again after the next look.
+// TestActivatePutsQuotaBack: what an administrator undid is in force again
+// after the next look.
 func TestActivatePutsQuotaBack(t *testing.T) {
 	for _, k := range quotaPools {
 		t.Run(k.name, func(t *testing.T) {
 			path := k.make(t, gib)
 			n := newNode(t, path)
 			v := n.mustCreate(Request{ID: "pvc-1", Backend: record.BackendDirectory, SizeBytes: 16 * mib})
-			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error { return backend.SetLimit(r, &v.Volume, 1<<40) }))
+			require.NoError(t, n.store.pools[0].with(func(r *disk.Root) error {
+				return backend.SetLimit(r, &v.Volume, 1<<40)
+			}))
 			_, err := n.store.Activate(t.Context(), v.ID)
 			require.NoError(t, err)
 			require.Empty(t, verify.Live(t.Context(), n.store.View()))
@@ -218,7 +223,8 @@ func TestActivatePutsQuotaBack(t *testing.T) {
 	}
 }
 
-// TestInspectChangesNothing lists a pool without a store, to the last byte as it was.
+// TestInspectChangesNothing lists a pool without a store, to the last byte as
+// it was.
 func TestInspectChangesNothing(t *testing.T) {
 	path := onExt4.make(t, gib)
 	n := newNode(t, path)

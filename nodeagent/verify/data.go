@@ -50,7 +50,7 @@ func (at *place) directory(ctx context.Context) {
 		}
 		limits, _, err := quota.GetLimits(at.root.File(), id)
 		if err != nil {
-			at.error("its limit can not be read, so it is not in force: %v", err)
+			at.error("its limit cannot be read, so it is not in force: %v", err)
 		} else if !backend.LimitHolds(at.rec, limits.Bytes) ||
 			!backend.InodesHold(at.rec, limits.Inodes) {
 			at.repairable(SeverityError, "set the limit", restore,

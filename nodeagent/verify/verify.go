@@ -170,7 +170,7 @@ func (v *verifier) find(severity Severity, p *pool, volume, format string, args 
 
 // failed reports that something could not be looked at.
 func (v *verifier) failed(p *pool, name string, err error) {
-	v.find(SeverityError, p, name, "can not be looked at: %v", err)
+	v.find(SeverityError, p, name, "cannot be looked at: %v", err)
 }
 
 func (v *verifier) run(ctx context.Context) []Finding {
@@ -180,7 +180,7 @@ func (v *verifier) run(ctx context.Context) []Finding {
 	devices, err := loop.List()
 	if err != nil {
 		v.add(Finding{Severity: SeverityError,
-			What: fmt.Sprintf("loop devices can not be listed: %v", err)})
+			What: fmt.Sprintf("loop devices cannot be listed: %v", err)})
 	}
 	for _, d := range devices {
 		v.loops[d.Backing] = append(v.loops[d.Backing], d)
@@ -254,7 +254,7 @@ func (v *verifier) volume(ctx context.Context, p *pool, r *disk.Root, q *quotaFi
 	}
 	if err != nil {
 		v.incomplete = true
-		v.find(SeverityError, p, name, "it can not be read as a volume, and is left alone: %v", err)
+		v.find(SeverityError, p, name, "it cannot be read as a volume, and is left alone: %v", err)
 		return
 	}
 	if copied := disk.CopyOn(r, p.name(), rec); copied != nil {
@@ -364,7 +364,7 @@ func (v *verifier) trash(ctx context.Context, p *pool, r *disk.Root, q *quotaFin
 		if _, err := disk.ReadNote(trash, name); err != nil && !disk.IsFreeing(name) &&
 			!errors.Is(err, fs.ErrNotExist) {
 			v.find(SeverityWarning, p, where,
-				"when it is to be freed can not be read, and it is kept: %v", err)
+				"when it is to be freed cannot be read, and it is kept: %v", err)
 		}
 		if rec, err := disk.ReadEntry(trash, name, id); err == nil {
 			q.own(v, p, where, rec)
