@@ -1,11 +1,13 @@
 package filesystem_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -52,4 +54,45 @@ func TestRepairWithinMemory(t *testing.T) {
 	}
 	require.NotZero(t, refused)
 	require.NotZero(t, ended)
+}
+
+// Each repair may take all of the memory that is left, so one waits for the
+// other, or for as long as its caller does.
+func TestOneRepairAtATime(t *testing.T) {
+	damaged := func() *os.File {
+		image := filepath.Join(t.TempDir(), "image")
+		testroot.Run(t, "mkfs.ext4", "-q", "-F", image, "16M")
+		testroot.Run(t, "debugfs", "-w", "-R", "set_super_value state 2", image)
+		f, err := os.OpenFile(image, os.O_RDWR, 0)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, f.Close()) })
+		return f
+	}
+	one, two, three := damaged(), damaged(), damaged()
+	began, second := make(chan struct{}), make(chan error, 1)
+	repaired, err := filesystem.Check(t.Context(), one, filesystem.CheckOptions{Before: func() error {
+		go func() {
+			_, err := filesystem.Check(t.Context(), two, filesystem.CheckOptions{Before: func() error {
+				close(began)
+				return nil
+			}})
+			second <- err
+		}()
+
+		impatient, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		_, err := filesystem.Check(impatient, three, filesystem.CheckOptions{})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "wait for the repair of another")
+
+		select {
+		case <-began:
+			t.Error("two repairs at once")
+		default:
+		}
+		return nil
+	}})
+	require.NoError(t, err)
+	require.True(t, repaired)
+	require.NoError(t, <-second)
 }
