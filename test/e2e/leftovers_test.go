@@ -42,13 +42,15 @@ func scaleController(t testing.TB, replicas int) {
 	})
 }
 
-// attempts are the ids of the records made for claims of a namespace.
-func attempts(t testing.TB, ns string) (ids []string) {
+// attempts are the ids of the records made for claims of a namespace, on a node
+// or, without one, on any.
+func attempts(t testing.TB, ns, node string) (ids []string) {
 	t.Helper()
 	list, err := objects.Resource(volumesResource).List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
 	for _, v := range list.Items {
-		if nested(v.Object, "spec", "claim", "namespace") == ns {
+		if nested(v.Object, "spec", "claim", "namespace") == ns &&
+			(node == "" || nested(v.Object, "spec", "nodeName") == node) {
 			ids = append(ids, v.GetName())
 		}
 	}
@@ -86,7 +88,7 @@ func TestControllerKilledBeforeThePersistentVolume(t *testing.T) {
 	}
 	var ids []string
 	eventually(t, "both are recorded", func() (bool, string) {
-		ids = attempts(t, ns)
+		ids = attempts(t, ns, "")
 		return len(ids) == len(frontDoors), fmt.Sprint(ids)
 	})
 	scaleController(t, 0)
@@ -124,9 +126,11 @@ func TestHalfProvisionedVolumesOfANodeThatWasGivenUp(t *testing.T) {
 		}
 	}
 	var half []string
-	eventually(t, "all are recorded for node3", func() (bool, string) {
-		half = attempts(t, ns)
-		return len(half) == len(names), fmt.Sprint(half)
+	// Where a pod prefers to be is one of several things that the scheduler
+	// weighs: now and then it takes another node for one of them.
+	eventually(t, "all are recorded, most for node3", func() (bool, string) {
+		half = attempts(t, ns, "node3")
+		return len(attempts(t, ns, "")) == len(names) && len(half) > len(names)/2, fmt.Sprint(half)
 	})
 	scaleController(t, 0)
 	signalAgent(t, "node3", "CONT")
