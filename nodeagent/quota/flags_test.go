@@ -47,8 +47,12 @@ func TestFlagsArePutBack(t *testing.T) {
 			require.Zero(t, journal.forgotten)
 			require.False(t, isImmutable(int(open(t, file).Fd())))
 
+			// Into a directory that hands its project on only what is of that
+			// project can be moved, so the name is changed outside of one.
 			moved := filepath.Join(volume.Name(), "moved")
+			require.NoError(t, SetProject(volume, testID, false))
 			require.NoError(t, os.Rename(file, moved))
+			require.NoError(t, SetProject(volume, testID, true))
 			require.NoError(t, PutBack(fs, journal.noted[0]))
 			require.True(t, isImmutable(int(open(t, moved).Fd())))
 			require.NoError(t, PutBack(fs, journal.noted[0]), "a second call changes nothing")

@@ -465,7 +465,7 @@ func TestChaptersExist(t *testing.T) {
 // TestEveryReasonHasARemedy proves that no reason that an agent gives for a pool
 // is left without one.
 func TestEveryReasonHasARemedy(t *testing.T) {
-	text, err := os.ReadFile("../../nodeagent/store/pool.go")
+	text, err := os.ReadFile("../../nodeagent/disk/offline.go")
 	require.NoError(t, err)
 	reasons := regexp.MustCompile(`Offline\w+ += "(\w+)"`).FindAllStringSubmatch(string(text), -1)
 	require.Greater(t, len(reasons), 10)

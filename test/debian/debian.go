@@ -168,6 +168,9 @@ func Install(ctx context.Context, progress func(format string, args ...any), nee
 	return nil
 }
 
+// Update fetches the lists of packages anew.
+func Update(ctx context.Context) error { return aptGet(ctx, "update") }
+
 func aptGet(ctx context.Context, arguments ...string) error {
 	command := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"},
 		arguments...)...)

@@ -200,6 +200,12 @@ func fetchKernel(ctx context.Context, cache, series string) (kernel, error) {
 // newestPackage is the name of the newest kernel package of the series.
 func newestPackage(ctx context.Context, series string) (string, error) {
 	names, err := packageNames(ctx, "linux-image-"+series+".")
+	if err == nil && len(names) == 0 { // perhaps the package lists are old
+		progress("apt-get update, for a kernel %s", series)
+		if err = debian.Update(ctx); err == nil {
+			names, err = packageNames(ctx, "linux-image-"+series+".")
+		}
+	}
 	if err != nil {
 		return "", err
 	}
